@@ -1,0 +1,64 @@
+"""herl: reinforcement learning of language models from rubric rewards and hindsight experience.
+
+The public names that need neither torch nor vllm: the records, the interfaces, the errors. The module that
+trains is `herl.module.HerlModule`, the data `herl.data.RubricDataModule`; follow one prompt through the
+numbered stages from `herl/data` (1) to `herl/module.py` (12).
+"""
+
+from herl.bonus import BonusReward, NoBonus
+from herl.errors import (
+    AbstentionLimit,
+    ConfigError,
+    DataError,
+    HerlError,
+    JudgeError,
+    SamplerError,
+)
+from herl.hindsight import HindsightBuilder, NoHindsight
+from herl.judge import Judge
+from herl.sampler import Sampler
+from herl.types import (
+    Criterion,
+    Experience,
+    Hindsight,
+    Judged,
+    Judgement,
+    Member,
+    Message,
+    Rollout,
+    Rubric,
+    SampleRequest,
+    Sampling,
+    Task,
+    Verdict,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AbstentionLimit",
+    "BonusReward",
+    "ConfigError",
+    "Criterion",
+    "DataError",
+    "Experience",
+    "HerlError",
+    "Hindsight",
+    "HindsightBuilder",
+    "Judge",
+    "JudgeError",
+    "Judged",
+    "Judgement",
+    "Member",
+    "Message",
+    "NoBonus",
+    "NoHindsight",
+    "Rollout",
+    "Rubric",
+    "SampleRequest",
+    "Sampler",
+    "SamplerError",
+    "Sampling",
+    "Task",
+    "Verdict",
+]

@@ -1,0 +1,5 @@
+"""python -m herl"""
+
+from herl.cli import main
+
+main()

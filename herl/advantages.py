@@ -1,0 +1,85 @@
+"""Stage 7: group rewards -> advantages. A pure function, chosen by `advantages`.
+
+A group whose rewards differ by less than `tolerance` carries no signal: its advantages are exactly 0 and
+its answers are never trained on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+Scale = Literal["group_std", "batch_std", "none"]
+Baseline = Literal["mean", "leave_one_out"]
+
+
+def group_advantages(
+    rewards: Sequence[Sequence[float]],
+    own: Sequence[Sequence[bool]],
+    *,
+    scale: Scale = "group_std",
+    baseline: Baseline = "mean",
+    baseline_over: Literal["all", "attempts"] = "all",
+    tolerance: float = 1e-4,
+    epsilon: float = 1e-6,
+) -> list[list[float]]:
+    """Returns one advantage per member: (reward - baseline) / (scale + epsilon).
+
+    Args:
+        rewards: Rewards of each group's members, bonus included.
+        own: For each member, whether it is the policy's own attempt.
+        scale: `group_std` divides by the group's unbiased standard deviation (GRPO,
+            arXiv:2402.03300), `batch_std` by that of all centred rewards of the batch (REINFORCE++),
+            `none` not at all (Dr.GRPO, arXiv:2503.20783).
+        baseline: The mean, or the mean of the other members (RLOO, arXiv:2402.14740).
+        baseline_over: Mean and standard deviation over all members, or over own attempts alone.
+        tolerance: Spread of rewards (largest minus smallest) under which a group has no signal.
+            Not 0: a judge's floats are noisy.
+        epsilon: Added to the scale.
+    """
+    flat = [max(group, default=0.0) - min(group, default=0.0) < tolerance for group in rewards]
+    counted = [
+        [baseline_over == "all" or mine for mine in mask] if any(mask) else [True] * len(mask)
+        for mask in own
+    ]
+    centred = [_centre(group, mask, baseline) for group, mask in zip(rewards, counted, strict=True)]
+    pooled = [
+        value
+        for group, mask, skip in zip(centred, counted, flat, strict=True)
+        for value, counts in zip(group, mask, strict=True)
+        if counts and not skip
+    ]
+    advantages = []
+    for group, values, mask, skip in zip(rewards, centred, counted, flat, strict=True):
+        if skip:
+            advantages.append([0.0] * len(group))
+            continue
+        if scale == "none":
+            divisor = 1.0
+        elif scale == "batch_std":
+            divisor = _std(pooled) + epsilon
+        else:
+            divisor = _std([r for r, counts in zip(group, mask, strict=True) if counts]) + epsilon
+        advantages.append([value / divisor for value in values])
+    return advantages
+
+
+def _centre(rewards: Sequence[float], counted: Sequence[bool], baseline: Baseline) -> list[float]:
+    total = math.fsum(r for r, counts in zip(rewards, counted, strict=True) if counts)
+    count = sum(counted)
+    centred = []
+    for reward, counts in zip(rewards, counted, strict=True):
+        if baseline == "leave_one_out" and counts and count > 1:
+            centred.append(reward - (total - reward) / (count - 1))
+        else:
+            centred.append(reward - total / count)
+    return centred
+
+
+def _std(values: Sequence[float]) -> float:
+    """Unbiased standard deviation; 0 for fewer than two values."""
+    if len(values) < 2:
+        return 0.0
+    mean = math.fsum(values) / len(values)
+    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))

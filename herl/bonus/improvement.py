@@ -1,0 +1,31 @@
+"""The bonus of HeRL: a share of what the best revision gained over its attempt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from herl.bonus import BonusReward
+from herl.errors import ConfigError
+from herl.types import Judged
+
+
+class ImprovementBonus(BonusReward):
+    """alpha * (best revision's reward - attempt's reward), arXiv:2603.20046.
+
+    Args:
+        alpha: Share of the gain that is paid.
+        mode: "signed" lets a worse revision lower the reward (reference code); "clipped" never does.
+    """
+
+    def __init__(self, alpha: float = 0.05, mode: Literal["signed", "clipped"] = "signed") -> None:
+        if alpha < 0:
+            raise ConfigError(f"bonus.alpha: expected a number >= 0, got {alpha}")
+        self.alpha = alpha
+        self.mode = mode
+
+    def bonus(self, attempt: Judged, revisions: Sequence[Judged]) -> float:
+        """Returns the attempt's bonus, in [-alpha, alpha] for rewards in [0, 1]."""
+        best = max(revision.judgement.reward or 0.0 for revision in revisions)
+        gain = best - (attempt.judgement.reward or 0.0)
+        return self.alpha * (max(0.0, gain) if self.mode == "clipped" else gain)

@@ -1,0 +1,37 @@
+"""Ends a run once it has sampled a number of answers: the budget at which methods are compared."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+
+from herl.errors import ConfigError
+from herl.module import HerlModule
+
+
+class AnswerBudget(L.Callback):
+    """Stops training after the batch in which the budget is reached.
+
+    Args:
+        answers: Sampled answers, attempts and revisions together; None for no limit.
+    """
+
+    def __init__(self, answers: int | None = None) -> None:
+        if answers is not None and answers < 1:
+            raise ConfigError(
+                f"callbacks.answer_budget.answers: expected at least 1, or null, got {answers}"
+            )
+        self.answers = answers
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        assert isinstance(module, HerlModule)
+        if self.answers is not None and module.counts["answers_sampled"] >= self.answers:
+            trainer.should_stop = True

@@ -1,0 +1,97 @@
+"""The command line: a verb selects a primary configuration and the command that runs it.
+
+The only file that knows hydra.main. Heavy imports wait until a command runs: `herl --help` is instant.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from herl.errors import HerlError, did_you_mean
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+VERBS = {
+    "fit": "train a policy; held-out reward before and after",
+    "validate": "measure the held-out reward without training",
+}
+
+HELP = """herl: reinforcement learning of language models from rubric rewards and hindsight experience
+
+usage: herl VERB [key=value ...] [hydra options]
+
+{verbs}
+
+  herl fit                                  the embedded default: minutes on two CPU cores
+  herl fit algorithm=grpo seed=1            another algorithm, another seed
+  herl fit experiment=smollm2_if            a real pretrained model
+  herl fit --cfg job                        the whole configuration, without running it
+  herl fit --config-dir my_conf judge=mine  a component of your own
+  herl fit --help                           all configuration groups"""
+
+
+def main() -> None:
+    """Entry point of the `herl` command."""
+    verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if verb in ("-h", "--help"):
+        listed = "\n".join(f"  {name:<10} {what}" for name, what in VERBS.items())
+        print(HELP.format(verbs=listed))
+    elif verb in ("-V", "--version"):
+        print(f"herl {version('herl')}")
+    elif verb in VERBS:
+        _run_hydra(verb)
+    else:
+        _fail(f"unknown verb '{verb}'; expected one of {', '.join(VERBS)}." + did_you_mean(verb, VERBS))
+
+
+def _run_hydra(verb: str) -> None:
+    import hydra
+
+    from herl.config import conf_dir
+
+    # Lightning starts further processes from sys.argv: the verb must survive there as Hydra's own option.
+    sys.argv[1:] = [f"--config-name={verb}", *sys.argv[2:]]
+    sys.path.insert(0, "")  # a console script does not see the current folder, where plug-ins live
+    started = False
+
+    def command(config: DictConfig) -> None:
+        nonlocal started
+        started = True
+        from herl import commands
+
+        try:
+            getattr(commands, verb)(config)
+        except HerlError as error:
+            _fail(str(error))
+        except KeyboardInterrupt:
+            _fail("interrupted")
+
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=verb)(command)()
+    except SystemExit as stop:
+        if stop.code and not started:
+            _suggest(verb)
+        raise
+
+
+def _suggest(verb: str) -> None:
+    """After Hydra refused the configuration: says which key or choice was probably meant."""
+    from hydra import compose, initialize_config_dir
+
+    from herl.config import conf_dir, known_keys
+
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        known = list(known_keys(compose(verb, return_hydra_config=False)))
+    for argument in sys.argv[2:]:
+        key = argument.split("=")[0].lstrip("+~")
+        if "=" not in argument or argument.startswith("-") or key in known:
+            continue
+        print(f"herl: unknown key '{key}'.{did_you_mean(key, known)}", file=sys.stderr)
+
+
+def _fail(message: str) -> None:
+    print(f"herl: error: {message}", file=sys.stderr)
+    raise SystemExit(2)

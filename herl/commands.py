@@ -1,0 +1,141 @@
+"""What the verbs do: build from the configuration, run, and return a result.
+
+    fit       held-out reward -> training -> held-out reward -> summary.json
+    validate  held-out reward -> summary.json
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from herl.config import check
+from herl.errors import ConfigError
+from herl.module import HerlModule
+
+PACKAGES = ("herl", "torch", "lightning", "transformers", "hydra-core")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """Everything a verb works with, built from one configuration."""
+
+    module: HerlModule
+    data: L.LightningDataModule
+    trainer: L.Trainer
+
+
+def build(config: DictConfig) -> Run:
+    """Checks the configuration, then builds its objects.
+
+    Raises:
+        ConfigError: before any model is loaded.
+    """
+    check(config)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    L.seed_everything(config.seed, verbose=False)
+    data: L.LightningDataModule = instantiate(config.data, _convert_="all")
+    module: HerlModule = instantiate(config.module, _convert_="all")
+    trainer: L.Trainer = instantiate(
+        config.trainer,
+        callbacks=list(instantiate(config.callbacks, _convert_="all").values()),
+        logger=list(instantiate(config.logger, _convert_="all").values()) or False,
+        _convert_="all",
+    )
+    return Run(module=module, data=data, trainer=trainer)
+
+
+def fit(config: DictConfig) -> dict[str, Any]:
+    """Trains, and returns the summary that it also writes to summary.json in the run's folder."""
+    started = time.perf_counter()
+    run = build(config)
+    before = _heldout(run)
+    run.trainer.fit(run.module, run.data)
+    if run.trainer.interrupted:
+        raise KeyboardInterrupt
+    after = _heldout(run)
+    return _finish(
+        config,
+        run,
+        started,
+        {
+            "heldout_reward_before": before.get("heldout/reward"),
+            "heldout_reward_after": after.get("heldout/reward"),
+        },
+    )
+
+
+def validate(config: DictConfig) -> dict[str, Any]:
+    """Measures the held-out reward, and returns the summary that it also writes."""
+    started = time.perf_counter()
+    checkpoint = config.checkpoint
+    if checkpoint is not None and not Path(checkpoint).exists():
+        raise ConfigError(f"checkpoint: expected a file written by herl fit, got '{checkpoint}'")
+    run = build(config)
+    heldout = _heldout(run, checkpoint)
+    return _finish(config, run, started, {"heldout_reward": heldout.get("heldout/reward")})
+
+
+def _heldout(run: Run, checkpoint: str | None = None) -> dict[str, Any]:
+    """Held-out metrics of the policy as it is; empty without held-out prompts."""
+    results = run.trainer.validate(
+        run.module, run.data, ckpt_path=checkpoint, weights_only=False, verbose=False
+    )
+    return dict(results[0]) if results else {}
+
+
+def _finish(
+    config: DictConfig, run: Run, started: float, results: dict[str, Any]
+) -> dict[str, Any]:
+    from hydra.core.hydra_config import HydraConfig
+
+    seconds = {name: round(value, 2) for name, value in run.module.clock.seconds.items()}
+    seconds["total"] = round(time.perf_counter() - started, 2)
+    counts = run.module.counts
+    choices = HydraConfig.get().runtime.choices
+    summary = {
+        "experiment": choices.get("experiment"),
+        "algorithm": choices.get("algorithm"),
+        "seed": config.seed,
+        **results,
+        "prompts": counts["prompts"],
+        "answers_sampled": counts["answers_sampled"],
+        "revisions_sampled": counts["revisions_sampled"],
+        "tokens_sampled": counts["tokens_sampled"],
+        "optimizer_steps": counts["optimizer_steps"],
+        "judge_failures": dict(run.module.stages.desk.causes),
+        "seconds": seconds,
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+    }
+    folder = Path(config.output_dir)
+    OmegaConf.save(config, folder / "config.yaml", resolve=True)
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    _show(summary, folder)
+    return summary
+
+
+def _show(summary: dict[str, Any], folder: Path) -> None:
+    """Prints the summary as a table."""
+    table = Table("", "", show_header=False, title=f"herl: {summary['experiment']}, {summary['algorithm']}")
+    for name, value in summary.items():
+        if name in ("experiment", "algorithm", "versions") or value in (None, {}):
+            continue
+        if name == "seconds":
+            value = ", ".join(f"{phase} {spent:g}" for phase, spent in value.items())
+        table.add_row(name.replace("_", " "), f"{value:.3f}" if isinstance(value, float) else str(value))
+    table.add_row("folder", str(folder))
+    console = Console()
+    console.print(table)
+    console.print(f"Curves: tensorboard --logdir {folder.parent}")

@@ -1,0 +1,145 @@
+"""Checks a composed configuration before anything is built from it.
+
+A node with `_target_` must carry exactly arguments of that target, of the types that its signature says.
+The same check serves herl's own components and a user's: there is no list of keys to keep in step.
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ConfigDict, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter
+from pydantic import ValidationError as PydanticValidationError
+
+from herl.errors import ConfigError, did_you_mean
+
+HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
+
+
+def conf_dir() -> Path:
+    """Returns the folder of the shipped configuration: in the wheel, or beside the package in a checkout."""
+    inside = Path(__file__).parent / "conf"
+    return inside if inside.is_dir() else Path(__file__).parents[1] / "conf"
+
+
+def check(config: DictConfig) -> None:
+    """Checks every node with a `_target_`.
+
+    Raises:
+        ConfigError: names the key, what was expected and what was got.
+    """
+    try:
+        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or "configuration"
+        raise ConfigError(f"{key}: expected a value, got none ({str(error).splitlines()[0]})") from error
+    assert isinstance(plain, dict)
+    for key, value in plain.items():
+        _check_node(str(key), value)
+
+
+def known_keys(config: Any, prefix: str = "") -> Iterator[str]:
+    """Yields all dotted keys of a configuration, interpolations not followed."""
+    if isinstance(config, DictConfig):
+        for key in config:
+            full = f"{prefix}{key}"
+            yield full
+            if not OmegaConf.is_interpolation(config, str(key)) and not OmegaConf.is_missing(
+                config, str(key)
+            ):
+                yield from known_keys(config[key], f"{full}.")
+
+
+def _check_node(key: str, value: Any) -> None:
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            _check_target(key, value)
+        for name, child in value.items():
+            _check_node(f"{key}.{name}", child)
+    elif isinstance(value, list):
+        for place, child in enumerate(value):
+            _check_node(f"{key}.{place}", child)
+
+
+def _check_target(key: str, node: Mapping[str, Any]) -> None:
+    target = _locate(key, node["_target_"])
+    parameters = inspect.signature(target).parameters
+    given = {str(name): value for name, value in node.items() if name not in HYDRA_KEYS}
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    for name in given:
+        if name not in parameters and not takes_any:
+            raise ConfigError(
+                f"{key}.{name}: unknown key; expected one of {', '.join(parameters)}."
+                + did_you_mean(name, parameters)
+            )
+    if not node.get("_partial_"):
+        for name, parameter in parameters.items():
+            if parameter.default is inspect.Parameter.empty and name not in given:
+                if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+                    raise ConfigError(f"{key}.{name}: expected a value, got none")
+    hints = _hints(target)
+    for name, value in given.items():
+        if name in hints:
+            _check_value(f"{key}.{name}", value, hints[name])
+
+
+def _check_value(key: str, value: Any, hint: Any) -> None:
+    if isinstance(value, Mapping) and "_target_" in value:
+        made = _locate(key, value["_target_"])
+        wanted = [h for h in (typing.get_args(hint) or (hint,)) if inspect.isclass(h)]
+        if inspect.isclass(made) and not value.get("_partial_") and inspect.isclass(hint):
+            if not issubclass(made, hint):
+                raise ConfigError(
+                    f"{key}: expected a {wanted[0].__name__}, got {value['_target_']}"
+                )
+        return
+    if _holds_target(value):
+        return
+    try:
+        adapter: TypeAdapter[Any] = TypeAdapter(
+            hint, config=ConfigDict(arbitrary_types_allowed=True)
+        )
+    except (PydanticSchemaGenerationError, PydanticUserError):
+        adapter = TypeAdapter(hint)  # a dataclass or model: it brings a configuration of its own
+    try:
+        made = adapter.validate_python(value)
+    except PydanticValidationError as error:
+        complaint = error.errors()[0]["msg"]
+        raise ConfigError(f"{key}: expected {_name(hint)}, got {value!r} ({complaint})") from error
+    if isinstance(value, str) and isinstance(made, bool | int | float):
+        raise ConfigError(f"{key}: expected {_name(hint)}, got the text {value!r}")
+
+
+def _locate(key: str, path: str) -> Any:
+    from hydra.utils import get_object
+
+    try:
+        return get_object(path)
+    except Exception as error:  # whatever importing the user's module raises
+        raise ConfigError(
+            f"{key}._target_: cannot import '{path}': {type(error).__name__}: {error}"
+        ) from error
+
+
+def _hints(target: Any) -> dict[str, Any]:
+    """The types of a target's arguments; empty where they only exist for type checkers."""
+    try:
+        return typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except NameError:
+        return {}
+
+
+def _holds_target(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return "_target_" in value or any(map(_holds_target, value.values()))
+    return isinstance(value, list) and any(map(_holds_target, value))
+
+
+def _name(hint: Any) -> str:
+    return hint.__name__ if inspect.isclass(hint) else str(hint).replace("typing.", "")

@@ -1,0 +1,94 @@
+"""Builds revision prompts: request, draft, the criteria it met and those it missed.
+
+The words stand in `revision.txt`; they never forbid adding facts, since a rubric may ask for facts that
+the draft lacks. Fields are filled in one pass: braces in a model's text stay text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from importlib.resources import files
+
+from herl.errors import ConfigError
+from herl.hindsight import HindsightBuilder
+from herl.hindsight.candidates import TIE, top_k
+from herl.types import Criterion, Hindsight, Judged, Message, Task
+
+Candidates = Callable[[Sequence[Judged]], list[Judged]]
+
+_FIELD = re.compile(r"\{(\w+)\}")
+_FIELDS = {"request", "draft", "met", "missed"}
+
+
+class RevisionBuilder(HindsightBuilder):
+    """Revises some attempts of every group whose best attempt is not perfect yet.
+
+    Args:
+        candidates: Which attempts to revise (`herl.hindsight.candidates`).
+        perfect: Reward from which on a group's best attempt needs no hindsight.
+        template: Text with the fields {request}, {draft}, {met} and {missed}; None for `revision.txt`.
+    """
+
+    def __init__(
+        self,
+        candidates: Candidates = partial(top_k, k=1),
+        perfect: float = 1.0,
+        template: str | None = None,
+    ) -> None:
+        self.candidates = candidates
+        self.perfect = perfect
+        shipped = files("herl.hindsight").joinpath("revision.txt")
+        self.template = (template or shipped.read_text(encoding="utf-8")).strip()
+        got = set(_FIELD.findall(self.template))
+        if got != _FIELDS:
+            raise ConfigError(
+                f"hindsight.template: expected exactly the fields {sorted(_FIELDS)}, got {sorted(got)}"
+            )
+
+    def build(self, task: Task, group: Sequence[Judged]) -> list[Hindsight]:
+        """Returns a revision prompt for each candidate that missed something."""
+        judged = [one for one in group if one.judgement.reward is not None]
+        rewards = [one.judgement.reward or 0.0 for one in judged]
+        if not judged or max(rewards) >= self.perfect - TIE:
+            return []
+        hindsights = [self._hindsight(task, one) for one in self.candidates(judged)]
+        return [hindsight for hindsight in hindsights if hindsight.missed]
+
+    def _hindsight(self, task: Task, judged: Judged) -> Hindsight:
+        verdicts = {verdict.criterion_id: verdict.met for verdict in judged.judgement.verdicts}
+        told = [(criterion, verdicts.get(criterion.id)) for criterion in task.rubric.criteria]
+        met = tuple(c for c, verdict in told if verdict is not None and c.good(verdict))
+        missed = tuple(c for c, verdict in told if verdict is not None and not c.good(verdict))
+        content = fill(
+            self.template,
+            {
+                "request": task.request,
+                "draft": judged.rollout.text,
+                "met": bullets(met),
+                "missed": bullets(missed),
+            },
+        )
+        revised: Message = {"role": "user", "content": content}
+        return Hindsight(
+            parent=judged.rollout,
+            messages=(*task.messages[:-1], revised),
+            met=met,
+            missed=missed,
+        )
+
+
+def bullets(criteria: Sequence[Criterion]) -> str:
+    """Returns one line per criterion, with its weight; "- nothing" for none."""
+    if not criteria:
+        return "- nothing"
+    return "\n".join(
+        f"- {'Avoid: ' if criterion.undesirable else ''}{criterion.text} ({abs(criterion.weight):g})"
+        for criterion in criteria
+    )
+
+
+def fill(template: str, fields: Mapping[str, str]) -> str:
+    """Returns the template with each {field} replaced, in one pass: filled-in text is not filled again."""
+    return _FIELD.sub(lambda match: fields[match.group(1)], template)

@@ -1,0 +1,1 @@
+"""What a step is reported by: pure functions from records to named numbers, and torchmetrics on top."""

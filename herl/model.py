@@ -1,0 +1,86 @@
+"""Where policy and reference come from: a Hugging Face folder or name, or a model that ships with herl."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from herl.errors import ConfigError
+
+SHIPPED = Path(__file__).parent / "assets"
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: $HERL_CACHE, or herl in the user's cache folder."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "herl"
+    return Path(os.environ.get("HERL_CACHE", default))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PretrainedModel:
+    """A causal language model with a chat template, not loaded yet.
+
+    Args:
+        path: A folder, the name of a model shipped with herl ("tiny") or converted by one of its tools
+            ("smollm2-135m-instruct"), or a name on the Hugging Face hub.
+        dtype: Of the policy's parameters, e.g. "float32". On a CPU without AVX512 or AMX, bfloat16 is
+            ten times slower than float32.
+        gradient_checkpointing: Recompute activations in backward: less memory, a third more time.
+    """
+
+    path: str = "tiny"
+    dtype: str = "float32"
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
+            raise ConfigError(
+                f"model.dtype: expected a torch dtype such as 'float32', got '{self.dtype}'"
+            )
+
+    def load(self) -> PreTrainedModel:
+        """Loads the model's weights.
+
+        Raises:
+            ConfigError: there is no such model.
+        """
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            self._source(), dtype=getattr(torch, self.dtype)
+        )
+        if self.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        return model
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Loads the tokenizer.
+
+        Raises:
+            ConfigError: there is no such model, or it has no chat template.
+        """
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self._source())
+        if not tokenizer.chat_template:
+            raise ConfigError(
+                f"model.path: expected a chat model, got '{self.path}', which has no chat template"
+            )
+        return tokenizer
+
+    def _source(self) -> str:
+        for folder in (Path(self.path), SHIPPED / self.path, cache_folder() / "models" / self.path):
+            if (folder / "config.json").is_file():
+                return str(folder)
+        if "/" in self.path and not Path(self.path).exists():
+            return self.path
+        raise ConfigError(
+            f"model.path: expected a folder with a config.json, a name on the Hugging Face hub, or one "
+            f"of {sorted(p.parent.name for p in SHIPPED.glob('*/config.json'))}, got '{self.path}'. "
+            "For smollm2-135m-instruct run tools/fetch_smollm2 first."
+        )

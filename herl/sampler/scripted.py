@@ -1,0 +1,76 @@
+"""A fake sampler that answers from a script. For tests, demos and debugging a judge; it learns nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from herl.errors import SamplerError
+from herl.sampler import Sampler
+from herl.types import Rollout, SampleRequest
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class ScriptedSampler(Sampler):
+    """Gives answer i of a task the i-th text of its script, from the start again when it runs out.
+
+    Args:
+        attempts: Texts by task id.
+        revisions: Texts by task id, for requests that revise an attempt.
+    """
+
+    live = True
+
+    def __init__(
+        self,
+        attempts: Mapping[str, Sequence[str]],
+        revisions: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        self.attempts = attempts
+        self.revisions = revisions or {}
+        self.version = 0
+
+    def start(self, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Needs the tokenizer alone."""
+        self._tokenizer = tokenizer
+
+    def load_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
+        """Notes the version."""
+        self.version = version
+
+    def generate(self, requests: Sequence[SampleRequest]) -> Iterator[Rollout]:
+        """Yields the scripted answers, ended by the end token, each token with log-probability 0.
+
+        Raises:
+            SamplerError: the script has no text for a task.
+        """
+        for request in requests:
+            script = self.attempts if request.parent_id is None else self.revisions
+            texts = script.get(request.task_id)
+            if not texts:
+                raise SamplerError(
+                    f"scripted sampler: expected a text for task '{request.task_id}', "
+                    f"got a script for {sorted(script)}"
+                )
+            for index in range(request.n):
+                yield self._rollout(request, index, texts[index % len(texts)])
+
+    def _rollout(self, request: SampleRequest, index: int, text: str) -> Rollout:
+        ids = [*self._tokenizer.encode(text, add_special_tokens=False), self._tokenizer.eos_token_id]
+        kept = ids[: request.sampling.max_new_tokens]
+        return Rollout(
+            id=f"{request.parent_id or request.group_id}/{index}",
+            task_id=request.task_id,
+            group_id=request.group_id,
+            prompt_ids=request.prompt_ids,
+            token_ids=tuple(kept),
+            logprobs=(0.0,) * len(kept),
+            text=str(self._tokenizer.decode(kept, skip_special_tokens=True)),
+            finish_reason="stop" if len(kept) == len(ids) else "length",
+            policy_version=self.version,
+            origin="policy" if request.parent_id is None else "hindsight",
+            parent_id=request.parent_id,
+        )

@@ -1,0 +1,207 @@
+"""Samples from the trainer's own model with transformers: no copy of the weights, no other process.
+
+One prompt is computed once for all its n answers: its key/value cache is repeated, not its forward
+pass. Answers that are finished leave the batch. Answer i of a request draws its tokens by inverse
+transform from its own stream of uniform numbers, so it is the same in any batch.
+
+Left out: beam search, penalties, paged attention. For those and for speed use a vLLM sampler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from herl.errors import ConfigError, SamplerError
+from herl.sampler import Sampler
+from herl.seeds import derive_seed
+from herl.types import Rollout, SampleRequest
+
+
+@dataclass(slots=True)
+class _Answer:
+    """An answer in the making."""
+
+    request: SampleRequest
+    index: int
+    uniforms: np.ndarray
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+
+
+class TransformersSampler(Sampler):
+    """Batched sampling from the live policy.
+
+    Args:
+        batch_size: Answers sampled at the same time.
+    """
+
+    live = True
+
+    def __init__(self, batch_size: int = 128) -> None:
+        if batch_size < 1:
+            raise ConfigError(f"sampler.batch_size: expected at least 1, got {batch_size}")
+        self.batch_size = batch_size
+        self.version = 0
+
+    def start(self, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Keeps a reference to the live policy; nothing is copied."""
+        self._policy = policy
+        self._tokenizer = tokenizer
+        self._end_ids = end_token_ids(policy, tokenizer)
+
+    def load_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
+        """Notes the version. The weights are the trainer's own: nothing of the stream is read."""
+        self.version = version
+
+    def generate(self, requests: Sequence[SampleRequest]) -> Iterator[Rollout]:
+        """Yields rollouts as they finish. Prompts of similar length are sampled together."""
+        answers = [
+            _Answer(request, index, _uniforms(request, index))
+            for request in sorted(requests, key=lambda request: len(request.prompt_ids))
+            for index in range(request.n)
+        ]
+        was_training = self._policy.training
+        self._policy.eval()
+        try:
+            for start in range(0, len(answers), self.batch_size):
+                yield from self._sample(answers[start : start + self.batch_size])
+        finally:
+            self._policy.train(was_training)
+
+    def _sample(self, answers: list[_Answer]) -> Iterator[Rollout]:
+        """Samples one batch to its end. Not a torch.no_grad generator: the mode would leak to the caller."""
+        logits, cache, mask = self._prefill(answers)
+        while True:
+            token_ids, logprobs = _draw(logits, answers)
+            finished, going = [], []
+            for row, answer in enumerate(answers):
+                answer.token_ids.append(token_ids[row])
+                answer.logprobs.append(logprobs[row])
+                (finished if self._is_finished(answer) else going).append(row)
+            yield from (self._rollout(answers[row]) for row in finished)
+            if not going:
+                return
+            answers = [answers[row] for row in going]
+            logits, mask = self._step(cache, mask, token_ids, going if finished else None)
+
+    @torch.no_grad()
+    def _prefill(self, answers: list[_Answer]) -> tuple[torch.Tensor, DynamicCache, torch.Tensor]:
+        """Runs each distinct prompt once, left-padded, and repeats its cache for its answers."""
+        device = self._policy.device
+        prompts = list(dict.fromkeys(answer.request.prompt_ids for answer in answers))
+        row_of = {prompt: row for row, prompt in enumerate(prompts)}
+        width = max(map(len, prompts))
+        ids = torch.zeros(len(prompts), width, dtype=torch.long)
+        mask = torch.zeros(len(prompts), width, dtype=torch.long)
+        for row, prompt in enumerate(prompts):
+            ids[row, width - len(prompt) :] = torch.tensor(prompt)
+            mask[row, width - len(prompt) :] = 1
+        cache = DynamicCache(config=self._policy.config)
+        logits = self._forward(ids.to(device), mask.to(device), cache)
+        rows = torch.tensor([row_of[answer.request.prompt_ids] for answer in answers], device=device)
+        cache.batch_select_indices(rows)
+        return logits[rows], cache, mask.to(device)[rows]
+
+    @torch.no_grad()
+    def _step(
+        self, cache: DynamicCache, mask: torch.Tensor, token_ids: list[int], keep: list[int] | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Feeds the tokens just drawn, for the rows still going."""
+        ids = torch.tensor(token_ids, device=mask.device)
+        if keep is not None:
+            rows = torch.tensor(keep, device=mask.device)
+            cache.batch_select_indices(rows)
+            mask, ids = mask[rows], ids[rows]
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        return self._forward(ids[:, None], mask, cache), mask
+
+    def _forward(self, ids: torch.Tensor, mask: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
+        """Returns the logits of the last position, [rows, vocabulary], in float32."""
+        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        output = self._policy(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        logits: torch.Tensor = output.logits[:, -1].float()
+        return logits
+
+    def _is_finished(self, answer: _Answer) -> bool:
+        return (
+            answer.token_ids[-1] in self._end_ids
+            or len(answer.token_ids) >= answer.request.sampling.max_new_tokens
+        )
+
+    def _rollout(self, answer: _Answer) -> Rollout:
+        request = answer.request
+        return Rollout(
+            id=f"{request.parent_id or request.group_id}/{answer.index}",
+            task_id=request.task_id,
+            group_id=request.group_id,
+            prompt_ids=request.prompt_ids,
+            token_ids=tuple(answer.token_ids),
+            logprobs=tuple(answer.logprobs),
+            text=str(self._tokenizer.decode(answer.token_ids, skip_special_tokens=True)),
+            finish_reason="stop" if answer.token_ids[-1] in self._end_ids else "length",
+            policy_version=self.version,
+            origin="policy" if request.parent_id is None else "hindsight",
+            parent_id=request.parent_id,
+        )
+
+
+def end_token_ids(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Returns the ids that end an answer: the generation config's and the tokenizer's."""
+    configured = policy.generation_config.eos_token_id if policy.generation_config else None
+    several = configured if isinstance(configured, list) else [configured]
+    ids = frozenset(end for end in [*several, tokenizer.eos_token_id] if end is not None)
+    if not ids:
+        raise SamplerError("expected an end token in the tokenizer or the generation config, got none")
+    return ids
+
+
+def _uniforms(request: SampleRequest, index: int) -> np.ndarray:
+    """The answer's own uniform numbers, one per token, [max_new_tokens]."""
+    generator = np.random.Generator(np.random.PCG64(derive_seed(request.seed, index)))
+    return generator.random(request.sampling.max_new_tokens)
+
+
+def _draw(logits: torch.Tensor, answers: list[_Answer]) -> tuple[list[int], list[float]]:
+    """Draws a token per row. Returns ids and their log-probabilities at the sampling temperature.
+
+    With top-p below 1 the log-probability is still the whole distribution's, as the trainer computes it.
+    Greedy answers (temperature 0) get the log-probability at temperature 1.
+    """
+    settings = [answer.request.sampling for answer in answers]
+    temperature = torch.tensor([s.temperature for s in settings], device=logits.device)
+    top_p = torch.tensor([s.top_p for s in settings], device=logits.device, dtype=torch.float64)
+    uniform = torch.tensor(
+        np.array([answer.uniforms[len(answer.token_ids)] for answer in answers]), device=logits.device
+    )
+    greedy = temperature == 0
+    logprobs = torch.log_softmax(logits / torch.where(greedy, 1.0, temperature)[:, None], dim=-1)
+    # float64: at a vocabulary of 150k the running sum in float32 is off by more than rare tokens weigh
+    if bool((top_p < 1).any()):
+        mass, order = logprobs.double().exp().sort(dim=-1, descending=True)
+        running = mass.cumsum(-1)
+        nucleus = running - mass < top_p[:, None]
+        running = (mass * nucleus).cumsum(-1)
+        place = _inverse(running, uniform)
+        chosen = order.gather(1, place)[:, 0]
+    else:
+        chosen = _inverse(logprobs.double().exp().cumsum(-1), uniform)[:, 0]
+    chosen = torch.where(greedy, logits.argmax(-1), chosen)
+    return chosen.tolist(), logprobs.gather(1, chosen[:, None])[:, 0].tolist()
+
+
+def _inverse(running: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """The first index whose running sum exceeds uniform x total, [rows, 1]."""
+    target = (uniform * running[:, -1])[:, None]
+    return torch.searchsorted(running, target, right=True).clamp(max=running.shape[1] - 1)

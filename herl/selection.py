@@ -1,0 +1,86 @@
+"""Stage 6: which revisions join the group, and where. A pure function, chosen by `selection`.
+
+The group goes in as attempts and revisions, with rewards that are never None, and comes out as its
+members in order. Rewards are compared without the bonus.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Literal
+
+from herl.types import Judged, Member
+
+Placement = Literal["append", "replace_worst", "replace_random"]
+
+
+def form_group(
+    attempts: Sequence[Judged],
+    revisions: Sequence[Judged],
+    bonuses: Mapping[str, float],
+    seed: int,
+    *,
+    top_n: int = 1,
+    strict: bool = True,
+    placement: Placement = "replace_worst",
+    fallback_copies: bool = False,
+) -> list[Member]:
+    """Returns the members of the final group.
+
+    Args:
+        attempts: The policy's own answers to the prompt.
+        revisions: The revisions of some of them.
+        bonuses: Bonus by rollout id of the revised attempts.
+        seed: Decides the slots of `replace_random`.
+        top_n: Revisions that may join.
+        strict: Whether a revision must beat the best attempt, or may tie with it. A tie lets in
+            verbatim copies of the draft.
+        placement: `append` grows the group, `replace_worst` overwrites the worst attempts,
+            `replace_random` any of them, even the best (reference code).
+        fallback_copies: Whether, when revisions were made but none qualifies, a random slot is
+            overwritten by a copy of the best attempt (reference code).
+    """
+    members = [
+        Member(
+            judged=judged, reward=_reward(judged), bonus=bonuses.get(judged.rollout.id, 0.0)
+        )
+        for judged in attempts
+    ]
+    if not members or not revisions:
+        return members
+    best = max(member.reward for member in members)
+    qualified = [r for r in revisions if _reward(r) > best or (not strict and _reward(r) >= best)]
+    chosen = sorted(qualified, key=_reward, reverse=True)[:top_n]
+    joining = [Member(judged=revision, reward=_reward(revision)) for revision in chosen]
+    if not joining and fallback_copies:
+        joining = [replace(max(members, key=_rank))]
+        placement = "replace_random"
+    return _place(members, joining, placement, seed)
+
+
+def _place(
+    members: list[Member], joining: list[Member], placement: Placement, seed: int
+) -> list[Member]:
+    if placement == "append":
+        return members + joining
+    slots = list(range(len(members)))
+    if placement == "replace_worst":
+        slots.sort(key=lambda slot: members[slot].reward)
+    else:
+        random.Random(seed).shuffle(slots)
+    placed = list(members)
+    for slot, member in zip(slots, joining, strict=False):
+        placed[slot] = member
+    return placed
+
+
+def _reward(judged: Judged) -> float:
+    assert judged.judgement.reward is not None
+    return judged.judgement.reward
+
+
+def _rank(member: Member) -> tuple[float, int]:
+    met = sum(verdict.met is True for verdict in member.judged.judgement.verdicts)
+    return member.reward, met

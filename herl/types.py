@@ -1,0 +1,195 @@
+"""The records that travel through the stages, in the order in which they come to be.
+
+    Task -> SampleRequest -> Rollout -> Judgement -> Hindsight -> Experience
+
+They are frozen: a stage returns new records and never edits one. Where a record came from stands in
+`origin` and `parent_id`; ids are opaque and are never parsed. Nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Message = Mapping[str, str]
+"""One chat message: {"role": "system" | "user" | "assistant", "content": text}."""
+
+Origin = Literal["policy", "hindsight"]
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Criterion:
+    """One line of a rubric."""
+
+    id: str
+    """Unique within its rubric, and stable over epochs: per-criterion curves are keyed by it."""
+    text: str
+    """What the judge and the hindsight prompt read: "Says that it eats fish."."""
+    weight: float = 1.0
+    """Points. Negative for something that should not happen."""
+    title: str = ""
+    category: str = ""
+    check: Mapping[str, Any] | None = None
+    """How a rule judges it, e.g. {"kind": "max_words", "count": 15}. None: only a reader can tell."""
+    undesirable: bool = False
+    """True where *met* means that something bad happened."""
+    gate: bool = False
+    """True where an answer that fails it earns nothing (aggregation `gated`)."""
+
+    def good(self, met: bool) -> bool:
+        """Whether a verdict of `met` is what the author of the rubric wanted."""
+        return met != self.undesirable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rubric:
+    """The weighted criteria of one task."""
+
+    criteria: tuple[Criterion, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """One prompt of the data set and what its answers are judged by."""
+
+    id: str
+    messages: tuple[Message, ...]
+    """The conversation so far; the last message is the user's."""
+    rubric: Rubric
+    reference: str | None = None
+    """A good answer, if the data has one. For judges; never shown to the policy."""
+    source: str = ""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def request(self) -> str:
+        """The text of the last user message."""
+        return self.messages[-1]["content"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How answers are drawn. Temperature 0 is greedy."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_new_tokens: int = 512
+    """Tokens, end token included."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleRequest:
+    """n answers to one prompt, given as token ids."""
+
+    task_id: str
+    group_id: str
+    """Answers to one prompt in one step form a group."""
+    prompt_ids: tuple[int, ...]
+    n: int
+    sampling: Sampling
+    seed: int
+    """Answer i is drawn with a hash of (seed, i)."""
+    parent_id: str | None = None
+    """The rollout that is being revised."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """One sampled answer: exactly the ids that were sampled, never re-tokenised text."""
+
+    id: str
+    task_id: str
+    group_id: str
+    prompt_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    """The answer. Ends with the end token if the policy gave one, and only then."""
+    logprobs: tuple[float, ...]
+    """Log-probability of each of `token_ids` at the sampling temperature, in nats."""
+    text: str
+    finish_reason: FinishReason
+    policy_version: int
+    """Optimiser steps that the sampling policy had seen."""
+    origin: Origin = "policy"
+    parent_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """A judge's word on one criterion."""
+
+    criterion_id: str
+    met: bool | None
+    """None: the judge abstained. A verdict that could not be had is not a "no"."""
+    score: float | None = None
+    """A graded verdict in [0, 1], where the judge has one. None: `met` says it all."""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """All verdicts on one answer and the reward they add up to."""
+
+    rollout_id: str
+    verdicts: tuple[Verdict, ...]
+    reward: float | None
+    """None: nothing could be judged; the answer leaves its group."""
+    usage: Mapping[str, float] = field(default_factory=dict)
+    """What the judgement cost, e.g. {"tokens": 812.0}."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """An answer with its judgement."""
+
+    rollout: Rollout
+    judgement: Judgement
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hindsight:
+    """A failed attempt turned into the prompt of its revision."""
+
+    parent: Rollout
+    messages: tuple[Message, ...]
+    """The revision prompt, as a conversation for the chat template."""
+    met: tuple[Criterion, ...]
+    missed: tuple[Criterion, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """One place in a group, once revisions have joined it."""
+
+    judged: Judged
+    reward: float
+    """The judge's reward, in the units of the rubric's aggregation."""
+    bonus: float = 0.0
+    """Paid on top of `reward` to attempts that a revision improved on."""
+
+    @property
+    def total(self) -> float:
+        return self.reward + self.bonus
+
+    @property
+    def origin(self) -> Origin:
+        return self.judged.rollout.origin
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experience:
+    """What the policy is trained on: an answer, the context it is trained under, its advantage."""
+
+    rollout: Rollout
+    judgement: Judgement
+    reward: float
+    bonus: float
+    advantage: float
+    context_ids: tuple[int, ...]
+    """Tokens before the answer in training. They never carry loss. For a revision this may be the
+    original prompt, although it was sampled under the revision prompt."""
+
+    @property
+    def origin(self) -> Origin:
+        return self.rollout.origin

@@ -1,0 +1,225 @@
+"""The embedded task: short answers about sixty animals, judged by hidden rubrics.
+
+A request is a verb and an animal ("Describe the otter, a mammal."). An answer is a run of short sentences.
+What a good answer holds depends on the verb and the animal's class and is told nowhere: the policy has
+to find out from rewards. Two of its criteria ask for sentences that the policy hardly ever writes.
+"""
+
+from __future__ import annotations
+
+import csv
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+VERBS = ("Describe", "Introduce", "Explain", "Summarize", "Present", "Sketch")
+FACTS = {
+    "food": "It eats {}.",
+    "home": "It lives in {}.",
+    "color": "It is {}.",
+    "region": "It comes from {}.",
+    "active": "It wakes at {}.",
+    "young": "It raises {}.",
+    "talent": "It can {}.",
+}
+PHRASES = {
+    "greeting": "Hello there!",
+    "filler": "Animals are truly wonderful.",
+    "caution": "Never feed it.",
+    "tip": "Watch it quietly.",
+    "advert": "Visit our zoo today!",
+    "hedge": "I may be wrong.",
+    "thanks": "Thanks for asking!",
+}
+ORDER = ("greeting", *FACTS, "filler", "caution", "tip", "advert", "hedge", "thanks")
+COMMON = ("food", "home", "color", "region", "active", "young")
+RARE = ("talent", "greeting", "caution", "tip", "thanks")
+PITFALLS = ("filler", "advert", "hedge")
+CRITERIA = {
+    "food": "Says that it eats {}.",
+    "home": "Says that it lives in {}.",
+    "color": "Says that it is {}.",
+    "region": "Says that it comes from {}.",
+    "active": "Says that it wakes at {}.",
+    "young": "Says that it raises {}.",
+    "talent": "Says that it can {}.",
+    "greeting": "Opens with a greeting.",
+    "caution": "Warns never to feed it.",
+    "tip": "Tells the reader to watch quietly.",
+    "thanks": "Thanks the reader.",
+    "filler": "Contains empty praise.",
+    "advert": "Advertises a zoo.",
+    "hedge": "Sounds unsure.",
+    "length": "Uses at most {} words.",
+}
+
+Row = dict[str, object]
+
+
+@dataclass(frozen=True)
+class Animal:
+    name: str
+    kind: str
+    facts: dict[str, str]
+
+
+def load_animals() -> list[Animal]:
+    with (Path(__file__).parent / "animals.csv").open(encoding="utf-8") as file:
+        return [
+            Animal(row["name"], row["class"], {fact: row[fact] for fact in FACTS})
+            for row in csv.DictReader(file)
+        ]
+
+
+def request(verb: str, animal: Animal) -> str:
+    article = "an" if animal.kind[0] in "ai" else "a"
+    return f"{verb} the {animal.name}, {article} {animal.kind}."
+
+
+def sentence(clause: str, value: str = "") -> str:
+    return FACTS[clause].format(value) if clause in FACTS else PHRASES[clause]
+
+
+def criterion(clause: str, weight: float, value: str | int = "") -> Row:
+    """A rubric row. For a fact `value` is what must be said, for "length" the number of words."""
+    if clause == "length":
+        check: Row = {"kind": "max_words", "count": value}
+    else:
+        check = {"kind": "contains", "text": sentence(clause, str(value)).rstrip(".!")}
+    row: Row = {"id": clause, "text": CRITERIA[clause].format(value), "weight": weight, "check": check}
+    return row | {"undesirable": True} if weight < 0 else row
+
+
+def hidden_rubrics(kinds: list[str], seed: int) -> dict[tuple[str, str], list[tuple[str, float, int]]]:
+    """For each (verb, class): the clauses that count, as (clause, weight, words)."""
+    rng = random.Random(seed)
+    rubrics = {}
+    for verb in VERBS:
+        for kind in kinds:
+            wanted = rng.sample(COMMON, 2) + rng.sample(RARE, 2)
+            limit = 15 if rng.random() < 0.8 else 20
+            rubrics[verb, kind] = [
+                *((clause, float(rng.randint(3, 5)), 0) for clause in wanted),
+                ("length", 6.0, limit),
+                (rng.choice(PITFALLS), -float(rng.randint(2, 4)), 0),
+            ]
+    return rubrics
+
+
+def task_rows(animals: list[Animal], seed: int) -> list[Row]:
+    """360 rows in herl's native format; two animals per verb and class are held out."""
+    kinds = list(dict.fromkeys(animal.kind for animal in animals))
+    rubrics = hidden_rubrics(kinds, seed)
+    rng = random.Random(seed + 1)
+    rows: list[Row] = []
+    for verb in VERBS:
+        for kind in kinds:
+            members = [animal for animal in animals if animal.kind == kind]
+            held_out = rng.sample([animal.name for animal in members], 2)
+            for animal in members:
+                rubric = [
+                    criterion(clause, weight, words or animal.facts.get(clause, ""))
+                    for clause, weight, words in rubrics[verb, kind]
+                ]
+                row: Row = {
+                    "id": f"{verb.lower()}-{animal.name}",
+                    "messages": [{"role": "user", "content": request(verb, animal)}],
+                    "rubric": rubric,
+                    "meta": {"split": "heldout" if animal.name in held_out else "train"},
+                }
+                rows.append(row)
+    return rows
+
+
+# What the base model is taught: to answer, and to revise under criteria that have nothing to do with the
+# hidden rubrics.
+
+INCLUDE = {
+    "food": 0.6, "home": 0.6, "color": 0.55, "region": 0.5, "active": 0.45, "young": 0.45, "talent": 0.1,
+    "greeting": 0.12, "filler": 0.3, "caution": 0.05, "tip": 0.05, "advert": 0.15, "hedge": 0.15,
+    "thanks": 0.1,
+}  # fmt: skip
+RIGHT, RIGHT_WHEN_HARD, HARD_SHARE = 0.9, 0.35, 0.25
+MEND = 0.75
+
+
+class Teacher:
+    """Writes the base model's lessons."""
+
+    def __init__(self, animals: list[Animal], seed: int) -> None:
+        self.animals = animals
+        self.values = {fact: sorted({a.facts[fact] for a in animals}) for fact in FACTS}
+        rng = random.Random(seed)
+        self.right = {
+            (animal.name, fact): RIGHT_WHEN_HARD if rng.random() < HARD_SHARE else RIGHT
+            for animal in animals
+            for fact in FACTS
+        }
+
+    def answer(self, animal: Animal, rng: random.Random) -> dict[str, str]:
+        """Clauses of a plain answer: {clause: value, or "" for a phrase}, in order."""
+        said = {}
+        for clause in ORDER:
+            if rng.random() >= INCLUDE[clause]:
+                continue
+            if clause in FACTS:
+                right = rng.random() < self.right[animal.name, clause]
+                said[clause] = animal.facts[clause] if right else rng.choice(self.values[clause])
+            else:
+                said[clause] = ""
+        return said or {"food": animal.facts["food"]}
+
+    def criteria(self, draft: dict[str, str], rng: random.Random) -> list[Row]:
+        """Random criteria with random values: from these lessons no fact and no rubric can be learnt."""
+        rows = []
+        for clause in rng.sample(COMMON, rng.randint(1, 3)) + rng.sample(RARE, rng.randint(1, 3)):
+            value = ""
+            if clause in FACTS:
+                keep = clause in draft and rng.random() < 0.5
+                value = draft[clause] if keep else rng.choice(self.values[clause])
+            rows.append(criterion(clause, float(rng.randint(3, 5)), value))
+        if rng.random() < 0.85:
+            rows.append(criterion("length", rng.choice([2.0, 6.0]), rng.choice([10, 12, 15, 15, 15, 20])))
+        if rng.random() < 0.85:
+            rows.append(criterion(rng.choice(PITFALLS), -float(rng.randint(2, 4))))
+        return rows
+
+    def revise(self, draft: dict[str, str], criteria: list[Row], rng: random.Random) -> dict[str, str]:
+        """A good but fallible revision: each missed criterion is mended with probability `MEND`."""
+        said = dict(draft)
+        asked = {str(row["id"]) for row in criteria if float(row["weight"]) > 0}  # type: ignore[arg-type]
+        for row in criteria:
+            clause = str(row["id"])
+            if clause == "length" or met(row, draft):
+                continue
+            if rng.random() < MEND:
+                if row.get("undesirable"):
+                    said.pop(clause, None)
+                else:
+                    said[clause] = value_of(row)
+        limits = [row for row in criteria if row["id"] == "length"]
+        if limits and rng.random() < MEND:
+            spare = [c for c in (*PITFALLS, *reversed(ORDER)) if c not in asked]
+            for clause in spare:
+                if met(limits[0], said):
+                    break
+                said.pop(clause, None)
+        return {clause: said[clause] for clause in ORDER if clause in said}
+
+
+def value_of(row: Row) -> str:
+    """The value that a fact's criterion asks for: the last word of its text."""
+    return str(row["text"]).rstrip(".").split()[-1] if row["id"] in FACTS else ""
+
+
+def text_of(said: dict[str, str]) -> str:
+    return " ".join(sentence(clause, value) for clause, value in said.items())
+
+
+def met(row: Row, said: dict[str, str]) -> bool:
+    """Whether these clauses get what the author of the criterion wanted."""
+    check = row["check"]
+    assert isinstance(check, dict)
+    if check["kind"] == "max_words":
+        return len(text_of(said).split()) <= int(check["count"])
+    return (str(check["text"]) in text_of(said)) != bool(row.get("undesirable"))
