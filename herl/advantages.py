@@ -40,8 +40,7 @@ def group_advantages(
     """
     flat = [max(group, default=0.0) - min(group, default=0.0) < tolerance for group in rewards]
     counted = [
-        [baseline_over == "all" or mine for mine in mask] if any(mask) else [True] * len(mask)
-        for mask in own
+        [baseline_over == "all" or mine for mine in mask] if any(mask) else [True] * len(mask) for mask in own
     ]
     centred = [_centre(group, mask, baseline) for group, mask in zip(rewards, counted, strict=True)]
     pooled = [

@@ -1,7 +1,7 @@
 """What the verbs do: build from the configuration, run, and return a result.
 
-    fit       held-out reward -> training -> held-out reward -> summary.json
-    validate  held-out reward -> summary.json
+fit       held-out reward -> training -> held-out reward -> summary.json
+validate  held-out reward -> summary.json
 """
 
 from __future__ import annotations
@@ -96,9 +96,7 @@ def _heldout(run: Run, checkpoint: str | None = None) -> dict[str, Any]:
     return dict(results[0]) if results else {}
 
 
-def _finish(
-    config: DictConfig, run: Run, started: float, results: dict[str, Any]
-) -> dict[str, Any]:
+def _finish(config: DictConfig, run: Run, started: float, results: dict[str, Any]) -> dict[str, Any]:
     from hydra.core.hydra_config import HydraConfig
 
     seconds = {name: round(value, 2) for name, value in run.module.clock.seconds.items()}

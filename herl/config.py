@@ -95,16 +95,12 @@ def _check_value(key: str, value: Any, hint: Any) -> None:
         wanted = [h for h in (typing.get_args(hint) or (hint,)) if inspect.isclass(h)]
         if inspect.isclass(made) and not value.get("_partial_") and inspect.isclass(hint):
             if not issubclass(made, hint):
-                raise ConfigError(
-                    f"{key}: expected a {wanted[0].__name__}, got {value['_target_']}"
-                )
+                raise ConfigError(f"{key}: expected a {wanted[0].__name__}, got {value['_target_']}")
         return
     if _holds_target(value):
         return
     try:
-        adapter: TypeAdapter[Any] = TypeAdapter(
-            hint, config=ConfigDict(arbitrary_types_allowed=True)
-        )
+        adapter: TypeAdapter[Any] = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
     except (PydanticSchemaGenerationError, PydanticUserError):
         adapter = TypeAdapter(hint)  # a dataclass or model: it brings a configuration of its own
     try:

@@ -28,9 +28,7 @@ Stats = dict[str, tuple[torch.Tensor, torch.Tensor]]
 """Statistics by name, as (sum, count), so that they add up over micro-batches."""
 
 
-def token_weights(
-    lengths: Sequence[int], aggregation: Aggregation, constant_length: int = 1
-) -> list[float]:
+def token_weights(lengths: Sequence[int], aggregation: Aggregation, constant_length: int = 1) -> list[float]:
     """Returns what each token of each answer weighs in the loss of one optimiser step.
 
     Args:
@@ -232,9 +230,7 @@ class PolicyLoss:
         )
         return torch.where(tokens.revision, torch.ones_like(weight), weight)
 
-    def _stats(
-        self, tokens: Tokens, rho: torch.Tensor, cut: torch.Tensor, correction: torch.Tensor
-    ) -> Stats:
+    def _stats(self, tokens: Tokens, rho: torch.Tensor, cut: torch.Tensor, correction: torch.Tensor) -> Stats:
         with torch.no_grad():
             own, revision = ~tokens.revision, tokens.revision
             drift = k3(tokens.logprobs, tokens.old_logprobs)
@@ -248,9 +244,7 @@ class PolicyLoss:
                 "mismatch_weight": _over(correction, own),
             }
             if tokens.ref_logprobs is not None:
-                stats["kl_to_reference"] = _over(
-                    k3(tokens.logprobs, tokens.ref_logprobs), own | revision
-                )
+                stats["kl_to_reference"] = _over(k3(tokens.logprobs, tokens.ref_logprobs), own | revision)
         return stats
 
 

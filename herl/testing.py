@@ -1,0 +1,198 @@
+"""For people who write components: small records, fakes, and checks that a component keeps its contract.
+
+    from herl.testing import check_judge
+    def test_my_judge():
+        check_judge(MyJudge())
+
+Everything named Fake... pretends; nothing here is used by a run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+from herl.bonus import BonusReward
+from herl.errors import JudgeError
+from herl.hindsight import HindsightBuilder
+from herl.judge.base import Judge
+from herl.sampler import Sampler
+from herl.types import (
+    Criterion,
+    Judged,
+    Judgement,
+    Rollout,
+    Rubric,
+    SampleRequest,
+    Sampling,
+    Task,
+    Verdict,
+)
+
+
+def make_task(
+    weights: Mapping[str, float] | None = None, *, id: str = "task", request: str = "Describe the otter."
+) -> Task:
+    """Returns a task whose criteria are `weights` by id; each is met by an answer that contains its id.
+
+    A criterion with a negative weight is undesirable.
+    """
+    criteria = tuple(
+        Criterion(
+            id=name,
+            text=f"Says {name}.",
+            weight=weight,
+            check={"kind": "contains", "text": name},
+            undesirable=weight < 0,
+        )
+        for name, weight in (weights or {"fish": 3.0, "river": 2.0}).items()
+    )
+    return Task(id=id, messages=({"role": "user", "content": request},), rubric=Rubric(criteria=criteria))
+
+
+def make_rollout(
+    text: str = "fish",
+    *,
+    id: str = "group/0",
+    task_id: str = "task",
+    group_id: str = "group",
+    prompt_ids: Sequence[int] = (1, 2, 3),
+    token_ids: Sequence[int] = (4, 5),
+    logprobs: Sequence[float] | None = None,
+    parent_id: str | None = None,
+) -> Rollout:
+    """Returns an answer with made-up token ids."""
+    return Rollout(
+        id=id,
+        task_id=task_id,
+        group_id=group_id,
+        prompt_ids=tuple(prompt_ids),
+        token_ids=tuple(token_ids),
+        logprobs=tuple(logprobs) if logprobs is not None else (-1.0,) * len(token_ids),
+        text=text,
+        finish_reason="stop",
+        policy_version=0,
+        origin="policy" if parent_id is None else "hindsight",
+        parent_id=parent_id,
+    )
+
+
+def make_judged(
+    reward: float | None,
+    *,
+    met: Mapping[str, bool | None] | None = None,
+    rollout: Rollout | None = None,
+    id: str = "group/0",
+    parent_id: str | None = None,
+) -> Judged:
+    """Returns an answer with a given reward and given verdicts."""
+    rollout = rollout or make_rollout(id=id, parent_id=parent_id)
+    verdicts = tuple(Verdict(criterion_id=name, met=value) for name, value in (met or {}).items())
+    return Judged(
+        rollout=rollout,
+        judgement=Judgement(rollout_id=rollout.id, verdicts=verdicts, reward=reward),
+    )
+
+
+class FakeJudge(Judge):
+    """Finds every criterion met whose id stands in the answer; fails on answers that contain `fail_on`."""
+
+    def __init__(self, fail_on: str | None = None) -> None:
+        super().__init__()
+        self.fail_on = fail_on
+
+    async def judge(self, task: Task, rollout: Rollout) -> Judgement:
+        """Returns verdicts after giving way to other judgements once."""
+        await asyncio.sleep(0)
+        if self.fail_on is not None and self.fail_on in rollout.text:
+            raise JudgeError(f"told to fail on {self.fail_on!r}")
+        verdicts = [
+            Verdict(criterion_id=criterion.id, met=criterion.id in rollout.text)
+            for criterion in task.rubric.criteria
+        ]
+        return self.verdict_sum(task, rollout, verdicts)
+
+
+def check_judge(judge: Judge, task: Task | None = None, text: str = "fish") -> Judgement:
+    """Asserts that a judge keeps its contract on one answer, and returns what it said.
+
+    Raises:
+        AssertionError: says which part of the contract is broken.
+    """
+    task = task or make_task()
+    rollout = make_rollout(text, task_id=task.id)
+    judgement = asyncio.run(judge.judge(task, rollout))
+    assert judgement.rollout_id == rollout.id, "the judgement must carry the rollout's id"
+    expected = [criterion.id for criterion in task.rubric.criteria]
+    got = [verdict.criterion_id for verdict in judgement.verdicts]
+    assert sorted(got) == sorted(expected), f"expected one verdict for each of {expected}, got {got}"
+    for verdict in judgement.verdicts:
+        in_range = verdict.score is None or 0.0 <= verdict.score <= 1.0
+        assert in_range, f"expected a score in [0, 1] for '{verdict.criterion_id}', got {verdict.score}"
+    abstained = all(verdict.met is None for verdict in judgement.verdicts)
+    assert not abstained or judgement.reward is None, "an answer without verdicts must have no reward"
+    return judgement
+
+
+def check_hindsight_builder(builder: HindsightBuilder) -> None:
+    """Asserts that a builder copes with failed, perfect and unjudged attempts, and revises only attempts.
+
+    Raises:
+        AssertionError: says which part of the contract is broken.
+    """
+    task = make_task()
+    group = [
+        make_judged(0.6, met={"fish": True, "river": False}, id="group/0"),
+        make_judged(1.0, met={"fish": True, "river": True}, id="group/1"),
+        make_judged(None, met={"fish": None, "river": None}, id="group/2"),
+    ]
+    assert builder.build(task, []) == [], "an empty group has nothing to revise"
+    assert builder.build(task, [group[2]]) == [], "an attempt that was not judged must not be revised"
+    for attempts in (group[:1], group):
+        parents = {judged.rollout.id for judged in attempts}
+        for hindsight in builder.build(task, attempts):
+            assert hindsight.parent.id in parents, "the parent must be one of the attempts"
+            assert hindsight.messages, "the revision prompt must not be empty"
+            assert hindsight.messages[-1]["role"] == "user", "the revision prompt must end with the user"
+
+
+def check_bonus_reward(bonus: BonusReward) -> None:
+    """Asserts that a bonus is a finite number for better, equal and worse revisions.
+
+    Raises:
+        AssertionError: says which part of the contract is broken.
+    """
+    attempt = make_judged(0.5)
+    for reward in (0.0, 0.5, 1.0):
+        revision = make_judged(reward, id="group/0/0", parent_id="group/0")
+        paid = bonus.bonus(attempt, [revision])
+        assert isinstance(paid, int | float), f"expected a number, got {type(paid).__name__}"
+        assert abs(paid) < float("inf"), f"expected a finite bonus, got {paid}"
+
+
+def check_sampler(sampler: Sampler, prompt_ids: Sequence[int], *, n: int = 2) -> list[Rollout]:
+    """Asserts that a started sampler keeps its contract on one prompt, and returns its answers.
+
+    Raises:
+        AssertionError: says which part of the contract is broken.
+    """
+    request = SampleRequest(
+        task_id="task",
+        group_id="group",
+        prompt_ids=tuple(prompt_ids),
+        n=n,
+        sampling=Sampling(max_new_tokens=8),
+        seed=1,
+    )
+    rollouts = sorted(sampler.generate([request]), key=lambda rollout: rollout.id)
+    ids = [rollout.id for rollout in rollouts]
+    assert ids == [f"group/{i}" for i in range(n)], f"expected {n} answers with their own ids, got {ids}"
+    for rollout in rollouts:
+        assert rollout.prompt_ids == request.prompt_ids, "the prompt's ids must come back unchanged"
+        assert len(rollout.token_ids) == len(rollout.logprobs), "expected a log-prob for every token"
+        assert 1 <= len(rollout.token_ids) <= 8, "expected 1 to max_new_tokens tokens"
+        assert all(logprob <= 0.0 for logprob in rollout.logprobs), "a log-prob is never above 0"
+        assert rollout.origin == "policy", "a request without a parent is the policy's own attempt"
+    again = sorted(sampler.generate([request]), key=lambda rollout: rollout.id)
+    assert [r.token_ids for r in again] == [r.token_ids for r in rollouts], "same seed, same answer"
+    return rollouts

@@ -1,0 +1,79 @@
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from herl.advantages import group_advantages
+
+REWARDS = [[0.1, 0.9, 0.4, 0.6], [0.5, 0.5, 0.5], [1.0, 0.0], [0.2]]
+OWN = [[True, True, True, False], [True, True, True], [True, False], [True]]
+
+
+def naive(rewards, own, scale, baseline, over):
+    """The same in numpy, group by group."""
+    centred, kept = [], []
+    for values, mine in zip(rewards, own, strict=True):
+        values = np.array(values, dtype=np.float64)
+        counted = np.array(mine) if over == "attempts" else np.ones(len(values), dtype=bool)
+        group = []
+        for i, value in enumerate(values):
+            if baseline == "leave_one_out" and counted[i] and counted.sum() > 1:
+                others = counted.copy()
+                others[i] = False
+                group.append(value - values[others].mean())
+            else:
+                group.append(value - values[counted].mean())
+        centred.append(np.array(group))
+        kept.append(counted)
+    signal = [np.ptp(values) >= 1e-4 for values in rewards]
+    pool = np.concatenate([c[k] for c, k, s in zip(centred, kept, signal, strict=True) if s])
+    result = []
+    for values, c, k, s in zip(rewards, centred, kept, signal, strict=True):
+        if scale == "group_std":
+            counted = np.array(values)[k]
+            divisor = (counted.std(ddof=1) if len(counted) > 1 else 0.0) + 1e-6
+        else:
+            divisor = pool.std(ddof=1) + 1e-6 if scale == "batch_std" else 1.0
+        result.append(c / divisor if s else np.zeros(len(c)))
+    return result
+
+
+@pytest.mark.parametrize(
+    ("scale", "baseline", "over"),
+    list(
+        itertools.product(
+            ("group_std", "batch_std", "none"), ("mean", "leave_one_out"), ("all", "attempts")
+        )
+    ),
+)
+def test_equals_the_naive_implementation(scale, baseline, over):
+    got = group_advantages(REWARDS, OWN, scale=scale, baseline=baseline, baseline_over=over)
+    for values, expected in zip(got, naive(REWARDS, OWN, scale, baseline, over), strict=True):
+        assert values == pytest.approx(expected.tolist(), rel=1e-9, abs=1e-12)
+
+
+def test_two_members_get_plus_and_minus_one_over_root_two():
+    [advantages] = group_advantages([[1.0, 0.0]], [[True, True]])
+    assert advantages == pytest.approx([1 / math.sqrt(2), -1 / math.sqrt(2)], rel=1e-5)
+
+
+def test_a_group_without_signal_gets_exactly_zero():
+    assert group_advantages([[0.3, 0.3 + 5e-5]], [[True, True]]) == [[0.0, 0.0]]
+
+
+def test_tolerance_is_where_signal_begins():
+    [below] = group_advantages([[0.30, 0.39]], [[True, True]], tolerance=0.1)
+    [above] = group_advantages([[0.30, 0.41]], [[True, True]], tolerance=0.1)
+    assert below == [0.0, 0.0]
+    assert above[1] > 0
+
+
+def test_empty_groups_and_batches_are_fine():
+    assert group_advantages([], []) == []
+    assert group_advantages([[]], [[]]) == [[]]
+
+
+def test_a_group_of_revisions_alone_still_has_a_baseline():
+    [advantages] = group_advantages([[1.0, 0.0]], [[False, False]], baseline_over="attempts", scale="none")
+    assert advantages == [0.5, -0.5]

@@ -1,0 +1,72 @@
+import pytest
+
+from herl import Criterion, Rubric, Verdict
+from herl.judge import aggregation
+
+RUBRIC = Rubric(
+    criteria=(
+        Criterion(id="a", text="a", weight=3, category="Essential"),
+        Criterion(id="b", text="b", weight=1, category="Optional", gate=True),
+        Criterion(id="bad", text="bad", weight=-2, category="Pitfall", undesirable=True),
+    )
+)
+
+
+def verdicts(a, b, bad):
+    return [Verdict(criterion_id=k, met=v) for k, v in (("a", a), ("b", b), ("bad", bad))]
+
+
+def test_weighted_subtracts_what_is_bad_and_clips():
+    assert aggregation.weighted(RUBRIC, verdicts(True, False, False)) == 0.75
+    assert aggregation.weighted(RUBRIC, verdicts(True, False, True)) == 0.25
+    assert aggregation.weighted(RUBRIC, verdicts(False, False, True)) == 0.0
+    assert aggregation.weighted(RUBRIC, verdicts(False, False, True), clip=False) == -0.5
+
+
+def test_an_abstention_leaves_both_sums():
+    assert aggregation.weighted(RUBRIC, verdicts(None, True, None)) == 1.0
+    assert aggregation.weighted(RUBRIC, verdicts(None, True, True)) == 0.0
+    assert aggregation.absolute(RUBRIC, verdicts(True, None, None)) == 1.0
+
+
+@pytest.mark.parametrize("name", ["weighted", "absolute", "all_or_nothing", "gated", "by_category"])
+def test_nothing_judged_is_no_reward(name):
+    assert getattr(aggregation, name)(RUBRIC, verdicts(None, None, None)) is None
+
+
+def test_only_penalties_judged_is_no_reward_rather_than_a_division_by_zero():
+    assert aggregation.weighted(RUBRIC, verdicts(None, None, True)) is None
+
+
+def test_absolute_divides_by_all_weights():
+    assert aggregation.absolute(RUBRIC, verdicts(True, True, True)) == pytest.approx(2 / 6)
+
+
+def test_all_or_nothing():
+    assert aggregation.all_or_nothing(RUBRIC, verdicts(True, True, False)) == 1.0
+    assert aggregation.all_or_nothing(RUBRIC, verdicts(True, True, True)) == 0.0
+    assert aggregation.all_or_nothing(RUBRIC, verdicts(True, None, False)) == 1.0
+
+
+def test_a_failed_gate_earns_nothing():
+    assert aggregation.gated(RUBRIC, verdicts(True, False, False)) == 0.0
+    assert aggregation.gated(RUBRIC, verdicts(True, True, False)) == 1.0
+
+
+def test_by_category_counts_an_avoided_pitfall_as_good():
+    assert aggregation.by_category(RUBRIC, verdicts(True, False, False)) == pytest.approx(1.9 / 2.2)
+
+
+def test_a_positively_worded_pitfall_costs_its_weight_when_it_fails():
+    rubric = Rubric(
+        criteria=(Criterion(id="a", text="a", weight=2), Criterion(id="p", text="p", weight=-1))
+    )
+    good = [Verdict(criterion_id="a", met=True), Verdict(criterion_id="p", met=True)]
+    bad = [Verdict(criterion_id="a", met=True), Verdict(criterion_id="p", met=False)]
+    assert aggregation.weighted(rubric, good) == 1.0
+    assert aggregation.weighted(rubric, bad) == 0.5
+
+
+def test_graded_scores_count_in_part():
+    graded = [Verdict(criterion_id="a", met=True, score=0.5), Verdict(criterion_id="b", met=True)]
+    assert aggregation.weighted(RUBRIC, graded) == pytest.approx(2.5 / 4)

@@ -1,0 +1,69 @@
+import threading
+
+import pytest
+
+from herl import AbstentionLimit, ConfigError, Judge, Judgement
+from herl.judge import JudgeDesk
+from herl.testing import FakeJudge, make_rollout, make_task
+
+TASK = make_task()
+
+
+def judge_all(desk, texts):
+    with desk:
+        return desk.collect(
+            [desk.submit(TASK, make_rollout(text, id=f"group/{i}")) for i, text in enumerate(texts)]
+        )
+
+
+def test_judged_answers_come_back_in_the_order_of_submission():
+    judged = judge_all(JudgeDesk(FakeJudge()), ["fish", "river", "fish river", ""])
+    assert [one.judgement.reward for one in judged] == pytest.approx([0.6, 0.4, 1.0, 0.0])
+
+
+def test_a_judge_that_raises_abstains_and_never_scores_0():
+    desk = JudgeDesk(FakeJudge(fail_on="river"))
+    judged = judge_all(desk, ["fish", "river", "nothing"])
+    assert [one.judgement.reward for one in judged] == [0.6, None, 0.0]
+    assert [verdict.met for verdict in judged[1].judgement.verdicts] == [None, None]
+    assert "told to fail on 'river'" in judged[1].judgement.verdicts[0].reason
+    assert dict(desk.causes) == {"JudgeError": 1}
+
+
+class ForgetfulJudge(Judge):
+    async def judge(self, task, rollout) -> Judgement:
+        return Judgement(rollout_id=rollout.id, verdicts=(), reward=0.0)
+
+
+def test_a_judge_that_leaves_out_criteria_abstains():
+    [judged] = judge_all(JudgeDesk(ForgetfulJudge()), ["fish"])
+    assert judged.judgement.reward is None
+    assert "expected one verdict for each of ['fish', 'river'], got []" in judged.judgement.verdicts[0].reason
+
+
+class CrookedJudge(Judge):
+    async def judge(self, task, rollout) -> Judgement:
+        raise ZeroDivisionError("a bug in a plug-in")
+
+
+def test_a_run_stops_once_too_many_verdicts_abstained():
+    desk = JudgeDesk(CrookedJudge(), max_abstention=0.5, window=4)
+    assert len(judge_all(desk, ["a"] * 3)) == 3
+    with pytest.raises(AbstentionLimit, match=r"abstained on 8 of the last 8.*ZeroDivisionError: a bug"):
+        judge_all(desk, ["a"])
+
+
+def test_the_limit_is_a_share_over_a_sliding_window():
+    desk = JudgeDesk(FakeJudge(fail_on="river"), max_abstention=0.5, window=4)
+    assert len(judge_all(desk, ["river", "river", "fish", "fish"] * 3)) == 12
+
+
+def test_no_thread_is_left_behind():
+    before = threading.active_count()
+    judge_all(JudgeDesk(FakeJudge()), ["fish"])
+    assert threading.active_count() == before
+
+
+def test_bad_settings_are_refused():
+    with pytest.raises(ConfigError, match="max_abstention"):
+        JudgeDesk(FakeJudge(), max_abstention=2.0)

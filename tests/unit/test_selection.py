@@ -1,0 +1,72 @@
+import pytest
+
+from herl.selection import form_group
+from herl.testing import make_judged
+
+ATTEMPTS = [make_judged(r, id=f"group/{i}") for i, r in enumerate((0.2, 0.6, 0.4))]
+
+
+def revision(reward, index=0):
+    return make_judged(reward, id=f"group/1/{index}", parent_id="group/1")
+
+
+def totals(members):
+    return [round(member.total, 6) for member in members]
+
+
+def test_a_better_revision_replaces_the_worst_attempt():
+    members = form_group(ATTEMPTS, [revision(0.8)], {}, seed=0)
+    assert totals(members) == [0.8, 0.6, 0.4]
+    assert members[0].origin == "hindsight"
+
+
+@pytest.mark.parametrize(("strict", "expected"), [(True, [0.2, 0.6, 0.4]), (False, [0.6, 0.6, 0.4])])
+def test_a_tie_joins_only_when_not_strict(strict, expected):
+    assert totals(form_group(ATTEMPTS, [revision(0.6)], {}, seed=0, strict=strict)) == expected
+
+
+def test_a_worse_revision_never_joins():
+    members = form_group(ATTEMPTS, [revision(0.5)], {}, seed=0, strict=False)
+    assert totals(members) == [0.2, 0.6, 0.4]
+
+
+def test_append_grows_the_group():
+    assert totals(form_group(ATTEMPTS, [revision(0.8)], {}, 0, placement="append")) == [0.2, 0.6, 0.4, 0.8]
+
+
+def test_top_n_takes_the_best_revisions_into_the_worst_slots():
+    revisions = [revision(0.7, 0), revision(0.9, 1), revision(0.8, 2)]
+    assert totals(form_group(ATTEMPTS, revisions, {}, seed=0, top_n=2)) == [0.9, 0.6, 0.8]
+
+
+def test_replace_random_depends_on_the_seed_alone_and_reaches_every_slot():
+    def slot(seed):
+        members = form_group(ATTEMPTS, [revision(0.8)], {}, seed, placement="replace_random")
+        return [member.origin for member in members].index("hindsight")
+
+    assert [slot(seed) for seed in range(20)] == [slot(seed) for seed in range(20)]
+    assert {slot(seed) for seed in range(20)} == {0, 1, 2}
+
+
+def test_bonus_is_paid_to_attempts_but_rewards_are_compared_without_it():
+    members = form_group(ATTEMPTS, [revision(0.61)], {"group/1": 0.05}, seed=0)
+    assert totals(members) == [0.61, 0.65, 0.4]
+    assert members[1].reward == 0.6
+
+
+def test_fallback_copies_the_best_attempt_with_its_bonus_over_a_random_slot():
+    groups = [
+        form_group(ATTEMPTS, [revision(0.1)], {"group/1": -0.025}, seed, fallback_copies=True)
+        for seed in range(20)
+    ]
+    seen = {tuple(totals(group)) for group in groups}
+    assert seen == {(0.575, 0.575, 0.4), (0.2, 0.575, 0.4), (0.2, 0.575, 0.575)}
+    assert {member.origin for group in groups for member in group} == {"policy"}
+
+
+def test_no_fallback_without_revisions():
+    assert totals(form_group(ATTEMPTS, [], {}, seed=0, fallback_copies=True)) == [0.2, 0.6, 0.4]
+
+
+def test_a_group_in_which_nothing_was_judged_stays_empty():
+    assert form_group([], [revision(0.8)], {}, seed=0) == []
