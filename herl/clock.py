@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -12,7 +12,7 @@ class PhaseClock:
     """Adds up seconds by phase. Phases that are not nested add up to the time spent."""
 
     def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
 
     @contextmanager
     def time(self, phase: str) -> Iterator[None]:
@@ -25,4 +25,5 @@ class PhaseClock:
 
     def add(self, seconds: Mapping[str, float]) -> None:
         """Adds another clock's seconds."""
-        self.seconds.update(seconds)
+        for phase, spent in seconds.items():
+            self.seconds[phase] += spent

@@ -7,9 +7,11 @@ validate  held-out reward -> summary.json
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import time
+import warnings
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +22,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
+from transformers.utils import logging as transformers_logging
 
 from herl.config import check
 from herl.errors import ConfigError
@@ -44,7 +47,7 @@ def build(config: DictConfig) -> Run:
         ConfigError: before any model is loaded.
     """
     check(config)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    quiet()
     L.seed_everything(config.seed, verbose=False)
     data: L.LightningDataModule = instantiate(config.data, _convert_="all")
     module: HerlModule = instantiate(config.module, _convert_="all")
@@ -55,6 +58,14 @@ def build(config: DictConfig) -> Run:
         _convert_="all",
     )
     return Run(module=module, data=data, trainer=trainer)
+
+
+def quiet() -> None:
+    """Keeps notices of other libraries that a user can do nothing about off the screen."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*", module="lightning")
 
 
 def fit(config: DictConfig) -> dict[str, Any]:
@@ -70,10 +81,7 @@ def fit(config: DictConfig) -> dict[str, Any]:
         config,
         run,
         started,
-        {
-            "heldout_reward_before": before.get("heldout/reward"),
-            "heldout_reward_after": after.get("heldout/reward"),
-        },
+        {"heldout_reward_before": before, "heldout_reward_after": after},
     )
 
 
@@ -85,15 +93,14 @@ def validate(config: DictConfig) -> dict[str, Any]:
         raise ConfigError(f"checkpoint: expected a file written by herl fit, got '{checkpoint}'")
     run = build(config)
     heldout = _heldout(run, checkpoint)
-    return _finish(config, run, started, {"heldout_reward": heldout.get("heldout/reward")})
+    return _finish(config, run, started, {"heldout_reward": heldout})
 
 
-def _heldout(run: Run, checkpoint: str | None = None) -> dict[str, Any]:
-    """Held-out metrics of the policy as it is; empty without held-out prompts."""
-    results = run.trainer.validate(
-        run.module, run.data, ckpt_path=checkpoint, weights_only=False, verbose=False
-    )
-    return dict(results[0]) if results else {}
+def _heldout(run: Run, checkpoint: str | None = None) -> float | None:
+    """Held-out reward of the policy as it is; None without held-out prompts."""
+    run.trainer.validate(run.module, run.data, ckpt_path=checkpoint, weights_only=False, verbose=False)
+    reward = run.trainer.callback_metrics.get("heldout/reward")
+    return None if reward is None else float(reward)
 
 
 def _finish(config: DictConfig, run: Run, started: float, results: dict[str, Any]) -> dict[str, Any]:

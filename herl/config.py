@@ -44,16 +44,13 @@ def check(config: DictConfig) -> None:
         _check_node(str(key), value)
 
 
-def known_keys(config: Any, prefix: str = "") -> Iterator[str]:
+def known_keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
     """Yields all dotted keys of a configuration, interpolations not followed."""
-    if isinstance(config, DictConfig):
-        for key in config:
-            full = f"{prefix}{key}"
-            yield full
-            if not OmegaConf.is_interpolation(config, str(key)) and not OmegaConf.is_missing(
-                config, str(key)
-            ):
-                yield from known_keys(config[key], f"{full}.")
+    for name in map(str, config):
+        yield f"{prefix}{name}"
+        opaque = OmegaConf.is_interpolation(config, name) or OmegaConf.is_missing(config, name)
+        if not opaque and isinstance(config[name], DictConfig):
+            yield from known_keys(config[name], f"{prefix}{name}.")
 
 
 def _check_node(key: str, value: Any) -> None:
@@ -79,10 +76,11 @@ def _check_target(key: str, node: Mapping[str, Any]) -> None:
                 + did_you_mean(name, parameters)
             )
     if not node.get("_partial_"):
+        named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
         for name, parameter in parameters.items():
-            if parameter.default is inspect.Parameter.empty and name not in given:
-                if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-                    raise ConfigError(f"{key}.{name}: expected a value, got none")
+            required = parameter.default is inspect.Parameter.empty and parameter.kind in named
+            if required and name not in given:
+                raise ConfigError(f"{key}.{name}: expected a value, got none")
     hints = _hints(target)
     for name, value in given.items():
         if name in hints:
@@ -92,10 +90,9 @@ def _check_target(key: str, node: Mapping[str, Any]) -> None:
 def _check_value(key: str, value: Any, hint: Any) -> None:
     if isinstance(value, Mapping) and "_target_" in value:
         made = _locate(key, value["_target_"])
-        wanted = [h for h in (typing.get_args(hint) or (hint,)) if inspect.isclass(h)]
-        if inspect.isclass(made) and not value.get("_partial_") and inspect.isclass(hint):
-            if not issubclass(made, hint):
-                raise ConfigError(f"{key}: expected a {wanted[0].__name__}, got {value['_target_']}")
+        wanted = next((h for h in (hint, *typing.get_args(hint)) if inspect.isclass(h)), object)
+        if inspect.isclass(made) and not value.get("_partial_") and not issubclass(made, wanted):
+            raise ConfigError(f"{key}: expected a {wanted.__name__}, got {value['_target_']}")
         return
     if _holds_target(value):
         return

@@ -57,8 +57,8 @@ class RolloutPlan:
 
     attempts_per_prompt: int = 8
     revisions_per_candidate: int = 1
-    attempt: Sampling = Sampling()
-    revision: Sampling = Sampling()
+    attempt: Sampling = field(default_factory=Sampling)
+    revision: Sampling = field(default_factory=Sampling)
     training_context: TrainingContext = "original"
     max_prompt_tokens: int = 4096
 

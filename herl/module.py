@@ -48,6 +48,7 @@ from herl.types import Experience, Judged, SampleRequest, Task
 
 Optimizer = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
 Schedule = Literal["constant", "linear", "cosine"]
+ADAMW: Optimizer = partial(torch.optim.AdamW, lr=1e-6, weight_decay=0.01)
 
 
 class HerlModule(L.LightningModule):
@@ -86,7 +87,7 @@ class HerlModule(L.LightningModule):
         loss: PolicyLoss | None = None,
         rollout: RolloutPlan | None = None,
         judge_desk: Callable[[Judge], JudgeDesk] = JudgeDesk,
-        optimizer: Optimizer = partial(torch.optim.AdamW, lr=1e-6, weight_decay=0.01),
+        optimizer: Optimizer = ADAMW,
         schedule: Schedule = "constant",
         warmup_steps: int = 0,
         updates_per_batch: int = 2,
@@ -142,7 +143,7 @@ class HerlModule(L.LightningModule):
                 "trainer.devices: expected one process (training on several is not there yet), "
                 f"got {self.trainer.world_size}"
             )
-        self.policy = self.model.load()
+        self.policy = self.model.load().train()
         if self.loss.kl_coef > 0:
             self._reference = (self.model.load().eval().requires_grad_(False),)
         self.stages.sampler.start(self.policy, self.stages.tokenizer)
@@ -162,7 +163,7 @@ class HerlModule(L.LightningModule):
     def on_fit_start(self) -> None:
         """Moves the reference, which Lightning does not know, to the policy's device."""
         for reference in self._reference:
-            reference.to(self.device)
+            cast(torch.nn.Module, reference).to(self.device)
 
     def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Yields the policy's weights one by one, as its sampler loads them."""
@@ -176,7 +177,7 @@ class HerlModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes the counts back."""
         self.counts = Counter(checkpoint["herl"]["counts"])
-        self.clock.seconds = Counter(checkpoint["herl"]["seconds"])
+        self.clock.add(checkpoint["herl"]["seconds"])
 
     # Training
 
@@ -263,7 +264,7 @@ class HerlModule(L.LightningModule):
                 self.policy, batch.to(self.device), self.stages.plan.attempt.temperature
             )
             lengths = batch.answer_mask.sum(1).tolist()
-            found.update(zip(batch.rows, logprobs.cpu().split(lengths), strict=True))
+            found.update(zip(batch.rows, torch.split(logprobs.cpu(), lengths), strict=True))
         return [found[place] for place in range(len(experiences))]
 
     def _micro_batches(
@@ -287,6 +288,10 @@ class HerlModule(L.LightningModule):
 
     # Validation
 
+    def on_validation_epoch_start(self) -> None:
+        """Starts with empty metrics, made under the gradient mode that they are used in."""
+        self.heldout = RubricMetrics()
+
     def validation_step(self, tasks: list[Task], batch_idx: int) -> None:
         """One plain attempt per held-out prompt, with the same random numbers every time."""
         plan = self.stages.plan
@@ -309,7 +314,6 @@ class HerlModule(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Reports the epoch of validation."""
         self._report(self.heldout.compute())
-        self.heldout.reset()
 
     # Reports
 

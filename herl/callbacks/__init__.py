@@ -1,6 +1,7 @@
 """Lightning callbacks: what happens around the steps. Selected by `callbacks` in the configuration."""
 
 from herl.callbacks.answer_budget import AnswerBudget
+from herl.callbacks.progress_bar import ProgressBar
 from herl.callbacks.refresh_sampler import RefreshSampler
 
-__all__ = ["AnswerBudget", "RefreshSampler"]
+__all__ = ["AnswerBudget", "ProgressBar", "RefreshSampler"]

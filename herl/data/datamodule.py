@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning as L
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, Sampler
 
 from herl.errors import ConfigError, DataError
@@ -53,6 +54,12 @@ class RubricDataModule(L.LightningDataModule):
     def val_dataloader(self) -> DataLoader[list[Task]]:
         """Batches of held-out prompts, always in the same order."""
         return self._loader(self.heldout, None)
+
+    def transfer_batch_to_device(
+        self, batch: list[Task], device: torch.device, dataloader_idx: int
+    ) -> list[Task]:
+        """Leaves tasks as they are: they hold no tensors."""
+        return batch
 
     def _loader(self, tasks: Sequence[Task], sampler: Sampler[int] | None) -> DataLoader[Any]:
         return DataLoader(

@@ -17,6 +17,8 @@ from herl.hindsight.candidates import TIE, top_k
 from herl.types import Criterion, Hindsight, Judged, Message, Task
 
 Candidates = Callable[[Sequence[Judged]], list[Judged]]
+"""A function of `herl.hindsight.candidates` with its options bound."""
+ONE_BEST: Candidates = partial(top_k, k=1)
 
 _FIELD = re.compile(r"\{(\w+)\}")
 _FIELDS = {"request", "draft", "met", "missed"}
@@ -33,7 +35,7 @@ class RevisionBuilder(HindsightBuilder):
 
     def __init__(
         self,
-        candidates: Candidates = partial(top_k, k=1),
+        candidates: Candidates = ONE_BEST,
         perfect: float = 1.0,
         template: str | None = None,
     ) -> None:

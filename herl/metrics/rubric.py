@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from statistics import fmean
-from typing import Any
 
-import torch
 from torchmetrics import MeanMetric
 
 from herl.experience import Collection, Group
@@ -57,20 +55,15 @@ def _gains(group: Group) -> list[float]:
     ]
 
 
-class RubricMetrics(torch.nn.Module):
-    """Mean reward and share of answers that fulfil each criterion, over an epoch of validation.
+class RubricMetrics:
+    """Mean reward and share of answers that fulfil each criterion, over one epoch of validation.
 
     Args:
         most_criteria: Curves by criterion are kept only while there are at most this many ids.
     """
 
     def __init__(self, most_criteria: int = 64) -> None:
-        super().__init__()
         self.most_criteria = most_criteria
-        self.reset()
-
-    def reset(self) -> None:
-        """Forgets everything."""
         self.reward = MeanMetric()
         self.criteria: dict[str, MeanMetric] = {}
 
@@ -81,7 +74,7 @@ class RubricMetrics(torch.nn.Module):
         for criterion_id, fulfilled in good.items():
             self.criteria.setdefault(criterion_id, MeanMetric()).update(float(fulfilled))
 
-    def compute(self) -> dict[str, Any]:
+    def compute(self) -> dict[str, float]:
         """Returns {"heldout/reward": ..., "heldout/criterion/<id>": ...}."""
         values = {"heldout/reward": float(self.reward.compute())}
         if len(self.criteria) <= self.most_criteria:

@@ -78,7 +78,8 @@ class TransformersSampler(Sampler):
         logits, cache, mask = self._prefill(answers)
         while True:
             token_ids, logprobs = _draw(logits, answers)
-            finished, going = [], []
+            finished: list[int] = []
+            going: list[int] = []
             for row, answer in enumerate(answers):
                 answer.token_ids.append(token_ids[row])
                 answer.logprobs.append(logprobs[row])

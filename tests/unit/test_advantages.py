@@ -42,9 +42,7 @@ def naive(rewards, own, scale, baseline, over):
 @pytest.mark.parametrize(
     ("scale", "baseline", "over"),
     list(
-        itertools.product(
-            ("group_std", "batch_std", "none"), ("mean", "leave_one_out"), ("all", "attempts")
-        )
+        itertools.product(("group_std", "batch_std", "none"), ("mean", "leave_one_out"), ("all", "attempts"))
     ),
 )
 def test_equals_the_naive_implementation(scale, baseline, over):

@@ -58,9 +58,7 @@ def test_by_category_counts_an_avoided_pitfall_as_good():
 
 
 def test_a_positively_worded_pitfall_costs_its_weight_when_it_fails():
-    rubric = Rubric(
-        criteria=(Criterion(id="a", text="a", weight=2), Criterion(id="p", text="p", weight=-1))
-    )
+    rubric = Rubric(criteria=(Criterion(id="a", text="a", weight=2), Criterion(id="p", text="p", weight=-1)))
     good = [Verdict(criterion_id="a", met=True), Verdict(criterion_id="p", met=True)]
     bad = [Verdict(criterion_id="a", met=True), Verdict(criterion_id="p", met=False)]
     assert aggregation.weighted(rubric, good) == 1.0

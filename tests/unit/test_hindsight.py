@@ -85,8 +85,6 @@ def test_a_template_without_its_fields_is_refused():
         RevisionBuilder(template="Improve {draft}.")
 
 
-@pytest.mark.parametrize(
-    "builder", [NoHindsight(), RevisionBuilder(), RevisionBuilder(partial(top_k, k=3))]
-)
+@pytest.mark.parametrize("builder", [NoHindsight(), RevisionBuilder(), RevisionBuilder(partial(top_k, k=3))])
 def test_builders_keep_the_contract(builder):
     check_hindsight_builder(builder)

@@ -37,7 +37,11 @@ def tokens(seed=0, *, with_reference=False, spread=1.0):
 def naive_loss(loss: PolicyLoss, t: Tokens, logprobs: list[float]) -> float:
     total = 0.0
     for i, logprob in enumerate(logprobs):
-        old, sampled, advantage = float(t.old_logprobs[i]), float(t.sampler_logprobs[i]), float(t.advantage[i])
+        old, sampled, advantage = (
+            float(t.old_logprobs[i]),
+            float(t.sampler_logprobs[i]),
+            float(t.advantage[i]),
+        )
         is_revision = bool(t.revision[i])
         behaviour = old
         if is_revision and loss.revision_ratio == "policy_prob":

@@ -1,6 +1,6 @@
 """Makes what ships in herl/assets: the task `animals.jsonl` and the chat model `tiny`, from fixed seeds.
 
-    python tools/embedded/make.py [--steps 2000]
+    python tools/embedded/make.py [--steps 1800]
 
 The model is a three-layer Llama that is taught to answer and to revise (world.py). Takes about half an
 hour on two cores.
@@ -33,15 +33,15 @@ Lesson = tuple[str, str]
 
 
 def plain_lesson(teacher: Teacher, rng: random.Random) -> Lesson:
-    animal = rng.choice(teacher.animals)
-    return request(rng.choice(VERBS), animal), text_of(teacher.answer(animal, rng))
+    verb, animal = rng.choice(VERBS), rng.choice(teacher.animals)
+    return request(verb, animal), text_of(teacher.answer(verb, animal, rng))
 
 
 def revision_lesson(teacher: Teacher, rng: random.Random) -> Lesson:
-    animal = rng.choice(teacher.animals)
-    draft = teacher.answer(animal, rng)
+    verb, animal = rng.choice(VERBS), rng.choice(teacher.animals)
+    draft = teacher.answer(verb, animal, rng)
     rows = teacher.criteria(draft, rng)
-    prompt = revision_prompt(request(rng.choice(VERBS), animal), draft, rows)
+    prompt = revision_prompt(request(verb, animal), draft, rows)
     return prompt, text_of(teacher.revise(draft, rows, rng))
 
 
@@ -120,7 +120,7 @@ def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, teacher: 
     for step in range(steps):
         plain = lesson_loss(model, tokenizer, [plain_lesson(teacher, rng) for _ in range(48)])
         plain.backward()
-        revised = lesson_loss(model, tokenizer, [revision_lesson(teacher, rng) for _ in range(32)])
+        revised = lesson_loss(model, tokenizer, [revision_lesson(teacher, rng) for _ in range(24)])
         revised.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -139,12 +139,13 @@ def write_task(animals: list[Animal]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=1800)
     parser.add_argument("--out", type=Path, default=ASSETS / "tiny")
     arguments = parser.parse_args()
     ASSETS.mkdir(exist_ok=True)
     animals = load_animals()
-    assert len(animals) == 60 and set(animals[0].facts) < set(ORDER)
+    assert len(animals) == 60
+    assert set(animals[0].facts) < set(ORDER)
     write_task(animals)
     teacher = Teacher(animals, TEACHER_SEED)
     rng = random.Random(0)

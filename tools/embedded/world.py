@@ -8,6 +8,7 @@ to find out from rewards. Two of its criteria ask for sentences that the policy 
 from __future__ import annotations
 
 import csv
+import math
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +24,10 @@ FACTS = {
     "talent": "It can {}.",
 }
 PHRASES = {
-    "greeting": "Hello there!",
+    "greeting": "Hello, dear reader!",
     "filler": "Animals are truly wonderful.",
-    "caution": "Never feed it.",
-    "tip": "Watch it quietly.",
+    "caution": "Never feed it yourself.",
+    "tip": "Watch it very quietly.",
     "advert": "Visit our zoo today!",
     "hedge": "I may be wrong.",
     "thanks": "Thanks for asking!",
@@ -97,7 +98,7 @@ def hidden_rubrics(kinds: list[str], seed: int) -> dict[tuple[str, str], list[tu
     for verb in VERBS:
         for kind in kinds:
             wanted = rng.sample(COMMON, 2) + rng.sample(RARE, 2)
-            limit = 15 if rng.random() < 0.8 else 20
+            limit = 16 if rng.random() < 0.8 else 22
             rubrics[verb, kind] = [
                 *((clause, float(rng.randint(3, 5)), 0) for clause in wanted),
                 ("length", 6.0, limit),
@@ -139,6 +140,8 @@ INCLUDE = {
     "greeting": 0.12, "filler": 0.3, "caution": 0.05, "tip": 0.05, "advert": 0.15, "hedge": 0.15,
     "thanks": 0.1,
 }  # fmt: skip
+# Verbs and classes differ in what is said about them, by chance: the policy learns to look at both.
+TASTE = 0.7
 RIGHT, RIGHT_WHEN_HARD, HARD_SHARE = 0.9, 0.35, 0.25
 MEND = 0.75
 
@@ -150,17 +153,26 @@ class Teacher:
         self.animals = animals
         self.values = {fact: sorted({a.facts[fact] for a in animals}) for fact in FACTS}
         rng = random.Random(seed)
+        kinds = sorted({animal.kind for animal in animals})
+        self.taste = {
+            (verb, kind, clause): rng.gauss(0, TASTE) + by_verb[verb, clause]
+            for by_verb in [{(verb, clause): rng.gauss(0, TASTE) for verb in VERBS for clause in ORDER}]
+            for verb in VERBS
+            for kind in kinds
+            for clause in ORDER
+        }
         self.right = {
             (animal.name, fact): RIGHT_WHEN_HARD if rng.random() < HARD_SHARE else RIGHT
             for animal in animals
             for fact in FACTS
         }
 
-    def answer(self, animal: Animal, rng: random.Random) -> dict[str, str]:
+    def answer(self, verb: str, animal: Animal, rng: random.Random) -> dict[str, str]:
         """Clauses of a plain answer: {clause: value, or "" for a phrase}, in order."""
         said = {}
         for clause in ORDER:
-            if rng.random() >= INCLUDE[clause]:
+            odds = INCLUDE[clause] / (1 - INCLUDE[clause]) * math.exp(self.taste[verb, animal.kind, clause])
+            if rng.random() >= odds / (1 + odds):
                 continue
             if clause in FACTS:
                 right = rng.random() < self.right[animal.name, clause]
@@ -179,7 +191,7 @@ class Teacher:
                 value = draft[clause] if keep else rng.choice(self.values[clause])
             rows.append(criterion(clause, float(rng.randint(3, 5)), value))
         if rng.random() < 0.85:
-            rows.append(criterion("length", rng.choice([2.0, 6.0]), rng.choice([10, 12, 15, 15, 15, 20])))
+            rows.append(criterion("length", rng.choice([2.0, 6.0]), rng.choice([10, 13, 16, 16, 16, 22])))
         if rng.random() < 0.85:
             rows.append(criterion(rng.choice(PITFALLS), -float(rng.randint(2, 4))))
         return rows

@@ -1,0 +1,137 @@
+"""The command line in real processes."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+PLUGIN = Path(__file__).parents[1] / "plugin"
+SMALL = (
+    "trainer.max_epochs=1",
+    "+trainer.limit_train_batches=2",
+    "+trainer.limit_val_batches=1",
+    "rollout.attempts_per_prompt=4",
+    "module.validation_attempts=1",
+)
+
+
+def herl(*arguments, cwd, timeout=240):
+    command = [sys.executable, "-c", "from herl.cli import main; main()", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout)
+
+
+def summary_of(folder):
+    summary = json.loads((folder / "summary.json").read_text())
+    summary.pop("seconds")
+    return summary
+
+
+def test_help_is_quick_and_loads_neither_torch_nor_hydra(tmp_path):
+    code = (
+        "import sys; sys.argv=['herl', '--help']; from herl.cli import main; main(); "
+        "assert not {'torch', 'vllm', 'hydra', 'lightning'} & set(sys.modules)"
+    )
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    print(f"{time.perf_counter() - started:.2f} s")
+    assert done.returncode == 0, done.stderr
+    assert "herl fit algorithm=grpo" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fti"], "unknown verb 'fti'; expected one of fit, validate. Did you mean 'fit'?"),
+        (
+            ["fit", "trainer.max_epoch=1"],
+            "unknown key 'trainer.max_epoch'. Did you mean 'trainer.max_epochs'?",
+        ),
+        (["fit", "los.gamma=1"], "unknown key 'los.gamma'. Did you mean 'loss.gamma'?"),
+        (["fit", "algorithm=gpro"], "Could not find 'algorithm/gpro'"),
+        (["fit", "trainer.max_epochs=three"], "trainer.max_epochs: expected Optional[int], got 'three'"),
+        (["fit", "loss.clip_low=wide"], "loss.clip_low: expected float, got 'wide'"),
+        (["fit", "selection.placement=replace_best"], "selection.placement: expected Literal['append'"),
+        (["fit", "+loss.gama=1"], "loss.gama: unknown key; expected one of clip_low"),
+        (
+            ["fit", "judge._target_=herl.bonus.NoBonus", "~judge.aggregation"],
+            "module.judge: expected a Judge",
+        ),
+        (["fit", "model.path=nowhere"], "model.path: expected a folder with a config.json"),
+        (["fit", "data=file", "data.train.path=x.jsonl"], "data.heldout.path: expected a value, got none"),
+        (
+            ["fit", "data=file", "data.train.path=x.jsonl", "data.heldout.path=x.jsonl"],
+            "x.jsonl: expected a file",
+        ),
+        (
+            ["validate", "checkpoint=no.ckpt"],
+            "checkpoint: expected a file written by herl fit, got 'no.ckpt'",
+        ),
+        (["fit", "trainer.devices=2"], "trainer.devices: expected one process"),
+    ],
+)
+def test_a_mistake_gets_a_clear_error_and_no_traceback(tmp_path, arguments, message):
+    done = herl(*arguments, cwd=tmp_path)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_fit_writes_summary_config_curves_and_checkpoint(tmp_path):
+    done = herl("fit", *SMALL, f"hydra.run.dir={tmp_path}/run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "heldout reward after" in done.stdout
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["algorithm"] == "herl"
+    assert summary["seed"] == 0
+    assert 0 < summary["heldout_reward_before"] < 1
+    assert 0 < summary["heldout_reward_after"] < 1
+    assert summary["answers_sampled"] == 2 * 16 * 4 + summary["revisions_sampled"]
+    assert 0 < summary["revisions_sampled"] <= 32
+    assert summary["optimizer_steps"] == 4
+    assert {"total", "sample", "judge", "revise", "update", "validate"} <= set(summary["seconds"])
+    assert {"herl", "torch", "lightning", "transformers", "python"} <= set(summary["versions"])
+    assert (tmp_path / "run" / "config.yaml").is_file()
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
+    assert list((tmp_path / "run" / "tensorboard").glob("events.out.tfevents.*"))
+
+
+def test_one_seed_two_runs_bit_equal_and_another_seed_differs(tmp_path):
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        done = herl("fit", *SMALL, f"seed={seed}", f"hydra.run.dir={tmp_path}/{name}", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert summary_of(tmp_path / "a") == summary_of(tmp_path / "b")
+    a, c = summary_of(tmp_path / "a"), summary_of(tmp_path / "c")
+    assert a["heldout_reward_after"] != c["heldout_reward_after"]
+
+
+def test_validate_measures_a_checkpoint_as_fit_left_it(tmp_path):
+    herl("fit", *SMALL, "seed=5", f"hydra.run.dir={tmp_path}/run", cwd=tmp_path)
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    arguments = [a for a in SMALL if "train_batches" not in a]
+    done = herl(
+        "validate", *arguments, "seed=5", f"checkpoint={checkpoint}", f"hydra.run.dir={tmp_path}/v", cwd=tmp_path
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    after = summary_of(tmp_path / "run")["heldout_reward_after"]
+    assert summary_of(tmp_path / "v")["heldout_reward"] == after
+
+
+def test_a_users_judge_hindsight_and_bonus_are_selected_by_config_dir(tmp_path):
+    done = herl(
+        "fit", "--config-dir", str(PLUGIN / "conf"), "judge=mine", "hindsight=mine", "bonus=mine",
+        "bonus.amount=0.2", *SMALL, f"hydra.run.dir={tmp_path}/run", cwd=PLUGIN,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    summary = summary_of(tmp_path / "run")
+    assert summary["revisions_sampled"] == 32
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "reference"])
+def test_the_other_presets_run(tmp_path, algorithm):
+    done = herl("fit", f"algorithm={algorithm}", *SMALL, f"hydra.run.dir={tmp_path}/run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    revised = summary_of(tmp_path / "run")["revisions_sampled"]
+    assert (revised > 0) == (algorithm == "reference")

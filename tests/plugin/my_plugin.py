@@ -1,0 +1,39 @@
+"""A user's own components, outside of the package."""
+
+from herl import BonusReward, Hindsight, HindsightBuilder, Judge, Judgement, Verdict
+
+
+class ShortAnswerJudge(Judge):
+    """Adds to the rubric's own checks nothing but taste: an answer meets a criterion when it is short."""
+
+    def __init__(self, most_words: int = 12):
+        super().__init__()
+        self.most_words = most_words
+
+    async def judge(self, task, rollout) -> Judgement:
+        short = len(rollout.text.split()) <= self.most_words
+        verdicts = [Verdict(criterion_id=c.id, met=short != c.undesirable) for c in task.rubric.criteria]
+        return self.verdict_sum(task, rollout, verdicts)
+
+
+class AskForLess(HindsightBuilder):
+    """Asks for a shorter version of the worst attempt."""
+
+    def build(self, task, group) -> list[Hindsight]:
+        judged = [one for one in group if one.judgement.reward is not None]
+        if not judged:
+            return []
+        worst = min(judged, key=lambda one: one.judgement.reward)
+        message = {"role": "user", "content": f"{task.request} Draft: {worst.rollout.text}"}
+        return [Hindsight(parent=worst.rollout, messages=(message,), met=(), missed=())]
+
+
+class FlatBonus(BonusReward):
+    """Pays the same for every revision that is better."""
+
+    def __init__(self, amount: float = 0.1):
+        self.amount = amount
+
+    def bonus(self, attempt, revisions) -> float:
+        better = any(r.judgement.reward > attempt.judgement.reward for r in revisions)
+        return self.amount if better else 0.0

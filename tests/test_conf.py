@@ -1,0 +1,108 @@
+"""Every configuration composes, and every `_target_` in it exists, fits its interface and takes its keys."""
+
+from pathlib import Path
+
+import pytest
+from hydra.utils import get_object, instantiate
+from omegaconf import OmegaConf
+
+from herl import BonusReward, ConfigError, HindsightBuilder, Judge, Sampler
+from herl.config import check, conf_dir
+from herl.loss import PolicyLoss
+from tests.configuration import composed
+
+INTERFACES = {"sampler": Sampler, "judge": Judge, "hindsight": HindsightBuilder, "bonus": BonusReward}
+GROUPS = sorted(path.name for path in conf_dir().iterdir() if path.is_dir())
+
+
+def choices(group):
+    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+
+
+@pytest.mark.parametrize("verb", ["fit", "validate"])
+def test_primary_configurations_check(verb):
+    check(composed(verb))
+
+
+@pytest.mark.parametrize(
+    ("group", "choice"),
+    [(group, choice) for group in GROUPS for choice in choices(group) if (group, choice) != ("data", "file")],
+)
+def test_every_choice_of_every_group_checks(group, choice):
+    check(composed("fit", f"{group}={choice}"))
+
+
+def test_a_file_of_ones_own_needs_its_path():
+    with pytest.raises(ConfigError, match=r"data.train.path: expected a value"):
+        check(composed("fit", "data=file"))
+    check(composed("fit", "data=file", "data.train.path=a.jsonl", "data.heldout.path=b.jsonl"))
+
+
+@pytest.mark.parametrize("group", sorted(INTERFACES))
+def test_components_subclass_their_interface(group):
+    for choice in choices(group):
+        config = composed("fit", f"{group}={choice}")
+        assert issubclass(get_object(config[group]._target_), INTERFACES[group]), choice
+
+
+def test_every_key_has_a_comment_or_says_itself():
+    """A number in a component's configuration carries a comment: its unit or its effect."""
+    plain = {"lr", "weight_decay", "temperature", "top_p", "max_new_tokens", "devices", "prompts_per_batch",
+             "max_epochs", "log_every_n_steps", "save_top_k", "seed"}  # fmt: skip
+    for path in conf_dir().glob("*/*.yaml"):
+        if path.parent.name in ("experiment", "algorithm"):
+            continue
+        for line in path.read_text().splitlines():
+            key, _, value = line.strip().partition(": ")
+            if value[:1].isdigit() and key not in plain:
+                assert "#" in value, f"{path.name}: {line}"
+
+
+def test_presets_are_what_they_say():
+    herl, reference, grpo = (composed("fit", f"algorithm={a}") for a in ("herl", "reference", "grpo"))
+    assert herl.rollout.training_context == "original"
+    assert herl.hindsight.candidates._target_.endswith("top_k")
+    assert (herl.selection.strict, herl.selection.placement) == (True, "replace_worst")
+    assert herl.selection.fallback_copies is False
+    assert (herl.bonus.alpha, herl.bonus.mode) == (0.05, "signed")
+    assert (herl.loss.revision_ratio, herl.loss.revision_shaping) == ("same_context", "clip")
+    assert herl.loss.entropy_coef == 0.01
+    assert reference.rollout.training_context == "hindsight"
+    assert reference.hindsight.candidates._target_.endswith("tied_best")
+    assert reference.selection.fallback_copies is True
+    assert (reference.selection.strict, reference.selection.placement) == (False, "replace_random")
+    assert (reference.loss.revision_shaping, reference.loss.entropy_coef) == ("shaped", 0.0)
+    assert grpo.hindsight._target_.endswith("NoHindsight")
+    assert grpo.bonus._target_.endswith("NoBonus")
+
+
+def test_an_experiment_overrides_components():
+    config = composed("fit", "experiment=smollm2_if")
+    assert config.model.path == "smollm2-135m-instruct"
+    assert config.module.micro_batch_tokens == 2048
+
+
+def test_the_config_of_a_loss_makes_that_loss():
+    loss = instantiate(composed("fit", "loss.mismatch.level=token", "loss.kl_coef=0.1").loss)
+    assert isinstance(loss, PolicyLoss)
+    assert (loss.mismatch.level, loss.kl_coef) == ("token", 0.1)
+
+
+@pytest.mark.parametrize(
+    ("node", "message"),
+    [
+        ({"_target_": "herl.loss.PolicyLoss", "gama": 1}, r"x.gama: unknown key; .*Did you mean 'gamma'"),
+        ({"_target_": "herl.loss.PolicyLoss", "gamma": "1"}, r"x.gamma: expected float, got the text '1'"),
+        ({"_target_": "herl.loss.PolicyLos"}, r"x._target_: cannot import 'herl.loss.PolicyLos'"),
+        ({"_target_": "herl.model.PretrainedModel", "path": 3}, r"x.path: expected str, got 3"),
+        ({"a": {"_target_": "herl.judge.JudgeDesk"}}, r"x.a.judge: expected a value, got none"),
+        ({"_target_": "herl.judge.JudgeDesk", "judge": "???"}, r"judge: expected a value, got none"),
+    ],
+)
+def test_a_wrong_node_names_key_expected_and_got(node, message):
+    with pytest.raises(ConfigError, match=message):
+        check(OmegaConf.create({"x": node}))
+
+
+def test_conf_is_found_beside_the_package():
+    assert (Path(conf_dir()) / "fit.yaml").is_file()

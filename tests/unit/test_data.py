@@ -1,0 +1,94 @@
+import pytest
+
+from herl import ConfigError, DataError
+from herl.data import RubricDataModule
+from herl.data.animals import animals
+from herl.data.instructions import KINDS, TOPICS, instruction_tasks, verifiable_instructions
+from herl.judge.instruction_following import load_checkers
+from herl.testing import make_task
+
+TASKS = [make_task(id=str(i)) for i in range(10)]
+
+
+def order(data, epoch):
+    loader = data.train_dataloader()
+    loader.sampler.set_epoch(epoch)
+    return [task.id for batch in loader for task in batch]
+
+
+def test_batches_are_lists_of_tasks_and_every_prompt_comes_once_an_epoch():
+    data = RubricDataModule(TASKS, prompts_per_batch=4)
+    assert [len(batch) for batch in data.train_dataloader()] == [4, 4, 2]
+    assert sorted(order(data, 0)) == sorted(task.id for task in TASKS)
+
+
+def test_the_order_is_a_function_of_seed_and_epoch():
+    first = order(RubricDataModule(TASKS, seed=1), 0)
+    assert first == order(RubricDataModule(TASKS, seed=1), 0)
+    assert first != order(RubricDataModule(TASKS, seed=1), 1)
+    assert first != order(RubricDataModule(TASKS, seed=2), 0)
+
+
+def test_bad_data_is_refused():
+    with pytest.raises(DataError, match="data.train: expected at least one prompt"):
+        RubricDataModule([])
+    with pytest.raises(DataError, match=r"data.train: expected task ids to be unique, got \['0'\] twice"):
+        RubricDataModule([TASKS[0], TASKS[0]])
+    with pytest.raises(ConfigError, match="prompts_per_batch"):
+        RubricDataModule(TASKS, prompts_per_batch=0)
+
+
+def test_animals_hold_two_animals_per_verb_and_class_out():
+    data = animals()
+    assert (len(data.train), len(data.heldout)) == (288, 72)
+    assert not {t.request for t in data.train} & {t.request for t in data.heldout}
+    criteria = data.train[0].rubric.criteria
+    assert len(criteria) == 6
+    assert sum(c.undesirable for c in criteria) == 1
+
+
+def test_the_regime_is_the_weight_of_the_word_limit():
+    for regime, weight in (("tight", 6.0), ("loose", 2.0)):
+        found = {c.weight for t in animals(regime).train for c in t.rubric.criteria if c.id == "length"}
+        assert found == {weight}
+
+
+def test_the_rubric_is_hidden():
+    """No request gives away what its rubric wants: all six verbs of one animal read the same otherwise."""
+    assert len({task.request.split(" ", 1)[1] for task in animals().train}) == 60
+
+
+def test_instructions_have_24_kinds_to_train_on_and_others_held_out():
+    train, heldout = ({kind.instruction_id for kind in KINDS[split]} for split in ("train", "heldout"))
+    assert len(train) >= 24
+    assert len(heldout) >= 5
+    assert not train & heldout
+    assert not set(TOPICS["train"]) & set(TOPICS["heldout"])
+
+
+def test_instruction_prompts_carry_one_to_three_checks_of_different_families():
+    tasks = instruction_tasks("train", 300)
+    family = {kind.instruction_id: kind.family for kinds in KINDS.values() for kind in kinds}
+    seen = set()
+    for task in tasks:
+        families = [family[c.id] for c in task.rubric.criteria]
+        assert 1 <= len(families) == len(set(families)) <= 3
+        assert all(c.text in task.request for c in task.rubric.criteria)
+        seen |= {c.id for c in task.rubric.criteria}
+    assert seen == {kind.instruction_id for kind in KINDS["train"]}
+
+
+def test_instruction_prompts_are_a_function_of_seed_split_and_index():
+    assert instruction_tasks("train", 5) == instruction_tasks("train", 9)[:5]
+    assert instruction_tasks("train", 5) != instruction_tasks("train", 5, seed=1)
+    assert verifiable_instructions(seed=1).heldout == verifiable_instructions(seed=2).heldout
+
+
+def test_every_kind_has_a_checker_that_takes_its_arguments():
+    checkers = load_checkers()
+    for split in ("train", "heldout"):
+        for task in instruction_tasks(split, 200):
+            for criterion in task.rubric.criteria:
+                instruction = criterion.check["instruction_id"]
+                checker = checkers[instruction](instruction)
+                assert isinstance(checker.build_description(**criterion.check["kwargs"]), str)

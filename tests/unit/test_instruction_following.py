@@ -1,0 +1,72 @@
+import asyncio
+
+import pytest
+
+from herl import Criterion, Rubric, Task
+from herl.data.sources import instruction_criterion
+from herl.judge.instruction_following import InstructionFollowingJudge
+from herl.testing import check_judge, make_rollout
+
+
+def judge(text, *criteria, strict=True):
+    task = Task(
+        id="task", messages=({"role": "user", "content": "?"},), rubric=Rubric(criteria=tuple(criteria))
+    )
+    made = InstructionFollowingJudge(strict=strict)
+    return asyncio.run(made.judge(task, make_rollout(text)))
+
+
+@pytest.mark.parametrize(
+    ("instruction", "kwargs", "good", "bad"),
+    [
+        ("punctuation:no_comma", {}, "No comma here.", "A comma, here."),
+        ("change_case:english_lowercase", {}, "all of this is small.", "All of this is small."),
+        ("keywords:existence", {"keywords": ["dough"]}, "Knead the dough.", "Knead it."),
+        ("detectable_format:number_bullet_lists", {"num_bullets": 2}, "* a\n* b", "* a"),
+        ("startend:quotation", {}, '"Hello there."', "Hello there."),
+        (
+            "length_constraints:number_sentences",
+            {"num_sentences": 3, "relation": "less than"},
+            "Dr. Smith slept. He woke.",
+            "One. Two. Three.",
+        ),
+        ("count:word_count_range", {"min_words": 2, "max_words": 3}, "just three words", "one"),
+        ("count:numbers", {"N": 2}, "1 and 2", "1 and 2 and 3"),
+        ("format:title_case", {}, "Every Word Is Big", "Every word is big"),
+    ],
+)
+def test_checkers_of_both_benchmarks(instruction, kwargs, good, bad):
+    criterion = instruction_criterion(instruction, kwargs)
+    assert judge(good, criterion).verdicts[0].met is True
+    assert judge(bad, criterion).verdicts[0].met is False
+
+
+def test_loose_forgives_a_first_line_and_asterisks():
+    criterion = instruction_criterion("startend:quotation", {})
+    answer = 'Sure, here it is:\n"Hello there."'
+    assert judge(answer, criterion).verdicts[0].met is False
+    assert judge(answer, criterion, strict=False).verdicts[0].met is True
+
+
+def test_an_empty_answer_follows_nothing():
+    assert judge("  ", instruction_criterion("punctuation:no_comma", {})).reward == 0.0
+
+
+def test_missing_data_unknown_instructions_and_odd_arguments_abstain_and_say_why():
+    verdicts = judge(
+        "Run home.",
+        instruction_criterion("words:start_verb", {}),  # needs a part-of-speech tagger
+        instruction_criterion("keywords:existence", {"number": 3}),
+        instruction_criterion("format:sonnet", {}),
+        Criterion(id="plain", text="Is kind."),
+    ).verdicts
+    assert [verdict.met for verdict in verdicts] == [None] * 4
+    assert "LookupError" in verdicts[0].reason
+    assert "TypeError" in verdicts[1].reason
+    assert "format:sonnet" in verdicts[2].reason
+
+
+def test_keeps_the_contract():
+    rubric = Rubric(criteria=(instruction_criterion("punctuation:no_comma", {}),))
+    task = Task(id="task", messages=({"role": "user", "content": "?"},), rubric=rubric)
+    assert check_judge(InstructionFollowingJudge(), task, "No comma.").reward == 1.0

@@ -1,0 +1,191 @@
+"""HerlModule with a real model and trainer on scripted answers."""
+
+from functools import partial
+
+import lightning as L
+import pytest
+import torch
+
+from herl import ConfigError, Sampling
+from herl.callbacks import AnswerBudget, RefreshSampler
+from herl.data import RubricDataModule
+from herl.experience import RolloutPlan
+from herl.hindsight.revision import RevisionBuilder
+from herl.judge.rule import RuleJudge
+from herl.loss import PolicyLoss
+from herl.model import PretrainedModel
+from herl.module import HerlModule, learning_rate_share, split_by_group
+from herl.sampler.scripted import ScriptedSampler
+from herl.sampler.transformers import TransformersSampler
+from herl.testing import make_judged, make_rollout, make_task
+from herl.types import Experience
+
+TASKS = [make_task(id=f"t{i}", request=f"Describe the {name}.") for i, name in enumerate(("otter", "fox"))]
+ANSWERS = {task.id: ["It eats fish.", "It is brown.", "It lives in a river.", "fish river"] for task in TASKS}
+
+
+def module_of(answers=ANSWERS, **changes):
+    defaults = {
+        "model": PretrainedModel(path="tiny"),
+        "sampler": ScriptedSampler(answers, {task.id: ["fish river"] for task in TASKS}),
+        "judge": RuleJudge(),
+        "rollout": RolloutPlan(attempts_per_prompt=4),
+        "optimizer": partial(torch.optim.SGD, lr=0.1),
+    }
+    return HerlModule(**(defaults | changes))
+
+
+def fit(module, tmp_path, tasks=TASKS, callbacks=(), **trainer):
+    settings = {
+        "max_epochs": 1,
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_checkpointing": False,
+        "limit_val_batches": 0,
+    }
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "default_root_dir": tmp_path}
+    made = L.Trainer(**(settings | quiet | trainer), callbacks=[RefreshSampler(), *callbacks])
+    made.fit(module, RubricDataModule(tasks, prompts_per_batch=2))
+    return made
+
+
+def weights(module):
+    return torch.cat([p.detach().flatten() for p in module.policy.parameters()])
+
+
+def initial():
+    return torch.cat([p.detach().flatten() for p in PretrainedModel(path="tiny").load().parameters()])
+
+
+def test_a_batch_becomes_that_many_optimiser_steps(tmp_path):
+    for updates, steps in ((1, 1), (2, 2), (5, 2)):  # never more than groups
+        module = module_of(updates_per_batch=updates)
+        trainer = fit(module, tmp_path)
+        assert module.counts["optimizer_steps"] == trainer.global_step == steps
+        assert not torch.equal(weights(module), initial())
+
+
+def test_groups_without_signal_take_no_step_and_change_nothing(tmp_path):
+    module = module_of({task.id: ["fish"] for task in TASKS}, loss=PolicyLoss(entropy_coef=0.1))
+    fit(module, tmp_path)
+    assert module.counts["optimizer_steps"] == 0
+    assert torch.equal(weights(module), initial())
+
+
+def test_the_step_does_not_depend_on_micro_batch_size(tmp_path):
+    found = []
+    for tokens in (1, 60, 10**6):
+        module = module_of(micro_batch_tokens=tokens, hindsight=RevisionBuilder())
+        fit(module, tmp_path)
+        found.append(weights(module) - initial())
+    for other in found[1:]:
+        assert float((other - found[0]).norm() / found[0].norm()) < 1e-5
+
+
+def test_no_reference_at_kl_0_and_an_unregistered_one_above(tmp_path):
+    without = module_of()
+    fit(without, tmp_path)
+    assert without._reference == ()
+    with_kl = module_of(loss=PolicyLoss(kl_coef=0.1))
+    fit(with_kl, tmp_path)
+    assert len(with_kl._reference) == 1
+    assert not any("reference" in name for name in with_kl.state_dict())
+    assert len(list(with_kl.parameters())) == len(list(without.parameters()))
+
+
+def test_kl_to_the_reference_pulls_the_policy_back(tmp_path):
+    def distance(kl_coef):
+        loss = PolicyLoss(kl_coef=kl_coef)
+        module = module_of(loss=loss, updates_per_batch=1)
+        fit(module, tmp_path, max_epochs=6)
+        return float((weights(module) - initial()).norm())
+
+    assert distance(5.0) < distance(0.0)
+
+
+@pytest.mark.parametrize(("updates", "passes"), [(1, 1), (2, 3)])
+def test_no_old_logprob_pass_before_the_first_step(tmp_path, updates, passes, monkeypatch):
+    """One micro-batch a step: k steps cost k passes with gradient and k - 1 without."""
+    calls = []
+    import herl.module as place
+
+    real = place.answer_logprobs
+    monkeypatch.setattr(place, "answer_logprobs", lambda *a, **k: calls.append(1) or real(*a, **k))
+    fit(module_of(updates_per_batch=updates), tmp_path)
+    assert len(calls) == passes
+
+
+def test_answer_budget_ends_the_run(tmp_path):
+    module = module_of()
+    fit(module, tmp_path, callbacks=[AnswerBudget(20)], max_epochs=10)
+    assert module.counts["answers_sampled"] == 24  # 8 a batch: the batch that reaches the budget ends it
+
+
+def test_a_live_sampler_is_told_the_version_before_every_batch(tmp_path):
+    seen = []
+
+    class Watching(TransformersSampler):
+        def load_weights(self, named_tensors, version):
+            seen.append(version)
+            super().load_weights(named_tensors, version)
+
+    plan = RolloutPlan(attempts_per_prompt=4, attempt=Sampling(max_new_tokens=24))
+    module = module_of(sampler=Watching(), rollout=plan, updates_per_batch=1)
+    fit(module, tmp_path, max_epochs=3)
+    assert seen == sorted(set(seen))
+    assert seen[0] == 0
+
+
+def test_refresh_waits_for_n_steps_where_the_sampler_has_its_own_weights():
+    module = module_of()
+    module.stages.sampler.live = False
+    versions = []
+    module.stages.sampler.load_weights = lambda tensors, version: versions.append(version)
+    refresh = RefreshSampler(every_n_steps=3)
+    module.policy = torch.nn.Linear(1, 1)
+    refresh.on_train_epoch_start(None, module)
+    for steps in range(1, 8):
+        module.counts["optimizer_steps"] = steps
+        refresh.on_train_batch_start(None, module, None, 0)
+    refresh.on_validation_start(None, module)
+    assert versions == [0, 3, 6, 7]
+
+
+def experience(group):
+    rollout = make_rollout(group_id=group)
+    return Experience(
+        rollout=rollout,
+        judgement=make_judged(1.0).judgement,
+        reward=1.0,
+        bonus=0.0,
+        advantage=1.0,
+        context_ids=(1,),
+    )
+
+
+def test_experiences_are_split_by_whole_groups():
+    experiences = [experience(name) for name in "aaabbcdd"]
+    parts = split_by_group(experiences, 2)
+    assert [[e.rollout.group_id for e in part] for part in parts] == [list("aaabb"), list("cdd")]
+    assert [len(part) for part in split_by_group(experiences, 9)] == [3, 2, 1, 2]
+    assert split_by_group([], 2) == []
+
+
+@pytest.mark.parametrize(
+    ("schedule", "step", "warmup", "progress", "share"),
+    [
+        ("constant", 0, 0, 0.0, 1.0),
+        ("constant", 0, 3, 0.9, 0.25),
+        ("constant", 9, 3, 0.9, 1.0),
+        ("linear", 9, 0, 0.25, 0.75),
+        ("cosine", 9, 0, 0.5, 0.5),
+        ("cosine", 9, 0, 1.0, 0.0),
+    ],
+)
+def test_learning_rate_share(schedule, step, warmup, progress, share):
+    assert learning_rate_share(schedule, step, warmup, progress) == pytest.approx(share)
+
+
+def test_bad_settings_are_refused():
+    with pytest.raises(ConfigError, match="updates_per_batch: expected at least 1, got 0"):
+        module_of(updates_per_batch=0)

@@ -1,0 +1,135 @@
+import math
+from collections import Counter
+
+import pytest
+import torch
+
+from herl import ConfigError, SampleRequest, SamplerError, Sampling
+from herl.batch import micro_batches
+from herl.experience import render
+from herl.logprobs import answer_logprobs
+from herl.sampler.scripted import ScriptedSampler
+from herl.sampler.transformers import TransformersSampler
+from herl.testing import check_sampler, make_judged
+from herl.types import Experience
+
+PROMPTS = {
+    "otter": "Describe the otter, a mammal.",
+    "bee": "Introduce the bee, an insect.",
+    "long": "Explain the fox, a mammal. Explain the owl, a bird. Explain the eel, a fish.",
+}
+
+
+def request(tokenizer, name, *, n=3, seed=5, **sampling):
+    return SampleRequest(
+        task_id=name,
+        group_id=name,
+        prompt_ids=render(tokenizer, [{"role": "user", "content": PROMPTS[name]}]),
+        n=n,
+        sampling=Sampling(**({"max_new_tokens": 24} | sampling)),
+        seed=seed,
+    )
+
+
+@pytest.fixture
+def sampler(policy, tokenizer):
+    sampler = TransformersSampler(batch_size=4)
+    sampler.start(policy, tokenizer)
+    return sampler
+
+
+def by_id(rollouts):
+    return {rollout.id: rollout for rollout in rollouts}
+
+
+def test_keeps_the_contract(sampler, tokenizer):
+    check_sampler(sampler, request(tokenizer, "otter").prompt_ids)
+
+
+def test_answers_do_not_depend_on_what_else_is_sampled_or_in_which_order(sampler, tokenizer):
+    requests = [request(tokenizer, name, seed=i) for i, name in enumerate(PROMPTS)]
+    together = by_id(sampler.generate(requests))
+    sampler.batch_size = 100
+    reversed_order = by_id(sampler.generate(requests[::-1]))
+    alone = by_id(rollout for r in requests for rollout in sampler.generate([r]))
+    assert len(together) == 9
+    for id, rollout in together.items():
+        assert reversed_order[id].token_ids == rollout.token_ids == alone[id].token_ids
+        assert reversed_order[id].logprobs == pytest.approx(rollout.logprobs, abs=1e-4)
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+def test_sampler_logprobs_equal_trainer_logprobs(sampler, policy, tokenizer, temperature):
+    requests = [request(tokenizer, name, temperature=temperature, n=6) for name in PROMPTS]
+    experiences = [
+        Experience(
+            rollout=rollout,
+            judgement=make_judged(0.0).judgement,
+            reward=0.0,
+            bonus=0.0,
+            advantage=0.0,
+            context_ids=rollout.prompt_ids,
+        )
+        for rollout in sampler.generate(requests)
+    ]
+    for batch in micro_batches(experiences, max_tokens=500, aggregation="token_mean"):
+        logprobs, _ = answer_logprobs(policy, batch, temperature)
+        torch.testing.assert_close(logprobs, batch.sampler_logprobs, rtol=0, atol=1e-4)
+
+
+def test_an_answer_ends_with_the_end_token_only_if_the_policy_gave_one(sampler, tokenizer):
+    rollouts = list(sampler.generate([request(tokenizer, "otter", n=8, max_new_tokens=64)]))
+    stopped = [rollout for rollout in rollouts if rollout.finish_reason == "stop"]
+    assert stopped
+    assert all(rollout.token_ids[-1] == tokenizer.eos_token_id for rollout in stopped)
+    cut = list(sampler.generate([request(tokenizer, "otter", n=8, max_new_tokens=3)]))
+    assert {(len(r.token_ids), r.finish_reason) for r in cut} == {(3, "length")}
+    assert all(tokenizer.eos_token_id not in rollout.token_ids for rollout in cut)
+
+
+def test_text_is_the_answer_without_special_tokens(sampler, tokenizer):
+    [rollout] = sampler.generate([request(tokenizer, "otter", n=1, max_new_tokens=64)])
+    assert "<|" not in rollout.text
+    assert rollout.text.startswith(("It ", "Hello ", "Animals "))
+
+
+def test_sampled_frequencies_follow_the_policy(sampler, policy, tokenizer):
+    one = request(tokenizer, "otter", n=3000, max_new_tokens=1)
+    sampler.batch_size = 3000
+    seen = Counter(rollout.token_ids[0] for rollout in sampler.generate([one]))
+    logits = policy(input_ids=torch.tensor([one.prompt_ids])).logits[0, -1].detach()
+    probabilities = torch.softmax(logits, -1)
+    for token, probability in enumerate(probabilities.tolist()):
+        if probability > 0.02:
+            error = 4 * math.sqrt(probability * (1 - probability) / 3000)
+            assert seen[token] / 3000 == pytest.approx(probability, abs=error)
+
+
+def test_greedy_takes_the_likeliest_token_and_top_p_the_nucleus(sampler, policy, tokenizer):
+    greedy = request(tokenizer, "otter", n=1, temperature=0.0)
+    [rollout] = sampler.generate([greedy])
+    ids = list(greedy.prompt_ids)
+    for token in rollout.token_ids:
+        assert token == int(policy(input_ids=torch.tensor([ids])).logits[0, -1].argmax())
+        ids.append(token)
+    [tiny_nucleus] = sampler.generate([request(tokenizer, "otter", n=1, top_p=1e-6)])
+    assert tiny_nucleus.token_ids == rollout.token_ids
+
+
+def test_sampling_leaves_the_callers_gradient_mode_alone(sampler, tokenizer):
+    for _ in sampler.generate([request(tokenizer, "otter")]):
+        assert torch.is_grad_enabled()
+
+
+def test_a_batch_size_of_0_is_refused():
+    with pytest.raises(ConfigError, match="sampler.batch_size: expected at least 1, got 0"):
+        TransformersSampler(batch_size=0)
+
+
+def test_scripted_sampler_answers_from_its_script(policy, tokenizer):
+    sampler = ScriptedSampler({"task": ["It eats fish.", "It can swim."]})
+    sampler.start(policy, tokenizer)
+    rollouts = check_sampler(sampler, [1, 2, 3], n=3)
+    assert [r.text for r in rollouts] == ["It eats fish.", "It can swim.", "It eats fish."]
+    with pytest.raises(SamplerError, match="expected a text for task 'otter'"):
+        list(sampler.generate([request(tokenizer, "otter")]))
