@@ -74,8 +74,6 @@ def fit(config: DictConfig) -> dict[str, Any]:
     run = build(config)
     before = _heldout(run)
     run.trainer.fit(run.module, run.data)
-    if run.trainer.interrupted:
-        raise KeyboardInterrupt
     after = _heldout(run)
     return _finish(
         config,

@@ -102,7 +102,7 @@ def mismatch_weight(
     """Returns importance weights, without gradient, for sampling with another engine than the trainer.
 
     Weights are pi_trainer / pi_sampler per token, or per answer (product over its tokens); above the
-    cap they are truncated to it (TIS) or set to 0 (MIS).
+    cap they are truncated to it or set to 0.
     """
     difference = (trainer_logprobs - sampler_logprobs).detach()
     if level == "none":

@@ -279,12 +279,17 @@ class HerlModule(L.LightningModule):
         )
 
     def _scheduled_rate(self) -> float:
-        """Share of the full learning rate at this point of the run, a function of nothing but the point."""
-        done = self.current_epoch + self.trainer.fit_loop.batch_idx / self.trainer.num_training_batches
-        epochs = self.trainer.max_epochs or 1
-        return learning_rate_share(
-            self.schedule, self.counts["optimizer_steps"], self.warmup_steps, done / max(epochs, 1)
-        )
+        """Share of the full learning rate at this point of the run, a function of nothing but the point.
+
+        The run ends at the trainer's max_epochs or max_steps; an answer budget is not looked at.
+        """
+        trainer = self.trainer
+        done = self.current_epoch + trainer.fit_loop.batch_idx / trainer.num_training_batches
+        epochs = trainer.max_epochs or 0
+        by_epoch = done / epochs if epochs > 0 else 0.0
+        by_step = trainer.global_step / trainer.max_steps if trainer.max_steps > 0 else 0.0
+        step = self.counts["optimizer_steps"]
+        return learning_rate_share(self.schedule, step, self.warmup_steps, max(by_epoch, by_step))
 
     # Validation
 
