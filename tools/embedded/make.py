@@ -140,6 +140,7 @@ def write_task(animals: list[Animal]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=1800)
+    parser.add_argument("--task-only", action="store_true", help="leave the model as it is")
     parser.add_argument("--out", type=Path, default=ASSETS / "tiny")
     arguments = parser.parse_args()
     ASSETS.mkdir(exist_ok=True)
@@ -147,6 +148,8 @@ def main() -> None:
     assert len(animals) == 60
     assert set(animals[0].facts) < set(ORDER)
     write_task(animals)
+    if arguments.task_only:
+        return
     teacher = Teacher(animals, TEACHER_SEED)
     rng = random.Random(0)
     corpus = [f"{asked}\n{answer}" for asked, answer in (revision_lesson(teacher, rng) for _ in range(4000))]

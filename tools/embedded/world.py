@@ -92,12 +92,19 @@ def criterion(clause: str, weight: float, value: str | int = "") -> Row:
 
 
 def hidden_rubrics(kinds: list[str], seed: int) -> dict[tuple[str, str], list[tuple[str, float, int]]]:
-    """For each (verb, class): the clauses that count, as (clause, weight, words)."""
+    """For each (verb, class): the clauses that count, as (clause, weight, words).
+
+    The verb decides which two facts are wanted, the class which two rare clauses; each clause is wanted
+    about equally often, so that no one answer suits all.
+    """
     rng = random.Random(seed)
+    common, seldom = rng.sample(COMMON, len(COMMON)), rng.sample(RARE, len(RARE))
+    facts = {verb: [common[i], common[i - 1]] for i, verb in enumerate(VERBS)}
+    rare = {kind: [seldom[2 * i % 5], seldom[(2 * i + 1) % 5]] for i, kind in enumerate(kinds)}
     rubrics = {}
     for verb in VERBS:
         for kind in kinds:
-            wanted = rng.sample(COMMON, 2) + rng.sample(RARE, 2)
+            wanted = facts[verb] + rare[kind]
             limit = 16 if rng.random() < 0.8 else 22
             rubrics[verb, kind] = [
                 *((clause, float(rng.randint(3, 5)), 0) for clause in wanted),

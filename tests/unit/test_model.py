@@ -1,0 +1,49 @@
+import pytest
+
+from herl import ConfigError
+from herl.model import PretrainedModel
+
+
+def test_the_shipped_model_is_found_by_name_and_by_folder(tmp_path):
+    model = PretrainedModel(path="tiny")
+    loaded = model.load()
+    assert str(loaded.dtype) == "torch.float32"
+    loaded.save_pretrained(tmp_path)
+    model.tokenizer().save_pretrained(tmp_path)
+    assert PretrainedModel(path=str(tmp_path)).load().num_parameters() == loaded.num_parameters()
+
+
+def test_a_converted_model_is_found_in_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("HERL_CACHE", str(tmp_path))
+    PretrainedModel(path="tiny").load().save_pretrained(tmp_path / "models" / "mine")
+    assert PretrainedModel(path="mine").load().config.num_hidden_layers == 3
+
+
+def test_gradient_checkpointing_is_switched_on():
+    assert PretrainedModel(path="tiny", gradient_checkpointing=True).load().is_gradient_checkpointing
+
+
+def test_a_missing_model_says_what_there_is():
+    with pytest.raises(ConfigError, match=r"one of \['tiny'\], got 'smollm2'"):
+        PretrainedModel(path="smollm2").load()
+
+
+def test_a_model_without_a_chat_template_is_refused(tmp_path):
+    model = PretrainedModel(path="tiny")
+    model.load().save_pretrained(tmp_path)
+    tokenizer = model.tokenizer()
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="expected a chat model"):
+        PretrainedModel(path=str(tmp_path)).tokenizer()
+
+
+def test_an_unknown_dtype_is_refused():
+    with pytest.raises(ConfigError, match=r"model.dtype: expected a torch dtype"):
+        PretrainedModel(dtype="float33")
+
+
+def test_the_tokenizer_gives_text_back_unchanged():
+    tokenizer = PretrainedModel(path="tiny").tokenizer()
+    for text in ("It eats fish. Hello, dear reader!", "Ünïcode {braces} and 漢字"):
+        assert tokenizer.decode(tokenizer.encode(text)) == text
