@@ -35,6 +35,8 @@ def main() -> None:
 
     curves: dict[str, list[Curve]] = defaultdict(list)
     for run in arguments.runs:
+        if not (run / "summary.json").is_file():
+            continue
         summary = json.loads((run / "summary.json").read_text())
         curves[summary["algorithm"]].append(read(run, arguments.tag))
 
