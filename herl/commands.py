@@ -22,6 +22,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from transformers.utils import logging as transformers_logging
 
 from herl.config import check
@@ -72,14 +73,15 @@ def fit(config: DictConfig) -> dict[str, Any]:
     """Trains, and returns the summary that it also writes to summary.json in the run's folder."""
     started = time.perf_counter()
     run = build(config)
-    before = _heldout(run)
+    before, first = _heldout(run), run.module.example
     run.trainer.fit(run.module, run.data)
-    after = _heldout(run)
+    after, last = _heldout(run), run.module.example
+    example = {"request": first[0], "before": first[1], "after": last[1]} if first and last else None
     return _finish(
         config,
         run,
         started,
-        {"heldout_reward_before": before, "heldout_reward_after": after},
+        {"heldout_reward_before": before, "heldout_reward_after": after, "example": example},
     )
 
 
@@ -137,7 +139,10 @@ def _show(summary: dict[str, Any], folder: Path) -> None:
             continue
         if name == "seconds":
             value = ", ".join(f"{phase} {spent:g}" for phase, spent in value.items())
-        table.add_row(name.replace("_", " "), f"{value:.3f}" if isinstance(value, float) else str(value))
+        if name == "example":
+            value = "\n".join(f"{when}: {text}" for when, text in value.items())
+        shown = f"{value:.3f}" if isinstance(value, float) else str(value)
+        table.add_row(name.replace("_", " "), Text(shown))
     table.add_row("folder", str(folder))
     console = Console()
     console.print(table)

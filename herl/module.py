@@ -131,6 +131,7 @@ class HerlModule(L.LightningModule):
         self.counts: Counter[str] = Counter()
         self.clock = PhaseClock()
         self.heldout = RubricMetrics()
+        self.example: tuple[str, str] | None = None  # first held-out request and the last answer to it
 
     # Set-up
 
@@ -312,6 +313,8 @@ class HerlModule(L.LightningModule):
             for task in tasks
         ]
         judged = sample_and_judge(self.stages, tasks, requests, self.clock, "validate")
+        if batch_idx == 0:
+            self.example = tasks[0].request, judged[tasks[0].id][0].rollout.text
         for task in tasks:
             for one in judged[task.id]:
                 self.heldout.update(one, fulfilled(task, one))

@@ -75,9 +75,9 @@ class RubricMetrics:
             self.criteria.setdefault(criterion_id, MeanMetric()).update(float(fulfilled))
 
     def compute(self) -> dict[str, float]:
-        """Returns {"heldout/reward": ..., "heldout/criterion/<id>": ...}."""
+        """Returns {"heldout/reward": ..., "heldout_criterion/<id>": ...}."""
         values = {"heldout/reward": float(self.reward.compute())}
         if len(self.criteria) <= self.most_criteria:
             for criterion_id, metric in sorted(self.criteria.items()):
-                values[f"heldout/criterion/{criterion_id}"] = float(metric.compute())
+                values[f"heldout_criterion/{criterion_id}"] = float(metric.compute())
         return values
