@@ -13,6 +13,7 @@ from herl.errors import (
     HerlError,
     JudgeError,
     SamplerError,
+    TrainingError,
 )
 from herl.hindsight import HindsightBuilder, NoHindsight
 from herl.judge import Judge
@@ -60,5 +61,6 @@ __all__ = [
     "SamplerError",
     "Sampling",
     "Task",
+    "TrainingError",
     "Verdict",
 ]

@@ -33,7 +33,8 @@ def group_advantages(
             arXiv:2402.03300), `batch_std` by that of all centred rewards of the batch (REINFORCE++),
             `none` not at all (Dr.GRPO, arXiv:2503.20783).
         baseline: The mean, or the mean of the other members (RLOO, arXiv:2402.14740).
-        baseline_over: Mean and standard deviation over all members, or over own attempts alone.
+        baseline_over: The mean of all members, or of own attempts alone. The scale is always that of all
+            members: attempts alone may be equal, and would blow up what a revision stands out by.
         tolerance: Spread of rewards (largest minus smallest) under which a group has no signal.
             Not 0: a judge's floats are noisy.
         epsilon: Added to the scale.
@@ -43,14 +44,9 @@ def group_advantages(
         [baseline_over == "all" or mine for mine in mask] if any(mask) else [True] * len(mask) for mask in own
     ]
     centred = [_centre(group, mask, baseline) for group, mask in zip(rewards, counted, strict=True)]
-    pooled = [
-        value
-        for group, mask, skip in zip(centred, counted, flat, strict=True)
-        for value, counts in zip(group, mask, strict=True)
-        if counts and not skip
-    ]
+    pooled = [value for group, skip in zip(centred, flat, strict=True) for value in group if not skip]
     advantages = []
-    for group, values, mask, skip in zip(rewards, centred, counted, flat, strict=True):
+    for group, values, skip in zip(rewards, centred, flat, strict=True):
         if skip:
             advantages.append([0.0] * len(group))
             continue
@@ -59,7 +55,7 @@ def group_advantages(
         elif scale == "batch_std":
             divisor = _std(pooled) + epsilon
         else:
-            divisor = _std([r for r, counts in zip(group, mask, strict=True) if counts]) + epsilon
+            divisor = _std(group) + epsilon
         advantages.append([value / divisor for value in values])
     return advantages
 

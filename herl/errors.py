@@ -5,7 +5,8 @@
     ├── DataError              a row or a file of the data set
     ├── JudgeError             a judge could not give a verdict: abstains, never scores 0
     │   └── AbstentionLimit    too many abstentions: the run stops
-    └── SamplerError           the sampler could not give an answer
+    ├── SamplerError           the sampler could not give an answer
+    └── TrainingError          the update went wrong: no step was taken
 
 Each message names what was expected, what was got, and the key, file or line to change.
 """
@@ -38,6 +39,10 @@ class AbstentionLimit(JudgeError):
 
 class SamplerError(HerlError):
     """The sampler could not answer a request."""
+
+
+class TrainingError(HerlError):
+    """An optimiser step cannot be taken; the weights are those of the step before."""
 
 
 def did_you_mean(got: str, known: Iterable[str]) -> str:

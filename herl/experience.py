@@ -68,7 +68,13 @@ class RolloutPlan:
                 "rollout: expected attempts_per_prompt and revisions_per_candidate of at least 1, "
                 f"got {self.attempts_per_prompt} and {self.revisions_per_candidate}"
             )
-        if self.attempt.temperature <= 0:
+        for name, sampling in (("attempt", self.attempt), ("revision", self.revision)):
+            if sampling.temperature < 0 or not 0 < sampling.top_p <= 1 or sampling.max_new_tokens < 1:
+                raise ConfigError(
+                    f"rollout.{name}: expected temperature >= 0, top_p in (0, 1] and max_new_tokens >= 1, "
+                    f"got {sampling.temperature}, {sampling.top_p} and {sampling.max_new_tokens}"
+                )
+        if self.attempt.temperature == 0:
             raise ConfigError(
                 "rollout.attempt.temperature: expected a number above 0 (attempts must differ to be "
                 f"compared), got {self.attempt.temperature}"

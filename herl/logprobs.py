@@ -22,7 +22,7 @@ def answer_logprobs(
     and through the model's own forward, so that its scalings and sharding hooks apply.
 
     Args:
-        entropy_grad: Whether the entropy carries gradient; without, it is a statistic and costs no memory.
+        entropy_grad: Whether the entropy carries gradient; without, it is a statistic.
     """
     answer_len = batch.answer_mask.shape[1]
     logits = model(

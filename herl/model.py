@@ -26,8 +26,9 @@ class PretrainedModel:
     Args:
         path: A folder, the name of a model shipped with herl ("tiny") or converted by one of its tools
             ("smollm2-135m-instruct"), or a name on the Hugging Face hub.
-        dtype: Of the policy's parameters, e.g. "float32". On a CPU without AVX512 or AMX, bfloat16 is
-            ten times slower than float32.
+        dtype: Of the policy's parameters. Keep "float32" for training: in bfloat16 small updates round
+            away; trainer.precision=bf16-mixed computes in bfloat16 on float32 parameters. On a CPU
+            without AVX512 or AMX bfloat16 is ten times slower.
         gradient_checkpointing: Recompute activations in backward: less memory, a third more time.
     """
 
@@ -45,9 +46,12 @@ class PretrainedModel:
         Raises:
             ConfigError: there is no such model.
         """
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            self._source(), dtype=getattr(torch, self.dtype)
-        )
+        try:
+            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+                self._source(), dtype=getattr(torch, self.dtype)
+            )
+        except OSError as error:
+            raise ConfigError(f"model.path: cannot load '{self.path}': {error}") from error
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         return model
@@ -58,7 +62,10 @@ class PretrainedModel:
         Raises:
             ConfigError: there is no such model, or it has no chat template.
         """
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self._source())
+        try:
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self._source())
+        except OSError as error:
+            raise ConfigError(f"model.path: cannot load '{self.path}': {error}") from error
         if not tokenizer.chat_template:
             raise ConfigError(
                 f"model.path: expected a chat model, got '{self.path}', which has no chat template"
@@ -66,11 +73,15 @@ class PretrainedModel:
         return tokenizer
 
     def _source(self) -> str:
-        for folder in (Path(self.path), SHIPPED / self.path, cache_folder() / "models" / self.path):
+        for folder in (
+            Path(self.path).expanduser(),
+            SHIPPED / self.path,
+            cache_folder() / "models" / self.path,
+        ):
             if (folder / "config.json").is_file():
                 return str(folder)
-        if "/" in self.path and not Path(self.path).exists():
-            return self.path
+        if self.path.count("/") == 1 and not self.path.startswith(("/", ".", "~")):
+            return self.path  # owner/name on the hub
         raise ConfigError(
             f"model.path: expected a folder with a config.json, a name on the Hugging Face hub, or one "
             f"of {sorted(p.parent.name for p in SHIPPED.glob('*/config.json'))}, got '{self.path}'. "

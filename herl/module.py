@@ -23,7 +23,7 @@ from herl.advantages import group_advantages
 from herl.batch import MicroBatch, micro_batches
 from herl.bonus import BonusReward, NoBonus
 from herl.clock import PhaseClock
-from herl.errors import ConfigError
+from herl.errors import ConfigError, TrainingError
 from herl.experience import (
     Advantages,
     Collection,
@@ -144,6 +144,11 @@ class HerlModule(L.LightningModule):
                 "trainer.devices: expected one process (training on several is not there yet), "
                 f"got {self.trainer.world_size}"
             )
+        if self.trainer.precision == "16-mixed":
+            raise ConfigError(
+                "trainer.precision: expected '32-true' or 'bf16-mixed', got '16-mixed', whose scaled "
+                "gradients would be clipped at the wrong norm"
+            )
         self.policy = self.model.load().train()
         if self.loss.kl_coef > 0:
             self._reference = (self.model.load().eval().requires_grad_(False),)
@@ -214,7 +219,6 @@ class HerlModule(L.LightningModule):
         rate = self._scheduled_rate()
         for group in optimizer.param_groups:
             group["lr"] = group.setdefault("initial_lr", group["lr"]) * rate
-        optimizer.zero_grad()
         total = 0.0
         for batch in self._micro_batches(experiences, old_logprobs):
             loss, stats = self._loss(batch.to(self.device))
@@ -223,7 +227,13 @@ class HerlModule(L.LightningModule):
             for name, (value, count) in stats.items():
                 means.add_sum(name, value, count)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters(), self.max_grad_norm or math.inf)
+        if not math.isfinite(float(norm)):
+            raise TrainingError(
+                f"the gradient norm of optimiser step {self.counts['optimizer_steps']} is {float(norm)}: "
+                "expected a finite number. Lower optimizer.lr, or train in float32"
+            )
         optimizer.step()
+        optimizer.zero_grad()
         self.counts["optimizer_steps"] += 1
         means.add("loss", total)
         means.add("grad_norm", norm)

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from herl.errors import DataError
 from herl.types import Criterion, Rubric, Task
@@ -37,8 +37,17 @@ class _Criterion(_Row):
     title: str = ""
     category: str = ""
     check: dict[str, Any] | None = None
-    undesirable: bool = False
+    undesirable: bool | None = None
     gate: bool = False
+
+    @model_validator(mode="after")
+    def _says_what_a_negative_weight_means(self) -> _Criterion:
+        if self.weight < 0 and self.undesirable is None:
+            raise ValueError(
+                "a negative weight needs 'undesirable': true if meeting it is bad (\"advertises\"), "
+                'false if meeting it is good ("does not advertise")'
+            )
+        return self
 
 
 class _Native(_Row):
@@ -119,9 +128,15 @@ def _native_task(row: _Native, place: str, line: int) -> Task:
         raise DataError(f"{place}: messages: expected the last role to be 'user', got '{messages[-1].role}'")
     parsed = [_Criterion(text=c) if isinstance(c, str) else c for c in row.rubric]
     criteria = tuple(
-        Criterion(**(criterion.model_dump() | {"id": criterion.id or f"c{number}"}))
+        Criterion(
+            **criterion.model_dump(exclude={"id", "undesirable"}),
+            id=criterion.id or f"c{number}",
+            undesirable=bool(criterion.undesirable),
+        )
         for number, criterion in enumerate(parsed, start=1)
     )
+    if not any(criterion.weight > 0 for criterion in criteria):
+        raise DataError(f"{place}: rubric: expected at least one positive weight, got none")
     ids = [criterion.id for criterion in criteria]
     if len(set(ids)) < len(ids):
         raise DataError(f"{place}: rubric: expected ids to be unique, got {ids}")

@@ -1,7 +1,7 @@
 """Which attempts of a group get revised. Pure functions, chosen by `hindsight.candidates`.
 
 Each takes the judged attempts (rewards are never None here) and returns some of them. Ties are broken
-by more fulfilled criteria, then by order of sampling, so the choice does not depend on anything else.
+by more met criteria, then by order of sampling, so the choice does not depend on anything else.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ next result raises `AbstentionLimit`.
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections import Counter, deque
 from concurrent.futures import Future
@@ -28,8 +29,7 @@ class JudgeDesk:
         judge: The judge to run.
         concurrency: Answers judged at the same time.
         max_abstention: Largest share of abstained verdicts, in [0, 1], over the window.
-        window: Answers that the share is taken over. The limit holds from a full window on, or from
-            the moment when that many failures make it unreachable.
+        window: Answers that the share is taken over. The limit holds from a full window on.
     """
 
     def __init__(
@@ -129,3 +129,5 @@ def _check_verdicts(task: Task, judgement: Judgement) -> None:
     got = [verdict.criterion_id for verdict in judgement.verdicts]
     if sorted(got) != sorted(expected):
         raise JudgeError(f"expected one verdict for each of {expected}, got {got}")
+    if judgement.reward is not None and not math.isfinite(judgement.reward):
+        raise JudgeError(f"expected a finite reward, got {judgement.reward}")

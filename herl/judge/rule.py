@@ -79,7 +79,7 @@ class RuleJudge(Judge):
 def _verdict(criterion: Criterion, answer: str) -> Verdict:
     try:
         return Verdict(criterion_id=criterion.id, met=_apply(criterion, answer))
-    except (JudgeError, TypeError, re.error) as error:
+    except (JudgeError, TypeError, ValueError, AttributeError, re.error) as error:
         return Verdict(criterion_id=criterion.id, met=None, reason=f"check failed: {error}")
 
 

@@ -75,8 +75,8 @@ class RubricMetrics:
             self.criteria.setdefault(criterion_id, MeanMetric()).update(float(fulfilled))
 
     def compute(self) -> dict[str, float]:
-        """Returns {"heldout/reward": ..., "heldout_criterion/<id>": ...}."""
-        values = {"heldout/reward": float(self.reward.compute())}
+        """Returns {"heldout/reward": ..., "heldout_criterion/<id>": ...}, without what was not judged."""
+        values = {"heldout/reward": float(self.reward.compute())} if self.reward.update_called else {}
         if len(self.criteria) <= self.most_criteria:
             for criterion_id, metric in sorted(self.criteria.items()):
                 values[f"heldout_criterion/{criterion_id}"] = float(metric.compute())

@@ -12,7 +12,7 @@ OWN = [[True, True, True, False], [True, True, True], [True, False], [True]]
 
 def naive(rewards, own, scale, baseline, over):
     """The same in numpy, group by group."""
-    centred, kept = [], []
+    centred = []
     for values, mine in zip(rewards, own, strict=True):
         values = np.array(values, dtype=np.float64)
         counted = np.array(mine) if over == "attempts" else np.ones(len(values), dtype=bool)
@@ -25,14 +25,12 @@ def naive(rewards, own, scale, baseline, over):
             else:
                 group.append(value - values[counted].mean())
         centred.append(np.array(group))
-        kept.append(counted)
     signal = [np.ptp(values) >= 1e-4 for values in rewards]
-    pool = np.concatenate([c[k] for c, k, s in zip(centred, kept, signal, strict=True) if s])
+    pool = np.concatenate([c for c, s in zip(centred, signal, strict=True) if s])
     result = []
-    for values, c, k, s in zip(rewards, centred, kept, signal, strict=True):
+    for values, c, s in zip(rewards, centred, signal, strict=True):
         if scale == "group_std":
-            counted = np.array(values)[k]
-            divisor = (counted.std(ddof=1) if len(counted) > 1 else 0.0) + 1e-6
+            divisor = (np.std(values, ddof=1) if len(values) > 1 else 0.0) + 1e-6
         else:
             divisor = pool.std(ddof=1) + 1e-6 if scale == "batch_std" else 1.0
         result.append(c / divisor if s else np.zeros(len(c)))
@@ -58,6 +56,13 @@ def test_two_members_get_plus_and_minus_one_over_root_two():
 
 def test_a_group_without_signal_gets_exactly_zero():
     assert group_advantages([[0.3, 0.3 + 5e-5]], [[True, True]]) == [[0.0, 0.0]]
+
+
+def test_equal_attempts_do_not_blow_up_what_a_revision_stands_out_by():
+    [advantages] = group_advantages(
+        [[0.5, 0.5, 0.5, 0.8]], [[True, True, True, False]], baseline_over="attempts"
+    )
+    assert advantages == pytest.approx([0.0, 0.0, 0.0, 2.0], rel=1e-4)
 
 
 def test_tolerance_is_where_signal_begins():

@@ -145,5 +145,7 @@ def test_the_order_of_prompts_does_not_change_their_answers(stages, policy):
 def test_bad_plans_are_refused():
     with pytest.raises(ConfigError, match="attempts_per_prompt"):
         RolloutPlan(attempts_per_prompt=0)
+    with pytest.raises(ConfigError, match=r"rollout.revision: expected .* top_p in \(0, 1\]"):
+        RolloutPlan(revision=Sampling(top_p=0.0))
     with pytest.raises(ConfigError, match=r"rollout.attempt.temperature: expected a number above 0"):
         RolloutPlan(attempt=Sampling(temperature=0.0))

@@ -1,4 +1,5 @@
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -39,6 +40,16 @@ def test_a_judge_that_leaves_out_criteria_abstains():
     [judged] = judge_all(JudgeDesk(ForgetfulJudge()), ["fish"])
     assert judged.judgement.reward is None
     assert "expected one verdict for each of ['fish', 'river'], got []" in judged.judgement.verdicts[0].reason
+
+
+class NanJudge(FakeJudge):
+    async def judge(self, task, rollout) -> Judgement:
+        return replace(await super().judge(task, rollout), reward=float("nan"))
+
+
+def test_a_reward_that_is_no_number_abstains():
+    [judged] = judge_all(JudgeDesk(NanJudge()), ["fish"])
+    assert judged.judgement.reward is None
 
 
 class CrookedJudge(Judge):

@@ -82,6 +82,14 @@ def test_where_keeps_tasks_by_meta(tmp_path):
             NATIVE | {"rubric": [{"text": "x", "weight": "heavy"}]},
             r"weight: Input should be a valid number, .*got 'heavy'",
         ),
+        (
+            NATIVE | {"rubric": [{"text": "x"}, {"text": "Advertises.", "weight": -1}]},
+            r"a negative weight needs 'undesirable'",
+        ),
+        (
+            NATIVE | {"rubric": [{"text": "x", "weight": -1, "undesirable": True}]},
+            r"rubric: expected at least one positive weight",
+        ),
         (NATIVE | {"rubric": [{"id": "x", "text": "x"}] * 2}, r"rubric: expected ids to be unique"),
         (IFEVAL | {"kwargs": []}, r"kwargs: expected 3 entries, one per instruction, got 0"),
     ],
