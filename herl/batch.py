@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import groupby, pairwise
 from typing import Any
 
 import torch
@@ -67,6 +68,17 @@ class MicroBatch:
             if isinstance(value := getattr(self, field.name), torch.Tensor)
         }
         return replace(self, **moved)
+
+
+def split_by_group(experiences: Sequence[Experience], parts: int) -> list[list[Experience]]:
+    """Splits experiences into at most `parts` lists of whole groups, about equally many groups each."""
+    groups = [list(group) for _, group in groupby(experiences, key=lambda e: e.rollout.group_id)]
+    count = min(parts, len(groups))
+    borders = [round(i * len(groups) / count) for i in range(count + 1)] if count else []
+    return [
+        [experience for group in groups[start:end] for experience in group]
+        for start, end in pairwise(borders)
+    ]
 
 
 def micro_batches(

@@ -36,6 +36,7 @@ usage: herl VERB [key=value ...] [hydra options]
 def main() -> None:
     """Entry point of the `herl` command."""
     verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    verb = verb.removeprefix("--config-name=")  # a process that Lightning started from our own sys.argv
     if verb in ("-h", "--help"):
         listed = "\n".join(f"  {name:<10} {what}" for name, what in VERBS.items())
         print(HELP.format(verbs=listed))

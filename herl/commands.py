@@ -27,7 +27,7 @@ from transformers.utils import logging as transformers_logging
 
 from herl.config import check
 from herl.errors import ConfigError
-from herl.module import HerlModule
+from herl.module import HerlModule, require_one_process
 
 PACKAGES = ("herl", "torch", "lightning", "transformers", "hydra-core")
 
@@ -58,6 +58,7 @@ def build(config: DictConfig) -> Run:
         logger=list(instantiate(config.logger, _convert_="all").values()) or False,
         _convert_="all",
     )
+    require_one_process(trainer)  # before other processes are started
     return Run(module=module, data=data, trainer=trainer)
 
 

@@ -12,7 +12,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import groupby, pairwise
 from typing import Any, Literal, cast
 
 import lightning as L
@@ -20,7 +19,7 @@ import torch
 from transformers import PreTrainedModel
 
 from herl.advantages import group_advantages
-from herl.batch import MicroBatch, micro_batches
+from herl.batch import MicroBatch, micro_batches, split_by_group
 from herl.bonus import BonusReward, NoBonus
 from herl.clock import PhaseClock
 from herl.errors import ConfigError, TrainingError
@@ -44,7 +43,7 @@ from herl.model import PretrainedModel
 from herl.sampler import Sampler
 from herl.seeds import derive_seed
 from herl.selection import form_group
-from herl.types import Experience, Judged, SampleRequest, Task
+from herl.types import Experience, SampleRequest, Task
 
 Optimizer = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
 Schedule = Literal["constant", "linear", "cosine"]
@@ -139,11 +138,7 @@ class HerlModule(L.LightningModule):
         """Loads the policy, and the reference only if the loss has a KL term. Safe to call again."""
         if self.policy is not None:
             return
-        if self.trainer.world_size > 1:
-            raise ConfigError(
-                "trainer.devices: expected one process (training on several is not there yet), "
-                f"got {self.trainer.world_size}"
-            )
+        require_one_process(self.trainer)
         if self.trainer.precision == "16-mixed":
             raise ConfigError(
                 "trainer.precision: expected '32-true' or 'bf16-mixed', got '16-mixed', whose scaled "
@@ -327,7 +322,7 @@ class HerlModule(L.LightningModule):
             self.example = tasks[0].request, judged[tasks[0].id][0].rollout.text
         for task in tasks:
             for one in judged[task.id]:
-                self.heldout.update(one, fulfilled(task, one))
+                self.heldout.update(task, one)
 
     def on_validation_epoch_end(self) -> None:
         """Reports the epoch of validation."""
@@ -352,15 +347,14 @@ class HerlModule(L.LightningModule):
             logger.log_metrics(dict(metrics), step=self.counts["answers_sampled"])
 
 
-def split_by_group(experiences: Sequence[Experience], parts: int) -> list[list[Experience]]:
-    """Splits experiences into at most `parts` lists of whole groups, about equally many groups each."""
-    groups = [list(group) for _, group in groupby(experiences, key=lambda e: e.rollout.group_id)]
-    count = min(parts, len(groups))
-    borders = [round(i * len(groups) / count) for i in range(count + 1)] if count else []
-    return [
-        [experience for group in groups[start:end] for experience in group]
-        for start, end in pairwise(borders)
-    ]
+def require_one_process(trainer: L.Trainer) -> None:
+    """Refuses what would be wrong in silence: normalisation over ranks is not there yet.
+
+    Raises:
+        ConfigError: the trainer would run more than one process.
+    """
+    if trainer.world_size > 1:
+        raise ConfigError(f"trainer.devices: expected one process, got {trainer.world_size}")
 
 
 def learning_rate_share(schedule: Schedule, step: int, warmup_steps: int, progress: float) -> float:
@@ -376,13 +370,3 @@ def learning_rate_share(schedule: Schedule, step: int, warmup_steps: int, progre
     left = 1.0 - min(1.0, max(0.0, progress))
     course = {"constant": 1.0, "linear": left, "cosine": 0.5 * (1.0 - math.cos(math.pi * left))}
     return warm * course[schedule]
-
-
-def fulfilled(task: Task, judged: Judged) -> dict[str, bool]:
-    """Returns by criterion id whether its author's wish was fulfilled; abstentions are left out."""
-    verdicts = {verdict.criterion_id: verdict.met for verdict in judged.judgement.verdicts}
-    return {
-        criterion.id: criterion.good(met)
-        for criterion in task.rubric.criteria
-        if (met := verdicts.get(criterion.id)) is not None
-    }

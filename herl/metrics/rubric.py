@@ -8,7 +8,7 @@ from statistics import fmean
 from torchmetrics import MeanMetric
 
 from herl.experience import Collection, Group
-from herl.types import Judged
+from herl.types import Judged, Task
 
 
 def rewards(judged: Iterable[Judged]) -> list[float]:
@@ -55,6 +55,16 @@ def _gains(group: Group) -> list[float]:
     ]
 
 
+def fulfilled(task: Task, judged: Judged) -> dict[str, bool]:
+    """Returns by criterion id whether its author's wish was fulfilled; abstentions are left out."""
+    verdicts = {verdict.criterion_id: verdict.met for verdict in judged.judgement.verdicts}
+    return {
+        criterion.id: criterion.good(met)
+        for criterion in task.rubric.criteria
+        if (met := verdicts.get(criterion.id)) is not None
+    }
+
+
 class RubricMetrics:
     """Mean reward and share of answers that fulfil each criterion, over one epoch of validation.
 
@@ -67,12 +77,12 @@ class RubricMetrics:
         self.reward = MeanMetric()
         self.criteria: dict[str, MeanMetric] = {}
 
-    def update(self, judged: Judged, good: dict[str, bool]) -> None:
-        """Adds an answer; `good` says by criterion id whether its author's wish was fulfilled."""
+    def update(self, task: Task, judged: Judged) -> None:
+        """Adds an answer to a task."""
         if judged.judgement.reward is not None:
             self.reward.update(judged.judgement.reward)
-        for criterion_id, fulfilled in good.items():
-            self.criteria.setdefault(criterion_id, MeanMetric()).update(float(fulfilled))
+        for criterion_id, good in fulfilled(task, judged).items():
+            self.criteria.setdefault(criterion_id, MeanMetric()).update(float(good))
 
     def compute(self) -> dict[str, float]:
         """Returns {"heldout/reward": ..., "heldout_criterion/<id>": ...}, without what was not judged."""

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from herl import ConfigError, Sampling, TrainingError
+from herl.batch import split_by_group
 from herl.callbacks import AnswerBudget, RefreshSampler
 from herl.data import RubricDataModule
 from herl.experience import RolloutPlan
@@ -14,7 +15,7 @@ from herl.hindsight.revision import RevisionBuilder
 from herl.judge.rule import RuleJudge
 from herl.loss import PolicyLoss
 from herl.model import PretrainedModel
-from herl.module import HerlModule, learning_rate_share, split_by_group
+from herl.module import HerlModule, learning_rate_share
 from herl.sampler.scripted import ScriptedSampler
 from herl.sampler.transformers import TransformersSampler
 from herl.testing import make_judged, make_rollout, make_task
