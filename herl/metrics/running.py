@@ -26,4 +26,4 @@ class RunningMeans:
         return {name: float(metric.compute()) for name, metric in self._metrics.items()}
 
     def _metric(self, name: str) -> MeanMetric:
-        return self._metrics.setdefault(name, MeanMetric())
+        return self._metrics.setdefault(name, MeanMetric(nan_strategy="disable"))
