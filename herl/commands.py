@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -26,7 +27,7 @@ from rich.text import Text
 from transformers.utils import logging as transformers_logging
 
 from herl.config import check
-from herl.errors import ConfigError
+from herl.errors import ConfigError, HerlError
 from herl.module import HerlModule, require_one_process
 
 PACKAGES = ("herl", "torch", "lightning", "transformers", "hydra-core")
@@ -50,16 +51,25 @@ def build(config: DictConfig) -> Run:
     check(config)
     quiet()
     L.seed_everything(config.seed, verbose=False)
-    data: L.LightningDataModule = instantiate(config.data, _convert_="all")
-    module: HerlModule = instantiate(config.module, _convert_="all")
-    trainer: L.Trainer = instantiate(
+    data: L.LightningDataModule = _make(config.data)
+    module: HerlModule = _make(config.module)
+    trainer: L.Trainer = _make(
         config.trainer,
-        callbacks=list(instantiate(config.callbacks, _convert_="all").values()),
-        logger=list(instantiate(config.logger, _convert_="all").values()) or False,
-        _convert_="all",
+        callbacks=list(_make(config.callbacks).values()),
+        logger=list(_make(config.logger).values()) or False,
     )
     require_one_process(trainer)  # before other processes are started
     return Run(module=module, data=data, trainer=trainer)
+
+
+def _make(node: DictConfig, **arguments: Any) -> Any:
+    """Builds the object of a node. What herl's own components complain about comes out as it is."""
+    try:
+        return instantiate(node, **arguments, _convert_="all")
+    except InstantiationException as error:
+        if isinstance(error.__cause__, HerlError):
+            raise error.__cause__ from error
+        raise
 
 
 def quiet() -> None:

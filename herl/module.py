@@ -57,8 +57,8 @@ class HerlModule(L.LightningModule):
         model: The policy, and the reference where one is needed.
         sampler: Draws answers (stage 2).
         judge: Judges them (stage 3).
-        hindsight: Writes revision prompts (stage 5).
-        bonus: Pays attempts for their potential (stage 6).
+        hindsight: Writes revision prompts (stage 4).
+        bonus: Pays attempts for their potential (stage 5).
         selection: `herl.selection.form_group` with its options (stage 6).
         advantages: `herl.advantages.group_advantages` with its options (stage 7).
         loss: Stage 11.

@@ -1,4 +1,4 @@
-"""Stage 6: what an attempt is paid for its potential to improve.
+"""Stage 5: what an attempt is paid for its potential to improve.
 
 `BonusReward` is the interface. `ImprovementBonus` is the method's own; `NoBonus` pays nothing.
 """

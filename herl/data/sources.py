@@ -191,6 +191,8 @@ def instruction_criterion(
 def _explain(error: ValidationError) -> str:
     """The first complaint of pydantic, as field, expected, got."""
     first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"] if not str(part).startswith("_"))
+    # pydantic also names the branches of a union, such as "_Criterion" or "function-after[...]"
+    steps = [str(part) for part in first["loc"]]
+    field = ".".join(step for step in steps if not step.startswith(("_", "function-")))
     got = "nothing" if first["type"] == "missing" else repr(first["input"])[:80]
     return f"{field}: {first['msg']}, got {got}"

@@ -1,4 +1,4 @@
-"""Stage 5: a judged group -> hindsight experience, as prompts for revisions.
+"""Stage 4: a judged group -> hindsight experience, as prompts for revisions.
 
 `HindsightBuilder` is the interface. `RevisionBuilder` is the method's own; `NoHindsight` leaves plain RL.
 Which attempts are revised is a function of `herl.hindsight.candidates`.

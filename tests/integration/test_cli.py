@@ -63,7 +63,7 @@ def test_help_is_quick_and_loads_neither_torch_nor_hydra(tmp_path):
         (["fit", "data=file", "data.train.path=x.jsonl"], "data.heldout.path: expected a value, got none"),
         (
             ["fit", "data=file", "data.train.path=x.jsonl", "data.heldout.path=x.jsonl"],
-            "x.jsonl: expected a file",
+            "herl: error: x.jsonl: expected a file",
         ),
         (
             ["validate", "checkpoint=no.ckpt"],

@@ -80,7 +80,7 @@ def test_where_keeps_tasks_by_meta(tmp_path):
         ),
         (
             NATIVE | {"rubric": [{"text": "x", "weight": "heavy"}]},
-            r"weight: Input should be a valid number, .*got 'heavy'",
+            r"rows.jsonl:1: rubric.0.weight: Input should be a valid number, .*got 'heavy'",
         ),
         (
             NATIVE | {"rubric": [{"text": "x"}, {"text": "Advertises.", "weight": -1}]},
