@@ -54,6 +54,8 @@ class MicroBatch:
     old_logprobs: torch.Tensor | None = None
     """[N], float: the trainer's log-probs before this rollout batch's first optimiser step, under the
     training context. None where nothing has been updated since: they are then the current ones."""
+    filler: bool = False
+    """True where another rank trains on these rows and this one only keeps step: all weights are 0."""
 
     @property
     def answer_ids(self) -> torch.Tensor:
@@ -87,37 +89,62 @@ def micro_batches(
     max_tokens: int,
     aggregation: Aggregation,
     constant_length: int = 1,
-    old_logprobs: Sequence[torch.Tensor] | None = None,
+    old_logprobs: Sequence[torch.Tensor | None] | None = None,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Iterator[MicroBatch]:
-    """Yields the micro-batches of one optimiser step.
+    """Yields this rank's micro-batches of one optimiser step.
+
+    Neighbours in the order of length go to different ranks, and every rank gets as many: where they do
+    not come out even, the last ones repeat another rank's rows as a filler of weight 0, because a sharded
+    model needs all ranks in every pass.
 
     Args:
-        experiences: All experiences of the step.
+        experiences: All experiences of the step, on all ranks.
         max_tokens: Padded tokens in a micro-batch. A single longer row still gets one of its own.
         aggregation: How the step's tokens are averaged (`herl.loss.token_weights`).
         constant_length: Tokens, for the aggregation `constant`.
         old_logprobs: For each experience, the trainer's log-probs before the update, [answer_len].
+            None where another rank trains on it.
+        rank: The rank that the micro-batches are for.
+        world_size: Number of ranks.
     """
     answer_lengths = [len(e.rollout.token_ids) for e in experiences]
     weights = token_weights(answer_lengths, aggregation, constant_length)
-    lengths = [(len(e.rollout.token_ids), len(e.context_ids)) for e in experiences]
-    order = sorted(range(len(experiences)), key=lambda i: (sum(lengths[i]), lengths[i]))
+    lengths = [(len(e.context_ids), len(e.rollout.token_ids)) for e in experiences]
+    plan = _plan(lengths, max_tokens, world_size)
+    for first in range(0, len(plan), world_size):
+        # A filler's old log-probs are those of another rank; at weight 0 any will do.
+        filler = first + rank >= len(plan)
+        rows = plan[first if filler else first + rank]
+        batch = _stack(experiences, rows, weights, None if filler else old_logprobs)
+        yield replace(batch, weight=torch.zeros_like(batch.weight), filler=True) if filler else batch
+
+
+def _plan(lengths: Sequence[tuple[int, int]], max_tokens: int, world_size: int) -> list[list[int]]:
+    """Cuts the order of (context, answer) lengths into lists of rows, for each rank one if it can be."""
+    order = sorted(range(len(lengths)), key=lambda i: (sum(lengths[i]), lengths[i][1]))
+    plan: list[list[int]] = []
     rows: list[int] = []
     for i in order:
-        answer, context = (max(lengths[j][side] for j in [*rows, i]) for side in (0, 1))
-        if rows and (answer + context) * (len(rows) + 1) > max_tokens:
-            yield _stack(experiences, rows, weights, old_logprobs)
+        context, answer = (max(lengths[j][side] for j in [*rows, i]) for side in (0, 1))
+        if rows and (context + answer) * (len(rows) + 1) > max_tokens:
+            plan.append(rows)
             rows = []
         rows.append(i)
     if rows:
-        yield _stack(experiences, rows, weights, old_logprobs)
+        plan.append(rows)
+    while len(plan) % world_size and len(widest := max(plan, key=len)) > 1:
+        place, half = plan.index(widest), len(widest) // 2
+        plan[place : place + 1] = [widest[:half], widest[half:]]
+    return plan
 
 
 def _stack(
     experiences: Sequence[Experience],
     rows: Sequence[int],
     weights: Sequence[float],
-    old_logprobs: Sequence[torch.Tensor] | None,
+    old_logprobs: Sequence[torch.Tensor | None] | None,
 ) -> MicroBatch:
     chosen = [experiences[i] for i in rows]
     context = max(len(e.context_ids) for e in chosen)
@@ -145,5 +172,10 @@ def _stack(
         weight=per_token([weights[i] for i in rows]),
         revision=torch.tensor([e.origin == "hindsight" for e in chosen])[row_of],
         sampler_logprobs=torch.tensor([p for e in chosen for p in e.rollout.logprobs]),
-        old_logprobs=None if old_logprobs is None else torch.cat([old_logprobs[i] for i in rows]),
+        old_logprobs=None if old_logprobs is None else torch.cat([_known(old_logprobs[i]) for i in rows]),
     )
+
+
+def _known(logprobs: torch.Tensor | None) -> torch.Tensor:
+    assert logprobs is not None, "another rank's row"
+    return logprobs

@@ -12,6 +12,8 @@ import os
 import platform
 import time
 import warnings
+from collections import Counter
+from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +21,7 @@ from typing import Any
 
 import lightning as L
 from hydra.errors import InstantiationException
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -27,8 +30,10 @@ from rich.text import Text
 from transformers.utils import logging as transformers_logging
 
 from herl.config import check
+from herl.distributed import gather
 from herl.errors import ConfigError, HerlError
-from herl.module import HerlModule, require_one_process
+from herl.module import HerlModule
+from herl.sharding import check_trainer
 
 PACKAGES = ("herl", "torch", "lightning", "transformers", "hydra-core")
 
@@ -58,7 +63,8 @@ def build(config: DictConfig) -> Run:
         callbacks=list(_make(config.callbacks).values()),
         logger=list(_make(config.logger).values()) or False,
     )
-    require_one_process(trainer)  # before other processes are started
+    check_trainer(trainer)  # before other processes are started
+    _check_sweep(trainer)
     return Run(module=module, data=data, trainer=trainer)
 
 
@@ -72,6 +78,19 @@ def _make(node: DictConfig, **arguments: Any) -> Any:
         raise
 
 
+def _check_sweep(trainer: L.Trainer) -> None:
+    """Lightning would start the whole sweep again on every rank."""
+    from hydra.core.hydra_config import HydraConfig
+
+    sweeping = HydraConfig.get().mode is RunMode.MULTIRUN
+    starts_processes = getattr(trainer.strategy, "launcher", None) is not None
+    if sweeping and starts_processes and trainer.world_size > 1:
+        raise ConfigError(
+            f"trainer.devices: expected 1 in a sweep (-m), got {trainer.world_size} processes a run; "
+            "start the runs one by one"
+        )
+
+
 def quiet() -> None:
     """Keeps notices of other libraries that a user can do nothing about off the screen."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -83,10 +102,13 @@ def quiet() -> None:
 def fit(config: DictConfig) -> dict[str, Any]:
     """Trains, and returns the summary that it also writes to summary.json in the run's folder."""
     started = time.perf_counter()
+    if config.resume is not None and not Path(config.resume).exists():
+        raise ConfigError(f"resume: expected a checkpoint written by herl fit, got '{config.resume}'")
     run = build(config)
-    before, first = _heldout(run), run.module.example
-    run.trainer.fit(run.module, run.data)
-    after, last = _heldout(run), run.module.example
+    with closing(run.module.stages.sampler):
+        before, first = _heldout(run), run.module.example
+        run.trainer.fit(run.module, run.data, ckpt_path=config.resume, weights_only=False)
+        after, last = _heldout(run), run.module.example
     example = {"request": first[0], "before": first[1], "after": last[1]} if first and last else None
     return _finish(
         config,
@@ -103,7 +125,8 @@ def validate(config: DictConfig) -> dict[str, Any]:
     if checkpoint is not None and not Path(checkpoint).exists():
         raise ConfigError(f"checkpoint: expected a file written by herl fit, got '{checkpoint}'")
     run = build(config)
-    heldout = _heldout(run, checkpoint)
+    with closing(run.module.stages.sampler):
+        heldout = _heldout(run, checkpoint)
     return _finish(config, run, started, {"heldout_reward": heldout})
 
 
@@ -120,6 +143,7 @@ def _finish(config: DictConfig, run: Run, started: float, results: dict[str, Any
     seconds = {name: round(value, 2) for name, value in run.module.clock.seconds.items()}
     seconds["total"] = round(time.perf_counter() - started, 2)
     counts = run.module.counts
+    causes = sum(map(Counter, gather(dict(run.module.stages.desk.causes))), Counter())
     choices = HydraConfig.get().runtime.choices
     summary = {
         "experiment": choices.get("experiment"),
@@ -131,10 +155,13 @@ def _finish(config: DictConfig, run: Run, started: float, results: dict[str, Any
         "revisions_sampled": counts["revisions_sampled"],
         "tokens_sampled": counts["tokens_sampled"],
         "optimizer_steps": counts["optimizer_steps"],
-        "judge_failures": dict(run.module.stages.desk.causes),
+        "judge_failures": dict(causes),
+        "processes": run.trainer.world_size,
         "seconds": seconds,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
     }
+    if not run.trainer.is_global_zero:
+        return summary
     folder = Path(config.output_dir)
     OmegaConf.save(config, folder / "config.yaml", resolve=True)
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")

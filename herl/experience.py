@@ -3,18 +3,21 @@
     prompts -> attempts -> verdicts -> revision prompts -> revisions -> verdicts
             -> bonus, selection -> advantages -> experiences
 
-This is the only place where the stages meet. It knows their interfaces, not their classes.
+This is the only place where the stages meet. It knows their interfaces, not their classes. With several
+processes, sampling and judging are shared out by prompts; all else is the same on every rank.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Literal
 
 from herl.bonus import BonusReward, NoBonus
 from herl.clock import PhaseClock
+from herl.distributed import gather_results, rank, world_size
 from herl.errors import ConfigError
 from herl.hindsight import HindsightBuilder, NoHindsight
 from herl.judge import JudgeDesk
@@ -198,20 +201,34 @@ def sample_and_judge(
 ) -> dict[str, list[Judged]]:
     """Returns the judged answers of each task, in an order that does not depend on when they finished.
 
-    An answer goes to the judge as soon as it is there, while the others are still being sampled.
+    An answer goes to the judge as soon as it is there, while the others are still being sampled. Each
+    engine of the run takes its share of the requests; every rank gets all answers back.
+
+    Raises:
+        AbstentionLimit: the judge fails too often.
+        SamplerError: an answer could not be sampled.
     """
     clock = clock or PhaseClock()
     by_id = {task.id: task for task in tasks}
-    with clock.time(phase):
-        futures = [
-            stages.desk.submit(by_id[rollout.task_id], rollout)
-            for rollout in stages.sampler.generate(requests)
-        ]
-    with clock.time("judge"):
-        judged = stages.desk.collect(futures)
+    engine, place = divmod(rank(), stages.sampler.ranks_per_engine)
+    share = requests[engine :: world_size() // stages.sampler.ranks_per_engine]
+
+    def work() -> list[Judged]:
+        with clock.time(phase):
+            rollouts = stages.sampler.generate(share)
+            if place > 0:  # helps its engine to compute what the engine's first rank judges
+                deque(rollouts, maxlen=0)
+                return []
+            futures = [stages.desk.submit(by_id[rollout.task_id], rollout) for rollout in rollouts]
+        with clock.time("judge"):
+            return [future.result() for future in futures]
+
+    parts = gather_results(work)
     order = {rollout_id: place for place, rollout_id in enumerate(_expected_ids(requests))}
+    judged = sorted(chain.from_iterable(parts), key=lambda one: order[one.rollout.id])
+    stages.desk.watch(judged)
     by_task: dict[str, list[Judged]] = {task.id: [] for task in tasks}
-    for one in sorted(judged, key=lambda one: order[one.rollout.id]):
+    for one in judged:
         by_task[one.rollout.task_id].append(one)
     return by_task
 

@@ -12,7 +12,7 @@ the whole optimiser step (`token_weights`), so losses of micro-batches simply ad
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -24,8 +24,15 @@ Aggregation = Literal["token_mean", "sequence_mean", "constant"]
 RevisionRatio = Literal["same_context", "policy_prob", "cross_context"]
 MismatchLevel = Literal["none", "token", "sequence"]
 
-Stats = dict[str, tuple[torch.Tensor, torch.Tensor]]
-"""Statistics by name, as (sum, count), so that they add up over micro-batches."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stats:
+    """Statistics by name, in a form that adds up over micro-batches."""
+
+    means: Mapping[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    """(sum, count) of each."""
+    maxima: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """The values whose maximum is wanted, [any]."""
 
 
 def token_weights(lengths: Sequence[int], aggregation: Aggregation, constant_length: int = 1) -> list[float]:
@@ -98,20 +105,22 @@ def mismatch_weight(
     level: MismatchLevel,
     mode: Literal["truncate", "mask"],
     cap: float,
-) -> torch.Tensor:
-    """Returns importance weights, without gradient, for sampling with another engine than the trainer.
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns (weights, cut): importance weights, without gradient, for sampling with another engine than
+    the trainer, and where the cap cut them.
 
     Weights are pi_trainer / pi_sampler per token, or per answer (product over its tokens); above the
     cap they are truncated to it or set to 0.
     """
     difference = (trainer_logprobs - sampler_logprobs).detach()
     if level == "none":
-        return torch.ones_like(difference)
+        return torch.ones_like(difference), torch.zeros_like(difference, dtype=torch.bool)
     if level == "sequence":
         per_row = difference.new_zeros(int(row.max()) + 1 if len(row) else 0)
         difference = per_row.index_add(0, row, difference)[row]
     weight = difference.clamp(-20.0, 20.0).exp()
-    return weight.clamp(max=cap) if mode == "truncate" else weight * (weight <= cap)
+    cut = weight > cap
+    return weight.clamp(max=cap) if mode == "truncate" else weight * ~cut, cut
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,12 +213,13 @@ class PolicyLoss:
             revised = shaped(rho, tokens.advantage, self.gamma)
             per_token = torch.where(tokens.revision, revised, per_token)
             cut = cut & ~tokens.revision
-        correction = self._correction(tokens)
+        correction, corrected_cut = self._correction(tokens)
         per_token = per_token * correction
         per_token = per_token - self.entropy_coef * tokens.entropy
         if tokens.ref_logprobs is not None:
             per_token = per_token + self.kl_coef * k3(tokens.logprobs, tokens.ref_logprobs)
-        return (tokens.weight * per_token).sum(), self._stats(tokens, rho, cut, correction)
+        stats = self._stats(tokens, rho, cut, correction, corrected_cut)
+        return (tokens.weight * per_token).sum(), stats
 
     def _behaviour(self, tokens: Tokens) -> torch.Tensor:
         old = tokens.old_logprobs
@@ -219,8 +229,8 @@ class PolicyLoss:
             return torch.where(tokens.revision, tokens.sampler_logprobs, old)
         return old
 
-    def _correction(self, tokens: Tokens) -> torch.Tensor:
-        weight = mismatch_weight(
+    def _correction(self, tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
+        weight, cut = mismatch_weight(
             tokens.old_logprobs,
             tokens.sampler_logprobs,
             tokens.row,
@@ -228,24 +238,33 @@ class PolicyLoss:
             mode=self.mismatch.mode,
             cap=self.mismatch.cap,
         )
-        return torch.where(tokens.revision, torch.ones_like(weight), weight)
+        return torch.where(tokens.revision, torch.ones_like(weight), weight), cut & ~tokens.revision
 
-    def _stats(self, tokens: Tokens, rho: torch.Tensor, cut: torch.Tensor, correction: torch.Tensor) -> Stats:
+    def _stats(
+        self,
+        tokens: Tokens,
+        rho: torch.Tensor,
+        cut: torch.Tensor,
+        correction: torch.Tensor,
+        corrected_cut: torch.Tensor,
+    ) -> Stats:
         with torch.no_grad():
             own, revision = ~tokens.revision, tokens.revision
             drift = k3(tokens.logprobs, tokens.old_logprobs)
-            difference = (tokens.old_logprobs - tokens.sampler_logprobs).abs()
-            stats = {
+            means = {
                 "entropy": _over(tokens.entropy, own | revision),
                 "clip_fraction": _over(cut.float(), own | revision),
                 "kl_to_old": _over(drift, own | revision),
                 "revision_ratio": _over(rho, revision),
-                "sampler_difference": _over(difference, own),
+                # KL(sampler || trainer) before the update, from the sampler's own answers
+                "mismatch_kl": _over(k3(tokens.sampler_logprobs, tokens.old_logprobs), own),
                 "mismatch_weight": _over(correction, own),
+                "mismatch_clipped": _over(corrected_cut.float(), own),
             }
             if tokens.ref_logprobs is not None:
-                stats["kl_to_reference"] = _over(k3(tokens.logprobs, tokens.ref_logprobs), own | revision)
-        return stats
+                means["kl_to_reference"] = _over(k3(tokens.logprobs, tokens.ref_logprobs), own | revision)
+            difference = (tokens.old_logprobs - tokens.sampler_logprobs).abs()
+            return Stats(means=means, maxima={"mismatch_max": difference[own]})
 
 
 def _over(values: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

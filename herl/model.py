@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -15,6 +16,7 @@ from transformers import (
 
 from herl.cache import cache_folder
 from herl.errors import ConfigError
+from herl.lora import Lora
 
 SHIPPED = Path(__file__).parent / "assets"
 
@@ -30,11 +32,15 @@ class PretrainedModel:
             away; trainer.precision=bf16-mixed computes in bfloat16 on float32 parameters. On a CPU
             without AVX512 or AMX bfloat16 is ten times slower.
         gradient_checkpointing: Recompute activations in backward: less memory, a third more time.
+        lora: Train low-rank adapters instead of the weights. The reference is then the policy without.
+        seed: Of fresh adapters.
     """
 
     path: str = "tiny"
     dtype: str = "float32"
     gradient_checkpointing: bool = False
+    lora: Lora | None = None
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
@@ -52,6 +58,25 @@ class PretrainedModel:
             )
         except OSError as error:
             raise ConfigError(f"model.path: cannot load '{self.path}': {error}") from error
+        return self._prepared(model)
+
+    def skeleton(self) -> PreTrainedModel:
+        """Returns the model with memory for its weights and nothing in it: another process fills it."""
+        config = AutoConfig.from_pretrained(self._source())
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(
+                config, dtype=getattr(torch, self.dtype)
+            )
+            model = self._prepared(model)
+        model.to_empty(device="cpu")
+        model.tie_weights()
+        return model
+
+    def _prepared(self, model: PreTrainedModel) -> PreTrainedModel:
+        if self.lora is not None:
+            with torch.random.fork_rng():
+                torch.manual_seed(self.seed)
+                self.lora.add_to(model)
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         return model

@@ -3,7 +3,8 @@
     training_step(prompts) = collect (stages 2-8) -> k optimiser steps (stages 9-11) -> report
 
 Optimisation is manual: one rollout batch is split by whole groups into `updates_per_batch` optimiser steps,
-each of them cut into micro-batches by a budget of tokens. Left out here: several processes.
+each of them cut into micro-batches by a budget of tokens. On several ranks every rank knows the whole batch;
+the micro-batches of a step are dealt out, and gradients and numbers are those of the whole step.
 """
 
 from __future__ import annotations
@@ -12,16 +13,18 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import lightning as L
 import torch
+from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from herl.advantages import group_advantages
 from herl.batch import MicroBatch, micro_batches, split_by_group
 from herl.bonus import BonusReward, NoBonus
 from herl.clock import PhaseClock
+from herl.distributed import gather, rank, world_size
 from herl.errors import ConfigError, TrainingError
 from herl.experience import (
     Advantages,
@@ -36,17 +39,20 @@ from herl.experience import (
 from herl.hindsight import HindsightBuilder, NoHindsight
 from herl.judge import Judge, JudgeDesk
 from herl.logprobs import answer_logprobs
+from herl.lora import adapters_off, has_adapters
 from herl.loss import PolicyLoss, Stats, Tokens
 from herl.metrics.rubric import RubricMetrics, collection_metrics
-from herl.metrics.running import RunningMeans
+from herl.metrics.running import RunningStats
 from herl.model import PretrainedModel
 from herl.sampler import Sampler
+from herl.schedule import Schedule, learning_rate_share
 from herl.seeds import derive_seed
 from herl.selection import form_group
+from herl.sharding import FSDPStrategy, check_trainer, load_sharded
 from herl.types import Experience, SampleRequest, Task
+from herl.weights import is_sharded, named_weights, whole
 
 Optimizer = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
-Schedule = Literal["constant", "linear", "cosine"]
 ADAMW: Optimizer = partial(torch.optim.AdamW, lr=1e-6, weight_decay=0.01)
 
 
@@ -135,23 +141,29 @@ class HerlModule(L.LightningModule):
     # Set-up
 
     def configure_model(self) -> None:
-        """Loads the policy, and the reference only if the loss has a KL term. Safe to call again."""
+        """Loads the policy, and a reference only if the loss needs a second model. Safe to call again."""
         if self.policy is not None:
             return
-        require_one_process(self.trainer)
-        if self.trainer.precision == "16-mixed":
-            raise ConfigError(
-                "trainer.precision: expected '32-true' or 'bf16-mixed', got '16-mixed', whose scaled "
-                "gradients would be clipped at the wrong norm"
-            )
-        self.policy = self.model.load().train()
-        if self.loss.kl_coef > 0:
-            self._reference = (self.model.load().eval().requires_grad_(False),)
+        check_trainer(self.trainer)
+        self.policy = self._load(self.model).train()
+        if self.loss.kl_coef > 0 and not has_adapters(self.policy):
+            self._reference = (self._load(self.model).eval().requires_grad_(False),)
         self.stages.sampler.start(self.policy, self.stages.tokenizer)
+
+    def _load(self, model: PretrainedModel) -> PreTrainedModel:
+        strategy = self.trainer.strategy
+        if not isinstance(strategy, FSDPStrategy):
+            return model.load()
+        return load_sharded(
+            model,
+            strategy.device_mesh["data_parallel"],
+            bf16=self.trainer.precision == "bf16-mixed",
+            cpu_offload=strategy.cpu_offload,
+        )
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Builds the optimizer. Its learning rate is set before each step, from the run's progress."""
-        return self.optimizer(self.parameters())
+        return self.optimizer(parameter for parameter in self.parameters() if parameter.requires_grad)
 
     def setup(self, stage: str) -> None:
         """Opens the judge desk."""
@@ -164,12 +176,13 @@ class HerlModule(L.LightningModule):
     def on_fit_start(self) -> None:
         """Moves the reference, which Lightning does not know, to the policy's device."""
         for reference in self._reference:
-            cast(torch.nn.Module, reference).to(self.device)
+            if not is_sharded(reference):
+                cast(torch.nn.Module, reference).to(self.device)
 
     def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Yields the policy's weights one by one, as its sampler loads them."""
         assert self.policy is not None
-        yield from ((name, tensor.detach()) for name, tensor in self.policy.named_parameters())
+        return named_weights(self.policy)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the counts, so that a resumed run goes on counting."""
@@ -184,30 +197,32 @@ class HerlModule(L.LightningModule):
 
     def training_step(self, tasks: list[Task], batch_idx: int) -> None:
         """Runs stages 2 to 12 for one batch of prompts."""
+        version = self.counts["optimizer_steps"]
         collection = collect(tasks, self.stages, (self.seed, self.current_epoch, batch_idx))
+        self.stages.sampler.sleep()
         self.clock.add(collection.seconds)
         with self.clock.time("update"):
             update_metrics = self._update(collection.experiences)
         self._count(collection)
-        self._report(collection_metrics(collection) | update_metrics)
+        self._report(collection_metrics(collection, version) | update_metrics)
 
     def _update(self, experiences: Sequence[Experience]) -> dict[str, float]:
         """Takes the optimiser steps of a rollout batch; returns the means of their statistics."""
         assert self.policy is not None
         self.policy.train()
-        means = RunningMeans()
+        stats = RunningStats()
         parts = split_by_group(experiences, self.updates_per_batch)
         # Before the first step the current log-probs are the old ones: that part needs no extra pass.
         old = [None if i == 0 else self._old_logprobs(part) for i, part in enumerate(parts)]
         for part, old_logprobs in zip(parts, old, strict=True):
-            self._optimizer_step(part, old_logprobs, means)
-        return {f"update/{name}": value for name, value in means.compute().items()}
+            self._optimizer_step(part, old_logprobs, stats)
+        return {f"update/{name}": value for name, value in stats.compute().items()}
 
     def _optimizer_step(
         self,
         experiences: Sequence[Experience],
-        old_logprobs: Sequence[torch.Tensor] | None,
-        means: RunningMeans,
+        old_logprobs: Sequence[torch.Tensor | None] | None,
+        stats: RunningStats,
     ) -> None:
         """Takes one optimiser step over these experiences."""
         optimizer = cast(torch.optim.Optimizer, self.optimizers())
@@ -215,13 +230,15 @@ class HerlModule(L.LightningModule):
         for group in optimizer.param_groups:
             group["lr"] = group.setdefault("initial_lr", group["lr"]) * rate
         total = 0.0
-        for batch in self._micro_batches(experiences, old_logprobs):
-            loss, stats = self._loss(batch.to(self.device))
-            self.manual_backward(loss)
+        batches = list(self._micro_batches(experiences, old_logprobs))
+        for batch in batches:
+            self._synchronise_gradients(batch is batches[-1])
+            loss, batch_stats = self._loss(batch.to(self.device))
+            self.manual_backward(loss * world_size())  # the strategies average gradients over ranks
             total += float(loss.detach())
-            for name, (value, count) in stats.items():
-                means.add_sum(name, value, count)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), self.max_grad_norm or math.inf)
+            if not batch.filler:
+                stats.add_stats(batch_stats)
+        norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters(), self.max_grad_norm or math.inf))
         if not math.isfinite(float(norm)):
             raise TrainingError(
                 f"the gradient norm of optimiser step {self.counts['optimizer_steps']} is {float(norm)}: "
@@ -230,21 +247,24 @@ class HerlModule(L.LightningModule):
         optimizer.step()
         optimizer.zero_grad()
         self.counts["optimizer_steps"] += 1
-        means.add("loss", total)
-        means.add("grad_norm", norm)
-        means.add("learning_rate", optimizer.param_groups[0]["lr"])
+        stats.add("loss", sum(gather(total)))
+        stats.add("grad_norm", norm)
+        stats.add("learning_rate", optimizer.param_groups[0]["lr"])
+
+    def _synchronise_gradients(self, on: bool) -> None:
+        """Under DDP only the last micro-batch of a step exchanges gradients; sharded ones always do."""
+        replicas = self.trainer.strategy.model
+        if isinstance(replicas, DistributedDataParallel):
+            replicas.require_backward_grad_sync = on
 
     def _loss(self, batch: MicroBatch) -> tuple[torch.Tensor, Stats]:
         """Returns the loss of a micro-batch, with gradient, and its statistics."""
         assert self.policy is not None
         temperature = self.stages.plan.attempt.temperature
+        ref_logprobs = self._ref_logprobs(batch, temperature) if self.loss.kl_coef > 0 else None
         logprobs, entropy = answer_logprobs(
             self.policy, batch, temperature, entropy_grad=self.loss.entropy_coef != 0
         )
-        ref_logprobs = None
-        for reference in self._reference:
-            with torch.no_grad():
-                ref_logprobs, _ = answer_logprobs(reference, batch, temperature)
         old = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
         return self.loss(
             Tokens(
@@ -261,8 +281,20 @@ class HerlModule(L.LightningModule):
         )
 
     @torch.no_grad()
-    def _old_logprobs(self, experiences: Sequence[Experience]) -> list[torch.Tensor]:
-        """The current log-probs of each experience under its training context, [answer_len] each."""
+    def _ref_logprobs(self, batch: MicroBatch, temperature: float) -> torch.Tensor:
+        """The reference's log-probs, [N]: of a model of its own, or of the policy without adapters."""
+        assert self.policy is not None
+        for reference in self._reference:
+            return answer_logprobs(reference, batch, temperature)[0]
+        with adapters_off(self.policy):
+            return answer_logprobs(self.policy, batch, temperature)[0]
+
+    @torch.no_grad()
+    def _old_logprobs(self, experiences: Sequence[Experience]) -> list[torch.Tensor | None]:
+        """The current log-probs of each experience under its training context, [answer_len] each.
+
+        None where another rank trains on it: rows are dealt out here as they are in the step.
+        """
         assert self.policy is not None
         found: dict[int, torch.Tensor] = {}
         for batch in self._micro_batches(experiences, None):
@@ -271,10 +303,10 @@ class HerlModule(L.LightningModule):
             )
             lengths = batch.answer_mask.sum(1).tolist()
             found.update(zip(batch.rows, torch.split(logprobs.cpu(), lengths), strict=True))
-        return [found[place] for place in range(len(experiences))]
+        return [found.get(place) for place in range(len(experiences))]
 
     def _micro_batches(
-        self, experiences: Sequence[Experience], old_logprobs: Sequence[torch.Tensor] | None
+        self, experiences: Sequence[Experience], old_logprobs: Sequence[torch.Tensor | None] | None
     ) -> Iterator[MicroBatch]:
         return micro_batches(
             experiences,
@@ -282,6 +314,8 @@ class HerlModule(L.LightningModule):
             aggregation=self.loss.aggregation,
             constant_length=self.loss.constant_length,
             old_logprobs=old_logprobs,
+            rank=rank(),
+            world_size=world_size(),
         )
 
     def _scheduled_rate(self) -> float:
@@ -339,34 +373,16 @@ class HerlModule(L.LightningModule):
             self.counts["tokens_sampled"] += sum(len(one.rollout.token_ids) for one in answers)
 
     def _report(self, metrics: Mapping[str, float]) -> None:
-        """Logs metrics over the number of sampled answers: the budget that methods are compared at."""
+        """Logs metrics, for callbacks and the progress bar too. Every rank has the same."""
         shown = ("train/reward", "heldout/reward", "hindsight/reward")
         for name, value in metrics.items():
             self.log(name, value, logger=False, prog_bar=name in shown, batch_size=1)
+        self.record(metrics)
+
+    def record(self, metrics: Mapping[str, float]) -> None:
+        """Writes metrics to the loggers, over the number of sampled answers.
+
+        That is the budget that methods are compared at.
+        """
         for logger in self.loggers:
             logger.log_metrics(dict(metrics), step=self.counts["answers_sampled"])
-
-
-def require_one_process(trainer: L.Trainer) -> None:
-    """Refuses what would be wrong in silence: normalisation over ranks is not there yet.
-
-    Raises:
-        ConfigError: the trainer would run more than one process.
-    """
-    if trainer.world_size > 1:
-        raise ConfigError(f"trainer.devices: expected one process, got {trainer.world_size}")
-
-
-def learning_rate_share(schedule: Schedule, step: int, warmup_steps: int, progress: float) -> float:
-    """Returns the share of the full learning rate, in [0, 1].
-
-    Args:
-        schedule: Course after the warm-up: constant, or down to 0 at the end of the run.
-        step: Optimiser steps taken so far.
-        warmup_steps: Steps over which the rate rises linearly.
-        progress: Share of the run that is done, in [0, 1].
-    """
-    warm = min(1.0, (step + 1) / (warmup_steps + 1))
-    left = 1.0 - min(1.0, max(0.0, progress))
-    course = {"constant": 1.0, "linear": left, "cosine": 0.5 * (1.0 - math.cos(math.pi * left))}
-    return warm * course[schedule]

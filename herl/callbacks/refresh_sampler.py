@@ -1,45 +1,163 @@
-"""Brings the policy's weights to the sampler."""
+"""Brings the policy's weights to the sampler, and checks that they arrived."""
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
+import torch
 
+from herl.batch import micro_batches
+from herl.clock import PhaseClock
+from herl.distributed import barrier, gather, gather_results, rank
+from herl.errors import ConfigError, SamplerError
+from herl.experience import render
+from herl.logprobs import answer_logprobs
 from herl.module import HerlModule
+from herl.seeds import derive_seed
+from herl.types import Experience, Judgement, Rollout, SampleRequest
+
+PROBE = "Describe how rain forms, and name two animals that like it."
 
 
 class RefreshSampler(L.Callback):
-    """Refreshes the sampler at the start of each epoch and before each validation.
+    """Refreshes the sampler at the start of each epoch, before each validation, and in between.
 
-    A sampler that reads the live policy has nothing to copy: it is told the version before every batch.
+    After a refresh it probes: the sampler answers a fixed request, and its log-probs of its own answers
+    must be the trainer's. That catches weights that did not arrive, another temperature, another model. A
+    sampler that reads the live policy has nothing to copy and nothing to probe.
 
     Args:
-        every_n_steps: Also refresh once that many optimiser steps were taken since the last time.
+        every_n_steps: Refresh before a batch once that many optimiser steps were taken since the last
+            time. 1 samples every batch from the newest policy; None refreshes once an epoch.
+        probe_limit: Largest difference of a token's log-prob, in nats. Engines in bfloat16 need about 0.3.
+        probe_answers: Answers to the probe.
+        probe_tokens: Tokens of each, at most.
     """
 
-    def __init__(self, every_n_steps: int | None = None) -> None:
+    def __init__(
+        self,
+        every_n_steps: int | None = 1,
+        probe_limit: float = 1e-3,
+        probe_answers: int = 4,
+        probe_tokens: int = 16,
+    ) -> None:
+        if (every_n_steps is not None and every_n_steps < 1) or probe_limit <= 0:
+            raise ConfigError(
+                "callbacks.refresh_sampler: expected every_n_steps of at least 1, or null, and probe_limit "
+                f"above 0, got {every_n_steps} and {probe_limit}"
+            )
+        if probe_answers < 1 or probe_tokens < 1:
+            raise ConfigError(
+                "callbacks.refresh_sampler: expected probe_answers and probe_tokens of at least 1, "
+                f"got {probe_answers} and {probe_tokens}"
+            )
         self.every_n_steps = every_n_steps
+        self.probe_limit = probe_limit
+        self.probe_answers = probe_answers
+        self.probe_tokens = probe_tokens
         self.version: int | None = None
 
-    def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self.refresh(module)
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Forgets the version: a checkpoint may have brought other weights under the same number."""
+        self.version = None
 
-    def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self.refresh(module)
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.refresh(pl_module)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.refresh(pl_module)
 
     def on_train_batch_start(
-        self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        assert isinstance(module, HerlModule)
-        stale = module.counts["optimizer_steps"] - (self.version or 0)
-        if module.stages.sampler.live or (self.every_n_steps and stale >= self.every_n_steps):
-            self.refresh(module)
+        assert isinstance(pl_module, HerlModule)
+        stale = pl_module.counts["optimizer_steps"] - (self.version or 0)
+        if pl_module.stages.sampler.live or (self.every_n_steps and stale >= self.every_n_steps):
+            self.refresh(pl_module)
 
     def refresh(self, module: L.LightningModule) -> None:
-        """Streams the weights into the sampler, unless it has this version already."""
+        """Streams the weights into the sampler and probes, unless it has this version already.
+
+        Raises:
+            SamplerError: the probe failed, or the engine did.
+        """
         assert isinstance(module, HerlModule)
-        version = module.counts["optimizer_steps"]
-        if version != self.version:
-            module.stages.sampler.load_weights(module.named_weights(), version)
-            self.version = version
+        version, sampler = module.counts["optimizer_steps"], module.stages.sampler
+        if version == self.version:
+            return
+        clock = PhaseClock()
+        with clock.time("refresh"):
+            sampler.load_weights(module.named_weights(), version)
+            barrier()  # no rank samples before all engines have the weights
+        self.version = version
+        if sampler.live:
+            return
+        with clock.time("probe"):
+            error = self._probe(module)
+        module.clock.add(clock.seconds)
+        module.record(
+            {
+                "sampler/refresh_seconds": clock.seconds["refresh"],
+                "sampler/probe_seconds": clock.seconds["probe"],
+                "sampler/probe_error": error,
+            }
+        )
+
+    def _probe(self, module: HerlModule) -> float:
+        """Returns the largest difference between the sampler's and the trainer's log-probs, in nats."""
+        stages = module.stages
+        request = SampleRequest(
+            task_id="probe",
+            group_id="probe",
+            prompt_ids=render(stages.tokenizer, [{"role": "user", "content": PROBE}]),
+            n=self.probe_answers,
+            sampling=replace(stages.plan.attempt, top_p=1.0, max_new_tokens=self.probe_tokens),
+            seed=derive_seed(module.seed, "probe"),
+        )
+        # Every rank probes its own engine; an engine that fails stops all ranks.
+        rollouts = gather_results(lambda: list(stages.sampler.generate([request])))[rank()]
+        experiences = [_experience(rollout) for rollout in rollouts]
+        [batch] = micro_batches(experiences, max_tokens=2**31, aggregation="token_mean")
+        assert module.policy is not None
+        module.policy.eval()
+        with torch.no_grad(), module.trainer.precision_plugin.forward_context():
+            logprobs, _ = answer_logprobs(
+                module.policy, batch.to(module.device), request.sampling.temperature
+            )
+        difference = (logprobs.cpu() - batch.sampler_logprobs).abs()
+        place = int(difference.argmax())  # a NaN counts as the largest
+        token = stages.tokenizer.decode([int(batch.answer_ids[place])])
+        error, theirs, ours, token = max(
+            gather(
+                (
+                    float(difference[place]),
+                    float(batch.sampler_logprobs[place]),
+                    float(logprobs[place]),
+                    token,
+                )
+            ),
+            key=lambda found: math.inf if math.isnan(found[0]) else found[0],
+        )
+        if not error <= self.probe_limit:
+            raise SamplerError(
+                f"the probe failed after the refresh to policy version {self.version}: the largest deviation "
+                f"is {error:.3g} nats at the token {token!r}, to which the sampler gives the log-prob "
+                f"{theirs:.4f} and the trainer {ours:.4f}; callbacks.refresh_sampler.probe_limit allows "
+                f"{self.probe_limit:g}. Engines in bfloat16 need about 0.3; more means that weights did not "
+                "arrive, or that engine and trainer differ in temperature or architecture"
+            )
+        return error
+
+
+def _experience(rollout: Rollout) -> Experience:
+    return Experience(
+        rollout=rollout,
+        judgement=Judgement(rollout_id=rollout.id, verdicts=(), reward=None),
+        reward=0.0,
+        bonus=0.0,
+        advantage=0.0,
+        context_ids=rollout.prompt_ids,
+    )

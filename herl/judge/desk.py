@@ -4,8 +4,8 @@
 coroutines run on an event loop in a thread of its own; torch stays in the caller's thread.
 
 A judge that raises abstains: its answer gets verdicts with `met=None` and no reward. Causes are counted,
-and once the share of abstained verdicts over the last `window` answers is above `max_abstention`, the
-next result raises `AbstentionLimit`.
+and once the share of abstained verdicts over the last `window` answers is above `max_abstention`, `watch`
+raises `AbstentionLimit`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import asyncio
 import math
 import threading
 from collections import Counter, deque
+from collections.abc import Iterable
 from concurrent.futures import Future
 from types import TracebackType
 
@@ -73,18 +74,18 @@ class JudgeDesk:
         assert self._loop is not None, "use the desk in a with block"
         return asyncio.run_coroutine_threadsafe(self._judge(task, rollout), self._loop)
 
-    def collect(self, futures: list[Future[Judged]]) -> list[Judged]:
-        """Returns the judged answers in the order of submission.
+    def watch(self, judged: Iterable[Judged]) -> None:
+        """Holds the limit on these answers, which other processes may have judged.
 
         Raises:
             AbstentionLimit: the judge fails too often; names the last cause.
         """
-        judged = [future.result() for future in futures]
         for one in judged:
-            verdicts = one.judgement.verdicts
-            self._window.append((sum(v.met is None for v in verdicts), len(verdicts)))
+            abstained = [v for v in one.judgement.verdicts if v.met is None]
+            self._window.append((len(abstained), len(one.judgement.verdicts)))
+            if abstained:
+                self._last_failure = abstained[-1].reason
         self._check_limit()
-        return judged
 
     async def _judge(self, task: Task, rollout: Rollout) -> Judged:
         async with self._slots:
@@ -98,9 +99,8 @@ class JudgeDesk:
     def _abstained(self, task: Task, rollout: Rollout, error: Exception) -> Judgement:
         cause = type(error).__name__
         self.causes[cause] += 1
-        self._last_failure = f"{cause}: {error}"
         verdicts = tuple(
-            Verdict(criterion_id=criterion.id, met=None, reason=self._last_failure)
+            Verdict(criterion_id=criterion.id, met=None, reason=f"{cause}: {error}")
             for criterion in task.rubric.criteria
         )
         return Judgement(rollout_id=rollout.id, verdicts=verdicts, reward=None)

@@ -16,8 +16,13 @@ def rewards(judged: Iterable[Judged]) -> list[float]:
     return [one.judgement.reward for one in judged if one.judgement.reward is not None]
 
 
-def collection_metrics(collection: Collection) -> dict[str, float]:
-    """Returns the numbers of one rollout batch. A mean over nothing is left out, never 0."""
+def collection_metrics(collection: Collection, policy_version: int = 0) -> dict[str, float]:
+    """Returns the numbers of one rollout batch. A mean over nothing is left out, never 0.
+
+    Args:
+        collection: The batch.
+        policy_version: Optimiser steps that the trainer had taken when the batch was sampled.
+    """
     groups = collection.groups
     attempts = [judged for group in groups for judged in group.attempts]
     revisions = [judged for group in groups for judged in group.revisions]
@@ -37,6 +42,7 @@ def collection_metrics(collection: Collection) -> dict[str, float]:
             for group in groups
             if group.revisions
         ],
+        "sampler/staleness": [policy_version - judged.rollout.policy_version for judged in attempts],
         "bonus/mean": [m.bonus for group in groups for m in group.members if m.bonus != 0.0],
     }
     means = {name: fmean(values) for name, values in lists.items() if values}
@@ -68,13 +74,15 @@ def fulfilled(task: Task, judged: Judged) -> dict[str, bool]:
 class RubricMetrics:
     """Mean reward and share of answers that fulfil each criterion, over one epoch of validation.
 
+    Every rank knows all answers, so nothing is left to be synchronised.
+
     Args:
         most_criteria: Curves by criterion are kept only while there are at most this many ids.
     """
 
     def __init__(self, most_criteria: int = 64) -> None:
         self.most_criteria = most_criteria
-        self.reward = MeanMetric()
+        self.reward = MeanMetric(sync_on_compute=False)
         self.criteria: dict[str, MeanMetric] = {}
 
     def update(self, task: Task, judged: Judged) -> None:
@@ -82,7 +90,7 @@ class RubricMetrics:
         if judged.judgement.reward is not None:
             self.reward.update(judged.judgement.reward)
         for criterion_id, good in fulfilled(task, judged).items():
-            self.criteria.setdefault(criterion_id, MeanMetric()).update(float(good))
+            self.criteria.setdefault(criterion_id, MeanMetric(sync_on_compute=False)).update(float(good))
 
     def compute(self) -> dict[str, float]:
         """Returns {"heldout/reward": ..., "heldout_criterion/<id>": ...}, without what was not judged."""

@@ -1,6 +1,7 @@
 """Stage 2: prompts as token ids -> sampled answers as token ids with log-probabilities.
 
-`Sampler` is the interface. `TransformersSampler` reads the live policy; `ScriptedSampler` is a fake.
+`Sampler` is the interface. `TransformersSampler` reads the live policy, `VLLMSampler` runs vLLM in this
+process, `VLLMServerSampler` asks vLLM servers over HTTP; `ScriptedSampler` is a fake.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ class Sampler(ABC):
     """
 
     live: bool = False
-    """True for a sampler that reads the trainer's own weights: it is never stale."""
+    """True for a sampler that reads the trainer's own weights: it is never stale and needs no probe."""
+
+    ranks_per_engine: int = 1
+    """Neighbouring ranks that share one engine, and are all given the same requests."""
 
     @abstractmethod
     def start(self, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -42,7 +46,16 @@ class Sampler(ABC):
 
     @abstractmethod
     def load_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
-        """Takes new weights, streamed one tensor at a time, as policy version `version`."""
+        """Takes new weights, streamed one tensor at a time, as policy version `version`.
+
+        With several ranks, all must read the stream to its end or all leave it alone: it gathers shards.
+        """
+
+    def sleep(self) -> None:  # noqa: B027  # nothing to do is the right default
+        """Frees what the update could use, until the next `generate` or `load_weights`."""
+
+    def close(self) -> None:  # noqa: B027
+        """Ends what `start` began."""
 
 
 __all__ = ["Sampler"]

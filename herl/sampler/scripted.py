@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from herl.errors import SamplerError
 from herl.sampler import Sampler
+from herl.sampler.answer import finished_answer
 from herl.types import Rollout, SampleRequest
 
 if TYPE_CHECKING:
@@ -59,18 +60,15 @@ class ScriptedSampler(Sampler):
                 yield self._rollout(request, index, texts[index % len(texts)])
 
     def _rollout(self, request: SampleRequest, index: int, text: str) -> Rollout:
-        ids = [*self._tokenizer.encode(text, add_special_tokens=False), self._tokenizer.eos_token_id]
+        end = self._tokenizer.eos_token_id
+        ids = [*self._tokenizer.encode(text, add_special_tokens=False), end]
         kept = ids[: request.sampling.max_new_tokens]
-        return Rollout(
-            id=f"{request.parent_id or request.group_id}/{index}",
-            task_id=request.task_id,
-            group_id=request.group_id,
-            prompt_ids=request.prompt_ids,
-            token_ids=tuple(kept),
-            logprobs=(0.0,) * len(kept),
-            text=str(self._tokenizer.decode(kept, skip_special_tokens=True)),
-            finish_reason="stop" if len(kept) == len(ids) else "length",
-            policy_version=self.version,
-            origin="policy" if request.parent_id is None else "hindsight",
-            parent_id=request.parent_id,
+        return finished_answer(
+            request,
+            index,
+            kept,
+            [0.0] * len(kept),
+            tokenizer=self._tokenizer,
+            end_ids=frozenset([end]),
+            version=self.version,
         )

@@ -1,4 +1,6 @@
-"""Samples from the trainer's own model with transformers: no copy of the weights, no other process.
+"""Samples with transformers from the trainer's own model: no copy of the weights, no other process.
+
+Where the trainer's model is sharded, no rank could run it alone: each then keeps a whole copy.
 
 One prompt is computed once for all its n answers: its key/value cache is repeated, not its forward
 pass. Answers that are finished leave the batch. Answer i of a request draws its tokens by inverse
@@ -11,15 +13,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 import torch
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from herl.errors import ConfigError, SamplerError
+from herl.errors import ConfigError
 from herl.sampler import Sampler
+from herl.sampler.answer import end_token_ids, finished_answer
 from herl.seeds import derive_seed
 from herl.types import Rollout, SampleRequest
+from herl.weights import is_sharded
 
 
 @dataclass(slots=True)
@@ -40,8 +45,6 @@ class TransformersSampler(Sampler):
         batch_size: Answers sampled at the same time.
     """
 
-    live = True
-
     def __init__(self, batch_size: int = 128) -> None:
         if batch_size < 1:
             raise ConfigError(f"sampler.batch_size: expected at least 1, got {batch_size}")
@@ -49,14 +52,20 @@ class TransformersSampler(Sampler):
         self.version = 0
 
     def start(self, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Keeps a reference to the live policy; nothing is copied."""
-        self._policy = policy
+        """Keeps a reference to the live policy, or makes room for a copy of a sharded one."""
+        self.live = not is_sharded(policy)
+        self._policy = policy if self.live else _empty_copy(policy)
         self._tokenizer = tokenizer
         self._end_ids = end_token_ids(policy, tokenizer)
 
     def load_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
-        """Notes the version. The weights are the trainer's own: nothing of the stream is read."""
+        """Notes the version. A live policy's weights are there already: nothing of the stream is read."""
         self.version = version
+        if not self.live:
+            own = dict(self._policy.named_parameters())
+            with torch.no_grad():
+                for name, tensor in named_tensors:
+                    own[name].copy_(tensor)
 
     def generate(self, requests: Sequence[SampleRequest]) -> Iterator[Rollout]:
         """Yields rollouts as they finish. Prompts of similar length are sampled together."""
@@ -142,30 +151,22 @@ class TransformersSampler(Sampler):
         )
 
     def _rollout(self, answer: _Answer) -> Rollout:
-        request = answer.request
-        return Rollout(
-            id=f"{request.parent_id or request.group_id}/{answer.index}",
-            task_id=request.task_id,
-            group_id=request.group_id,
-            prompt_ids=request.prompt_ids,
-            token_ids=tuple(answer.token_ids),
-            logprobs=tuple(answer.logprobs),
-            text=str(self._tokenizer.decode(answer.token_ids, skip_special_tokens=True)),
-            finish_reason="stop" if answer.token_ids[-1] in self._end_ids else "length",
-            policy_version=self.version,
-            origin="policy" if request.parent_id is None else "hindsight",
-            parent_id=request.parent_id,
+        return finished_answer(
+            answer.request,
+            answer.index,
+            answer.token_ids,
+            answer.logprobs,
+            tokenizer=self._tokenizer,
+            end_ids=self._end_ids,
+            version=self.version,
         )
 
 
-def end_token_ids(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Returns the ids that end an answer: the generation config's and the tokenizer's."""
-    configured = policy.generation_config.eos_token_id if policy.generation_config else None
-    several = configured if isinstance(configured, list) else [configured]
-    ids = frozenset(end for end in [*several, tokenizer.eos_token_id] if end is not None)
-    if not ids:
-        raise SamplerError("expected an end token in the tokenizer or the generation config, got none")
-    return ids
+def _empty_copy(policy: PreTrainedModel) -> PreTrainedModel:
+    """A whole model of the same architecture on this rank's device, its weights still to come."""
+    copy: PreTrainedModel = AutoModelForCausalLM.from_config(policy.config, dtype=policy.dtype)
+    copy.generation_config = policy.generation_config
+    return cast(PreTrainedModel, copy.to(policy.device).requires_grad_(False))  # type: ignore[arg-type]
 
 
 def _uniforms(request: SampleRequest, index: int) -> np.ndarray:

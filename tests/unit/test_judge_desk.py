@@ -12,9 +12,10 @@ TASK = make_task()
 
 def judge_all(desk, texts):
     with desk:
-        return desk.collect(
-            [desk.submit(TASK, make_rollout(text, id=f"group/{i}")) for i, text in enumerate(texts)]
-        )
+        futures = [desk.submit(TASK, make_rollout(text, id=f"group/{i}")) for i, text in enumerate(texts)]
+        judged = [future.result() for future in futures]
+    desk.watch(judged)
+    return judged
 
 
 def test_judged_answers_come_back_in_the_order_of_submission():

@@ -141,7 +141,7 @@ def test_shaping_at_ratio_one_scales_the_gradient_by_gamma_over_one_plus_gamma_s
 def test_clip_stops_the_gradient_of_a_good_answer_that_became_much_likelier():
     value, gradient, stats = one_token(PolicyLoss(), advantage=1.0, logprob=-1.0, old=-1.5)
     assert (value, gradient) == (pytest.approx(-1.2), 0.0)
-    assert float(stats["clip_fraction"][0]) == 1.0
+    assert float(stats.means["clip_fraction"][0]) == 1.0
 
 
 def test_dual_clip_bounds_the_loss_of_a_bad_answer_that_became_much_likelier():
@@ -178,17 +178,31 @@ def test_mismatch_weights_have_no_gradient_and_respect_the_cap():
     trainer = torch.tensor([-1.0, -1.0, -3.0], requires_grad=True)
     sampler = torch.tensor([-1.5, -0.9, -1.0])
     row = torch.tensor([0, 0, 1])
-    token = mismatch_weight(trainer, sampler, row, level="token", mode="truncate", cap=1.2)
+    token, cut = mismatch_weight(trainer, sampler, row, level="token", mode="truncate", cap=1.2)
     assert token.tolist() == pytest.approx([1.2, math.exp(-0.1), math.exp(-2)])
+    assert cut.tolist() == [True, False, False]
     assert not token.requires_grad
-    sequence = mismatch_weight(trainer, sampler, row, level="sequence", mode="mask", cap=1.2)
+    sequence, cut = mismatch_weight(trainer, sampler, row, level="sequence", mode="mask", cap=1.2)
     assert sequence.tolist() == pytest.approx([0.0, 0.0, math.exp(-2)])
+    assert cut.tolist() == [True, True, False]
 
 
 def test_statistics_are_sums_and_counts():
     _, stats = PolicyLoss()(tokens())
-    assert int(stats["entropy"][1]) == sum(LENGTHS)
-    assert int(stats["revision_ratio"][1]) == 3
+    assert int(stats.means["entropy"][1]) == sum(LENGTHS)
+    assert int(stats.means["revision_ratio"][1]) == 3
+
+
+def test_mismatch_statistics_compare_the_sampler_with_the_trainer_before_the_update():
+    t = tokens(spread=0.3)
+    own = ~t.revision
+    _, stats = PolicyLoss(mismatch=Mismatch(level="token", cap=1.1))(t)
+    difference = (t.old_logprobs - t.sampler_logprobs)[own]
+    total, count = stats.means["mismatch_kl"]
+    assert float(total / count) == pytest.approx(float((difference.exp() - difference - 1).mean()))
+    assert float(stats.maxima["mismatch_max"].max()) == pytest.approx(float(difference.abs().max()))
+    total, count = stats.means["mismatch_clipped"]
+    assert 0 < float(total / count) == pytest.approx(float((difference.exp() > 1.1).float().mean()))
 
 
 def test_a_dual_clip_within_the_clip_range_is_refused():

@@ -15,9 +15,10 @@ from herl.hindsight.revision import RevisionBuilder
 from herl.judge.rule import RuleJudge
 from herl.loss import PolicyLoss
 from herl.model import PretrainedModel
-from herl.module import HerlModule, learning_rate_share
+from herl.module import HerlModule
 from herl.sampler.scripted import ScriptedSampler
 from herl.sampler.transformers import TransformersSampler
+from herl.schedule import learning_rate_share
 from herl.testing import make_judged, make_rollout, make_task
 from herl.types import Experience
 
@@ -143,7 +144,9 @@ def test_refresh_waits_for_n_steps_where_the_sampler_has_its_own_weights():
     versions = []
     module.stages.sampler.load_weights = lambda tensors, version: versions.append(version)
     refresh = RefreshSampler(every_n_steps=3)
-    module.policy = torch.nn.Linear(1, 1)
+    refresh._probe = lambda module: 0.0  # the fake's log-probs are no policy's
+    module.record = lambda metrics: None
+    module.policy = PretrainedModel(path="tiny").load()
     refresh.on_train_epoch_start(None, module)
     for steps in range(1, 8):
         module.counts["optimizer_steps"] = steps

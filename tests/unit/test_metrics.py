@@ -2,24 +2,38 @@ import pytest
 import torch
 
 from herl.clock import PhaseClock
+from herl.loss import Stats
 from herl.metrics.rubric import collection_metrics
-from herl.metrics.running import RunningMeans
+from herl.metrics.running import RunningStats
 from herl.seeds import derive_seed
 
 
 def test_sums_add_up_over_micro_batches_as_one_mean():
-    means = RunningMeans()
-    means.add_sum("entropy", torch.tensor(6.0), torch.tensor(3))
-    means.add_sum("entropy", torch.tensor(1.0), torch.tensor(1))
-    means.add("loss", 0.5)
-    means.add("loss", torch.tensor(1.5))
-    assert means.compute() == pytest.approx({"entropy": 7 / 4, "loss": 1.0})
+    stats = RunningStats()
+    for total, count, drift in ((6.0, 3, [0.1, 0.4]), (1.0, 1, [0.2]), (0.0, 0, [])):
+        stats.add_stats(
+            Stats(
+                means={"entropy": (torch.tensor(total), torch.tensor(count))},
+                maxima={"mismatch_max": torch.tensor(drift)},
+            )
+        )
+    stats.add("loss", 0.5)
+    stats.add("loss", torch.tensor(1.5))
+    assert stats.compute() == pytest.approx({"entropy": 7 / 4, "loss": 1.0, "mismatch_max": 0.4})
+
+
+def test_what_is_no_number_is_shown():
+    stats = RunningStats()
+    for value in (float("nan"), 1.0):
+        stats.add("loss", value)
+        stats.add_stats(Stats(maxima={"mismatch_max": torch.tensor([value])}))
+    assert all(value != value for value in stats.compute().values())
 
 
 def test_a_mean_over_nothing_does_not_appear():
-    means = RunningMeans()
-    means.add_sum("revision_ratio", torch.tensor(0.0), torch.tensor(0))
-    assert means.compute() == {}
+    stats = RunningStats()
+    stats.add_stats(Stats(means={"revision_ratio": (torch.tensor(0.0), torch.tensor(0))}))
+    assert stats.compute() == {}
 
 
 def test_a_clock_adds_up_phases_also_when_they_raise():

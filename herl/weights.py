@@ -1,0 +1,39 @@
+"""The policy's weights as another engine loads them: whole tensors, adapters merged, one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+from herl.lora import has_adapters, merged
+
+
+def named_weights(policy: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yields (name, tensor) under the names of the model without adapters.
+
+    Shards are gathered one tensor at a time, so all ranks must read the stream to its end. Tied weights
+    come once, under the name of the first of them.
+    """
+    layers = dict(policy.named_modules())
+    adapted = has_adapters(policy)
+    for name, tensor in policy.named_parameters():
+        if not adapted:
+            yield name, whole(tensor.detach())
+        elif name.endswith(".base_layer.weight"):
+            layer = name.removesuffix(".base_layer.weight")
+            yield f"{layer}.weight", whole(merged(layers[layer]))
+        elif ".lora_" not in name:
+            yield name.replace(".base_layer.", "."), whole(tensor.detach())
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """Returns the full tensor of a sharded one, on every rank; others as they are."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def is_sharded(model: torch.nn.Module) -> bool:
+    """Whether a rank holds only its part of the parameters."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
