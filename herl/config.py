@@ -90,9 +90,10 @@ def _check_target(key: str, node: Mapping[str, Any]) -> None:
 def _check_value(key: str, value: Any, hint: Any) -> None:
     if isinstance(value, Mapping) and "_target_" in value:
         made = _locate(key, value["_target_"])
-        wanted = next((h for h in (hint, *typing.get_args(hint)) if inspect.isclass(h)), object)
+        wanted = tuple(h for h in (hint, *typing.get_args(hint)) if inspect.isclass(h)) or (object,)
         if inspect.isclass(made) and not value.get("_partial_") and not issubclass(made, wanted):
-            raise ConfigError(f"{key}: expected a {wanted.__name__}, got {value['_target_']}")
+            names = " or ".join(h.__name__ for h in wanted if h is not type(None))
+            raise ConfigError(f"{key}: expected a {names}, got {value['_target_']}")
         return
     if _holds_target(value):
         return
