@@ -97,6 +97,8 @@ def quiet() -> None:
     transformers_logging.disable_progress_bar()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*", module="lightning")
+    # every rank logs the whole batch's numbers
+    warnings.filterwarnings("ignore", message=".*sync_dist=True.*", module="lightning")
 
 
 def fit(config: DictConfig) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch.distributed.tensor import DTensor
@@ -27,6 +27,27 @@ def named_weights(policy: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]
             yield f"{layer}.weight", whole(merged(layers[layer]))
         elif ".lora_" not in name:
             yield name.replace(".base_layer.", "."), whole(tensor.detach())
+
+
+def tied_embeddings(policy: PreTrainedModel) -> str | None:
+    """Returns the name of the input embeddings if the head shares them, else None."""
+    if not policy.config.get_text_config().tie_word_embeddings:
+        return None
+    embeddings = policy.get_input_embeddings().weight
+    return next(name for name, parameter in policy.named_parameters() if parameter is embeddings)
+
+
+def with_head(
+    named_tensors: Iterable[tuple[str, torch.Tensor]], tied: str | None
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Adds the head after the embeddings `tied` that it shares.
+
+    vLLM wants it in every reload: without, it silently keeps the old one.
+    """
+    for name, tensor in named_tensors:
+        yield name, tensor
+        if name == tied:
+            yield "lm_head.weight", tensor
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:

@@ -33,7 +33,7 @@ class RefreshSampler(L.Callback):
         every_n_steps: Refresh before a batch once that many optimiser steps were taken since the last
             time. 1 samples every batch from the newest policy; None refreshes once an epoch.
         probe_limit: Largest difference of a token's log-prob, in nats. Engines in bfloat16 need about 0.3.
-        probe_answers: Answers to the probe.
+        probe_answers: Answers to the probe; more where there are more engines to reach.
         probe_tokens: Tokens of each, at most.
     """
 
@@ -42,7 +42,7 @@ class RefreshSampler(L.Callback):
         every_n_steps: int | None = 1,
         probe_limit: float = 1e-3,
         probe_answers: int = 4,
-        probe_tokens: int = 16,
+        probe_tokens: int = 8,
     ) -> None:
         if (every_n_steps is not None and every_n_steps < 1) or probe_limit <= 0:
             raise ConfigError(
@@ -113,7 +113,7 @@ class RefreshSampler(L.Callback):
             task_id="probe",
             group_id="probe",
             prompt_ids=render(stages.tokenizer, [{"role": "user", "content": PROBE}]),
-            n=self.probe_answers,
+            n=max(self.probe_answers, stages.sampler.engines),
             sampling=replace(stages.plan.attempt, top_p=1.0, max_new_tokens=self.probe_tokens),
             seed=derive_seed(module.seed, "probe"),
         )

@@ -29,6 +29,9 @@ class Sampler(ABC):
     ranks_per_engine: int = 1
     """Neighbouring ranks that share one engine, and are all given the same requests."""
 
+    engines: int = 1
+    """Engines that answers are spread over: a probe asks for as many, to reach each."""
+
     @abstractmethod
     def start(self, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         """Gets ready to sample from this policy. An engine of its own loads its copy here."""

@@ -24,6 +24,7 @@ from herl.sampler import Sampler
 from herl.sampler.answer import end_token_ids, finished_answer
 from herl.seeds import derive_seed
 from herl.types import Rollout, SampleRequest
+from herl.weights import tied_embeddings, with_head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -102,8 +103,7 @@ class VLLMSampler(Sampler):
             )
         self._tokenizer = tokenizer
         self._end_ids = end_token_ids(policy, tokenizer)
-        self._tied_head = bool(policy.config.get_text_config().tie_word_embeddings)
-        self._input_embeddings = _input_embeddings(policy)
+        self._tied = tied_embeddings(policy)
         # The engine reseeds the global generators, and on a CPU forbids to set the number of threads.
         set_num_threads, threads = torch.set_num_threads, torch.get_num_threads()
         with isolate_rng():
@@ -151,19 +151,10 @@ class VLLMSampler(Sampler):
         """Streams new weights into the engine and forgets what it cached with the old ones."""
         self._wake()
         self._llm.collective_rpc(
-            "reload_weights", kwargs={"weights_iterator": self._engine_weights(named_tensors)}
+            "reload_weights", kwargs={"weights_iterator": with_head(named_tensors, self._tied)}
         )
         self._llm.reset_prefix_cache()
         self.version = version
-
-    def _engine_weights(
-        self, named_tensors: Iterable[tuple[str, torch.Tensor]]
-    ) -> Iterator[tuple[str, torch.Tensor]]:
-        """Adds the head where it is tied: without, the engine silently keeps its old one."""
-        for name, tensor in named_tensors:
-            yield name, tensor
-            if self._tied_head and name == self._input_embeddings:
-                yield "lm_head.weight", tensor
 
     def generate(self, requests: Sequence[SampleRequest]) -> Iterator[Rollout]:
         """Yields rollouts as they finish, from all requests at once.
@@ -239,9 +230,3 @@ class VLLMSampler(Sampler):
             end_ids=self._end_ids,
             version=self.version,
         )
-
-
-def _input_embeddings(policy: PreTrainedModel) -> str:
-    """The name of the weight that a tied head shares."""
-    embeddings = policy.get_input_embeddings().weight
-    return next(name for name, parameter in policy.named_parameters() if parameter is embeddings)

@@ -1,0 +1,110 @@
+"""A vLLM server as a process of its own on this machine."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import httpx
+
+from herl.errors import SamplerError
+
+
+class ServerProcess:
+    """Starts a server on a free port of the loopback interface, and stops it at the latest at exit.
+
+    Args:
+        path: The model's folder or name.
+        log: File that takes the server's output.
+        gpus: Its CUDA_VISIBLE_DEVICES; None leaves the environment as it is.
+        arguments: Further arguments of the server.
+        key_env: Name of the environment variable that holds the key it asks for; None for no key.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        log: Path,
+        gpus: str | None = None,
+        arguments: Sequence[str] = (),
+        key_env: str | None = None,
+    ) -> None:
+        port = _free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        self.log = log
+        environment = os.environ | {"VLLM_SERVER_DEV_MODE": "1"}  # offers to reload weights
+        for name, value in (
+            ("VLLM_LOGGING_LEVEL", "WARNING"),
+            ("VLLM_NO_USAGE_STATS", "1"),
+            ("VLLM_CPU_OMP_THREADS_BIND", "nobind"),
+        ):
+            environment.setdefault(name, value)
+        if gpus is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = gpus
+        if key_env is not None:
+            environment["VLLM_API_KEY"] = os.environ[key_env]  # not as an argument: everyone sees those
+        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK"):
+            environment.pop(name, None)  # of the trainer
+        # `vllm serve` fails where the package is vllm-cpu
+        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", path]
+        command += ["--host", "127.0.0.1", "--port", str(port), "--uvicorn-log-level", "warning"]
+        command += ["--logprobs-mode", "processed_logprobs", "--enable-prefix-caching", *arguments]
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("wb") as output:
+            self._process = subprocess.Popen(
+                command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        atexit.register(self.stop)
+
+    def wait(self, timeout_seconds: float) -> None:
+        """Waits until the server answers.
+
+        Raises:
+            SamplerError: it ended or took too long; shows the end of its log.
+        """
+        deadline = time.monotonic() + timeout_seconds
+        while True:
+            code = self._process.poll()
+            if code is not None or time.monotonic() > deadline:
+                what = f"ended with code {code}" if code is not None else f"took over {timeout_seconds:g} s"
+                self.stop()
+                tail = self.log.read_text(errors="replace")[-2000:]
+                raise SamplerError(f"the vLLM server {what}; its log {self.log} ends with:\n{tail}")
+            with contextlib.suppress(httpx.HTTPError):  # not up yet
+                if httpx.get(f"{self.url}/health", timeout=5.0, trust_env=False).is_success:
+                    return
+            time.sleep(0.5)
+
+    def kill(self) -> None:
+        """Ends the server and its engine at once."""
+        self._signal(signal.SIGKILL)
+        self._process.wait()
+
+    def stop(self) -> None:
+        """Ends the server, by force after ten seconds. Safe to call again."""
+        atexit.unregister(self.stop)
+        if self._process.poll() is None:
+            self._signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(10.0)
+        self._signal(signal.SIGKILL)
+        self._process.wait()
+
+    def _signal(self, number: signal.Signals) -> None:
+        """Signals the server with all processes that it started."""
+        with contextlib.suppress(ProcessLookupError):  # all of them ended
+            os.killpg(self._process.pid, number)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
