@@ -33,7 +33,7 @@ from herl.config import check
 from herl.distributed import gather
 from herl.errors import ConfigError, HerlError
 from herl.module import HerlModule
-from herl.sharding import check_trainer
+from herl.sharding import FSDPStrategy, check_trainer
 
 PACKAGES = ("herl", "torch", "lightning", "transformers", "hydra-core")
 
@@ -104,11 +104,10 @@ def quiet() -> None:
 def fit(config: DictConfig) -> dict[str, Any]:
     """Trains, and returns the summary that it also writes to summary.json in the run's folder."""
     started = time.perf_counter()
-    if config.resume is not None and not Path(config.resume).exists():
-        raise ConfigError(f"resume: expected a checkpoint written by herl fit, got '{config.resume}'")
     run = build(config)
+    _check_checkpoint("resume", config.resume, run.trainer)
     with closing(run.module.stages.sampler):
-        before, first = _heldout(run), run.module.example
+        before, first = _heldout(run, config.resume), run.module.example
         run.trainer.fit(run.module, run.data, ckpt_path=config.resume, weights_only=False)
         after, last = _heldout(run), run.module.example
     example = {"request": first[0], "before": first[1], "after": last[1]} if first and last else None
@@ -124,12 +123,20 @@ def validate(config: DictConfig) -> dict[str, Any]:
     """Measures the held-out reward, and returns the summary that it also writes."""
     started = time.perf_counter()
     checkpoint = config.checkpoint
-    if checkpoint is not None and not Path(checkpoint).exists():
-        raise ConfigError(f"checkpoint: expected a file written by herl fit, got '{checkpoint}'")
     run = build(config)
+    _check_checkpoint("checkpoint", checkpoint, run.trainer)
     with closing(run.module.stages.sampler):
         heldout = _heldout(run, checkpoint)
     return _finish(config, run, started, {"heldout_reward": heldout})
+
+
+def _check_checkpoint(key: str, path: str | None, trainer: L.Trainer) -> None:
+    if path is None:
+        return
+    if not Path(path).exists():
+        raise ConfigError(f"{key}: expected a checkpoint written by herl fit, got '{path}'")
+    if Path(path).is_dir() and not isinstance(trainer.strategy, FSDPStrategy):
+        raise ConfigError(f"{key}: expected a file, got the sharded checkpoint '{path}': add strategy=fsdp")
 
 
 def _heldout(run: Run, checkpoint: str | None = None) -> float | None:

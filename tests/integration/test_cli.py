@@ -67,7 +67,7 @@ def test_help_is_quick_and_loads_neither_torch_nor_hydra(tmp_path):
         ),
         (
             ["validate", "checkpoint=no.ckpt"],
-            "checkpoint: expected a file written by herl fit, got 'no.ckpt'",
+            "checkpoint: expected a checkpoint written by herl fit, got 'no.ckpt'",
         ),
         (["fit", "trainer.devices=2"], "trainer.devices: expected one process"),
     ],

@@ -1,0 +1,122 @@
+"""One run on one process or on several: the same numbers, and checkpoints that fit everywhere."""
+
+import socket
+import subprocess
+
+import pytest
+
+from tests.integration.runs import HERL, SMALL, curves, environment, fit, summary
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+TAGS = ("train/reward", "hindsight/reward", "update/loss", "update/grad_norm")
+
+
+def same(got, expected, tags=TAGS):
+    for tag in tags:
+        assert got[tag] == pytest.approx(expected[tag], rel=1e-4), tag
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    found = fit(tmp_path_factory.mktemp("alone"), "loss.kl_coef=0.01")
+    assert len(found["update/loss"]) == 5
+    return found
+
+
+@pytest.mark.parametrize(("strategy", "devices"), [("ddp", 2), ("fsdp", 2), ("fsdp", 4)])
+def test_ranks_change_no_loss_gradient_or_reward(tmp_path, alone, strategy, devices):
+    overrides = ("loss.kl_coef=0.01", f"strategy={strategy}", f"trainer.devices={devices}")
+    found = fit(tmp_path, *overrides)
+    same(found, alone, (*TAGS, "update/entropy", "update/kl_to_reference"))
+    assert summary(tmp_path)["processes"] == devices
+
+
+def test_advantages_over_the_whole_batch_do_not_depend_on_ranks_either(tmp_path):
+    overrides = (
+        "advantages.scale=batch_std",
+        "loss.aggregation=sequence_mean",
+        "+trainer.limit_train_batches=2",
+    )
+    small = [o for o in SMALL if "limit_train" not in o]
+    one = fit(tmp_path / "one", *overrides, small=small)
+    two = fit(tmp_path / "two", *overrides, "strategy=ddp", "trainer.devices=2", small=small)
+    same(two, one)
+
+
+@pytest.fixture(scope="module")
+def half_way(tmp_path_factory):
+    """The folder of a run on two ranks that ended after the first of two epochs."""
+    folder = tmp_path_factory.mktemp("half_way")
+    fit(folder, *TWO_EPOCHS, "trainer.max_epochs=1", "strategy=fsdp", "trainer.devices=2", small=SHORT)
+    return folder
+
+
+SHORT = [o for o in SMALL if "limit_train" not in o and "max_epochs" not in o]
+TWO_EPOCHS = ("+trainer.limit_train_batches=2", "trainer.val_check_interval=2")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    found = fit(tmp_path_factory.mktemp("whole"), *TWO_EPOCHS, "trainer.max_epochs=2", small=SHORT)
+    return {tag: values[-2:] for tag, values in found.items()}
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_a_run_saved_on_two_ranks_goes_on_on_any_number(tmp_path, half_way, uninterrupted, devices):
+    checkpoint = half_way / "checkpoints" / "last.ckpt"
+    assert len(list(checkpoint.glob("*.distcp"))) == 2
+    overrides = (
+        "trainer.max_epochs=2",
+        "strategy=fsdp",
+        f"trainer.devices={devices}",
+        f"resume={checkpoint}",
+    )
+    same(fit(tmp_path, *TWO_EPOCHS, *overrides, small=SHORT), uninterrupted)
+    assert summary(tmp_path)["optimizer_steps"] == 8
+
+
+def test_a_consolidated_checkpoint_goes_on_without_sharding(tmp_path, uninterrupted):
+    sharded = ("strategy=fsdp", "trainer.devices=2", "trainer.strategy.save_distributed_checkpoint=false")
+    fit(tmp_path / "half", *TWO_EPOCHS, "trainer.max_epochs=1", *sharded, small=SHORT)
+    checkpoint = tmp_path / "half" / "checkpoints" / "last.ckpt"
+    assert checkpoint.is_file()
+    found = fit(tmp_path / "rest", *TWO_EPOCHS, "trainer.max_epochs=2", f"resume={checkpoint}", small=SHORT)
+    same(found, uninterrupted)
+
+
+def test_a_sharded_checkpoint_without_sharding_is_a_clear_error(tmp_path, half_way):
+    checkpoint = half_way / "checkpoints" / "last.ckpt"
+    done = subprocess.run(
+        [*HERL, "fit", f"resume={checkpoint}"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=environment(),
+    )
+    assert done.returncode == 2
+    assert "got the sharded checkpoint" in done.stderr
+    assert "add strategy=fsdp" in done.stderr
+
+
+def test_two_machines_under_torchrun(tmp_path, alone):
+    """Two launchers with a process each on the loopback interface, as on two machines."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    nodes = [
+        subprocess.Popen(
+            [
+                HERL[0], "-m", "torch.distributed.run", "--nnodes=2", f"--node-rank={rank}",
+                "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={port}", "-m", "herl", "fit",
+                *SMALL, "loss.kl_coef=0.01", "strategy=fsdp", "trainer.num_nodes=2", "trainer.devices=1",
+                f"hydra.run.dir={tmp_path}/run",
+            ],
+            env=environment(), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank in (0, 1)
+    ]  # fmt: skip
+    for node in nodes:
+        output, _ = node.communicate(timeout=300)
+        assert node.returncode == 0, output[-6000:]
+    same(curves(tmp_path / "run"), alone)
+    assert summary(tmp_path / "run")["processes"] == 2
