@@ -171,6 +171,7 @@ class VLLMSampler(Sampler):
         waiting: dict[str, tuple[SampleRequest, int]] = {}
         try:
             for request in requests:
+                self._check_length(request)
                 for index in range(request.n):
                     key = str(len(waiting))
                     engine.add_request(
@@ -181,10 +182,19 @@ class VLLMSampler(Sampler):
                 for output in engine.step():
                     if output.finished:
                         yield self._rollout(*waiting.pop(output.request_id), output)
-        except ValueError as error:
-            raise SamplerError(f"vLLM refuses a request: {error}") from error
         finally:
             engine.abort_request(list(waiting))
+
+    def _check_length(self, request: SampleRequest) -> None:
+        """The engine itself would cut an answer short where the room ends."""
+        most = self._llm.llm_engine.model_config.max_model_len
+        prompt, new = len(request.prompt_ids), request.sampling.max_new_tokens
+        if prompt + new > most:
+            raise SamplerError(
+                f"the vLLM engine has room for {most} tokens, got a prompt of {prompt} and up to {new} new "
+                f"ones for task '{request.task_id}': lower rollout.max_prompt_tokens or max_new_tokens, or raise "
+                "sampler.max_model_len"
+            )
 
     def sleep(self) -> None:
         """Gives the GPU's memory to the update, where `sleep` was asked for."""

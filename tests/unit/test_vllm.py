@@ -1,0 +1,196 @@
+"""The real vLLM engine in this process, on the tiny model."""
+
+from dataclasses import replace
+
+import lightning as L
+import pytest
+import torch
+
+from herl import ConfigError, SampleRequest, SamplerError, Sampling
+from herl.batch import micro_batches
+from herl.callbacks import RefreshSampler
+from herl.experience import RolloutPlan, render
+from herl.judge.rule import RuleJudge
+from herl.logprobs import answer_logprobs
+from herl.model import PretrainedModel
+from herl.module import HerlModule
+from herl.sampler.vllm import VLLMSampler
+from herl.testing import check_sampler, make_judged
+from herl.types import Experience
+from herl.weights import named_weights
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+MODEL = PretrainedModel(path="tiny")
+
+
+@pytest.fixture(scope="module")
+def engine():
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    sampler = VLLMSampler(max_model_len=512, kv_cache_gib=0.25)
+    sampler.start(MODEL.load(), MODEL.tokenizer())
+    assert torch.get_num_threads() == threads
+    assert torch.equal(torch.get_rng_state(), state), "the engine must not reseed the trainer"
+    torch.set_num_threads(threads)
+    yield sampler
+    sampler.close()
+
+
+@pytest.fixture
+def sampler(engine, policy):
+    engine.load_weights(named_weights(policy), 3)
+    return engine
+
+
+def request(tokenizer, animal="otter", *, n=3, seed=5, **sampling):
+    return SampleRequest(
+        task_id=animal,
+        group_id=animal,
+        prompt_ids=render(tokenizer, [{"role": "user", "content": f"Describe the {animal}, a mammal."}]),
+        n=n,
+        sampling=Sampling(**({"max_new_tokens": 24} | sampling)),
+        seed=seed,
+    )
+
+
+def test_keeps_the_contract(sampler, tokenizer):
+    rollouts = check_sampler(sampler, request(tokenizer).prompt_ids)
+    assert {rollout.policy_version for rollout in rollouts} == {3}
+
+
+def test_answers_do_not_depend_on_what_else_is_sampled_and_differ_by_seed(sampler, tokenizer):
+    requests = [request(tokenizer, animal, n=4, seed=i) for i, animal in enumerate(("otter", "fox", "owl"))]
+    together = {rollout.id: rollout.token_ids for rollout in sampler.generate(requests)}
+    alone = {rollout.id: rollout.token_ids for r in requests[::-1] for rollout in sampler.generate([r])}
+    assert together == alone
+    assert len(together) == 12
+    assert len({together[f"otter/{i}"] for i in range(4)}) > 1
+    other = [rollout.token_ids for rollout in sampler.generate([request(tokenizer, n=4, seed=99)])]
+    assert sorted(other) != sorted(together[f"otter/{i}"] for i in range(4))
+
+
+def test_answers_come_as_they_finish_and_a_consumer_that_leaves_leaves_nothing_behind(sampler, tokenizer):
+    answers = sampler.generate([request(tokenizer, n=16, max_new_tokens=64)])
+    first = next(answers)
+    assert sampler._llm.llm_engine.has_unfinished_requests()
+    answers.close()
+    assert not sampler._llm.llm_engine.has_unfinished_requests()
+    again = list(sampler.generate([request(tokenizer, n=16, max_new_tokens=64)]))
+    assert first.token_ids in [rollout.token_ids for rollout in again]
+    assert len(first.token_ids) == min(len(rollout.token_ids) for rollout in again)
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+def test_sampler_logprobs_equal_trainer_logprobs(sampler, policy, tokenizer, temperature):
+    experiences = [
+        Experience(
+            rollout=rollout,
+            judgement=make_judged(0.0).judgement,
+            reward=0.0,
+            bonus=0.0,
+            advantage=0.0,
+            context_ids=rollout.prompt_ids,
+        )
+        for rollout in sampler.generate([request(tokenizer, n=8, temperature=temperature)])
+    ]
+    for batch in micro_batches(experiences, max_tokens=500, aggregation="token_mean"):
+        logprobs, _ = answer_logprobs(policy, batch, temperature)
+        torch.testing.assert_close(logprobs, batch.sampler_logprobs, rtol=0, atol=1e-4)
+
+
+def test_greedy_equals_the_model_and_an_answer_ends_only_with_a_sampled_end_token(sampler, policy, tokenizer):
+    [greedy] = sampler.generate([request(tokenizer, n=1, temperature=0.0)])
+    ids = list(greedy.prompt_ids)
+    for token, logprob in zip(greedy.token_ids, greedy.logprobs, strict=True):
+        distribution = torch.log_softmax(policy(input_ids=torch.tensor([ids])).logits[0, -1], -1)
+        assert token == int(distribution.argmax())
+        assert logprob == pytest.approx(float(distribution.max()), abs=1e-4)
+        ids.append(token)
+    assert greedy.token_ids[-1] == tokenizer.eos_token_id
+    assert greedy.finish_reason == "stop"
+    cut = list(sampler.generate([request(tokenizer, n=4, max_new_tokens=3)]))
+    assert {(len(r.token_ids), r.finish_reason) for r in cut} == {(3, "length")}
+
+
+def test_a_prompt_that_does_not_fit_is_a_clear_error(sampler, tokenizer):
+    long = replace(request(tokenizer), prompt_ids=(5,) * 600)
+    with pytest.raises(
+        SamplerError, match=r"room for 512 tokens, got a prompt of 600 and up to 24 new ones for task 'otter'"
+    ):
+        list(sampler.generate([long]))
+    assert len(list(sampler.generate([request(tokenizer)]))) == 3
+
+
+def module_with(sampler, policy, temperature=1.0):
+    """A module after configure_model, its policy changed as an update would have."""
+    plan = RolloutPlan(attempt=Sampling(temperature=temperature))
+    module = HerlModule(model=MODEL, sampler=sampler, judge=RuleJudge(), rollout=plan)
+    module.trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+    module.policy = policy
+    module.counts["optimizer_steps"] = 7
+    return module
+
+
+def probe_of(module):
+    recorded = {}
+    module.record = recorded.update
+    RefreshSampler().refresh(module)
+    return recorded["sampler/probe_error"]
+
+
+@pytest.mark.parametrize("temperature", [0.6, 1.0])
+def test_after_a_refresh_the_probe_agrees(sampler, policy, temperature):
+    assert probe_of(module_with(sampler, policy, temperature)) < 1e-4
+    assert sampler.version == 7
+
+
+def test_the_probe_catches_a_stale_head(sampler, policy, monkeypatch):
+    monkeypatch.setattr(sampler, "_tied", None)
+    with pytest.raises(SamplerError, match=r"probe failed after the refresh to policy version 7.*deviation"):
+        probe_of(module_with(sampler, policy))
+
+
+def test_the_probe_catches_a_skipped_layer(sampler, policy):
+    module = module_with(sampler, policy)
+    module.named_weights = lambda: (
+        (name, tensor) for name, tensor in named_weights(policy) if ".layers.1." not in name
+    )
+    with pytest.raises(SamplerError, match="probe failed"):
+        probe_of(module)
+
+
+def test_the_probe_catches_a_wrong_temperature(sampler, policy, monkeypatch):
+    settings = sampler._settings
+
+    def hotter(request, index):
+        changed = replace(request.sampling, temperature=request.sampling.temperature * 1.1)
+        return settings(replace(request, sampling=changed), index)
+
+    monkeypatch.setattr(sampler, "_settings", hotter)
+    with pytest.raises(SamplerError, match="differ in temperature"):
+        probe_of(module_with(sampler, policy))
+
+
+def test_an_engine_without_weights_refuses_to_answer(tokenizer):
+    with pytest.raises(SamplerError, match="add the callback herl.callbacks.RefreshSampler"):
+        list(VLLMSampler().generate([request(tokenizer)]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_num_seqs": 0}, "max_num_seqs and tensor_parallel_size of at least 1, got 0 and 1"),
+        ({"gpu_memory_utilization": 1.5}, "gpu_memory_utilization: expected a share in"),
+    ],
+)
+def test_bad_settings_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        VLLMSampler(**settings)
+
+
+def test_an_engine_over_several_ranks_needs_as_many(policy, tokenizer):
+    with pytest.raises(ConfigError, match="tensor_parallel_size: expected a divisor of 1 ranks, got 2"):
+        VLLMSampler(tensor_parallel_size=2).start(policy, tokenizer)
