@@ -192,8 +192,8 @@ class VLLMSampler(Sampler):
         if prompt + new > most:
             raise SamplerError(
                 f"the vLLM engine has room for {most} tokens, got a prompt of {prompt} and up to {new} new "
-                f"ones for task '{request.task_id}': lower rollout.max_prompt_tokens or max_new_tokens, or raise "
-                "sampler.max_model_len"
+                f"ones for task '{request.task_id}': lower rollout.max_prompt_tokens or max_new_tokens, "
+                "or raise sampler.max_model_len"
             )
 
     def sleep(self) -> None:

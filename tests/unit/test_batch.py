@@ -147,3 +147,24 @@ def test_loss_does_not_depend_on_micro_batch_size_order_or_padding(policy, aggre
         other_loss, other = loss_and_gradient(policy, order, budget, aggregation)
         assert other_loss == pytest.approx(loss, rel=1e-5)
         assert float((other - gradient).norm() / gradient.norm()) < 1e-5
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("max_tokens", [1, 40, 10**6])
+def test_ranks_share_the_rows_and_keep_step(world_size, max_tokens):
+    experiences = several(11)
+    shares = [
+        list(
+            micro_batches(
+                experiences, max_tokens=max_tokens, aggregation="token_mean", rank=rank, world_size=world_size
+            )
+        )
+        for rank in range(world_size)
+    ]
+    assert len({len(share) for share in shares}) == 1, "every rank makes as many passes"
+    trained = [row for share in shares for batch in share if not batch.filler for row in batch.rows]
+    assert sorted(trained) == list(range(11))
+    fillers = [batch for share in shares for batch in share if batch.filler]
+    assert all(float(batch.weight.abs().sum()) == 0.0 for batch in fillers)
+    if max_tokens == 10**6:
+        assert not fillers, "rows that fit into one pass are still dealt out"
