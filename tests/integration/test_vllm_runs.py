@@ -1,0 +1,60 @@
+"""herl fit with the real vLLM engine: ranks, adapters, and a real pretrained model."""
+
+import pytest
+import torch
+
+from herl.model import PretrainedModel
+from herl.sampler.vllm import VLLMSampler
+from tests.integration.runs import SMALL, fit, summary
+from tests.unit.test_vllm import module_with, probe_of
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+VLLM = ("sampler=vllm", "sampler.kv_cache_gib=0.25", "sampler.max_model_len=512")
+
+
+def test_two_ranks_with_an_engine_each_give_the_numbers_of_one(tmp_path):
+    one = fit(tmp_path / "one", *VLLM, small=SMALL)
+    two = fit(tmp_path / "two", *VLLM, "strategy=fsdp", "trainer.devices=2", small=SMALL)
+    for tag in ("train/reward", "hindsight/reward", "update/loss", "update/grad_norm"):
+        assert two[tag] == pytest.approx(one[tag], rel=1e-4), tag
+    for found in (one, two):
+        assert len(found["update/loss"]) == 5
+        # before the first batch, and after each of five batches but for the last, whose weights nobody asks for
+        assert len(found["sampler/probe_error"]) >= 5
+        assert max(found["sampler/probe_error"]) < 1e-3
+        assert max(found["update/mismatch_max"]) < 1e-3
+        assert max(found["sampler/staleness"]) == 0
+
+
+def test_adapters_are_merged_for_the_engine_and_switched_off_for_the_reference(tmp_path):
+    found = fit(
+        tmp_path, *VLLM, "lora=lora", "loss.kl_coef=0.1", "loss.mismatch.level=token",
+        "callbacks.refresh_sampler.every_n_steps=2", "strategy=fsdp", "trainer.devices=2",
+    )  # fmt: skip
+    assert max(found["sampler/probe_error"]) < 1e-3
+    assert found["update/mismatch_weight"] == pytest.approx([1.0] * 5, abs=1e-2)
+    kl = found["update/kl_to_reference"]
+    assert 0 <= kl[0] < kl[-1], "the policy starts as its reference and leaves it"
+    assert summary(tmp_path)["optimizer_steps"] == 10
+
+
+def test_refreshes_once_an_epoch_show_their_staleness(tmp_path):
+    found = fit(tmp_path, *VLLM, "callbacks.refresh_sampler.every_n_steps=null")
+    assert found["sampler/staleness"] == [0, 2, 4, 6, 8]
+    assert found["update/mismatch_kl"][-1] > found["update/mismatch_kl"][0]
+
+
+def test_smollm2_takes_new_weights_and_gives_the_trainers_logprobs():
+    model = PretrainedModel(path="smollm2-135m-instruct")
+    sampler = VLLMSampler(max_model_len=512, kv_cache_gib=0.25)
+    policy = model.load().eval()
+    sampler.start(policy, model.tokenizer())
+    try:
+        module = module_with(sampler, policy, temperature=0.8, scale=1e-3)
+        assert probe_of(module) < 1e-3
+        with torch.no_grad():
+            policy.get_input_embeddings().weight.mul_(1.05)
+        module.counts["optimizer_steps"] += 1
+        assert probe_of(module) < 1e-3
+    finally:
+        sampler.close()

@@ -1,0 +1,74 @@
+"""Times a refresh of the vLLM engine by herl against vLLM's bare reload of the same weights.
+
+    python tools/bench/refresh.py [--model smollm2-135m-instruct] [--rounds 7] [--lora] [--json out.json]
+
+Bare: collective_rpc("reload_weights") over a list of tensors that is ready, and the cache reset. herl: the same
+through the policy's stream of weights, adapters merged, without and with the probe. Rounds alternate.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+
+import lightning as L
+
+from herl.callbacks import RefreshSampler
+from herl.judge.rule import RuleJudge
+from herl.lora import Lora
+from herl.model import PretrainedModel
+from herl.module import HerlModule
+from herl.sampler.vllm import VLLMSampler
+from herl.weights import named_weights, with_head
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--model", default="smollm2-135m-instruct")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--lora", action="store_true")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+
+    model = PretrainedModel(path=arguments.model, lora=Lora() if arguments.lora else None)
+    sampler = VLLMSampler(max_model_len=512, kv_cache_gib=0.25)
+    module = HerlModule(model=model, sampler=sampler, judge=RuleJudge())
+    module.trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    module.policy = policy = model.load().eval()
+    sampler.start(policy, module.stages.tokenizer)
+    ready = [(name, tensor.clone()) for name, tensor in with_head(named_weights(policy), sampler._tied)]
+    recorded: dict[str, float] = {}
+    module.record = recorded.update  # type: ignore[method-assign]
+    callback = RefreshSampler()
+
+    def bare() -> float:
+        started = time.perf_counter()
+        sampler._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(ready)})
+        sampler._llm.reset_prefix_cache()
+        return time.perf_counter() - started
+
+    def herl() -> float:
+        module.counts["optimizer_steps"] += 1
+        callback.refresh(module)
+        return recorded["sampler/refresh_seconds"]
+
+    bare(), herl()  # the first of each compiles and warms up
+    seconds: dict[str, list[float]] = {"bare": [], "herl": [], "probe": []}
+    for turn in range(arguments.rounds):
+        for one in (bare, herl) if turn % 2 else (herl, bare):
+            seconds[one.__name__].append(one())
+        seconds["probe"].append(recorded["sampler/probe_seconds"])
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    ratio = medians["herl"] / medians["bare"]
+    print(f"{arguments.model}{', LoRA' if arguments.lora else ''}: medians of {arguments.rounds} rounds")
+    for name, values in seconds.items():
+        print(f"  {name:<6} {medians[name]:7.3f} s   {min(values):.3f} to {max(values):.3f}")
+    print(f"  herl / bare = {ratio:.2f}; largest probe error {recorded['sampler/probe_error']:.1e}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"seconds": seconds, "ratio": ratio}, indent=2) + "\n")
+    sampler.close()
+
+
+if __name__ == "__main__":
+    main()
