@@ -3,8 +3,8 @@
     python tools/bench/memory.py --devices 1
     python tools/bench/memory.py --devices 2 --strategy fsdp [--model smollm2-135m-instruct] [--lora]
 
-Run it with MALLOC_MMAP_THRESHOLD_=1000000 in the environment: otherwise glibc keeps the blocks that were gathered
-and freed again, and the peak is that of the heap.
+Run it with MALLOC_MMAP_THRESHOLD_=1000000 in the environment: otherwise glibc keeps the blocks that were
+gathered and freed again, and the peak is that of the heap.
 """
 
 import argparse

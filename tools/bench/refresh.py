@@ -2,8 +2,8 @@
 
     python tools/bench/refresh.py [--model smollm2-135m-instruct] [--rounds 7] [--lora] [--json out.json]
 
-Bare: collective_rpc("reload_weights") over a list of tensors that is ready, and the cache reset. herl: the same
-through the policy's stream of weights, adapters merged, without and with the probe. Rounds alternate.
+Bare: collective_rpc("reload_weights") over a list of tensors that is ready, and the cache reset. herl: the
+same through the policy's stream of weights, adapters merged. The probe is timed apart. Rounds alternate.
 """
 
 import argparse
