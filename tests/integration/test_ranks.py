@@ -27,9 +27,16 @@ def alone(tmp_path_factory):
     return found
 
 
-@pytest.mark.parametrize(("strategy", "devices"), [("ddp", 2), ("fsdp", 2), ("fsdp", 4)])
-def test_ranks_change_no_loss_gradient_or_reward(tmp_path, alone, strategy, devices):
-    found = fit(tmp_path, *GLOBAL, f"strategy={strategy}", f"trainer.devices={devices}")
+@pytest.mark.parametrize(
+    ("strategy", "devices", "options"),
+    [
+        ("ddp", 2, ()),
+        ("fsdp", 2, ()),
+        ("fsdp", 4, ("trainer.strategy.cpu_offload=true", "model.gradient_checkpointing=true")),
+    ],
+)
+def test_ranks_change_no_loss_gradient_or_reward(tmp_path, alone, strategy, devices, options):
+    found = fit(tmp_path, *GLOBAL, f"strategy={strategy}", f"trainer.devices={devices}", *options)
     same(found, alone, (*TAGS, "update/entropy", "update/kl_to_reference"))
     assert summary(tmp_path)["processes"] == devices
 

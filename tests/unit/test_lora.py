@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from herl import ConfigError
+from herl.export import save_pretrained
 from herl.lora import Lora, adapters_off, has_adapters
 from herl.model import PretrainedModel
 from herl.weights import named_weights
@@ -85,3 +86,25 @@ def test_a_skeleton_has_the_same_weights_by_name_and_ties():
 def test_bad_settings_are_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
         PretrainedModel(path="tiny", lora=Lora(**changes)).load()
+
+
+def test_a_policy_is_exported_merged_and_as_adapters(tmp_path, tokenizer):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = adapted()
+    save_pretrained(model, tokenizer, tmp_path / "merged")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    torch.testing.assert_close(logits(merged), logits(model), rtol=1e-4, atol=1e-4)
+    assert not any("lora" in name for name, _ in merged.named_parameters())
+    assert AutoTokenizer.from_pretrained(tmp_path / "merged").chat_template == tokenizer.chat_template
+
+    save_pretrained(model, tokenizer, tmp_path / "adapter", adapter=True)
+    assert (tmp_path / "adapter" / "adapter_config.json").is_file()
+    on_top = PeftModel.from_pretrained(PretrainedModel(path="tiny").load(), tmp_path / "adapter").eval()
+    torch.testing.assert_close(logits(on_top), logits(model), rtol=1e-4, atol=1e-4)
+
+
+def test_adapters_of_a_policy_without_any_are_a_clear_error(tmp_path, policy, tokenizer):
+    with pytest.raises(ConfigError, match="expected a policy with adapters"):
+        save_pretrained(policy, tokenizer, tmp_path, adapter=True)

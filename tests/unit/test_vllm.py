@@ -174,6 +174,37 @@ def test_the_probe_catches_a_wrong_temperature(sampler, policy, monkeypatch):
         probe_of(module_with(sampler, policy))
 
 
+class FakeSleepingEngine:
+    """Records what the sampler asks of vLLM's sleep mode, which does nothing on a CPU."""
+
+    def __init__(self, llm, calls):
+        self._llm, self._calls = llm, calls
+
+    def __getattr__(self, name):
+        return getattr(self._llm, name)
+
+    def sleep(self, level):
+        self._calls.append(f"sleep {level}")
+
+    def wake_up(self):
+        self._calls.append("wake")
+
+
+def test_a_sleeping_engine_wakes_to_answer_and_to_take_weights(sampler, policy, tokenizer, monkeypatch):
+    calls = []
+    monkeypatch.setattr(sampler, "_llm", FakeSleepingEngine(sampler._llm, calls))
+    sampler.sleep()
+    assert calls == [], "sleep was not asked for"
+    monkeypatch.setattr(sampler, "_sleeps", True)
+    sampler.sleep()
+    sampler.sleep()
+    assert len(list(sampler.generate([request(tokenizer)]))) == 3
+    sampler.sleep()
+    sampler.load_weights(named_weights(policy), 4)
+    list(sampler.generate([request(tokenizer)]))
+    assert calls == ["sleep 1", "wake", "sleep 1", "wake"]
+
+
 def test_an_engine_without_weights_refuses_to_answer(tokenizer):
     with pytest.raises(SamplerError, match="add the callback herl.callbacks.RefreshSampler"):
         list(VLLMSampler().generate([request(tokenizer)]))
