@@ -210,8 +210,9 @@ class VLLMSampler(Sampler):
             self._asleep = False
 
     def close(self) -> None:
-        """Shuts the engine down."""
-        self._llm.llm_engine.engine_core.shutdown()
+        """Shuts the engine down, if there is one."""
+        if hasattr(self, "_llm"):
+            self._llm.llm_engine.engine_core.shutdown()
 
     def _settings(self, request: SampleRequest, index: int) -> SamplingParams:
         from vllm import SamplingParams

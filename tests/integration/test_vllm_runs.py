@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from herl.model import PretrainedModel
 from herl.sampler.vllm import VLLMSampler
@@ -38,6 +39,26 @@ def test_adapters_are_merged_for_the_engine_and_switched_off_for_the_reference(t
     kl = found["update/kl_to_reference"]
     assert 0 <= kl[0] < kl[-1], "the policy starts as its reference and leaves it"
     assert summary(tmp_path)["optimizer_steps"] == 10
+
+
+def test_two_ranks_share_one_engine(tmp_path):
+    """The tiny model's three heads cannot be halved: a fresh one with four."""
+    tokenizer = PretrainedModel(path="tiny").tokenizer()
+    config = LlamaConfig(
+        vocab_size=1024, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=32, max_position_embeddings=512, tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    found = fit(
+        tmp_path / "run", *VLLM, f"model.path={tmp_path}/model", "sampler.tensor_parallel_size=2", "strategy=ddp",
+        "trainer.devices=2", "algorithm=grpo",
+    )  # fmt: skip
+    assert max(found["sampler/probe_error"]) < 1e-3
+    assert summary(tmp_path / "run")["answers_sampled"] == 5 * 8 * 4, (
+        "each answer comes once, not from each rank"
+    )
 
 
 def test_smollm2_takes_new_weights_and_gives_the_trainers_logprobs():
