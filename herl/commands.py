@@ -79,12 +79,11 @@ def _make(node: DictConfig, **arguments: Any) -> Any:
 
 
 def _check_sweep(trainer: L.Trainer) -> None:
-    """Lightning would start the whole sweep again on every rank."""
+    """Every rank would run the whole sweep, in folders by its own clock."""
     from hydra.core.hydra_config import HydraConfig
 
     sweeping = HydraConfig.get().mode is RunMode.MULTIRUN
-    starts_processes = getattr(trainer.strategy, "launcher", None) is not None
-    if sweeping and starts_processes and trainer.world_size > 1:
+    if sweeping and trainer.world_size > 1:
         raise ConfigError(
             f"trainer.devices: expected 1 in a sweep (-m), got {trainer.world_size} processes a run; "
             "start the runs one by one"
@@ -105,7 +104,7 @@ def fit(config: DictConfig) -> dict[str, Any]:
     """Trains, and returns the summary that it also writes to summary.json in the run's folder."""
     started = time.perf_counter()
     run = build(config)
-    _check_checkpoint("resume", config.resume, run.trainer)
+    _check_checkpoint("resume", config.resume, run)
     with closing(run.module.stages.sampler):
         before, first = _heldout(run, config.resume), run.module.example
         run.trainer.fit(run.module, run.data, ckpt_path=config.resume, weights_only=False)
@@ -124,19 +123,24 @@ def validate(config: DictConfig) -> dict[str, Any]:
     started = time.perf_counter()
     checkpoint = config.checkpoint
     run = build(config)
-    _check_checkpoint("checkpoint", checkpoint, run.trainer)
+    _check_checkpoint("checkpoint", checkpoint, run)
     with closing(run.module.stages.sampler):
         heldout = _heldout(run, checkpoint)
     return _finish(config, run, started, {"heldout_reward": heldout})
 
 
-def _check_checkpoint(key: str, path: str | None, trainer: L.Trainer) -> None:
+def _check_checkpoint(key: str, path: str | None, run: Run) -> None:
     if path is None:
         return
     if not Path(path).exists():
         raise ConfigError(f"{key}: expected a checkpoint written by herl fit, got '{path}'")
-    if Path(path).is_dir() and not isinstance(trainer.strategy, FSDPStrategy):
+    if Path(path).is_dir() and not isinstance(run.trainer.strategy, FSDPStrategy):
         raise ConfigError(f"{key}: expected a file, got the sharded checkpoint '{path}': add strategy=fsdp")
+    if Path(path).is_file() and isinstance(run.trainer.strategy, FSDPStrategy) and run.module.model.lora:
+        raise ConfigError(
+            f"{key}: expected a sharded checkpoint, got the file '{path}': Lightning cannot give the moments "
+            "of adapters from one file to FSDP; resume without strategy=fsdp"
+        )
 
 
 def _heldout(run: Run, checkpoint: str | None = None) -> float | None:

@@ -35,27 +35,37 @@ def gather(value: T) -> list[T]:
     return values  # type: ignore[return-value]  # all places are filled
 
 
-def gather_results(work: Callable[[], T]) -> list[T]:
-    """Runs this rank's share of the work and returns every rank's result.
+def together(work: Callable[[], T]) -> T:
+    """Runs this rank's share of the work, waits for the others, and returns this rank's result.
 
     Raises:
-        HerlError: the first error that any rank had, on every rank: none is left waiting.
+        Exception: what went wrong here; or else, as a HerlError, what went wrong on the first rank that
+            failed. None is left waiting for a rank that gave up.
     """
-    result: tuple[T | None, HerlError | None]
+    own: Exception | None = None
     try:
-        result = work(), None
-    except HerlError as error:
-        result = None, error
-    results = gather(result)
-    for _, problem in results:
+        result = work()
+    except Exception as error:  # whatever it is: the other ranks must hear of it before it goes on
+        own = error
+    problems = gather(None if own is None else _portable(own))
+    if own is not None:
+        raise own
+    for problem in problems:
         if problem is not None:
             raise problem
-    return [value for value, _ in results]  # type: ignore[misc]  # no error: there is a value
+    return result
 
 
-def barrier() -> None:
-    """Waits for all ranks."""
-    gather(None)
+def gather_results(work: Callable[[], T]) -> list[T]:
+    """Runs this rank's share of the work and returns every rank's result. Raises as `together` does."""
+    return gather(together(work))
+
+
+def _portable(error: Exception) -> HerlError:
+    """An error that can be sent to other processes."""
+    if isinstance(error, HerlError):
+        return error
+    return HerlError(f"rank {rank()} failed with {type(error).__name__}: {error}")
 
 
 def _several() -> bool:

@@ -138,7 +138,7 @@ def collect(tasks: Sequence[Task], stages: Stages, key: Sequence[int | str]) -> 
     """
     plan = stages.plan
     clock = PhaseClock()
-    prompts, over_long = _render_all(stages, {task.id: task.messages for task in tasks})
+    prompts, over_long = render_all(stages, {task.id: task.messages for task in tasks})
     requests = [
         SampleRequest(
             task_id=task.id,
@@ -154,7 +154,7 @@ def collect(tasks: Sequence[Task], stages: Stages, key: Sequence[int | str]) -> 
     attempts = sample_and_judge(stages, tasks, requests, clock, "sample")
 
     hindsights = [h for task in tasks for h in stages.hindsight.build(task, attempts[task.id])]
-    revision_prompts, revision_over_long = _render_all(
+    revision_prompts, revision_over_long = render_all(
         stages, {hindsight.parent.id: hindsight.messages for hindsight in hindsights}
     )
     requests = [
@@ -241,7 +241,7 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> t
     return tuple(ids)
 
 
-def _render_all(
+def render_all(
     stages: Stages, conversations: Mapping[str, Sequence[Message]]
 ) -> tuple[dict[str, tuple[int, ...]], int]:
     """Renders each conversation once; returns those that fit and the number of those that do not."""

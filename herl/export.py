@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from herl.distributed import barrier, rank
+from herl.distributed import rank, together
 from herl.errors import ConfigError
 from herl.lora import has_adapters
 from herl.weights import named_weights, whole
@@ -37,13 +38,23 @@ def save_pretrained(
         own = ((name, p) for name, p in policy.named_parameters() if ".lora_" in name)
         stream = ((name, whole(parameter.detach())) for name, parameter in own)
     weights = {name: tensor.cpu() for name, tensor in stream}
-    if rank() == 0:
-        target = policy
-        if not adapter:
-            target = AutoModelForCausalLM.from_config(policy.config, dtype=policy.dtype)
-            target.generation_config = policy.generation_config
-            target.load_state_dict(weights, strict=False)  # tied weights come under one name
-            weights = target.state_dict()
-        target.save_pretrained(folder, state_dict=weights)
-        tokenizer.save_pretrained(folder)
-    barrier()
+    together(lambda: _write(policy, tokenizer, folder, weights, adapter))
+
+
+def _write(
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str | Path,
+    weights: dict[str, torch.Tensor],
+    adapter: bool,
+) -> None:
+    if rank() > 0:
+        return
+    target = policy
+    if not adapter:
+        target = AutoModelForCausalLM.from_config(policy.config, dtype=policy.dtype)
+        target.generation_config = policy.generation_config
+        target.load_state_dict(weights, strict=False)  # tied weights come under one name
+        weights = target.state_dict()
+    target.save_pretrained(folder, state_dict=weights)
+    tokenizer.save_pretrained(folder)

@@ -60,6 +60,12 @@ class Lora:
             model.add_adapter(config)
         except ValueError as error:
             raise ConfigError(f"model.lora.target_modules: {error}") from error
+        ends = (model.get_input_embeddings(), model.get_output_embeddings())
+        if model.config.get_text_config().tie_word_embeddings and any(hasattr(e, "base_layer") for e in ends):
+            raise ConfigError(
+                "model.lora.target_modules: expected layers other than the embeddings and the head, which "
+                "this model ties: with adapters they would no longer be one weight"
+            )
 
 
 def has_adapters(model: PreTrainedModel) -> bool:
@@ -69,12 +75,20 @@ def has_adapters(model: PreTrainedModel) -> bool:
 
 @contextlib.contextmanager
 def adapters_off(model: PreTrainedModel) -> Iterator[None]:
-    """Within the block the model computes as if it had no adapters. For passes without gradient."""
-    model.disable_adapters()
+    """Within the block the model computes as if it had no adapters. For passes without gradient.
+
+    peft's own switch also freezes the adapters, which FSDP would remember from its first pass.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer)]
+    for layer in layers:
+        layer._disable_adapters = True
     try:
         yield
     finally:
-        model.enable_adapters()
+        for layer in layers:
+            layer._disable_adapters = False
 
 
 def merged(layer: torch.nn.Module) -> torch.Tensor:

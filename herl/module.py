@@ -17,6 +17,7 @@ from typing import Any, cast
 
 import lightning as L
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
@@ -24,7 +25,7 @@ from herl.advantages import group_advantages
 from herl.batch import MicroBatch, micro_batches, split_by_group
 from herl.bonus import BonusReward, NoBonus
 from herl.clock import PhaseClock
-from herl.distributed import gather, rank, world_size
+from herl.distributed import gather, rank, together, world_size
 from herl.errors import ConfigError, TrainingError
 from herl.experience import (
     Advantages,
@@ -33,7 +34,7 @@ from herl.experience import (
     Selection,
     Stages,
     collect,
-    render,
+    render_all,
     sample_and_judge,
 )
 from herl.hindsight import HindsightBuilder, NoHindsight
@@ -145,15 +146,17 @@ class HerlModule(L.LightningModule):
         if self.policy is not None:
             return
         check_trainer(self.trainer)
-        self.policy = self._load(self.model).train()
-        if self.loss.kl_coef > 0 and not has_adapters(self.policy):
-            self._reference = (self._load(self.model).eval().requires_grad_(False),)
-        self.stages.sampler.start(self.policy, self.stages.tokenizer)
+        with torch.device("cpu"):  # Lightning makes the GPU the default here, and moves the model itself
+            self.policy = self._load(self.model).train()
+            if self.loss.kl_coef > 0 and not has_adapters(self.policy):
+                self._reference = (self._load(self.model).eval().requires_grad_(False),)
+            policy = self.policy
+            together(lambda: self.stages.sampler.start(policy, self.stages.tokenizer))
 
     def _load(self, model: PretrainedModel) -> PreTrainedModel:
         strategy = self.trainer.strategy
         if not isinstance(strategy, FSDPStrategy):
-            return model.load()
+            return together(model.load)
         return load_sharded(
             model,
             strategy.device_mesh["data_parallel"],
@@ -163,7 +166,10 @@ class HerlModule(L.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Builds the optimizer. Its learning rate is set before each step, from the run's progress."""
-        return self.optimizer(parameter for parameter in self.parameters() if parameter.requires_grad)
+        optimizer = self.optimizer(parameter for parameter in self.parameters() if parameter.requires_grad)
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]  # a sharded checkpoint brings back only what is there already
+        return optimizer
 
     def setup(self, stage: str) -> None:
         """Opens the judge desk."""
@@ -191,7 +197,8 @@ class HerlModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes the counts back."""
         self.counts = Counter(checkpoint["herl"]["counts"])
-        self.clock.add(checkpoint["herl"]["seconds"])
+        if self.trainer.state.fn == TrainerFn.FITTING:  # the validation before it loads it too
+            self.clock.add(checkpoint["herl"]["seconds"])
 
     # Training
 
@@ -228,7 +235,7 @@ class HerlModule(L.LightningModule):
         optimizer = cast(torch.optim.Optimizer, self.optimizers())
         rate = self._scheduled_rate()
         for group in optimizer.param_groups:
-            group["lr"] = group.setdefault("initial_lr", group["lr"]) * rate
+            group["lr"] = group["initial_lr"] * rate
         total = 0.0
         batches = list(self._micro_batches(experiences, old_logprobs))
         for batch in batches:
@@ -340,19 +347,22 @@ class HerlModule(L.LightningModule):
     def validation_step(self, tasks: list[Task], batch_idx: int) -> None:
         """One plain attempt per held-out prompt, with the same random numbers every time."""
         plan = self.stages.plan
+        prompts, over_long = render_all(self.stages, {task.id: task.messages for task in tasks})
+        self.heldout.dropped += over_long
         requests = [
             SampleRequest(
                 task_id=task.id,
                 group_id=f"heldout:{task.id}",
-                prompt_ids=render(self.stages.tokenizer, task.messages),
+                prompt_ids=prompts[task.id],
                 n=self.validation_attempts,
                 sampling=plan.attempt,
                 seed=derive_seed(self.seed, task.id, "heldout"),
             )
             for task in tasks
+            if task.id in prompts
         ]
         judged = sample_and_judge(self.stages, tasks, requests, self.clock, "validate")
-        if batch_idx == 0:
+        if batch_idx == 0 and judged[tasks[0].id]:
             self.example = tasks[0].request, judged[tasks[0].id][0].rollout.text
         for task in tasks:
             for one in judged[task.id]:

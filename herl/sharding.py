@@ -20,7 +20,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from transformers import PreTrainedModel
 
-from herl.distributed import gather, rank
+from herl.distributed import gather, rank, together
 from herl.errors import ConfigError
 from herl.model import PretrainedModel
 
@@ -52,6 +52,11 @@ class FSDPStrategy(ModelParallelStrategy):
         """Sets the number of parts: Lightning's own "auto" would be the number of nodes."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
+
+    def _get_process_group_backend(self) -> str:
+        """Parts on the host are gathered by gloo, those on the GPU by NCCL."""
+        backend = super()._get_process_group_backend()
+        return f"cpu:gloo,cuda:{backend}" if self.cpu_offload and backend == "nccl" else backend
 
     def model_to_device(self) -> None:
         """Leaves offloaded parameters on the host."""
@@ -100,7 +105,7 @@ def load_sharded(
     Raises:
         ConfigError: the architecture does not name its blocks.
     """
-    policy = model.load() if rank() == 0 else model.skeleton()
+    policy = together(model.load if rank() == 0 else model.skeleton)
     weights = policy.state_dict() if rank() == 0 else {}
     policy.generation_config = gather(policy.generation_config)[0]
     offload = OffloadPolicy()

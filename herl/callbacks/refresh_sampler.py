@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -11,11 +12,12 @@ import torch
 
 from herl.batch import micro_batches
 from herl.clock import PhaseClock
-from herl.distributed import barrier, gather, gather_results, rank
+from herl.distributed import gather, together
 from herl.errors import ConfigError, SamplerError
 from herl.experience import render
 from herl.logprobs import answer_logprobs
 from herl.module import HerlModule
+from herl.sampler import Sampler
 from herl.seeds import derive_seed
 from herl.types import Experience, Judgement, Rollout, SampleRequest
 
@@ -90,8 +92,8 @@ class RefreshSampler(L.Callback):
             return
         clock = PhaseClock()
         with clock.time("refresh"):
-            sampler.load_weights(module.named_weights(), version)
-            barrier()  # no rank samples before all engines have the weights
+            # No rank samples before all engines have the weights.
+            together(lambda: _load(sampler, module.named_weights(), version))
         self.version = version
         if sampler.live:
             return
@@ -117,13 +119,16 @@ class RefreshSampler(L.Callback):
             sampling=replace(stages.plan.attempt, top_p=1.0, max_new_tokens=self.probe_tokens),
             seed=derive_seed(module.seed, "probe"),
         )
-        # Every rank probes its own engine; an engine that fails stops all ranks.
-        rollouts = gather_results(lambda: list(stages.sampler.generate([request])))[rank()]
+        # Every rank probes its own engine, under the numerics of a training step.
+        numerics = module.trainer.precision_plugin.forward_context
+        with numerics():
+            rollouts = together(lambda: list(stages.sampler.generate([request])))
         experiences = [_experience(rollout) for rollout in rollouts]
         [batch] = micro_batches(experiences, max_tokens=2**31, aggregation="token_mean")
         assert module.policy is not None
         module.policy.eval()
-        with torch.no_grad(), module.trainer.precision_plugin.forward_context():
+        # Not in Lightning's inference mode: buffers that FSDP makes there could not be used in training.
+        with torch.inference_mode(False), torch.no_grad(), numerics():
             logprobs, _ = answer_logprobs(
                 module.policy, batch.to(module.device), request.sampling.temperature
             )
@@ -150,6 +155,15 @@ class RefreshSampler(L.Callback):
                 "arrive, or that engine and trainer differ in temperature or architecture"
             )
         return error
+
+
+def _load(sampler: Sampler, stream: Iterator[tuple[str, torch.Tensor]], version: int) -> None:
+    try:
+        sampler.load_weights(stream, version)
+    except Exception:
+        for _ in stream:  # the other ranks are gathering shards: take part to the end, then fail
+            pass
+        raise
 
 
 def _experience(rollout: Rollout) -> Experience:

@@ -84,6 +84,8 @@ class RubricMetrics:
         self.most_criteria = most_criteria
         self.reward = MeanMetric(sync_on_compute=False)
         self.criteria: dict[str, MeanMetric] = {}
+        self.dropped = 0
+        """Prompts that were too long to be answered."""
 
     def update(self, task: Task, judged: Judged) -> None:
         """Adds an answer to a task."""
@@ -95,6 +97,8 @@ class RubricMetrics:
     def compute(self) -> dict[str, float]:
         """Returns {"heldout/reward": ..., "heldout_criterion/<id>": ...}, without what was not judged."""
         values = {"heldout/reward": float(self.reward.compute())} if self.reward.update_called else {}
+        if self.dropped:
+            values["heldout/dropped_prompts"] = float(self.dropped)
         if len(self.criteria) <= self.most_criteria:
             for criterion_id, metric in sorted(self.criteria.items()):
                 values[f"heldout_criterion/{criterion_id}"] = float(metric.compute())

@@ -17,6 +17,7 @@ from typing import cast
 
 import numpy as np
 import torch
+from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from herl.errors import ConfigError
@@ -166,7 +167,9 @@ def _empty_copy(policy: PreTrainedModel) -> PreTrainedModel:
     """A whole model of the same architecture on this rank's device, its weights still to come."""
     copy: PreTrainedModel = AutoModelForCausalLM.from_config(policy.config, dtype=policy.dtype)
     copy.generation_config = policy.generation_config
-    return cast(PreTrainedModel, copy.to(policy.device).requires_grad_(False))  # type: ignore[arg-type]
+    # Shards may rest on the host (offloading) and still compute on the mesh's device.
+    device = next(p.device_mesh.device_type for p in policy.parameters() if isinstance(p, DTensor))
+    return cast(PreTrainedModel, copy.to(device).requires_grad_(False))  # type: ignore[arg-type]
 
 
 def _uniforms(request: SampleRequest, index: int) -> np.ndarray:

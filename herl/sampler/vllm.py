@@ -131,23 +131,24 @@ class VLLMSampler(Sampler):
                 f"CPU ({error})"
             ) from error
         cpu = current_platform.is_cpu()
+        self._device_type = "cpu" if cpu else "cuda"
         kv_cache_gib = self._kv_cache_gib or (1.0 if cpu else None)
         if kv_cache_gib is not None:
             arguments["kv_cache_memory_bytes"] = int(kv_cache_gib * GIB)
         if self._block_size or cpu:
             arguments["block_size"] = self._block_size or 32
         self._sleeps = self._sleeps and not cpu
-        return LLM(
-            model=path,
-            load_format="dummy",
-            skip_tokenizer_init=True,
-            logprobs_mode="processed_logprobs",  # at the sampling temperature
-            enable_prefix_caching=True,
-            enforce_eager=self._enforce_eager or cpu,
-            enable_sleep_mode=self._sleeps,
-            disable_log_stats=True,
-            **(self._arguments | arguments),
-        )
+        arguments |= {
+            "model": path,
+            "load_format": "dummy",
+            "skip_tokenizer_init": True,
+            "logprobs_mode": "processed_logprobs",  # at the sampling temperature
+            "enable_prefix_caching": True,
+            "enforce_eager": self._enforce_eager or cpu,
+            "enable_sleep_mode": self._sleeps,
+            "disable_log_stats": True,
+        }
+        return LLM(**(arguments | self._arguments))
 
     def load_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
         """Streams new weights into the engine and forgets what it cached with the old ones."""
@@ -181,7 +182,9 @@ class VLLMSampler(Sampler):
                     )
                     waiting[key] = request, index
             while engine.has_unfinished_requests():
-                for output in engine.step():
+                with torch.autocast(self._device_type, enabled=False):  # that of the trainer's precision
+                    outputs = engine.step()
+                for output in outputs:
                     if output.finished:
                         yield self._rollout(*waiting.pop(output.request_id), output)
         finally:

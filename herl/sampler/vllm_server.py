@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from herl.distributed import gather_results, rank
@@ -199,7 +200,7 @@ class VLLMServerSampler(Sampler):
             return []
         try:
             folder = self._write(stream, version)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             for _ in stream:  # the other ranks take part to the end
                 pass
             raise SamplerError(f"cannot write new weights to {self._folder}: {error}") from error

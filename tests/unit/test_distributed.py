@@ -3,8 +3,8 @@
 import pytest
 import torch.multiprocessing as mp
 
-from herl import SamplerError
-from herl.distributed import barrier, gather, gather_results, rank, world_size
+from herl import HerlError, SamplerError
+from herl.distributed import gather, gather_results, rank, together, world_size
 from herl.loss import Stats
 from herl.metrics.running import RunningStats
 
@@ -25,7 +25,7 @@ def test_alone_nothing_needs_to_be_set_up():
     assert (rank(), world_size()) == (0, 1)
     assert gather("a") == ["a"]
     assert gather_results(lambda: 1) == [1]
-    barrier()
+    assert together(lambda: 1) == 1
 
 
 def _gathers():
@@ -41,6 +41,18 @@ def _one_fails():
 
     with pytest.raises(SamplerError, match="the engine of rank 1 is gone"):
         gather_results(work)
+
+
+def _one_has_a_bug():
+    def work():
+        if rank() == 2:
+            raise ZeroDivisionError("a bug in a plug-in")
+        return rank()
+
+    expected = ZeroDivisionError if rank() == 2 else HerlError
+    with pytest.raises(expected, match="a bug in a plug-in"):
+        together(work)
+    assert together(rank) == rank(), "the ranks are still in step"
 
 
 def _uneven_statistics():
@@ -60,6 +72,6 @@ def _uneven_statistics():
     assert stats.compute() == {"entropy": 7 / 4, "ratio": 2.0, "drift": 0.5}
 
 
-@pytest.mark.parametrize("work", [_gathers, _one_fails, _uneven_statistics])
+@pytest.mark.parametrize("work", [_gathers, _one_fails, _one_has_a_bug, _uneven_statistics])
 def test_three_ranks(tmp_path, work):
     run_on_ranks(work, 3, tmp_path)

@@ -80,9 +80,11 @@ def test_a_skeleton_has_the_same_weights_by_name_and_ties():
     ("changes", "message"),
     [
         ({"rank": 0}, "model.lora.rank: expected at least 1, got 0"),
+        ({"target_modules": ["embed_tokens", "q_proj"]}, "expected layers other than the embeddings"),
         ({"target_modules": ["no_such_layer"]}, "model.lora.target_modules: .*no_such_layer"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:.*tie_word_embeddings.*")
 def test_bad_settings_are_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
         PretrainedModel(path="tiny", lora=Lora(**changes)).load()

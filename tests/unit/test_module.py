@@ -209,3 +209,16 @@ def test_a_gradient_that_is_no_number_stops_the_run_before_the_step(tmp_path, mo
     with pytest.raises(TrainingError, match=r"gradient norm of optimiser step 0 is nan"):
         fit(module, tmp_path)
     assert torch.equal(weights(module), initial())
+
+
+def test_heldout_prompts_that_are_too_long_are_dropped_and_counted(tmp_path):
+    long = make_task(id="long", request="Describe the otter. " * 40)
+    heldout = [make_task(id="t0"), long]
+    module = module_of(rollout=RolloutPlan(attempts_per_prompt=4, max_prompt_tokens=60))
+    trainer = L.Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=tmp_path, callbacks=[RefreshSampler()],
+    )  # fmt: skip
+    trainer.validate(module, RubricDataModule(TASKS, heldout, prompts_per_batch=2), verbose=False)
+    assert trainer.callback_metrics["heldout/dropped_prompts"] == 1.0
+    assert trainer.callback_metrics["heldout/reward"] == pytest.approx(0.6)
