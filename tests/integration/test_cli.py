@@ -69,7 +69,10 @@ def test_help_is_quick_and_loads_neither_torch_nor_hydra(tmp_path):
             ["validate", "checkpoint=no.ckpt"],
             "checkpoint: expected a checkpoint written by herl fit, got 'no.ckpt'",
         ),
-        (["fit", "trainer.devices=2"], "trainer.devices: expected one process"),
+        (
+            ["fit", "-m", "trainer.devices=2", "seed=0,1"],
+            "trainer.devices: expected 1 in a sweep (-m), got 2 processes",
+        ),
     ],
 )
 def test_a_mistake_gets_a_clear_error_and_no_traceback(tmp_path, arguments, message):
