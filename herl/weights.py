@@ -15,7 +15,7 @@ def named_weights(policy: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]
     """Yields (name, tensor) under the names of the model without adapters.
 
     Shards are gathered one tensor at a time, so all ranks must read the stream to its end. Tied weights
-    come once, under the name of the first of them.
+    come once, under the name of the first of them. Buffers that are saved with the model come last.
     """
     layers = dict(policy.named_modules())
     adapted = has_adapters(policy)
@@ -27,6 +27,8 @@ def named_weights(policy: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]
             yield f"{layer}.weight", whole(merged(layers[layer]))
         elif ".lora_" not in name:
             yield name.replace(".base_layer.", "."), whole(tensor.detach())
+    saved = policy.state_dict()
+    yield from ((name, buffer) for name, buffer in policy.named_buffers() if name in saved)
 
 
 def tied_embeddings(policy: PreTrainedModel) -> str | None:

@@ -63,7 +63,7 @@ class TransformersSampler(Sampler):
         """Notes the version. A live policy's weights are there already: nothing of the stream is read."""
         self.version = version
         if not self.live:
-            own = dict(self._policy.named_parameters())
+            own = self._policy.state_dict()
             with torch.no_grad():
                 for name, tensor in named_tensors:
                     own[name].copy_(tensor)

@@ -119,7 +119,8 @@ class VLLMSampler(Sampler):
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         arguments: dict[str, Any] = {}
         if world_size() > 1:
-            os.environ["RANK"] = str(rank())  # Lightning sets the others
+            os.environ["RANK"] = str(rank())  # not set by Lightning; the next not under SLURM
+            os.environ.setdefault("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))
             arguments["distributed_executor_backend"] = "external_launcher"
         try:
             with warnings.catch_warnings(action="ignore", category=FutureWarning):
@@ -132,6 +133,8 @@ class VLLMSampler(Sampler):
             ) from error
         cpu = current_platform.is_cpu()
         self._device_type = "cpu" if cpu else "cuda"
+        if not cpu:
+            _check_device()
         kv_cache_gib = self._kv_cache_gib or (1.0 if cpu else None)
         if kv_cache_gib is not None:
             arguments["kv_cache_memory_bytes"] = int(kv_cache_gib * GIB)
@@ -156,7 +159,8 @@ class VLLMSampler(Sampler):
         self._llm.collective_rpc(
             "reload_weights", kwargs={"weights_iterator": with_head(named_tensors, self._tied)}
         )
-        self._llm.reset_prefix_cache()
+        if not self._llm.reset_prefix_cache():
+            raise SamplerError("the vLLM engine keeps cached keys and values of the old weights")
         self.version = version
 
     def generate(self, requests: Sequence[SampleRequest]) -> Iterator[Rollout]:
@@ -245,4 +249,14 @@ class VLLMSampler(Sampler):
             tokenizer=self._tokenizer,
             end_ids=self._end_ids,
             version=self.version,
+        )
+
+
+def _check_device() -> None:
+    """vLLM counts GPUs on its own, from the first that is visible."""
+    expected = int(os.environ["LOCAL_RANK"]) if world_size() > 1 else 0
+    if torch.cuda.current_device() != expected:
+        raise ConfigError(
+            f"trainer.devices: expected the first visible GPUs, got GPU {torch.cuda.current_device()} where "
+            f"vLLM takes {expected}; choose GPUs by CUDA_VISIBLE_DEVICES"
         )

