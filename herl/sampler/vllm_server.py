@@ -186,7 +186,7 @@ class VLLMServerSampler(Sampler):
     def close(self) -> None:
         """Stops the servers that were started here, and removes the weights that were written."""
         if hasattr(self, "_loop"):
-            self._run(self._client.aclose())
+            self._run(self._hang_up())
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self._loop.close()
@@ -194,6 +194,14 @@ class VLLMServerSampler(Sampler):
         for process in self.processes:
             process.stop()
         self._remove_weights(keep=None)
+
+    async def _hang_up(self) -> None:
+        running = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        await self._client.aclose()
+        await asyncio.sleep(0.1)  # sockets close in the loop's next rounds
 
     # Weights
 

@@ -1,5 +1,7 @@
 """Two real vLLM servers on the loopback interface. The tests run in order: the last ones kill the servers."""
 
+import gc
+
 import lightning as L
 import pytest
 import torch
@@ -32,6 +34,7 @@ def sampler(tmp_path_factory):
     finally:
         sampler.close()
     assert not list(sampler._folder.glob("policy-*"))
+    gc.collect()  # a socket left open would be a warning of some later test
 
 
 def requests(tokenizer, prompts=8, n=8):
