@@ -88,13 +88,13 @@ def test_new_weights_reach_every_server_and_old_ones_are_removed(sampler, policy
 
 
 def test_the_probe_catches_one_stale_server_among_fresh_ones(sampler, policy, monkeypatch):
-    reload = sampler._reload
+    reload = sampler.pool.reload_one
 
     async def forgets_the_second(server, folder):
         if server.url != sampler.processes[1].url:
             await reload(server, folder)
 
-    monkeypatch.setattr(sampler, "_reload", forgets_the_second)
+    monkeypatch.setattr(sampler.pool, "reload_one", forgets_the_second)
     with pytest.raises(SamplerError, match="probe failed"):
         refresh(sampler, changed(policy, 0.03), 3)
 
@@ -107,7 +107,7 @@ def test_a_request_that_a_server_refuses_is_a_clear_error(sampler, policy, token
     )
     with pytest.raises(SamplerError, match="refuses a request of 600 prompt tokens and 40 new ones"):
         list(sampler.generate([too_long]))
-    assert all(server.up for server in sampler.servers)
+    assert all(server.up for server in sampler.pool.servers)
 
 
 def test_a_server_killed_in_the_middle_loses_no_answer_and_doubles_none(sampler, policy, tokenizer):
@@ -117,11 +117,11 @@ def test_a_server_killed_in_the_middle_loses_no_answer_and_doubles_none(sampler,
     for rollout in sampler.generate(requests(tokenizer)):
         found.append(rollout)
         if len(found) == 5:
-            assert sampler.servers[0].busy > 0
+            assert sampler.pool.servers[0].busy > 0
             sampler.processes[0].kill()
     assert len(found) == len(expected) == 64
     assert {rollout.id: rollout.token_ids for rollout in found} == expected
-    assert [server.up for server in sampler.servers] == [False, True]
+    assert [server.up for server in sampler.pool.servers] == [False, True]
     # and the run goes on with the other one
     assert refresh(sampler, changed(policy, 0.02), 6)["sampler/probe_error"] < 1e-4
     assert len(list(sampler.generate(requests(tokenizer, 2)))) == 16

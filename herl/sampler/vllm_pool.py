@@ -1,0 +1,218 @@
+"""The HTTP side of the vLLM servers: which are up, who has room, and what to do when one fails.
+
+Everything here runs on one event loop in a thread of its own, so that it also works inside a notebook.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from concurrent.futures import Future
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+
+from herl.errors import SamplerError
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+HEALTH_SECONDS = 5.0
+MOST_FAILURES = 4
+
+
+@dataclass(slots=True)
+class Server:
+    """What is known of one server."""
+
+    url: str
+    up: bool = True
+    busy: int = 0
+    """Requests that it is working on for this rank."""
+    problem: str = ""
+    """Why it was left out last."""
+    broken: bool = False
+    """A reload failed half-way: it must be started anew, under another URL."""
+
+
+class ServerPool:
+    """Servers that answer for each other.
+
+    Args:
+        servers: The servers; replaced as a whole when another rank has news of them.
+        requests_per_server: Requests to one server at the same time.
+        timeout_seconds: How long an answer or a reload may take.
+        key: The key that the servers ask for, if they do.
+    """
+
+    def __init__(
+        self, servers: Sequence[Server], *, requests_per_server: int, timeout_seconds: float, key: str | None
+    ) -> None:
+        self.servers = list(servers)
+        self._requests_per_server = requests_per_server
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="vllm_server", daemon=True)
+        self._thread.start()
+        self._room = asyncio.Condition()
+        self._client = httpx.AsyncClient(
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            timeout=httpx.Timeout(timeout_seconds, connect=10.0, pool=None),
+            # shorter than the servers' own 5 s: no request goes out on a connection that is being closed
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=2.0),
+            trust_env=False,  # servers in a private network are not behind a proxy
+        )
+
+    def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Starts a coroutine on the pool's loop."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Runs a coroutine on the pool's loop to its end."""
+        return self.submit(work).result()
+
+    async def model_name(self) -> str:
+        """Returns the name of the model that all servers serve.
+
+        Raises:
+            SamplerError: a server does not answer, or serves another model.
+        """
+        names = set()
+        for server in self.servers:
+            try:
+                reply = await self._client.get(f"{server.url}/v1/models")
+                reply.raise_for_status()
+                names.add(str(reply.json()["data"][0]["id"]))
+            except (httpx.HTTPError, LookupError, ValueError) as error:
+                raise SamplerError(f"no vLLM server answers at {server.url}: {_say(error)}") from error
+        if len(names) > 1:
+            raise SamplerError(f"expected one model on all servers, got {sorted(names)}")
+        return names.pop()
+
+    async def complete(self, body: dict[str, Any]) -> httpx.Response:
+        """Returns a server's reply to a completion request: an answer, or its refusal (HTTP 4xx).
+
+        A request whose server died goes to another one.
+
+        Raises:
+            SamplerError: no server is left, or those that live fail at this request again and again.
+        """
+        failures = 0
+        while True:
+            async with self._free_server() as server:
+                try:
+                    reply = await self._client.post(f"{server.url}/v1/completions", json=body)
+                    if reply.status_code == 429 or reply.status_code >= 500:
+                        reply.raise_for_status()
+                    if not _was_aborted(reply):
+                        return reply
+                    problem = "it gave up answers in the middle"
+                except httpx.HTTPError as error:
+                    problem = _say(error)
+                if not await self._alive(server):
+                    server.up, server.problem = False, problem
+                    continue
+            failures += 1  # a lost connection, or too much to do
+            if failures == MOST_FAILURES:
+                raise SamplerError(f"an answer failed {failures} times, last at {server.url}: {problem}")
+            await asyncio.sleep(failures)
+
+    async def reload(self, folder: Path) -> None:
+        """Lets every server load the weights in a folder. Those that cannot are left out until the next time.
+
+        Raises:
+            SamplerError: a server does not offer it, or none took them.
+        """
+        await asyncio.gather(*(self.reload_one(server, folder) for server in self.servers))
+        if not any(server.up for server in self.servers):
+            raise self._all_down()
+
+    async def reload_one(self, server: Server, folder: Path) -> None:
+        """Lets one server load the weights in a folder, and forget what it cached with the old ones."""
+        if server.broken or not await self._alive(server):
+            server.up, server.problem = False, server.problem or "it does not answer"
+            return
+        try:
+            body = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
+            reply = await self._client.post(f"{server.url}/collective_rpc", json=body)
+            if reply.status_code == 404:
+                raise SamplerError(
+                    f"the vLLM server at {server.url} cannot reload weights: start it with "
+                    "VLLM_SERVER_DEV_MODE=1 in its environment"
+                )
+            reply.raise_for_status()
+            reset = await self._client.post(f"{server.url}/reset_prefix_cache?reset_running_requests=true")
+            reset.raise_for_status()
+            server.up = bool(reset.json().get("success"))
+            server.problem = "" if server.up else "it keeps cached keys and values of the old weights"
+        except httpx.HTTPError as error:
+            server.up, server.problem = False, _say(error)
+            # half of the new weights may wait in the engine, and would mix with the next
+            server.broken = isinstance(error, httpx.HTTPStatusError)
+        if not server.up:
+            logger.warning("the vLLM server at %s is left out: %s", server.url, server.problem)
+
+    def close(self) -> None:
+        """Ends what is under way, the connections and the thread."""
+        self.run(self._hang_up())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _hang_up(self) -> None:
+        running = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        await self._client.aclose()
+        await asyncio.sleep(0.1)  # sockets close in the loop's next rounds
+
+    async def _alive(self, server: Server) -> bool:
+        try:
+            return (await self._client.get(f"{server.url}/health", timeout=HEALTH_SECONDS)).is_success
+        except httpx.HTTPError:
+            return False
+
+    @asynccontextmanager
+    async def _free_server(self) -> AsyncIterator[Server]:
+        """Waits for room on a server that is up, and takes the one with most.
+
+        Raises:
+            SamplerError: none is left.
+        """
+
+        def free() -> list[Server]:
+            return [s for s in self.servers if s.up and s.busy < self._requests_per_server]
+
+        async with self._room:
+            await self._room.wait_for(lambda: free() or not any(s.up for s in self.servers))
+            if not free():
+                raise self._all_down()
+            server = min(free(), key=lambda s: s.busy)
+            server.busy += 1
+        try:
+            yield server
+        finally:
+            server.busy -= 1
+            async with self._room:
+                self._room.notify_all()
+
+    def _all_down(self) -> SamplerError:
+        problems = "; ".join(f"{server.url}: {server.problem}" for server in self.servers)
+        return SamplerError(f"no vLLM server is left ({problems})")
+
+
+def _was_aborted(reply: httpx.Response) -> bool:
+    """Whether a server that shuts down gave back a piece of an answer as if it were one."""
+    if not reply.is_success:
+        return False
+    return any(choice.get("finish_reason") == "abort" for choice in reply.json().get("choices", []))
+
+
+def _say(error: Exception) -> str:
+    if isinstance(error, httpx.HTTPStatusError):
+        return f"HTTP {error.response.status_code}: {error.response.text[:300]}"
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
