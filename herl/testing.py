@@ -19,6 +19,7 @@ from herl.judge.base import Judge
 from herl.sampler import Sampler
 from herl.types import (
     Criterion,
+    Experience,
     Judged,
     Judgement,
     Rollout,
@@ -91,6 +92,24 @@ def make_judged(
     return Judged(
         rollout=rollout,
         judgement=Judgement(rollout_id=rollout.id, verdicts=verdicts, reward=reward),
+    )
+
+
+def make_experience(
+    rollout: Rollout,
+    *,
+    reward: float = 0.0,
+    advantage: float = 0.0,
+    context_ids: Sequence[int] | None = None,
+) -> Experience:
+    """Returns an answer as something to train on, under its own prompt unless another context is given."""
+    return Experience(
+        rollout=rollout,
+        judgement=make_judged(reward, rollout=rollout).judgement,
+        reward=reward,
+        bonus=0.0,
+        advantage=advantage,
+        context_ids=tuple(rollout.prompt_ids if context_ids is None else context_ids),
     )
 
 

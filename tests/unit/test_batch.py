@@ -6,8 +6,7 @@ import torch
 from herl.batch import micro_batches
 from herl.logprobs import answer_logprobs
 from herl.loss import PolicyLoss, Tokens
-from herl.testing import make_judged, make_rollout
-from herl.types import Experience
+from herl.testing import make_experience, make_rollout
 
 
 def experience(context, answer, *, advantage=1.0, index=0, parent=None):
@@ -18,15 +17,7 @@ def experience(context, answer, *, advantage=1.0, index=0, parent=None):
         logprobs=[-0.1 * t for t in range(1, len(answer) + 1)],
         parent_id=parent,
     )
-    judged = make_judged(0.5, rollout=rollout)
-    return Experience(
-        rollout=rollout,
-        judgement=judged.judgement,
-        reward=0.5,
-        bonus=0.0,
-        advantage=advantage,
-        context_ids=tuple(context),
-    )
+    return make_experience(rollout, reward=0.5, advantage=advantage)
 
 
 def several(count=7, seed=0):

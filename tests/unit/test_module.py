@@ -19,8 +19,7 @@ from herl.module import HerlModule
 from herl.sampler.scripted import ScriptedSampler
 from herl.sampler.transformers import TransformersSampler
 from herl.schedule import learning_rate_share
-from herl.testing import make_judged, make_rollout, make_task
-from herl.types import Experience
+from herl.testing import make_experience, make_rollout, make_task
 
 TASKS = [make_task(id=f"t{i}", request=f"Describe the {name}.") for i, name in enumerate(("otter", "fox"))]
 ANSWERS = {task.id: ["It eats fish.", "It is brown.", "It lives in a river.", "fish river"] for task in TASKS}
@@ -157,14 +156,7 @@ def test_refresh_waits_for_n_steps_where_the_sampler_has_its_own_weights():
 
 def experience(group):
     rollout = make_rollout(group_id=group)
-    return Experience(
-        rollout=rollout,
-        judgement=make_judged(1.0).judgement,
-        reward=1.0,
-        bonus=0.0,
-        advantage=1.0,
-        context_ids=(1,),
-    )
+    return make_experience(rollout, reward=1.0, advantage=1.0)
 
 
 def test_experiences_are_split_by_whole_groups():

@@ -10,8 +10,7 @@ from herl.experience import render
 from herl.logprobs import answer_logprobs
 from herl.sampler.scripted import ScriptedSampler
 from herl.sampler.transformers import TransformersSampler
-from herl.testing import check_sampler, make_judged
-from herl.types import Experience
+from herl.testing import check_sampler, make_experience
 
 PROMPTS = {
     "otter": "Describe the otter, a mammal.",
@@ -61,17 +60,7 @@ def test_answers_do_not_depend_on_what_else_is_sampled_or_in_which_order(sampler
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
 def test_sampler_logprobs_equal_trainer_logprobs(sampler, policy, tokenizer, temperature):
     requests = [request(tokenizer, name, temperature=temperature, n=6) for name in PROMPTS]
-    experiences = [
-        Experience(
-            rollout=rollout,
-            judgement=make_judged(0.0).judgement,
-            reward=0.0,
-            bonus=0.0,
-            advantage=0.0,
-            context_ids=rollout.prompt_ids,
-        )
-        for rollout in sampler.generate(requests)
-    ]
+    experiences = [make_experience(rollout) for rollout in sampler.generate(requests)]
     for batch in micro_batches(experiences, max_tokens=500, aggregation="token_mean"):
         logprobs, _ = answer_logprobs(policy, batch, temperature)
         torch.testing.assert_close(logprobs, batch.sampler_logprobs, rtol=0, atol=1e-4)

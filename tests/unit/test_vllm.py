@@ -15,8 +15,7 @@ from herl.logprobs import answer_logprobs
 from herl.model import PretrainedModel
 from herl.module import HerlModule
 from herl.sampler.vllm import VLLMSampler
-from herl.testing import check_sampler, make_judged
-from herl.types import Experience
+from herl.testing import check_sampler, make_experience
 from herl.weights import named_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -82,14 +81,7 @@ def test_answers_come_as_they_finish_and_a_consumer_that_leaves_leaves_nothing_b
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
 def test_sampler_logprobs_equal_trainer_logprobs(sampler, policy, tokenizer, temperature):
     experiences = [
-        Experience(
-            rollout=rollout,
-            judgement=make_judged(0.0).judgement,
-            reward=0.0,
-            bonus=0.0,
-            advantage=0.0,
-            context_ids=rollout.prompt_ids,
-        )
+        make_experience(rollout)
         for rollout in sampler.generate([request(tokenizer, n=8, temperature=temperature)])
     ]
     for batch in micro_batches(experiences, max_tokens=500, aggregation="token_mean"):
