@@ -99,18 +99,21 @@ def _run_folder() -> Iterator[None]:
 
 
 def _suggest(verb: str) -> None:
-    """After Hydra refused the configuration: says which key or choice was probably meant."""
+    """After Hydra refused the configuration: says which key or group was probably meant."""
     from hydra import compose, initialize_config_dir
 
     from herl.config import conf_dir, known_keys
 
+    groups = {
+        path.name: {p.stem for p in path.glob("*.yaml")} for path in conf_dir().iterdir() if path.is_dir()
+    }
+    given = [a.split("=", 1) for a in sys.argv[2:] if "=" in a and not a.startswith(("-", "+", "~", "hydra"))]
+    chosen = [f"{key}={value}" for key, value in given if value in groups.get(key, ())]
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        known = list(known_keys(compose(verb, return_hydra_config=False)))
-    for argument in sys.argv[2:]:
-        key = argument.split("=")[0].lstrip("+~")
-        if "=" not in argument or argument.startswith("-") or key in known:
-            continue
-        print(f"herl: unknown key '{key}'.{did_you_mean(key, known)}", file=sys.stderr)
+        known = [*groups, *known_keys(compose(verb, chosen, return_hydra_config=False))]
+    for key, _ in given:
+        if key not in known:
+            print(f"herl: unknown key '{key}'.{did_you_mean(key, known)}", file=sys.stderr)
 
 
 def _fail(message: str) -> None:

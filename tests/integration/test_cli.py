@@ -50,6 +50,11 @@ def test_help_is_quick_and_loads_neither_torch_nor_hydra(tmp_path):
             "unknown key 'trainer.max_epoch'. Did you mean 'trainer.max_epochs'?",
         ),
         (["fit", "los.gamma=1"], "unknown key 'los.gamma'. Did you mean 'loss.gamma'?"),
+        (["fit", "strategi=fsdp"], "unknown key 'strategi'. Did you mean 'strategy'?"),
+        (
+            ["fit", "sampler=vllm", "+trainer.limit_val_batches=1", "sampler.max_num_seq=4"],
+            "unknown key 'sampler.max_num_seq'. Did you mean 'sampler.max_num_seqs'?",
+        ),
         (["fit", "algorithm=gpro"], "Could not find 'algorithm/gpro'"),
         (["fit", "trainer.max_epochs=three"], "trainer.max_epochs: expected Optional[int], got 'three'"),
         (["fit", "loss.clip_low=wide"], "loss.clip_low: expected float, got 'wide'"),
