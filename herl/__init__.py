@@ -8,10 +8,12 @@ numbered stages from `herl/data` (1) to `herl/module.py` (12).
 from herl.bonus import BonusReward, NoBonus
 from herl.errors import (
     AbstentionLimit,
+    BudgetSpent,
     ConfigError,
     DataError,
     HerlError,
     JudgeError,
+    JudgeStop,
     SamplerError,
     TrainingError,
 )
@@ -39,6 +41,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AbstentionLimit",
     "BonusReward",
+    "BudgetSpent",
     "ConfigError",
     "Criterion",
     "DataError",
@@ -48,6 +51,7 @@ __all__ = [
     "HindsightBuilder",
     "Judge",
     "JudgeError",
+    "JudgeStop",
     "Judged",
     "Judgement",
     "Member",

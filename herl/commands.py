@@ -12,8 +12,7 @@ import os
 import platform
 import time
 import warnings
-from collections import Counter
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -30,8 +29,8 @@ from rich.text import Text
 from transformers.utils import logging as transformers_logging
 
 from herl.config import check
-from herl.distributed import gather
-from herl.errors import ConfigError, HerlError
+from herl.errors import BudgetSpent, ConfigError, HerlError, JudgeStop
+from herl.judge import JudgeDesk
 from herl.module import HerlModule
 from herl.sharding import FSDPStrategy, check_trainer
 
@@ -105,17 +104,20 @@ def fit(config: DictConfig) -> dict[str, Any]:
     started = time.perf_counter()
     run = build(config)
     _check_checkpoint("resume", config.resume, run)
-    with closing(run.module.stages.sampler):
+    with _closing(run):
         before, first = _heldout(run, config.resume), run.module.example
-        run.trainer.fit(run.module, run.data, ckpt_path=config.resume, weights_only=False)
-        after, last = _heldout(run), run.module.example
-    example = {"request": first[0], "before": first[1], "after": last[1]} if first and last else None
-    return _finish(
-        config,
-        run,
-        started,
-        {"heldout_reward_before": before, "heldout_reward_after": after, "example": example},
-    )
+        results: dict[str, Any] = {"heldout_reward_before": before}
+        try:
+            run.trainer.fit(run.module, run.data, ckpt_path=config.resume, weights_only=False)
+            results["heldout_reward_after"], last = _heldout(run), run.module.example
+        except JudgeStop as stop:
+            summary = _finish(config, run, started, results | {"stopped": str(stop)})
+            if isinstance(stop, BudgetSpent):  # as asked for
+                return summary
+            raise
+    if first and last:
+        results["example"] = {"request": first[0], "before": first[1], "after": last[1]}
+    return _finish(config, run, started, results)
 
 
 def validate(config: DictConfig) -> dict[str, Any]:
@@ -124,9 +126,17 @@ def validate(config: DictConfig) -> dict[str, Any]:
     checkpoint = config.checkpoint
     run = build(config)
     _check_checkpoint("checkpoint", checkpoint, run)
-    with closing(run.module.stages.sampler):
+    with _closing(run):
         heldout = _heldout(run, checkpoint)
     return _finish(config, run, started, {"heldout_reward": heldout})
+
+
+def _closing(run: Run) -> ExitStack:
+    """Ends sampler and judge with the block, also after an error, where Lightning tears nothing down."""
+    stack = ExitStack()
+    for part in (run.module.stages.sampler, run.module.stages.desk.judge, run.module.stages.desk):
+        stack.enter_context(closing(part))
+    return stack
 
 
 def _check_checkpoint(key: str, path: str | None, run: Run) -> None:
@@ -156,7 +166,6 @@ def _finish(config: DictConfig, run: Run, started: float, results: dict[str, Any
     seconds = {name: round(value, 2) for name, value in run.module.clock.seconds.items()}
     seconds["total"] = round(time.perf_counter() - started, 2)
     counts = run.module.counts
-    causes = sum(map(Counter, gather(dict(run.module.stages.desk.causes))), Counter())
     choices = HydraConfig.get().runtime.choices
     summary = {
         "experiment": choices.get("experiment"),
@@ -168,7 +177,7 @@ def _finish(config: DictConfig, run: Run, started: float, results: dict[str, Any
         "revisions_sampled": counts["revisions_sampled"],
         "tokens_sampled": counts["tokens_sampled"],
         "optimizer_steps": counts["optimizer_steps"],
-        "judge_failures": dict(causes),
+        "judge": _judge_summary(run.module.stages.desk),
         "processes": run.trainer.world_size,
         "seconds": seconds,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
@@ -180,6 +189,14 @@ def _finish(config: DictConfig, run: Run, started: float, results: dict[str, Any
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     _show(summary, folder)
     return summary
+
+
+def _judge_summary(desk: JudgeDesk) -> dict[str, Any]:
+    """What judging cost, where it cost something, and how many verdicts abstained, by cause."""
+    counted = ("calls", "tokens", "cost", "cache_hits", "missing")
+    cost = {name: round(desk.usage[name], 6) for name in counted if desk.usage[name]}
+    faults = {name: int(n) for name, n in sorted(desk.usage.items()) if name.startswith("fault_")}
+    return cost | faults | ({"abstained": causes} if (causes := desk.causes()) else {})
 
 
 def _show(summary: dict[str, Any], folder: Path) -> None:

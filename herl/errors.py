@@ -4,7 +4,9 @@
     ├── ConfigError            a key, a type or a combination in the configuration
     ├── DataError              a row or a file of the data set
     ├── JudgeError             a judge could not give a verdict: abstains, never scores 0
-    │   └── AbstentionLimit    too many abstentions: the run stops
+    ├── JudgeStop              the run stops, with a checkpoint
+    │   ├── AbstentionLimit    too many abstentions
+    │   └── BudgetSpent        the judge's calls, tokens or money are used up
     ├── SamplerError           the sampler could not give an answer
     └── TrainingError          the update went wrong: no step was taken
 
@@ -30,11 +32,35 @@ class DataError(HerlError):
 
 
 class JudgeError(HerlError):
-    """A judge could not give a verdict. Raised in a judge, it makes the verdicts abstain."""
+    """A judge could not give a verdict. Raised in a judge, it makes the verdicts abstain.
+
+    Args:
+        message: What was expected and what was got.
+        cause: One word to count it by: timeout, connection, rate_limit, server, refused, malformed,
+            wrong_count, not_cached or other.
+        retry: Whether another try may succeed.
+        retry_after: Seconds that the other side asked to wait before it.
+    """
+
+    def __init__(
+        self, message: str, cause: str = "other", retry: bool = False, retry_after: float = 0.0
+    ) -> None:
+        super().__init__(message)
+        self.cause = cause
+        self.retry = retry
+        self.retry_after = retry_after
 
 
-class AbstentionLimit(JudgeError):
+class JudgeStop(HerlError):
+    """Judging cannot go on as configured: the run ends, and what it has learnt is saved."""
+
+
+class AbstentionLimit(JudgeStop):
     """The share of abstained verdicts went over the configured limit."""
+
+
+class BudgetSpent(JudgeStop):
+    """The budget of the judge is used up."""
 
 
 class SamplerError(HerlError):
@@ -49,3 +75,25 @@ def did_you_mean(got: str, known: Iterable[str]) -> str:
     """Returns " Did you mean 'x'?" for the nearest known name, or "" if none is near."""
     near = difflib.get_close_matches(got, list(known), n=1, cutoff=0.6)
     return f" Did you mean '{near[0]}'?" if near else ""
+
+
+def check_at_least(where: str, least: float, **values: float | None) -> None:
+    """Checks settings of one part of the configuration; None is left alone.
+
+    Raises:
+        ConfigError: names the first key whose value is too small.
+    """
+    for name, value in values.items():
+        if value is not None and not value >= least:
+            raise ConfigError(f"{where}.{name}: expected at least {least:g}, got {value}")
+
+
+def check_above(where: str, bound: float, **values: float | None) -> None:
+    """Checks settings of one part of the configuration; None is left alone.
+
+    Raises:
+        ConfigError: names the first key whose value is not above the bound.
+    """
+    for name, value in values.items():
+        if value is not None and not value > bound:
+            raise ConfigError(f"{where}.{name}: expected a number above {bound:g}, got {value}")

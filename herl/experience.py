@@ -97,6 +97,14 @@ class Stages:
     hindsight: HindsightBuilder = field(default_factory=NoHindsight)
     bonus: BonusReward = field(default_factory=NoBonus)
 
+    def __post_init__(self) -> None:
+        self.desk.needs_verdicts = self.hindsight.needs_verdicts
+        if self.desk.judge.holistic and self.hindsight.needs_verdicts:
+            raise ConfigError(
+                "judge: expected verdicts on each criterion, which hindsight is made of, got a holistic "
+                "judge with one score for the whole answer: use algorithm=grpo, or another judge.mode"
+            )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:

@@ -54,7 +54,7 @@ class PretrainedModel:
         """
         try:
             model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-                self._source(), dtype=getattr(torch, self.dtype)
+                self.source(), dtype=getattr(torch, self.dtype)
             )
         except OSError as error:
             raise ConfigError(f"model.path: cannot load '{self.path}': {error}") from error
@@ -62,7 +62,7 @@ class PretrainedModel:
 
     def skeleton(self) -> PreTrainedModel:
         """Returns the model with memory for its weights and nothing in it: another process fills it."""
-        config = AutoConfig.from_pretrained(self._source())
+        config = AutoConfig.from_pretrained(self.source())
         with torch.device("meta"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(
                 config, dtype=getattr(torch, self.dtype)
@@ -88,7 +88,7 @@ class PretrainedModel:
             ConfigError: there is no such model, or it has no chat template.
         """
         try:
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self._source())
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.source())
         except OSError as error:
             raise ConfigError(f"model.path: cannot load '{self.path}': {error}") from error
         if not tokenizer.chat_template:
@@ -97,7 +97,12 @@ class PretrainedModel:
             )
         return tokenizer
 
-    def _source(self) -> str:
+    def source(self) -> str:
+        """Returns the folder or the hub's name that the model is loaded from.
+
+        Raises:
+            ConfigError: there is no such model.
+        """
         for folder in (
             Path(self.path).expanduser(),
             SHIPPED / self.path,

@@ -173,11 +173,11 @@ class HerlModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Opens the judge desk."""
-        self.stages.desk.__enter__()
+        self.stages.desk.open()
 
     def teardown(self, stage: str) -> None:
         """Closes the judge desk."""
-        self.stages.desk.__exit__(None, None, None)
+        self.stages.desk.close()
 
     def on_fit_start(self) -> None:
         """Moves the reference, which Lightning does not know, to the policy's device."""
@@ -192,13 +192,15 @@ class HerlModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the counts, so that a resumed run goes on counting."""
-        checkpoint["herl"] = {"counts": dict(self.counts), "seconds": dict(self.clock.seconds)}
+        state = {"counts": dict(self.counts), "seconds": dict(self.clock.seconds)}
+        checkpoint["herl"] = state | {"judge": self.stages.desk.state_dict()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes the counts back."""
         self.counts = Counter(checkpoint["herl"]["counts"])
         if self.trainer.state.fn == TrainerFn.FITTING:  # the validation before it loads it too
             self.clock.add(checkpoint["herl"]["seconds"])
+            self.stages.desk.load_state_dict(checkpoint["herl"]["judge"])
 
     # Training
 

@@ -3,5 +3,6 @@
 from herl.callbacks.answer_budget import AnswerBudget
 from herl.callbacks.progress_bar import ProgressBar
 from herl.callbacks.refresh_sampler import RefreshSampler
+from herl.callbacks.save_on_stop import SaveOnStop
 
-__all__ = ["AnswerBudget", "ProgressBar", "RefreshSampler"]
+__all__ = ["AnswerBudget", "ProgressBar", "RefreshSampler", "SaveOnStop"]

@@ -49,11 +49,12 @@ class RubricDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[list[Task]]:
         """Batches of training prompts, in an order of their own for every epoch."""
-        return self._loader(self.train, EpochShuffle(len(self.train), self.seed))
+        order = EpochShuffle(len(self.train), self.seed)
+        return PromptLoader(self.train, self.prompts_per_batch, order, self.trainer)
 
     def val_dataloader(self) -> DataLoader[list[Task]]:
         """Batches of held-out prompts, always in the same order."""
-        return self._loader(self.heldout, None)
+        return PromptLoader(self.heldout, self.prompts_per_batch)
 
     def transfer_batch_to_device(
         self, batch: list[Task], device: torch.device, dataloader_idx: int
@@ -61,13 +62,45 @@ class RubricDataModule(L.LightningDataModule):
         """Leaves tasks as they are: they hold no tensors."""
         return batch
 
-    def _loader(self, tasks: Sequence[Task], sampler: Sampler[int] | None) -> DataLoader[Any]:
-        return DataLoader(
-            list(tasks),  # type: ignore[arg-type]  # any sized sequence will do
-            batch_size=self.prompts_per_batch,
-            sampler=sampler,
+
+class PromptLoader(DataLoader[Any]):
+    """Batches of tasks that a resumed run takes up where it left off, in the middle of an epoch too.
+
+    Args:
+        tasks: The prompts; may be read from disk one by one.
+        prompts_per_batch: Prompts in a batch.
+        order: In which they come; None for their own order.
+        trainer: Knows how many batches of the epoch were trained on.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        prompts_per_batch: int,
+        order: EpochShuffle | None = None,
+        trainer: L.Trainer | None = None,
+    ) -> None:
+        super().__init__(
+            tasks,  # type: ignore[arg-type]  # any sized sequence will do
+            batch_size=prompts_per_batch,
+            sampler=order,
             collate_fn=list,
         )
+        self._order = order
+        self._trainer = trainer
+
+    def state_dict(self) -> dict[str, int]:
+        """Returns the place in the epoch. A batch in which the run stopped counts as not begun."""
+        if self._trainer is None:
+            return {}
+        progress = self._trainer.fit_loop.epoch_loop.batch_progress.current.state_dict()
+        return {"epoch": self._trainer.current_epoch, "batches": progress["processed"]}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Goes on from that place; at the end of an epoch, with the next one."""
+        if self._order is not None and state and state["batches"] < len(self):
+            assert self.batch_size is not None
+            self._order.skip = {state["epoch"]: state["batches"] * self.batch_size}
 
 
 class EpochShuffle(Sampler[int]):
@@ -77,6 +110,8 @@ class EpochShuffle(Sampler[int]):
         self.size = size
         self.seed = seed
         self.epoch = 0
+        self.skip: dict[int, int] = {}
+        """Prompts of an epoch that a resumed run has trained on."""
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -86,4 +121,4 @@ class EpochShuffle(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         generator = np.random.default_rng(derive_seed(self.seed, self.epoch, "order"))
-        yield from generator.permutation(self.size).tolist()
+        yield from generator.permutation(self.size).tolist()[self.skip.get(self.epoch, 0) :]

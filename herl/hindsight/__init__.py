@@ -15,6 +15,9 @@ from herl.types import Hindsight, Judged, Task
 class HindsightBuilder(ABC):
     """Chooses attempts to revise and writes the prompts of their revisions."""
 
+    needs_verdicts: bool = True
+    """False for a builder that can do with rewards alone: judges without verdicts then will do, too."""
+
     @abstractmethod
     def build(self, task: Task, group: Sequence[Judged]) -> list[Hindsight]:
         """Returns one `Hindsight` per attempt to revise; an empty list if none should be.
@@ -27,6 +30,8 @@ class HindsightBuilder(ABC):
 
 class NoHindsight(HindsightBuilder):
     """Never revises: plain policy-gradient RL."""
+
+    needs_verdicts = False
 
     def build(self, task: Task, group: Sequence[Judged]) -> list[Hindsight]:
         """Returns an empty list."""

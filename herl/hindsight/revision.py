@@ -6,12 +6,10 @@ the draft lacks. Fields are filled in one pass: braces in a model's text stay te
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from importlib.resources import files
 
-from herl.errors import ConfigError
+from herl import template as templates
 from herl.hindsight import HindsightBuilder
 from herl.hindsight.candidates import TIE, top_k
 from herl.types import Criterion, Hindsight, Judged, Message, Task
@@ -20,7 +18,6 @@ Candidates = Callable[[Sequence[Judged]], list[Judged]]
 """A function of `herl.hindsight.candidates` with its options bound."""
 ONE_BEST: Candidates = partial(top_k, k=1)
 
-_FIELD = re.compile(r"\{(\w+)\}")
 _FIELDS = {"request", "draft", "met", "missed"}
 
 
@@ -41,13 +38,8 @@ class RevisionBuilder(HindsightBuilder):
     ) -> None:
         self.candidates = candidates
         self.perfect = perfect
-        shipped = files("herl.hindsight").joinpath("revision.txt")
-        self.template = (template or shipped.read_text(encoding="utf-8")).strip()
-        got = set(_FIELD.findall(self.template))
-        if got != _FIELDS:
-            raise ConfigError(
-                f"hindsight.template: expected exactly the fields {sorted(_FIELDS)}, got {sorted(got)}"
-            )
+        self.template = (template or templates.load("herl.hindsight", "revision.txt")).strip()
+        templates.check("hindsight.template", self.template, _FIELDS)
 
     def build(self, task: Task, group: Sequence[Judged]) -> list[Hindsight]:
         """Returns a revision prompt for each candidate that missed something."""
@@ -63,7 +55,7 @@ class RevisionBuilder(HindsightBuilder):
         told = [(criterion, verdicts.get(criterion.id)) for criterion in task.rubric.criteria]
         met = tuple(c for c, verdict in told if verdict is not None and c.good(verdict))
         missed = tuple(c for c, verdict in told if verdict is not None and not c.good(verdict))
-        content = fill(
+        content = templates.fill(
             self.template,
             {
                 "request": task.request,
@@ -89,8 +81,3 @@ def bullets(criteria: Sequence[Criterion]) -> str:
         f"- {'Avoid: ' if criterion.undesirable else ''}{criterion.text} ({abs(criterion.weight):g})"
         for criterion in criteria
     )
-
-
-def fill(template: str, fields: Mapping[str, str]) -> str:
-    """Returns the template with each {field} replaced, in one pass: filled-in text is not filled again."""
-    return _FIELD.sub(lambda match: fields[match.group(1)], template)

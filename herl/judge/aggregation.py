@@ -7,7 +7,7 @@ and earns nothing when it does not.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from herl.types import Criterion, Rubric, Verdict
 
@@ -70,11 +70,12 @@ def gated(rubric: Rubric, verdicts: Sequence[Verdict], *, clip: bool = True) -> 
     return weighted(rubric, verdicts, clip=clip)
 
 
-def by_category(rubric: Rubric, verdicts: Sequence[Verdict]) -> float | None:
-    """Returns the share of fulfilled criteria, weighted by category (`CATEGORY_WEIGHTS`)."""
+def by_category(
+    rubric: Rubric, verdicts: Sequence[Verdict], *, weights: Mapping[str, float] = CATEGORY_WEIGHTS
+) -> float | None:
+    """Returns the share of fulfilled criteria, weighted by category in lower case; others have weight 1."""
     judged = [
-        (CATEGORY_WEIGHTS.get(criterion.category.lower(), 1.0), good)
-        for criterion, good in _judged(rubric, verdicts)
+        (weights.get(criterion.category.lower(), 1.0), good) for criterion, good in _judged(rubric, verdicts)
     ]
     total = sum(weight for weight, _ in judged)
     return sum(weight * good for weight, good in judged) / total if total > 0 else None

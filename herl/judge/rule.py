@@ -1,29 +1,52 @@
 """Judges by checks that stand in the data: `criterion.check = {"kind": ..., ...}`.
 
-| kind         | other keys                  | met when the answer ...                              |
-|--------------|-----------------------------|------------------------------------------------------|
-| contains     | text                        | contains the text (letter case does not matter)      |
-| contains_any | texts                       | contains at least one of the texts                   |
-| starts_with  | text                        | starts with the text                                 |
-| regex        | pattern                     | has a match (Python syntax)                          |
-| max_words    | count                       | has at most that many words                          |
-| min_words    | count                       | has at least that many words                         |
-| numeric      | value, tolerance (optional) | has `value` as its last number                       |
+| kind         | other keys                  | met when the answer ...                                     |
+|--------------|-----------------------------|-------------------------------------------------------------|
+| contains     | text                        | contains the text, in any letter case                       |
+| contains_any | texts                       | contains at least one of the texts                          |
+| contains_all | texts                       | contains every one of the texts                             |
+| excludes     | texts                       | contains none of the texts                                  |
+| starts_with  | text                        | starts with the text                                        |
+| ends_with    | text                        | ends with the text                                          |
+| equals       | text                        | is the text                                                 |
+| regex        | pattern                     | has a match (Python syntax, case matters)                   |
+| max_words    | count                       | has at most that many words                                 |
+| min_words    | count                       | has at least that many words                                |
+| count        | of, at_least, at_most       | has so many words, sentences, lines, paragraphs, characters |
+|              |                             | or, for `of: {regex: pattern}`, matches of a pattern        |
+| json         | schema (optional)           | is JSON, alone or in one code fence, that fits the schema   |
+| numeric      | value, tolerance (optional) | has `value` as its last number                              |
+| python       | path, and whatever it takes | makes the function at `path` return true                    |
 
-A criterion with no check, an unknown kind or wrong keys abstains and says why.
+A criterion with no check, an unknown kind or wrong keys abstains and says why. Functions are called only
+from modules that the configuration allows: data alone must not run code.
 """
 
 from __future__ import annotations
 
+import importlib
+import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jsonschema
 
 from herl.errors import JudgeError, did_you_mean
-from herl.judge.base import Judge
+from herl.judge.aggregation import weighted
+from herl.judge.base import Aggregation, Judge
 from herl.types import Criterion, Judgement, Rollout, Task, Verdict
 
 _NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?")
+_FENCE = re.compile(r"^```(?:json)?\s*\n(.*)\n\s*```$", re.DOTALL)
+_UNITS = {
+    "words": r"\S+",
+    "sentences": r"[^.!?\s][^.!?]*(?:[.!?]+|$)",
+    "lines": r"[^\n]*\S[^\n]*",
+    "paragraphs": r"\S(?:.|\n(?!\s*\n))*",
+    "characters": r"(?s:.)",
+}
 
 
 def _contains(answer: str, *, text: str) -> bool:
@@ -34,8 +57,24 @@ def _contains_any(answer: str, *, texts: list[str]) -> bool:
     return any(_contains(answer, text=text) for text in texts)
 
 
+def _contains_all(answer: str, *, texts: list[str]) -> bool:
+    return all(_contains(answer, text=text) for text in texts)
+
+
+def _excludes(answer: str, *, texts: list[str]) -> bool:
+    return not _contains_any(answer, texts=texts)
+
+
 def _starts_with(answer: str, *, text: str) -> bool:
     return answer.lstrip().lower().startswith(text.lower())
+
+
+def _ends_with(answer: str, *, text: str) -> bool:
+    return answer.rstrip().lower().endswith(text.lower())
+
+
+def _equals(answer: str, *, text: str) -> bool:
+    return answer.strip().lower() == text.strip().lower()
 
 
 def _regex(answer: str, *, pattern: str) -> bool:
@@ -50,6 +89,23 @@ def _min_words(answer: str, *, count: int) -> bool:
     return len(answer.split()) >= count
 
 
+def _count(answer: str, *, of: str | Mapping[str, str], at_least: int = 0, at_most: float = math.inf) -> bool:
+    pattern = of["regex"] if isinstance(of, Mapping) else _UNITS.get(of)
+    if pattern is None:
+        raise JudgeError(f"count: expected 'of' to be one of {', '.join(_UNITS)}, or a regex, got {of!r}")
+    return at_least <= sum(1 for _ in re.finditer(pattern, answer)) <= at_most
+
+
+def _json(answer: str, *, schema: Mapping[str, Any] | None = None) -> bool:
+    text = answer.strip()
+    fenced = _FENCE.match(text)
+    try:
+        found = json.loads(fenced[1] if fenced else text)
+    except (json.JSONDecodeError, RecursionError):
+        return False
+    return schema is None or jsonschema.Draft202012Validator(schema).is_valid(found)
+
+
 def _numeric(answer: str, *, value: float, tolerance: float = 1e-6) -> bool:
     numbers = _NUMBER.findall(answer)
     last = float(numbers[-1].replace(",", "")) if numbers else math.nan
@@ -59,36 +115,62 @@ def _numeric(answer: str, *, value: float, tolerance: float = 1e-6) -> bool:
 CHECKS: dict[str, Callable[..., bool]] = {
     "contains": _contains,
     "contains_any": _contains_any,
+    "contains_all": _contains_all,
+    "excludes": _excludes,
     "starts_with": _starts_with,
+    "ends_with": _ends_with,
+    "equals": _equals,
     "regex": _regex,
     "max_words": _max_words,
     "min_words": _min_words,
+    "count": _count,
+    "json": _json,
     "numeric": _numeric,
 }
 
 
 class RuleJudge(Judge):
-    """Applies each criterion's own check. Costs nothing and never disagrees with itself."""
+    """Applies each criterion's own check. Costs nothing and never disagrees with itself.
+
+    Args:
+        aggregation: How verdicts and weights become the reward.
+        python_modules: Modules whose functions checks of the kind `python` may call.
+    """
+
+    def __init__(self, aggregation: Aggregation = weighted, python_modules: Sequence[str] = ()) -> None:
+        super().__init__(aggregation)
+        self._python_modules = tuple(python_modules)
 
     async def judge(self, task: Task, rollout: Rollout) -> Judgement:
         """Returns a verdict per criterion; those without a usable check abstain."""
-        verdicts = [_verdict(criterion, rollout.text) for criterion in task.rubric.criteria]
+        verdicts = [self._verdict(criterion, rollout.text) for criterion in task.rubric.criteria]
         return self.verdict_sum(task, rollout, verdicts)
 
+    def _verdict(self, criterion: Criterion, answer: str) -> Verdict:
+        try:
+            return Verdict(criterion_id=criterion.id, met=self._apply(criterion, answer))
+        except Exception as error:  # a check is data, and a function of the user's may raise anything
+            reason = f"check failed: {type(error).__name__}: {error}"
+            return Verdict(criterion_id=criterion.id, met=None, reason=reason)
 
-def _verdict(criterion: Criterion, answer: str) -> Verdict:
-    try:
-        return Verdict(criterion_id=criterion.id, met=_apply(criterion, answer))
-    except (JudgeError, TypeError, ValueError, AttributeError, re.error) as error:
-        return Verdict(criterion_id=criterion.id, met=None, reason=f"check failed: {error}")
+    def _apply(self, criterion: Criterion, answer: str) -> bool:
+        parameters = dict(criterion.check or {})
+        kind = parameters.pop("kind", None)
+        if kind == "python":
+            return bool(self._function(str(parameters.pop("path", "")))(answer, **parameters))
+        if kind not in CHECKS:
+            raise JudgeError(
+                f"criterion '{criterion.id}': expected a check of kind {', '.join([*CHECKS, 'python'])}, "
+                f"got {kind!r}." + did_you_mean(str(kind), CHECKS)
+            )
+        return CHECKS[kind](answer, **parameters)
 
-
-def _apply(criterion: Criterion, answer: str) -> bool:
-    parameters = dict(criterion.check or {})
-    kind = parameters.pop("kind", None)
-    if kind not in CHECKS:
-        raise JudgeError(
-            f"criterion '{criterion.id}': expected a check of kind {', '.join(CHECKS)}, got {kind!r}."
-            + did_you_mean(str(kind), CHECKS)
-        )
-    return CHECKS[kind](answer, **parameters)
+    def _function(self, path: str) -> Callable[..., object]:
+        module, _, name = path.rpartition(".")
+        if module not in self._python_modules:
+            raise JudgeError(
+                f"expected a function of a module in judge.python_modules {list(self._python_modules)}, "
+                f"got '{path}'"
+            )
+        function: Callable[..., object] = getattr(importlib.import_module(module), name)
+        return function

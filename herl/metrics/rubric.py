@@ -8,6 +8,7 @@ from statistics import fmean
 from torchmetrics import MeanMetric
 
 from herl.experience import Collection, Group
+from herl.metrics.judging import judge_metrics
 from herl.types import Judged, Task
 
 
@@ -47,7 +48,7 @@ def collection_metrics(collection: Collection, policy_version: int = 0) -> dict[
     }
     means = {name: fmean(values) for name, values in lists.items() if values}
     dropped = {f"train/dropped_{name}": float(n) for name, n in collection.dropped.items() if n}
-    return means | dropped
+    return means | dropped | judge_metrics([judged.judgement for judged in (*attempts, *revisions)])
 
 
 def _gains(group: Group) -> list[float]:

@@ -31,9 +31,9 @@ from herl.errors import ConfigError, SamplerError
 from herl.sampler import Sampler
 from herl.sampler.answer import end_token_ids, finished_answer
 from herl.sampler.vllm_pool import Server, ServerPool
-from herl.sampler.vllm_process import ServerProcess
 from herl.seeds import derive_seed
 from herl.types import Rollout, SampleRequest
+from herl.vllm_process import ServerProcess
 from herl.weights import tied_embeddings, with_head
 
 if TYPE_CHECKING:

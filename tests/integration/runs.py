@@ -9,8 +9,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 SMALL = (
     "trainer.max_epochs=1",
-    "+trainer.limit_train_batches=5",
-    "+trainer.limit_val_batches=1",
+    "trainer.limit_train_batches=5",
+    "trainer.limit_val_batches=1",
     "trainer.val_check_interval=5",
     "data.prompts_per_batch=8",
     "rollout.attempts_per_prompt=4",

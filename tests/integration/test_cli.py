@@ -11,8 +11,8 @@ import pytest
 PLUGIN = Path(__file__).parents[1] / "plugin"
 SMALL = (
     "trainer.max_epochs=1",
-    "+trainer.limit_train_batches=2",
-    "+trainer.limit_val_batches=1",
+    "trainer.limit_train_batches=2",
+    "trainer.limit_val_batches=1",
     "rollout.attempts_per_prompt=4",
     "module.validation_attempts=1",
 )
@@ -52,7 +52,7 @@ def test_help_is_quick_and_loads_neither_torch_nor_hydra(tmp_path):
         (["fit", "los.gamma=1"], "unknown key 'los.gamma'. Did you mean 'loss.gamma'?"),
         (["fit", "strategi=fsdp"], "unknown key 'strategi'. Did you mean 'strategy'?"),
         (
-            ["fit", "sampler=vllm", "+trainer.limit_val_batches=1", "sampler.max_num_seq=4"],
+            ["fit", "sampler=vllm", "trainer.limit_val_batches=1", "sampler.max_num_seq=4"],
             "unknown key 'sampler.max_num_seq'. Did you mean 'sampler.max_num_seqs'?",
         ),
         (["fit", "algorithm=gpro"], "Could not find 'algorithm/gpro'"),

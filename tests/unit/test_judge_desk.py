@@ -29,7 +29,7 @@ def test_a_judge_that_raises_abstains_and_never_scores_0():
     assert [one.judgement.reward for one in judged] == [0.6, None, 0.0]
     assert [verdict.met for verdict in judged[1].judgement.verdicts] == [None, None]
     assert "told to fail on 'river'" in judged[1].judgement.verdicts[0].reason
-    assert dict(desk.causes) == {"JudgeError": 1}
+    assert desk.causes() == {"other": 2}
 
 
 class ForgetfulJudge(Judge):
@@ -38,7 +38,11 @@ class ForgetfulJudge(Judge):
 
 
 def test_a_judge_that_leaves_out_criteria_abstains():
-    [judged] = judge_all(JudgeDesk(ForgetfulJudge()), ["fish"])
+    desk = JudgeDesk(ForgetfulJudge())
+    [holistic] = judge_all(desk, ["fish"])
+    assert holistic.judgement.reward == 0.0  # one score for the whole answer
+    desk.needs_verdicts = True  # as hindsight does
+    [judged] = judge_all(desk, ["fish"])
     assert judged.judgement.reward is None
     assert "expected one verdict for each of ['fish', 'river'], got []" in judged.judgement.verdicts[0].reason
 
@@ -68,6 +72,45 @@ def test_a_run_stops_once_too_many_verdicts_abstained():
 def test_the_limit_is_a_share_over_a_sliding_window():
     desk = JudgeDesk(FakeJudge(fail_on="river"), max_abstention=0.5, window=4)
     assert len(judge_all(desk, ["river", "river", "fish", "fish"] * 3)) == 12
+
+
+class WithoutKey(FakeJudge):
+    async def start(self, budget):
+        raise ConfigError("no key")
+
+
+def test_a_judge_that_cannot_start_is_an_error_and_leaves_no_thread():
+    before = threading.active_count()
+    with pytest.raises(ConfigError, match="no key"):
+        JudgeDesk(WithoutKey()).open()
+    assert threading.active_count() == before
+
+
+class Misconfigured(FakeJudge):
+    async def judge(self, task, rollout):
+        raise ConfigError("wrong key")
+
+
+def test_an_error_in_the_configuration_ends_the_run_and_does_not_abstain():
+    with pytest.raises(ConfigError, match="wrong key"):
+        judge_all(JudgeDesk(Misconfigured()), ["fish"])
+
+
+class SeesText(FakeJudge):
+    async def judge(self, task, rollout):
+        assert "secret" not in rollout.text
+        return await super().judge(task, rollout)
+
+
+def test_thinking_is_hidden_from_judges_where_configured():
+    [judged] = judge_all(JudgeDesk(SeesText(), strip_thinking=True), ["<think>secret river</think>fish"])
+    assert judged.judgement.reward == pytest.approx(0.6)
+    assert judged.rollout.text == "<think>secret river</think>fish"
+
+
+def test_judging_time_is_part_of_the_usage():
+    [judged] = judge_all(JudgeDesk(FakeJudge()), ["fish"])
+    assert judged.judgement.usage["seconds"] > 0
 
 
 def test_no_thread_is_left_behind():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import os
 import signal
 import socket
@@ -20,6 +21,8 @@ from herl.errors import SamplerError
 
 class ServerProcess:
     """Starts a server on a free port of the loopback interface, and stops it at the latest at exit.
+
+    On Linux it also ends when this process is killed.
 
     Args:
         path: The model's folder or name.
@@ -60,7 +63,12 @@ class ServerProcess:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as output:
             self._process = subprocess.Popen(
-                command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+                command,
+                env=environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=_end_with_parent if sys.platform == "linux" else None,
             )
         atexit.register(self.stop)
 
@@ -102,6 +110,11 @@ class ServerProcess:
         """Signals the server with all processes that it started."""
         with contextlib.suppress(ProcessLookupError):  # all of them ended
             os.killpg(self._process.pid, number)
+
+
+def _end_with_parent() -> None:
+    """Asks Linux to end this process when its parent does, even if that is killed."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def _free_port() -> int:

@@ -1,0 +1,96 @@
+"""Judges by a plain Python function, sync or async: (task, text) -> verdicts by criterion id, or one number.
+
+    def my_reward(task, text):
+        return {"food": "fish" in text, "length": len(text.split()) <= 16}
+
+`judge=function judge.function=my_module.my_reward`. True and False are verdicts, a number in [0, 1] is a
+graded one, None abstains. One number for the whole answer is a reward without verdicts: hindsight cannot use
+it. Synchronous functions run in threads, so that a slow one holds nothing up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from herl.errors import ConfigError, JudgeError
+from herl.judge.aggregation import weighted
+from herl.judge.base import Aggregation, Judge
+from herl.types import Judgement, Rollout, Task, Verdict
+
+Function = Callable[[Task, str], Any]
+
+
+class FunctionJudge(Judge):
+    """Calls a function for each answer. What it raises is told as its own, and the answer abstains.
+
+    Args:
+        function: The function, or its path such as "my_module.my_reward". One that is annotated to return a
+            float or an int counts as holistic from the start.
+        met_at: Value in [0, 1] from which on a graded criterion counts as met.
+        aggregation: How verdicts and weights become the reward.
+    """
+
+    def __init__(
+        self, function: str | Function, met_at: float = 1.0, aggregation: Aggregation = weighted
+    ) -> None:
+        super().__init__(aggregation)
+        self._function = _located(function) if isinstance(function, str) else function
+        self._name = f"{self._function.__module__}.{getattr(self._function, '__qualname__', function)}"
+        self._met_at = met_at
+        self.holistic = _returned(self._function) in (float, int)
+
+    async def judge(self, task: Task, rollout: Rollout) -> Judgement:
+        """Returns what the function says.
+
+        Raises:
+            JudgeError: it raised, or returned something else than was expected.
+        """
+        try:
+            if inspect.iscoroutinefunction(self._function):
+                said = await self._function(task, rollout.text)
+            else:
+                said = await asyncio.to_thread(self._function, task, rollout.text)
+        except Exception as error:  # a user's function may raise anything
+            raise JudgeError(f"{self._name} raised {type(error).__name__}: {error}", "function") from error
+        if isinstance(said, Mapping):
+            return self.verdict_sum(task, rollout, [self._verdict(name, v) for name, v in said.items()])
+        if isinstance(said, int | float):
+            return Judgement(rollout_id=rollout.id, verdicts=(), reward=float(said))
+        raise JudgeError(
+            f"{self._name}: expected a number or verdicts by criterion id, got {type(said).__name__}",
+            "function",
+        )
+
+    def _verdict(self, criterion_id: str, value: Any) -> Verdict:
+        if value is None or isinstance(value, bool):
+            return Verdict(criterion_id=str(criterion_id), met=value)
+        if isinstance(value, int | float) and 0.0 <= value <= 1.0:
+            return Verdict(criterion_id=str(criterion_id), met=value >= self._met_at, score=float(value))
+        raise JudgeError(
+            f"{self._name}: expected True, False, None or a number in [0, 1] for '{criterion_id}', "
+            f"got {value!r}",
+            "function",
+        )
+
+
+def _located(path: str) -> Function:
+    from hydra.utils import get_method
+
+    try:
+        return get_method(path)
+    except Exception as error:  # whatever importing the user's module raises
+        raise ConfigError(
+            f"judge.function: cannot import '{path}': {type(error).__name__}: {error}"
+        ) from error
+
+
+def _returned(function: Function) -> Any:
+    """The annotated type of what it returns; None where that is unknown."""
+    try:
+        return typing.get_type_hints(function).get("return")
+    except (NameError, TypeError):
+        return None

@@ -1,0 +1,171 @@
+"""Several judges as one: each criterion to the judge that suits it, or each to all of them.
+
+A judge that fails takes only its own criteria, or its own vote, out of the reward.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from herl.errors import ConfigError, JudgeError
+from herl.judge.aggregation import weighted
+from herl.judge.base import Aggregation, Judge
+from herl.judge.budget import Budget
+from herl.types import Criterion, Judgement, Rollout, Rubric, Task, Verdict
+
+
+class JudgeGroup(Judge, ABC):
+    """What several judges have in common: they start and end together.
+
+    Args:
+        judges: The judges by name. Their own aggregations are not used.
+        aggregation: How the verdicts of all become the reward.
+    """
+
+    def __init__(self, judges: Mapping[str, Judge], aggregation: Aggregation = weighted) -> None:
+        super().__init__(aggregation)
+        for name, judge in judges.items():
+            if judge.holistic:
+                raise ConfigError(f"judge.judges.{name}: expected verdicts on each criterion, got one score")
+        if not judges:
+            raise ConfigError("judge.judges: expected at least one judge, got none")
+        self.judges = dict(judges)
+
+    def prepare(self) -> None:
+        """Gets every judge ready."""
+        for judge in self.judges.values():
+            judge.prepare()
+
+    async def start(self, budget: Budget) -> None:
+        """Starts every judge on one budget."""
+        for judge in self.judges.values():
+            await judge.start(budget)
+
+    async def stop(self) -> None:
+        """Stops every judge."""
+        for judge in self.judges.values():
+            await judge.stop()
+
+    def close(self) -> None:
+        """Ends every judge."""
+        for judge in self.judges.values():
+            judge.close()
+
+    async def verdicts(
+        self, name: str, task: Task, criteria: Sequence[Criterion], rollout: Rollout, usage: Counter[str]
+    ) -> dict[str, Verdict]:
+        """Returns one judge's verdicts on some criteria, by criterion id; abstentions where it failed."""
+        part = replace(task, rubric=Rubric(criteria=tuple(criteria)))
+        try:
+            judgement = await self.judges[name].judge(part, rollout)
+        except JudgeError as error:
+            usage[f"abstained_{error.cause}"] += len(criteria)
+            reason = f"judge '{name}': {error}"
+            return {c.id: Verdict(criterion_id=c.id, met=None, reason=reason) for c in criteria}
+        usage.update(judgement.usage)
+        return {verdict.criterion_id: verdict for verdict in judgement.verdicts}
+
+
+class RoutedJudge(JudgeGroup):
+    """Sends each criterion to one judge: by the kind of its check, else by its category, else by default.
+
+    Args:
+        judges: The judges by name.
+        routes: Kind of a check or category -> name of a judge.
+        default: Judge of all other criteria; None lets them abstain.
+        aggregation: How the verdicts of all become the reward.
+    """
+
+    def __init__(
+        self,
+        judges: Mapping[str, Judge],
+        routes: Mapping[str, str],
+        default: str | None = None,
+        aggregation: Aggregation = weighted,
+    ) -> None:
+        super().__init__(judges, aggregation)
+        unknown = sorted({name for name in (*routes.values(), default or "") if name} - set(judges))
+        if unknown:
+            raise ConfigError(f"judge.routes: expected names of judges ({', '.join(judges)}), got {unknown}")
+        self._routes = dict(routes)
+        self._default = default
+
+    async def judge(self, task: Task, rollout: Rollout) -> Judgement:
+        """Returns the verdicts of all judges, each on its own criteria."""
+        shares: dict[str, list[Criterion]] = {}
+        for criterion in task.rubric.criteria:
+            name = self._route(criterion)
+            if name is not None:
+                shares.setdefault(name, []).append(criterion)
+        usage: Counter[str] = Counter()
+        parts = await asyncio.gather(
+            *(self.verdicts(name, task, criteria, rollout, usage) for name, criteria in shares.items())
+        )
+        found = {criterion_id: verdict for part in parts for criterion_id, verdict in part.items()}
+        verdicts = [
+            found.get(c.id) or Verdict(criterion_id=c.id, met=None, reason="no judge has a route to it")
+            for c in task.rubric.criteria
+        ]
+        return self.verdict_sum(task, rollout, verdicts, dict(usage))
+
+    def _route(self, criterion: Criterion) -> str | None:
+        kind = str((criterion.check or {}).get("kind", ""))
+        return self._routes.get(kind) or self._routes.get(criterion.category) or self._default
+
+
+class WeightedJudges(JudgeGroup):
+    """Asks every judge about every criterion. The verdict is the weighted mean of those that have one.
+
+    Args:
+        judges: The judges by name.
+        weights: Weight of each judge; those not named have 1.
+        met_at: Mean in [0, 1] from which on a criterion counts as met.
+        aggregation: How the verdicts become the reward.
+    """
+
+    def __init__(
+        self,
+        judges: Mapping[str, Judge],
+        weights: Mapping[str, float] | None = None,
+        met_at: float = 0.5,
+        aggregation: Aggregation = weighted,
+    ) -> None:
+        super().__init__(judges, aggregation)
+        self._weights = dict.fromkeys(judges, 1.0) | dict(weights or {})
+        if set(self._weights) != set(judges) or min(self._weights.values()) <= 0:
+            raise ConfigError(
+                f"judge.weights: expected numbers above 0 for {', '.join(judges)}, got {weights}"
+            )
+        self._met_at = met_at
+
+    async def judge(self, task: Task, rollout: Rollout) -> Judgement:
+        """Returns one verdict per criterion, with the judges' mean as its score."""
+        usage: Counter[str] = Counter()
+        names = list(self.judges)
+        criteria = task.rubric.criteria
+        parts = await asyncio.gather(*(self.verdicts(name, task, criteria, rollout, usage) for name in names))
+        verdicts = [
+            self._mean(
+                criterion.id, {name: part.get(criterion.id) for name, part in zip(names, parts, strict=True)}
+            )
+            for criterion in criteria
+        ]
+        spent = {name: n for name, n in usage.items() if not name.startswith("abstained_")}
+        return self.verdict_sum(task, rollout, verdicts, spent)
+
+    def _mean(self, criterion_id: str, said: Mapping[str, Verdict | None]) -> Verdict:
+        values = {
+            name: float(verdict.met) if verdict.score is None else verdict.score
+            for name, verdict in said.items()
+            if verdict is not None and verdict.met is not None
+        }
+        reason = "; ".join(f"{name}: {v.reason}" for name, v in said.items() if v is not None and v.reason)
+        if not values:
+            return Verdict(criterion_id=criterion_id, met=None, reason=reason)
+        total = sum(self._weights[name] for name in values)
+        mean = sum(self._weights[name] * value for name, value in values.items()) / total
+        return Verdict(criterion_id=criterion_id, met=mean >= self._met_at, score=mean, reason=reason)

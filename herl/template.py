@@ -1,0 +1,32 @@
+"""Prompts as text files with {fields}, filled in one pass: braces in a model's text stay text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from importlib.resources import files
+
+from herl.errors import ConfigError
+
+_FIELD = re.compile(r"\{(\w+)\}")
+
+
+def load(package: str, name: str) -> str:
+    """Returns the text of a prompt that is shipped beside its class."""
+    return files(package).joinpath(name).read_text(encoding="utf-8").strip()
+
+
+def check(key: str, template: str, fields: set[str]) -> None:
+    """Checks that a template has exactly these fields.
+
+    Raises:
+        ConfigError: names the key.
+    """
+    got = set(_FIELD.findall(template))
+    if got != fields:
+        raise ConfigError(f"{key}: expected exactly the fields {sorted(fields)}, got {sorted(got)}")
+
+
+def fill(template: str, fields: Mapping[str, str]) -> str:
+    """Returns the template with each {field} replaced, in one pass: filled-in text is not filled again."""
+    return _FIELD.sub(lambda match: fields[match.group(1)], template)

@@ -1,0 +1,151 @@
+"""A fake of an OpenAI-compatible endpoint, over real HTTP on the loopback interface, with faults on demand.
+
+It judges as `make_task` wants: a criterion "Says X." is met by an answer that contains X.
+"""
+
+import asyncio
+import json
+import random
+import re
+import threading
+from collections import Counter
+
+FAULTS = ("server", "rate_limit", "hang", "cut", "malformed", "wrong_count")
+
+
+class FakeEndpoint:
+    """Serves chat completions in a thread.
+
+    Args:
+        fault_share: Share of requests that go wrong, in [0, 1].
+        seconds: Before each reply.
+        refuses_schema: Whether response_format is answered by HTTP 400.
+        judge: Material by name -> reply text; None for verdicts by `Says X.`.
+        key: The key that it asks for.
+        retry_after: Seconds told with HTTP 429.
+    """
+
+    def __init__(
+        self, fault_share=0.0, seconds=0.0, refuses_schema=False, judge=None, key=None, retry_after=0.05, seed=0,
+        faults=FAULTS,
+    ):  # fmt: skip
+        self.fault_share = fault_share
+        self.seconds = seconds
+        self.refuses_schema = refuses_schema
+        self.judge = judge or verdicts_by_word
+        self.key = key
+        self.retry_after = retry_after
+        self.faults = faults
+        self.served = Counter()
+        """Requests by what became of them: ok, or the fault."""
+        self.bodies = []
+        """Requests that were answered in full."""
+        self.open_now = self.open_most = self.hung_up = 0
+        self._random = random.Random(seed)
+
+    def __enter__(self):
+        self._loop = asyncio.new_event_loop()
+        self._server = self._loop.run_until_complete(asyncio.start_server(self._connection, "127.0.0.1", 0))
+        self.port = self._server.sockets[0].getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}/v1"
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error):
+        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _stop(self):
+        self._server.close()
+        tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _connection(self, reader, writer):
+        try:
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = int(re.search(rb"content-length: *(\d+)", head, re.I)[1])
+                body = json.loads(await reader.readexactly(length))
+                self.open_now += 1
+                self.open_most = max(self.open_most, self.open_now)
+                try:
+                    if not await self._reply(head, body, writer):
+                        return
+                finally:
+                    self.open_now -= 1
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+            self.hung_up += 1
+        finally:
+            writer.close()
+
+    async def _reply(self, head, body, writer):
+        """Answers one request; returns whether the connection goes on."""
+        if self.key is not None and f"authorization: bearer {self.key}".lower() not in head.decode().lower():
+            return await self._send(writer, 401, {"error": {"message": f"bad key: {_key(head)}"}})
+        if self.refuses_schema and "response_format" in body:
+            return await self._send(writer, 400, {"error": {"message": "response_format is not known"}})
+        fault = self._random.choice(self.faults) if self._random.random() < self.fault_share else "ok"
+        self.served[fault] += 1
+        if fault == "hang":
+            await asyncio.sleep(3600)
+        if fault == "cut":
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 900\r\n\r\n{")
+            await writer.drain()
+            return False
+        if fault == "server":
+            return await self._send(writer, 500, {"error": {"message": f"broken, had got {_key(head)}"}})
+        if fault == "rate_limit":
+            error = {"error": {"message": "slow down"}}
+            return await self._send(writer, 429, error, f"retry-after: {self.retry_after}\r\n")
+        await asyncio.sleep(self.seconds)
+        text = self.judge(material(body["messages"][-1]["content"]))
+        if fault == "malformed":
+            text = "I think that " + text[: len(text) // 2]
+        if fault == "wrong_count":
+            text = json.dumps({"verdicts": {"1": {"reason": "", "verdict": "met"}, "77": {"verdict": "met"}}})
+        message = {"role": "assistant", "content": text}
+        reply = {
+            "id": "x", "object": "chat.completion", "created": 1, "model": body["model"],
+            "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
+            "usage": {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120},
+        }  # fmt: skip
+        going_on = await self._send(writer, 200, reply)
+        if fault == "ok":
+            self.bodies.append(json.dumps(body, sort_keys=True))
+        return going_on
+
+    async def _send(self, writer, status, body, headers=""):
+        data = json.dumps(body).encode()
+        head = f"HTTP/1.1 {status} X\r\ncontent-type: application/json\r\n{headers}"
+        writer.write(f"{head}content-length: {len(data)}\r\n\r\n".encode() + data)
+        await writer.drain()
+        return True
+
+
+def _key(head):
+    """The header with the key, which some servers repeat in their errors."""
+    return re.search(r"authorization: .*", head.decode(), re.IGNORECASE)[0].strip()
+
+
+def material(text):
+    """The parts of a judge's request, by name, as its fences say."""
+    found = re.findall(r"^=== ([A-Z ]+) ([0-9a-f]{8}) ===\n(.*?)\n=== END \1 \2 ===$", text, re.M | re.S)
+    return {name: part for name, _, part in found}
+
+
+def verdicts_by_word(parts):
+    lines = [line.split(". ", 1) for line in parts["RUBRIC"].split("\n")]
+    verdicts = {
+        number: {"reason": f"looked for it: {text}", "verdict": "met" if _word(text) in parts["ANSWER"] else "not met"}
+        for number, text in lines
+    }  # fmt: skip
+    return json.dumps({"verdicts": verdicts})
+
+
+def _word(text):
+    return re.match(r"Says (.*)\.", text)[1]
