@@ -193,9 +193,10 @@ def _finish(config: DictConfig, run: Run, started: float, results: dict[str, Any
 
 def _judge_summary(desk: JudgeDesk) -> dict[str, Any]:
     """What judging cost, where it cost something, and how many verdicts abstained, by cause."""
+    usage = desk.state_dict()
     counted = ("calls", "tokens", "cost", "cache_hits", "missing")
-    cost = {name: round(desk.usage[name], 6) for name in counted if desk.usage[name]}
-    faults = {name: int(n) for name, n in sorted(desk.usage.items()) if name.startswith("fault_")}
+    cost = {name: round(usage[name], 6) for name in counted if usage.get(name)}
+    faults = {name: int(n) for name, n in sorted(usage.items()) if name.startswith("fault_")}
     return cost | faults | ({"abstained": causes} if (causes := desk.causes()) else {})
 
 

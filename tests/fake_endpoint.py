@@ -41,6 +41,8 @@ class FakeEndpoint:
         self.bodies = []
         """Requests that were answered in full."""
         self.open_now = self.open_most = self.hung_up = 0
+        self.fails_from = None
+        """Number of requests from which on all fail; None for never."""
         self._random = random.Random(seed)
 
     def __enter__(self):
@@ -90,6 +92,8 @@ class FakeEndpoint:
         if self.refuses_schema and "response_format" in body:
             return await self._send(writer, 400, {"error": {"message": "response_format is not known"}})
         fault = self._random.choice(self.faults) if self._random.random() < self.fault_share else "ok"
+        if self.fails_from is not None and sum(self.served.values()) >= self.fails_from:
+            fault = "server"
         self.served[fault] += 1
         if fault == "hang":
             await asyncio.sleep(3600)

@@ -41,12 +41,13 @@ class Budget:
         self.warn_at = warn_at
         self.settled: Counter[str] = Counter()
         """Spent by all ranks, as of the last time that answers were gathered."""
-        self._own: Counter[str] = Counter()
+        self.unsettled: Counter[str] = Counter()
+        """Spent by this rank since then."""
         self._warned: set[str] = set()
 
     def spent(self, name: str) -> float:
         """Returns what is known to be spent of "calls", "tokens" or "cost"."""
-        return self.settled[name] + self._own[name]
+        return self.settled[name] + self.unsettled[name]
 
     def reserve_call(self) -> None:
         """Takes one call from the budget.
@@ -71,10 +72,10 @@ class Budget:
         for usage in usages:
             for name in ("calls", "tokens", "cost"):
                 self.settled.update({name: usage.get(name, 0.0)})
-        self._own.clear()
+        self.unsettled.clear()
 
     def _add(self, amounts: Mapping[str, float]) -> None:
-        self._own.update(amounts)
+        self.unsettled.update(amounts)
         for name, limit in self.limits.items():
             if self.spent(name) >= self.warn_at * limit and name not in self._warned:
                 self._warned.add(name)

@@ -186,8 +186,8 @@ class JudgeDesk:
         return {name.removeprefix("abstained_"): int(count) for name, count in sorted(found.items())}
 
     def state_dict(self) -> dict[str, float]:
-        """Returns what a resumed run needs to go on counting."""
-        return dict(self.usage)
+        """Returns what a resumed run needs to go on counting: all usage, also of a batch that was given up."""
+        return dict(self.usage + self.budget.unsettled)
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         """Adds what was counted before the run was resumed, costs included."""

@@ -1,0 +1,183 @@
+"""Whole runs with an LLM judge over HTTP: faults, kills, budgets, keys. The endpoint is a fake, all else is real."""
+
+import hashlib
+import json
+import signal
+import sqlite3
+import subprocess
+import time
+
+import pytest
+
+from tests.fake_endpoint import FakeEndpoint
+from tests.integration.runs import HERL, SMALL, curves, environment, summary
+
+KEY = "sk-secret-of-the-tests"
+TWO_EPOCHS = (
+    "trainer.max_epochs=2", "trainer.limit_train_batches=2", "trainer.val_check_interval=2",
+    "data.prompts_per_batch=4", "rollout.attempts_per_prompt=4",
+)  # fmt: skip
+
+
+def by_hash(parts):
+    """Verdicts that are a function of criterion and answer, and differ enough to learn from."""
+    lines = dict(line.split(". ", 1) for line in parts["RUBRIC"].split("\n"))
+    return json.dumps({"verdicts": {
+        number: {"reason": "", "verdict": "met" if hashlib.md5((text + parts["ANSWER"]).encode()).digest()[0] % 2 else "not met"}
+        for number, text in lines.items()
+    }})  # fmt: skip
+
+
+def command(folder, endpoint, *overrides, cache=None):
+    return [
+        *HERL, "fit", *SMALL, *TWO_EPOCHS, "judge=llm", f"judge.chat.base_url={endpoint.url}", "judge.chat.model=m",
+        "judge.chat.api_key_env=JUDGE_KEY", "judge.chat.identity=fake", "judge.chat.try_timeout_seconds=1.0",
+        "judge.limits.backoff_seconds=0.01", "judge.limits.tries=12", f"judge.cache.path={cache or folder / 'replies.sqlite'}",
+        *overrides, f"hydra.run.dir={folder}",
+    ]  # fmt: skip
+
+
+def run(folder, endpoint, *overrides, cache=None, code=0):
+    done = subprocess.run(
+        command(folder, endpoint, *overrides, cache=cache),
+        capture_output=True, text=True, timeout=300, env=environment(JUDGE_KEY=KEY),
+    )  # fmt: skip
+    assert done.returncode == code, done.stdout[-3000:] + done.stderr[-6000:]
+    return done
+
+
+def start(folder, endpoint, *overrides, cache=None):
+    return subprocess.Popen(
+        command(folder, endpoint, *overrides, cache=cache),
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment(JUDGE_KEY=KEY),
+    )  # fmt: skip
+
+
+def learnt(folder):
+    """The curves that tell what was learnt, without times and the judge's costs."""
+    return {
+        tag: values
+        for tag, values in curves(folder).items()
+        if not tag.startswith(("judge/", "time/", "sampler/"))
+    }
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory):
+    """A run in which nothing goes wrong."""
+    folder = tmp_path_factory.mktemp("clean")
+    with FakeEndpoint(judge=by_hash, key=KEY) as endpoint:
+        run(folder, endpoint)
+    assert len(set(endpoint.bodies)) == len(endpoint.bodies)
+    return folder
+
+
+def test_the_curves_tell_what_judging_took_and_cost(clean):
+    found = curves(clean)
+    assert {
+        "judge/seconds",
+        "judge/seconds_max",
+        "judge/calls",
+        "judge/tokens",
+        "judge/cache_hit_share",
+    } <= set(found)
+    assert summary(clean)["judge"]["calls"] >= sum(found["judge/calls"])  # and those of the validations
+
+
+def test_a_run_with_30_percent_faults_learns_the_same_and_shows_its_key_nowhere(clean, tmp_path):
+    with FakeEndpoint(fault_share=0.3, judge=by_hash, key=KEY) as endpoint:
+        done = run(tmp_path, endpoint)
+    assert learnt(tmp_path) == learnt(clean)
+    judge = summary(tmp_path)["judge"]
+    made_by = {"hang": "timeout", "cut": "connection"}
+    expected = {f"fault_{made_by.get(f, f)}": n for f, n in endpoint.served.items() if f != "ok"}
+    assert {name: n for name, n in judge.items() if name.startswith("fault_")} == expected
+    assert "abstained" not in judge
+    assert curves(tmp_path)["train/abstained"] == [0.0] * 4
+    assert KEY not in done.stdout + done.stderr
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) > 5
+    assert not [path for path in files if KEY.encode() in path.read_bytes()]
+
+
+def test_a_dead_judge_stops_the_run_with_an_error_and_a_checkpoint_that_goes_on(clean, tmp_path):
+    with FakeEndpoint(judge=by_hash, key=KEY) as endpoint:
+        endpoint.fails_from = 60  # after the first validation and some batches
+        done = run(tmp_path, endpoint, "module.judge_desk.window=16", "judge.limits.tries=2", code=2)
+        assert "abstained on" in done.stderr
+        assert "HTTP 500" in done.stderr
+        assert f"resume={tmp_path}/checkpoints/last.ckpt" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert summary(tmp_path)["stopped"].startswith("the judge LLMJudge abstained on")
+        assert 60 < sum(endpoint.served.values()) < 60 + 2 * 64
+        endpoint.fails_from = None
+        resumed = tmp_path / "resumed"
+        run(resumed, endpoint, f"resume={tmp_path}/checkpoints/last.ckpt", cache=tmp_path / "replies.sqlite")
+    joined = {tag: learnt(tmp_path).get(tag, []) + values for tag, values in learnt(resumed).items()}
+    assert joined["update/loss"] == learnt(clean)["update/loss"]
+    assert joined["train/reward"] == learnt(clean)["train/reward"]
+
+
+def test_a_spent_budget_ends_the_run_cleanly_and_a_larger_one_goes_on(clean, tmp_path):
+    with FakeEndpoint(judge=by_hash, key=KEY) as endpoint:
+        done = run(tmp_path, endpoint, "module.judge_desk.budget.calls=50")
+        assert "the judge has used 40 of 50 calls" in done.stdout + done.stderr
+        first = summary(tmp_path)
+        assert first["stopped"].startswith("the judge's budget is spent: 50 of 50 calls")
+        assert sum(endpoint.served.values()) == 50
+        resumed = tmp_path / "resumed"
+        run(
+            resumed, endpoint, f"resume={tmp_path}/checkpoints/last.ckpt", "module.judge_desk.budget.calls=500",
+            cache=tmp_path / "replies.sqlite",
+        )  # fmt: skip
+    assert len(set(endpoint.bodies)) == len(endpoint.bodies)  # nothing is paid for twice
+    assert (learnt(tmp_path).get("update/loss", []) + learnt(resumed)["update/loss"]) == learnt(clean)[
+        "update/loss"
+    ]
+    assert summary(resumed)["heldout_reward_after"] == summary(clean)["heldout_reward_after"]
+    assert first["judge"]["calls"] == 50
+    assert summary(resumed)["judge"]["calls"] == len(endpoint.bodies)
+
+
+@pytest.mark.parametrize("after", [30, 75])
+def test_a_run_killed_while_judging_pays_no_call_again(clean, tmp_path, after):
+    cache = tmp_path / "replies.sqlite"
+    with FakeEndpoint(judge=by_hash, key=KEY, seconds=0.02) as endpoint:
+        process = start(tmp_path / "first", endpoint, cache=cache)
+        while len(endpoint.bodies) < after:
+            assert process.poll() is None, process.communicate()[0][-3000:]
+            time.sleep(0.002)
+        process.kill()
+        process.communicate()
+        time.sleep(0.2)
+        answered = list(endpoint.bodies)
+        kept = sqlite3.connect(cache).execute("SELECT count(*) FROM replies").fetchone()[0]
+        assert after - 32 <= kept <= len(answered)
+        checkpoint = tmp_path / "first" / "checkpoints" / "last.ckpt"
+        resume = [f"resume={checkpoint}"] if checkpoint.exists() else []
+        run(tmp_path / "second", endpoint, *resume, cache=cache)
+    again = len(endpoint.bodies) - len(set(endpoint.bodies))
+    assert again <= len(answered) - kept  # only what was on its way back when the run died
+    assert learnt(tmp_path / "second")["update/loss"][-1] == learnt(clean)["update/loss"][-1]
+    assert summary(tmp_path / "second")["heldout_reward_after"] == summary(clean)["heldout_reward_after"]
+
+
+def test_ctrl_c_cancels_what_is_under_way(tmp_path):
+    with FakeEndpoint(judge=by_hash, key=KEY, seconds=60.0) as endpoint:
+        process = start(tmp_path, endpoint, "judge.chat.try_timeout_seconds=100")
+        while endpoint.open_now < 4:
+            assert process.poll() is None, process.communicate()[0][-3000:]
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=20)
+    assert process.returncode != 0
+    assert "Traceback" not in said
+    assert "never retrieved" not in said
+    assert "was destroyed" not in said
+
+
+def test_a_holistic_judge_with_hindsight_is_refused_before_a_model_loads(tmp_path):
+    with FakeEndpoint() as endpoint:
+        done = run(tmp_path, endpoint, "judge.mode=holistic", code=2)
+    assert "hindsight is made of, got a holistic judge" in done.stderr
+    assert "algorithm=grpo" in done.stderr
