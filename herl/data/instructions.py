@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from herl.data.datamodule import RubricDataModule
-from herl.data.sources import instruction_criterion
+from herl.data.formats import instruction_criterion
 from herl.errors import ConfigError
 from herl.seeds import derive_seed
 from herl.types import Rubric, Task

@@ -186,7 +186,7 @@ class JudgeDesk:
         return {name.removeprefix("abstained_"): int(count) for name, count in sorted(found.items())}
 
     def state_dict(self) -> dict[str, float]:
-        """Returns what a resumed run needs to go on counting: all usage, also of a batch that was given up."""
+        """Returns what a resumed run needs to go on counting, a batch that was given up included."""
         return dict(self.usage + self.budget.unsettled)
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:

@@ -7,8 +7,8 @@ works in a thread of its own; it has weights, generators and random numbers of i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 
@@ -44,7 +44,10 @@ class Generator(Protocol):
 
 
 class LocalChat(Chat):
-    """Writes replies here. Nothing holds them to a schema: choose a mode that asks for little at a time.
+    """Writes replies here. They are begun in the form of their schema, and nothing holds them to the rest.
+
+    So a small model does best in the mode `per_criterion` without reasons, where the first free word is the
+    verdict.
 
     Args:
         model: The judging model.
@@ -132,11 +135,11 @@ class LocalChat(Chat):
         found = [rollouts[str(place)] for place in range(len(requests))]
         return [
             ChatReply(
-                text=rollout.text,
+                text=opening(request.schema) + rollout.text,
                 prompt_tokens=len(rollout.prompt_ids),
                 completion_tokens=len(rollout.token_ids),
             )
-            for rollout in found
+            for request, rollout in zip(requests, found, strict=True)
         ]
 
     def _sample_request(self, place: int, request: ChatRequest) -> SampleRequest:
@@ -144,11 +147,23 @@ class LocalChat(Chat):
         ids = self._tokenizer.apply_chat_template(
             [dict(message) for message in request.messages], add_generation_prompt=True, return_dict=False
         )
+        begun = self._tokenizer(opening(request.schema), add_special_tokens=False)["input_ids"]
         return SampleRequest(
             task_id=str(place),
             group_id=str(place),
-            prompt_ids=tuple(map(int, ids)),
+            prompt_ids=tuple(map(int, [*ids, *begun])),
             n=1,
             sampling=Sampling(temperature=request.temperature, max_new_tokens=request.max_tokens),
             seed=request.seed,
         )
+
+
+def opening(schema: Mapping[str, Any]) -> str:
+    """Returns how every reply of this schema begins, up to its first free word.
+
+    For one verdict without a reason: {"verdicts": {"1": {"verdict": "
+    """
+    if schema.get("type") != "object":
+        return '"'
+    name, first = next(iter(schema["properties"].items()))
+    return f'{{"{name}": {opening(first)}'

@@ -108,12 +108,13 @@ class Questioner:
         return f"{number}. {' '.join(criterion.text.split())}{points}"
 
     def _form(self, count: int) -> str:
+        words = ", ".join(f'"{word}"' for word in self._scale.words)
+        key = "score" if self._mode == "holistic" else "verdict"
         reason = '"reason": "...", ' if self._reasons else ""
+        entry = f'{{{reason}"{key}": <one of {words}>}}'
         if self._mode == "holistic":
-            return f'{{{reason}"score": ...}}'
-        shown = [f'"{n}": {{{reason}"verdict": "..."}}' for n in ([1, 2][:count])]
-        if count > 2:
-            shown += ["..."] * (count > 3) + [f'"{count}": {{{reason}"verdict": "..."}}']
+            return entry
+        shown = [f'"1": {entry}', *["..."] * (count > 2), *[f'"{count}": {{...}}'] * (count > 1)]
         return f'{{"verdicts": {{{", ".join(shown)}}}}}'
 
     def _schema(self, count: int) -> dict[str, Any]:

@@ -97,6 +97,8 @@ def _count(answer: str, *, of: str | Mapping[str, str], at_least: int = 0, at_mo
 
 
 def _json(answer: str, *, schema: Mapping[str, Any] | None = None) -> bool:
+    if schema is not None:
+        jsonschema.Draft202012Validator.check_schema(schema)
     text = answer.strip()
     fenced = _FENCE.match(text)
     try:

@@ -3,7 +3,7 @@ import asyncio
 import pytest
 
 from herl import Criterion, Rubric, Task
-from herl.data.sources import instruction_criterion
+from herl.data.formats import instruction_criterion
 from herl.judge.instruction_following import InstructionFollowingJudge
 from herl.testing import check_judge, make_rollout
 

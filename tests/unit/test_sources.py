@@ -102,6 +102,8 @@ def test_a_bad_row_names_file_line_field_expected_and_got(tmp_path, row, message
 def test_missing_files_and_unknown_endings(tmp_path):
     with pytest.raises(DataError, match=r"expected a file of prompts, got none"):
         read_tasks(tmp_path / "none.jsonl")
-    (tmp_path / "rows.csv").write_text("a")
-    with pytest.raises(DataError, match=r"expected a .jsonl or .parquet file, got '.csv'"):
-        read_tasks(tmp_path / "rows.csv")
+    (tmp_path / "rows.txt").write_text("a")
+    with pytest.raises(
+        DataError, match=r"expected a .jsonl, .json, .csv, .parquet file or a folder, got '.txt'"
+    ):
+        read_tasks(tmp_path / "rows.txt")

@@ -1,0 +1,348 @@
+"""A row -> a `Task`. The format is recognised by its fields.
+
+| format      | recognised by                  | what becomes of it                                     |
+|-------------|--------------------------------|--------------------------------------------------------|
+| IFEval      | instruction_id_list            | a criterion per instruction (also IFBench)             |
+| MulDimIF    | constraints                    | a criterion per [category, sub-category, text]         |
+| HealthBench | rubrics of {criterion, points} | negative points mean that something bad happened       |
+| RaR         | question and rubric            | "Essential Criteria: ..." before a text: its category  |
+| native      | prompt or messages, and rubric | [{text, weight, check, ...}] or plain strings          |
+
+Other names of the same things are understood: `ALIASES`; still others by a field map. In the native format
+an unknown field is an error, since it is probably a misspelt one; in the others it is left alone. Lists that
+stand as JSON in a text column are read.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from herl.data.rows import Row
+from herl.errors import ConfigError, DataError, did_you_mean
+from herl.types import Criterion, Rubric, Task
+
+NegativeWeight = Literal["must_say", "met_is_bad", "met_is_good"]
+ALIASES = {
+    "prompt": ("question", "instruction", "query", "problem"),
+    "messages": ("conversation", "conversations"),
+    "rubric": ("rubrics", "criteria", "checklist"),
+    "reference": ("reference_answer", "ideal_answer"),
+    "id": ("prompt_id", "key", "question_id"),
+    "source": ("data_source",),
+}
+"""Names of a row's fields in other data sets."""
+CRITERION_ALIASES = {
+    "text": ("description", "criterion", "requirement", "criterion_text", "rubric_item", "Ingredient"),
+    "weight": ("points", "score"),
+    "title": ("name",),
+}
+"""Names of a criterion's fields in other data sets."""
+_CATEGORY = re.compile(
+    r"^\s*(Essential|Important|Optional|Pitfall)(?: Criteria| Criterion)?\s*:\s*", re.IGNORECASE
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """How the rows of one data set are to be understood.
+
+    Args:
+        fields: Names of the native fields -> names in this data set, of rows and of criteria alike. What
+            is not named in it is left alone.
+        negative_weight: What it means that a criterion with a negative weight is met, where the row does
+            not say: `met_is_bad` ("advertises a product"), `met_is_good` ("does not advertise"), or the
+            row `must_say`. HealthBench is met_is_bad of itself.
+        source: Name of the data set; None takes that of the row.
+    """
+
+    fields: Mapping[str, str] = field(default_factory=dict)
+    negative_weight: NegativeWeight = "must_say"
+    source: str | None = None
+
+    def __post_init__(self) -> None:
+        known = {*_Native.model_fields, *_Criterion.model_fields}
+        for name in self.fields:
+            if name not in known:
+                raise ConfigError(
+                    f"data.fields.{name}: expected one of {sorted(known)}." + did_you_mean(name, known)
+                )
+
+
+class _Row(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class _Message(_Row):
+    role: str
+    content: str
+
+
+class _Criterion(_Row):
+    text: str = Field(min_length=1)
+    id: str = ""
+    weight: float = Field(default=1.0, allow_inf_nan=False)
+    title: str = ""
+    category: str = ""
+    check: dict[str, Any] | None = None
+    undesirable: bool | None = None
+    gate: bool = False
+
+    @model_validator(mode="after")
+    def _says_what_a_negative_weight_means(self) -> _Criterion:
+        if self.weight < 0 and self.undesirable is None:
+            raise ValueError(
+                "a negative weight needs 'undesirable': true if meeting it is bad (\"advertises\"), "
+                'false if meeting it is good ("does not advertise"); for a whole data set set '
+                "negative_weight=met_is_bad or met_is_good"
+            )
+        return self
+
+
+class _Native(_Row):
+    id: str | int | None = None
+    messages: list[_Message] | None = Field(default=None, min_length=1)
+    prompt: str | None = None
+    rubric: list[_Criterion | str] = Field(min_length=1)
+    reference: str | None = None
+    source: str = ""
+    meta: dict[str, Any] = Field(default_factory=dict)
+
+
+class _IFEval(BaseModel):
+    key: str | int
+    prompt: str
+    instruction_id_list: list[str] = Field(min_length=1)
+    kwargs: list[dict[str, Any] | None]
+
+
+def task_of(row: Row, reading: Reading | None = None) -> Task:
+    """Returns the task of a row.
+
+    Raises:
+        DataError: names the place, the field, what was expected and what was got.
+    """
+    reading = reading or Reading()
+    if isinstance(row.value, DataError):
+        raise row.value
+    if not isinstance(row.value, dict):
+        raise DataError(f"{row.place}: expected a JSON object, got {type(row.value).__name__}")
+    value = {name: _decoded(cell) for name, cell in row.value.items()}
+    try:
+        if "instruction_id_list" in value and not reading.fields:
+            return _ifeval_task(_IFEval.model_validate(value))
+        return _native_task(_Native.model_validate(_as_native(value, reading)), row.number, reading)
+    except ValidationError as error:
+        raise DataError(f"{row.place}: {_explain(error)}") from error
+    except DataError as error:
+        raise DataError(f"{row.place}: {error}") from error
+
+
+# Rows of other formats, in the words of the native one
+
+
+def _as_native(value: Mapping[str, Any], reading: Reading) -> dict[str, Any]:
+    if reading.fields:
+        native = _renamed(value, reading.fields)
+        named = set(reading.fields)
+        rubric = native.get("rubric")
+        inner = {name: theirs for name, theirs in reading.fields.items() if name in _Criterion.model_fields}
+        if isinstance(rubric, list):
+            native["rubric"] = [_renamed(c, inner) if isinstance(c, dict) and inner else c for c in rubric]
+        return _typed({k: v for k, v in native.items() if k in named or k in ("id", "meta")}, reading)
+    if "constraints" in value:
+        return _muldimif(value)
+    if "rubric" in value and ("prompt" in value or "messages" in value) and not _is_foreign(value["rubric"]):
+        return _typed(dict(value), reading)
+    native = {name: theirs for name in ("prompt", "messages", "rubric", "reference", "id", "source")
+              if (theirs := _first(value, name, ALIASES.get(name, ()))) is not None}  # fmt: skip
+    if "rubric" not in native:
+        return dict(value)  # the native format will say what is missing
+    if isinstance(native["rubric"], dict):  # {"criteria": [...]}
+        native["rubric"] = _first(native["rubric"], "criteria", ("rubric", "rubrics", "items"))
+    if isinstance(native["rubric"], list):
+        native["rubric"] = [_foreign_criterion(c) for c in native["rubric"]]
+    if isinstance(native.get("id"), float):
+        native["id"] = str(native["id"])
+    if isinstance(native.get("reference"), dict | list):
+        del native["reference"]
+    return _typed(native, reading, healthbench="rubrics" in value and _has_points(value["rubrics"]))
+
+
+def _typed(native: dict[str, Any], reading: Reading, healthbench: bool = False) -> dict[str, Any]:
+    """Chat in the field `prompt` is `messages`; polarity where the data set decides it."""
+    if isinstance(native.get("prompt"), list):
+        native["messages"] = native.pop("prompt")
+    if isinstance(native.get("messages"), list):
+        native["messages"] = [_message(message) for message in native["messages"]]
+    bad = reading.negative_weight == "met_is_bad" or (healthbench and reading.negative_weight == "must_say")
+    if (bad or reading.negative_weight == "met_is_good") and isinstance(native.get("rubric"), list):
+        native["rubric"] = [
+            {"undesirable": bad, **c} if isinstance(c, dict) and _is_negative(c.get("weight")) else c
+            for c in native["rubric"]
+        ]
+    return native
+
+
+def _message(message: Any) -> Any:
+    """Also {"from": "human", "value": ...}, and what stands beside role and content left out."""
+    if not isinstance(message, dict):
+        return message
+    role = str(message.get("role", message.get("from")))
+    said = {"human": "user", "gpt": "assistant"}.get(role, role)
+    return {"role": said, "content": message.get("content", message.get("value"))}
+
+
+def _foreign_criterion(criterion: Any) -> Any:
+    if not isinstance(criterion, dict):
+        return criterion
+    native = {name: found for name in _Criterion.model_fields
+              if (found := _first(criterion, name, CRITERION_ALIASES.get(name, ()))) is not None}  # fmt: skip
+    text = native.get("text")
+    if isinstance(text, str) and (prefix := _CATEGORY.match(text)) is not None:
+        native |= {"text": text[prefix.end() :], "category": prefix[1].lower()}
+    tags = criterion.get("tags")
+    if isinstance(tags, list) and tags and "category" not in native:
+        native["category"] = str(next((tag for tag in tags if str(tag).startswith("axis:")), tags[0]))
+    if "id" in native:
+        native["id"] = str(native["id"])
+    return native
+
+
+def _muldimif(value: Mapping[str, Any]) -> dict[str, Any]:
+    constraints = value["constraints"]
+    for triple in constraints if isinstance(constraints, list) else [constraints]:
+        if not (isinstance(triple, list) and len(triple) == 3 and all(isinstance(p, str) for p in triple)):
+            raise DataError(f"constraints: expected [category, sub-category, text], got {str(triple)[:80]!r}")
+    native = {
+        "id": value.get("id"),
+        "messages": _first(value, "messages", ("conversations", "prompt")),
+        "rubric": [{"text": text, "title": sub, "category": category} for category, sub, text in constraints],
+    }
+    return _typed(native, Reading())
+
+
+def _is_foreign(rubric: Any) -> bool:
+    """Whether criteria carry names of other data sets."""
+    theirs = {alias for aliases in CRITERION_ALIASES.values() for alias in aliases}
+    return isinstance(rubric, dict) or (
+        isinstance(rubric, list)
+        and any(isinstance(c, dict) and "text" not in c and theirs & set(c) for c in rubric)
+    )
+
+
+def _has_points(rubrics: Any) -> bool:
+    return isinstance(rubrics, list) and any(isinstance(c, dict) and "points" in c for c in rubrics)
+
+
+def _is_negative(weight: Any) -> bool:
+    try:
+        return float(weight) < 0
+    except (TypeError, ValueError):
+        return False
+
+
+def _first(value: Mapping[str, Any], name: str, aliases: tuple[str, ...]) -> Any:
+    return next((value[key] for key in (name, *aliases) if value.get(key) is not None), None)
+
+
+def _renamed(value: Mapping[str, Any], fields: Mapping[str, str]) -> dict[str, Any]:
+    theirs = {name: value[column] for name, column in fields.items() if column in value}
+    taken = set(fields.values())
+    return {name: cell for name, cell in value.items() if name not in taken} | theirs
+
+
+def _decoded(cell: Any) -> Any:
+    """A list or an object that stands as JSON in a text column."""
+    if isinstance(cell, str) and cell.lstrip()[:2] in ("[{", '["', "[[", '{"'):
+        try:
+            return json.loads(cell)
+        except (json.JSONDecodeError, RecursionError):
+            return cell
+    return cell
+
+
+# Tasks
+
+
+def _native_task(row: _Native, number: int, reading: Reading) -> Task:
+    if (row.messages is None) == (row.prompt is None):
+        raise DataError("expected either 'messages' or 'prompt', got both or neither")
+    messages = row.messages or [_Message(role="user", content=row.prompt or "")]
+    if messages[-1].role != "user":
+        raise DataError(f"messages: expected the last role to be 'user', got '{messages[-1].role}'")
+    parsed = [_Criterion(text=c) if isinstance(c, str) else c for c in row.rubric]
+    criteria = tuple(
+        Criterion(
+            **criterion.model_dump(exclude={"id", "undesirable"}),
+            id=criterion.id or f"c{number}",
+            undesirable=bool(criterion.undesirable),
+        )
+        for number, criterion in enumerate(parsed, start=1)
+    )
+    if not any(criterion.weight > 0 for criterion in criteria):
+        raise DataError("rubric: expected at least one positive weight, got none")
+    ids = [criterion.id for criterion in criteria]
+    if len(set(ids)) < len(ids):
+        raise DataError(f"rubric: expected ids to be unique, got {ids}")
+    return Task(
+        id=str(number if row.id is None else row.id),
+        messages=tuple(message.model_dump() for message in messages),
+        rubric=Rubric(criteria=criteria),
+        reference=row.reference,
+        source=reading.source or row.source,
+        meta=row.meta,
+    )
+
+
+def _ifeval_task(row: _IFEval) -> Task:
+    if len(row.kwargs) != len(row.instruction_id_list):
+        raise DataError(
+            f"kwargs: expected {len(row.instruction_id_list)} entries, one per instruction, "
+            f"got {len(row.kwargs)}"
+        )
+    criteria: list[Criterion] = []
+    for instruction, kwargs in zip(row.instruction_id_list, row.kwargs, strict=True):
+        times = row.instruction_id_list[: len(criteria)].count(instruction)
+        suffix = f"#{times + 1}" if times else ""
+        criteria.append(instruction_criterion(instruction, kwargs or {}, suffix=suffix))
+    return Task(
+        id=str(row.key),
+        messages=({"role": "user", "content": row.prompt},),
+        rubric=Rubric(criteria=tuple(criteria)),
+        source="ifeval",
+    )
+
+
+def instruction_criterion(
+    instruction: str, kwargs: Mapping[str, Any], text: str = "", suffix: str = ""
+) -> Criterion:
+    """Returns the criterion of a verifiable instruction, e.g. "punctuation:no_comma".
+
+    Without a text the criterion says the instruction's name and arguments. The suffix tells apart the ids
+    of two instructions of one kind.
+    """
+    given = {key: value for key, value in kwargs.items() if value is not None}
+    told = ", ".join(f"{key.replace('_', ' ')}: {value}" for key, value in given.items())
+    name = instruction.replace(":", ": ").replace("_", " ")
+    return Criterion(
+        id=instruction + suffix,
+        text=text or (f"{name} ({told})" if told else name),
+        category=instruction.split(":")[0],
+        check={"kind": "instruction", "instruction_id": instruction, "kwargs": given},
+    )
+
+
+def _explain(error: ValidationError) -> str:
+    """The first complaint of pydantic, as field, expected, got."""
+    first = error.errors()[0]
+    # pydantic also names the branches of a union, such as "_Criterion" or "function-after[...]"
+    steps = [str(part) for part in first["loc"]]
+    name = ".".join(step for step in steps if not step.startswith(("_", "function-")))
+    got = "nothing" if first["type"] == "missing" else repr(first["input"])[:80]
+    return f"{name}: {first['msg']}, got {got}"

@@ -1,0 +1,240 @@
+"""Files and data sets -> rows, each with the place that errors name. Large files stay on disk.
+
+| path                     | rows                                                                           |
+|--------------------------|--------------------------------------------------------------------------------|
+| x.jsonl                  | one JSON object a line                                                         |
+| x.json                   | a list of objects                                                              |
+| x.csv                    | one a line, below a line with the names of the columns                         |
+| x.parquet                | one a row                                                                      |
+| a folder                 | of all such files in it, by name; or a data set that `datasets` saved there    |
+| hf:owner/name[:split]    | of a data set on the Hugging Face hub; the split is train unless it is given   |
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from abc import ABC, abstractmethod
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+from herl.errors import ConfigError, DataError
+
+LARGE_BYTES = 128 * 2**20
+"""Files above this size are read row by row when they are needed."""
+HUB = "hf:"
+csv.field_size_limit(2**31 - 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One row as it was read."""
+
+    place: str
+    """Where it stands: "prompts.jsonl:12"."""
+    number: int
+    """From 1, in its file: the line for JSONL and CSV."""
+    value: Any
+
+
+class Rows(Sequence[Row], ABC):
+    """Rows by their place in the file, from 0."""
+
+    large: bool = False
+    """Whether rows are read from disk when they are asked for."""
+
+    @abstractmethod
+    def read(self, place: int) -> Row:
+        """Returns one row."""
+
+    @overload
+    def __getitem__(self, place: int) -> Row: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Row]: ...
+    def __getitem__(self, place: int | slice) -> Row | Sequence[Row]:
+        if isinstance(place, slice):
+            return [self.read(i) for i in range(*place.indices(len(self)))]
+        if not 0 <= place < len(self):
+            raise IndexError(place)
+        return self.read(place)
+
+
+class ListedRows(Rows):
+    """Rows that are all in memory."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def read(self, place: int) -> Row:
+        return self._rows[place]
+
+
+class JsonLines(Rows):
+    """Lines of a file; where each begins is kept, not what it holds."""
+
+    large = True
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offsets, self._lines = array("q"), array("q")
+        with path.open("rb") as file:
+            offset = 0
+            for number, text in enumerate(file, start=1):
+                if text.strip():
+                    self._offsets.append(offset)
+                    self._lines.append(number)
+                offset += len(text)
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def read(self, place: int) -> Row:
+        with self._path.open("rb") as file:
+            file.seek(self._offsets[place])
+            return _json_row(file.readline(), self._path, self._lines[place])
+
+
+class Table(Rows):
+    """Rows of a data set that `datasets` maps into memory."""
+
+    large = True
+
+    def __init__(self, name: str, table: Any) -> None:
+        self._name = name
+        self._table = table
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def read(self, place: int) -> Row:
+        return Row(place=f"{self._name}:{place + 1}", number=place + 1, value=self._table[place])
+
+
+def read_rows(path: str | Path) -> Rows:
+    """Returns the rows of a file, a folder or a data set, in order.
+
+    Raises:
+        DataError: there is no such thing, or it is none of the kinds above.
+        ConfigError: it needs the package `datasets`, which is not installed.
+    """
+    if str(path).startswith(HUB):
+        name, _, split = str(path).removeprefix(HUB).partition(":")
+        return Table(str(path), _datasets().load_dataset(name, split=split or "train"))
+    path = Path(path).expanduser()
+    if path.is_dir():
+        return _folder(path)
+    if not path.is_file():
+        raise DataError(f"{path}: expected a file of prompts, got none")
+    readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
+    if path.suffix not in readers:
+        raise DataError(f"{path}: expected a {', '.join(readers)} file or a folder, got '{path.suffix}'")
+    return readers[path.suffix](path)
+
+
+def _folder(path: Path) -> Rows:
+    if (path / "state.json").is_file():
+        return Table(str(path), _datasets().load_from_disk(str(path)))
+    files = sorted(p for p in path.iterdir() if p.suffix in (".jsonl", ".json", ".csv", ".parquet"))
+    if not files:
+        raise DataError(f"{path}: expected .jsonl, .json, .csv or .parquet files in the folder, got none")
+    parts = [read_rows(file) for file in files]
+    return parts[0] if len(parts) == 1 else Chain(parts)
+
+
+class Chain(Rows):
+    """The rows of several files, one after the other."""
+
+    def __init__(self, parts: Sequence[Rows]) -> None:
+        self._parts = parts
+        self._starts = [sum(len(part) for part in parts[:i]) for i in range(len(parts))]
+        self.large = any(part.large for part in parts)
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self._parts)
+
+    def read(self, place: int) -> Row:
+        for start, part in zip(reversed(self._starts), reversed(self._parts), strict=True):
+            if place >= start and place - start < len(part):
+                return part[place - start]
+        raise IndexError(place)
+
+
+def _jsonl(path: Path) -> Rows:
+    if path.stat().st_size > LARGE_BYTES:
+        return JsonLines(path)
+    with path.open("rb") as file:
+        return ListedRows(
+            [_json_row(text, path, number) for number, text in enumerate(file, start=1) if text.strip()]
+        )
+
+
+def _json_row(text: bytes, path: Path, number: int) -> Row:
+    """A line that is no JSON becomes a row with a `DataError` for its value, so that it can be skipped."""
+    place = f"{path}:{number}"
+    try:
+        return Row(place=place, number=number, value=json.loads(text))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        shown = text.decode(errors="replace").strip()[:60]
+        problem = DataError(f"{place}: expected one JSON object per line, got {shown!r} ({error})")
+        return Row(place=place, number=number, value=problem)
+
+
+def _json(path: Path) -> Rows:
+    try:
+        found = json.loads(path.read_bytes())
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise DataError(f"{path}: expected JSON, got something else ({error})") from error
+    if not isinstance(found, list):
+        raise DataError(f"{path}: expected a list of rows, got {type(found).__name__}")
+    return _numbered(path, found)
+
+
+def _csv(path: Path) -> Rows:
+    def rows() -> Iterator[Row]:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            for value in reader:
+                yield Row(place=f"{path}:{reader.line_num}", number=reader.line_num, value=_cells(value))
+
+    try:
+        return ListedRows(list(rows()))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: expected CSV in UTF-8, got something else ({error})") from error
+
+
+def _cells(row: dict[Any, Any]) -> dict[str, Any]:
+    """Empty cells are left out; cells beyond the named columns are an unnamed column."""
+    return {str(name): value for name, value in row.items() if value not in ("", None)}
+
+
+def _parquet(path: Path) -> Rows:
+    if path.stat().st_size > LARGE_BYTES:
+        return Table(str(path), _datasets().load_dataset("parquet", data_files=str(path), split="train"))
+    import pyarrow.parquet  # heavy, and most runs read JSONL
+
+    try:
+        return _numbered(path, pyarrow.parquet.read_table(path).to_pylist())
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{path}: expected Parquet, got something else ({error})") from error
+
+
+def _numbered(path: Path, values: Sequence[Any]) -> Rows:
+    return ListedRows(
+        [Row(place=f"{path}:{number}", number=number, value=v) for number, v in enumerate(values, start=1)]
+    )
+
+
+def _datasets() -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise ConfigError(
+            f"data: large Parquet files and hub data sets need pip install 'herl[datasets]' ({error})"
+        ) from error
+    return datasets
