@@ -8,6 +8,7 @@ check that needs data which is not there (a part-of-speech tagger, a list of sto
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from functools import lru_cache
@@ -50,7 +51,10 @@ class InstructionFollowingJudge(Judge):
         try:
             met = self._follows(checker(check["instruction_id"]), check.get("kwargs", {}), answer)
         except Exception as error:  # the checkers raise anything on odd arguments and missing data
-            reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0:1]}"
+            said = (
+                line.strip() for line in str(error).splitlines() if re.search(r"\w", line)
+            )  # no frame of ***
+            reason = f"{type(error).__name__}: {next(said, '')}"
             return Verdict(criterion_id=criterion.id, met=None, reason=reason)
         return Verdict(criterion_id=criterion.id, met=met)
 

@@ -1,11 +1,13 @@
 import json
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from herl import DataError
-from herl.data.sources import read_tasks
+from herl import ConfigError, DataError
+from herl.data import RubricDataModule
+from herl.data.sources import StoredTasks, read_tasks
 
 NATIVE = {
     "id": "a",
@@ -58,6 +60,97 @@ def test_parquet(tmp_path):
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
     [task] = read_tasks(tmp_path / "rows.parquet")
     assert (task.id, task.rubric.criteria[0].weight) == ("a", 2.0)
+
+
+def test_json_csv_and_folders(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps([NATIVE, {"prompt": "Hi", "rubric": ["Is kind."]}]))
+    (tmp_path / "b.csv").write_text(
+        'id,question,rubric,reference\nx,"Describe\nit","[""Is kind."", ""Is short.""]",\n'
+    )
+    (tmp_path / "c.txt").write_text("not read")
+    tasks = read_tasks(tmp_path)
+    assert [task.id for task in tasks] == ["a", "2", "x"]
+    assert tasks[2].request == "Describe\nit"
+    assert [c.text for c in tasks[2].rubric.criteria] == ["Is kind.", "Is short."]
+    assert tasks[2].reference is None
+
+
+def test_large_files_stay_on_disk_and_read_the_same(tmp_path, monkeypatch):
+    rows = [NATIVE | {"id": str(n), "meta": {"split": "train" if n % 3 else "heldout"}} for n in range(50)]
+    path = write(tmp_path, *rows[:20], "", *rows[20:])
+    pq.write_table(
+        pa.Table.from_pylist([{"id": str(n), "prompt": "Hi", "rubric": ["Is kind."]} for n in range(9)]),
+        tmp_path / "rows.parquet",
+    )
+    small = read_tasks(path, where={"split": "train"}), read_tasks(tmp_path / "rows.parquet")
+    monkeypatch.setattr("herl.data.rows.LARGE_BYTES", 100)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    large = read_tasks(path, where={"split": "train"}), read_tasks(tmp_path / "rows.parquet")
+    for expected, stored in zip(small, large, strict=True):
+        assert isinstance(expected, list)
+        assert isinstance(stored, StoredTasks)
+        assert list(stored) == expected
+        assert list(stored[2:5]) == expected[2:5]
+        assert stored[len(stored) - 1] == expected[-1]
+    with pytest.raises(IndexError):
+        large[0][len(large[0])]
+    module = RubricDataModule(large[0], large[0], prompts_per_batch=8)
+    batches = list(module.train_dataloader())
+    assert sorted(task.id for batch in batches for task in batch) == sorted(task.id for task in small[0])
+
+
+def test_data_sets_of_the_library_datasets(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    rows = [{"question": f"Q{n}", "rubric": [{"description": "Is kind.", "weight": 2}]} for n in range(3)]
+    datasets.Dataset.from_list(rows).save_to_disk(str(tmp_path / "saved"))
+    tasks = read_tasks(tmp_path / "saved")
+    assert [task.request for task in tasks] == ["Q0", "Q1", "Q2"]
+    asked = []
+
+    def load_dataset(name, split):
+        asked.append((name, split))
+        return datasets.Dataset.from_list(rows)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert len(read_tasks("hf:owner/name:test")) == len(read_tasks("hf:owner/name")) == 3
+    assert asked == [("owner/name", "test"), ("owner/name", "train")]
+
+
+def test_bad_rows_may_go_into_quarantine(tmp_path, caplog):
+    path = write(tmp_path, NATIVE, "{broken", NATIVE | {"id": "b", "rubric": []}, NATIVE | {"id": "c"})
+    quarantine = tmp_path / "out" / "bad.jsonl"
+    tasks = read_tasks(path, on_bad_row="skip", quarantine=str(quarantine))
+    assert [task.id for task in tasks] == ["a", "c"]
+    broken, empty = map(json.loads, quarantine.read_text().splitlines())
+    assert broken["place"] == f"{path}:2"
+    assert "got '{broken'" in broken["error"]
+    assert (empty["place"], empty["row"]["id"]) == (f"{path}:3", "b")
+    assert f"2 of 4 rows of {path} are left out: see {quarantine}" in caplog.text
+    with pytest.raises(ConfigError, match="needs quarantine"):
+        read_tasks(path, on_bad_row="skip")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.json", "{broken", r"a.json: expected JSON, got something else"),
+        ("a.json", '{"rows": 1}', r"a.json: expected a list of rows, got dict"),
+        ("a.csv", "prompt\nHi\n", r"a.csv:2: rubric: Field required, got nothing"),
+        ("a.parquet", "no parquet", r"a.parquet: expected Parquet, got something else"),
+        ("b.jsonl", "\xff\xfe", r"b.jsonl:1: expected one JSON object per line"),
+    ],
+)
+def test_files_that_are_not_what_their_name_says(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content.encode("latin-1"))
+    with pytest.raises(DataError, match=message):
+        read_tasks(tmp_path / name)
+
+
+def test_an_empty_folder_is_an_error(tmp_path):
+    with pytest.raises(
+        DataError, match="expected .jsonl, .json, .csv or .parquet files in the folder, got none"
+    ):
+        read_tasks(tmp_path)
 
 
 def test_where_keeps_tasks_by_meta(tmp_path):
