@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 VERBS = {
     "fit": "train a policy; held-out reward before and after",
     "validate": "measure the held-out reward without training",
+    "lint": "look for what is wrong or doubtful in prompts and rubrics",
 }
 
 HELP = """herl: reinforcement learning of language models from rubric rewards and hindsight experience

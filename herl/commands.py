@@ -2,6 +2,7 @@
 
 fit       held-out reward -> training -> held-out reward -> summary.json
 validate  held-out reward -> summary.json
+lint      prompts and rubrics -> lint.json
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import os
 import platform
 import time
 import warnings
+from collections import Counter
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,8 +31,10 @@ from rich.text import Text
 from transformers.utils import logging as transformers_logging
 
 from herl.config import check
-from herl.errors import BudgetSpent, ConfigError, HerlError, JudgeStop
+from herl.errors import BudgetSpent, ConfigError, DataError, HerlError, JudgeStop
+from herl.experience import render
 from herl.judge import JudgeDesk
+from herl.lint import Finding, bad_rows, findings, read_records
 from herl.module import HerlModule
 from herl.sharding import FSDPStrategy, check_trainer
 
@@ -129,6 +133,48 @@ def validate(config: DictConfig) -> dict[str, Any]:
     with _closing(run):
         heldout = _heldout(run, checkpoint)
     return _finish(config, run, started, {"heldout_reward": heldout})
+
+
+def lint(config: DictConfig) -> list[Finding]:
+    """Looks at prompts and rubrics, and returns what it found and also writes to lint.json.
+
+    Raises:
+        DataError: there are errors among it.
+    """
+    check(config)
+    quiet()
+    if OmegaConf.select(config, "data.train.on_bad_row") is not None:
+        config.data.train.on_bad_row = "skip"  # all of them are to be listed
+    data: Any = _make(config.data)
+    tokenizer = _make(config.model).tokenizer()
+    found = findings(
+        {"train": data.train, "heldout": data.heldout},
+        prompt_tokens=lambda task: len(render(tokenizer, task.messages)),
+        max_prompt_tokens=config.rollout.max_prompt_tokens,
+        records=read_records(Path(config.records)) if config.records else (),
+    )
+    found = bad_rows(Path(config.output_dir)) + found
+    listed = [asdict(finding) for finding in found]
+    path = Path(config.output_dir) / "lint.json"
+    path.write_text(json.dumps(listed, indent=2) + "\n", encoding="utf-8")
+    _show_findings(found, len(data.train) + len(data.heldout), path)
+    errors = sum(finding.level == "error" for finding in found)
+    if errors:
+        raise DataError(f"the data has {errors} errors: see {path}")
+    return found
+
+
+def _show_findings(found: list[Finding], prompts: int, path: Path) -> None:
+    """Prints how often each kind was found, with an example."""
+    table = Table("level", "kind", "times", "for example", title=f"herl lint: {prompts} prompts")
+    kinds = Counter((finding.level, finding.kind) for finding in found)
+    for (level, kind), times in sorted(kinds.items()):
+        example = next(finding for finding in found if (finding.level, finding.kind) == (level, kind))
+        shown = Text(f"{example.where}: {example.detail}"[:200])
+        table.add_row(Text(level, style="red" if level == "error" else "yellow"), kind, str(times), shown)
+    console = Console()
+    console.print(table if found else f"herl lint: {prompts} prompts, nothing found")
+    console.print(f"All of it: {path}")
 
 
 def _closing(run: Run) -> ExitStack:

@@ -138,6 +138,7 @@ class HerlModule(L.LightningModule):
         self.clock = PhaseClock()
         self.heldout = RubricMetrics()
         self.example: tuple[str, str] | None = None  # first held-out request and the last answer to it
+        self.collection: Collection | None = None  # of the last step
 
     # Set-up
 
@@ -192,8 +193,8 @@ class HerlModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the counts, so that a resumed run goes on counting."""
-        state = {"counts": dict(self.counts), "seconds": dict(self.clock.seconds)}
-        checkpoint["herl"] = state | {"judge": self.stages.desk.state_dict()}
+        counted = {"counts": dict(self.counts), "judge": self.stages.desk.state_dict()}
+        checkpoint["herl"] = counted | {"seconds": dict(self.clock.seconds)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes the counts back."""
@@ -207,7 +208,8 @@ class HerlModule(L.LightningModule):
     def training_step(self, tasks: list[Task], batch_idx: int) -> None:
         """Runs stages 2 to 12 for one batch of prompts."""
         version = self.counts["optimizer_steps"]
-        collection = collect(tasks, self.stages, (self.seed, self.current_epoch, batch_idx))
+        key = (self.seed, self.current_epoch, batch_idx)
+        self.collection = collection = collect(tasks, self.stages, key)
         self.stages.sampler.sleep()
         self.clock.add(collection.seconds)
         with self.clock.time("update"):
@@ -348,7 +350,6 @@ class HerlModule(L.LightningModule):
 
     def validation_step(self, tasks: list[Task], batch_idx: int) -> None:
         """One plain attempt per held-out prompt, with the same random numbers every time."""
-        plan = self.stages.plan
         prompts, over_long = render_all(self.stages, {task.id: task.messages for task in tasks})
         self.heldout.dropped += over_long
         requests = [
@@ -357,7 +358,7 @@ class HerlModule(L.LightningModule):
                 group_id=f"heldout:{task.id}",
                 prompt_ids=prompts[task.id],
                 n=self.validation_attempts,
-                sampling=plan.attempt,
+                sampling=self.stages.plan.attempt,
                 seed=derive_seed(self.seed, task.id, "heldout"),
             )
             for task in tasks
@@ -379,8 +380,7 @@ class HerlModule(L.LightningModule):
     def _count(self, collection: Collection) -> None:
         self.counts["prompts"] += len(collection.groups)
         for group in collection.groups:
-            answers = (*group.attempts, *group.revisions)
-            self.counts["answers_sampled"] += len(answers)
+            self.counts["answers_sampled"] += len(answers := (*group.attempts, *group.revisions))
             self.counts["revisions_sampled"] += len(group.revisions)
             self.counts["tokens_sampled"] += sum(len(one.rollout.token_ids) for one in answers)
 

@@ -19,17 +19,47 @@ def choices(group):
     return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
 
 
-@pytest.mark.parametrize("verb", ["fit", "validate"])
+@pytest.mark.parametrize("verb", ["fit", "validate", "lint"])
 def test_primary_configurations_check(verb):
     check(composed(verb))
 
 
+NEEDED = {
+    ("data", "file"): ["data.train.path=a.jsonl", "data.heldout.path=b.jsonl"],
+    ("judge", "llm"): ["judge.chat.base_url=http://x/v1", "judge.chat.model=m"],
+    ("judge", "function"): ["judge.function=my_module.my_reward"],
+}
+"""Values that a choice cannot have of itself."""
+
+
 @pytest.mark.parametrize(
-    ("group", "choice"),
-    [(group, choice) for group in GROUPS for choice in choices(group) if (group, choice) != ("data", "file")],
+    ("group", "choice"), [(group, choice) for group in GROUPS for choice in choices(group)]
 )
 def test_every_choice_of_every_group_checks(group, choice):
-    check(composed("fit", f"{group}={choice}"))
+    check(composed("fit", f"{group}={choice}", *NEEDED.get((group, choice), [])))
+
+
+@pytest.mark.parametrize("chat", ["vllm", "local"])
+def test_a_model_judges_wherever_it_runs(chat):
+    check(composed("fit", "judge=llm", f"judge/chat={chat}"))
+
+
+def test_a_mix_takes_a_model_for_what_rules_cannot_judge():
+    config = composed(
+        "fit", "judge=mix", "+judge@judge.judges.model=llm", "judge.default=model",
+        "judge.judges.model.chat.base_url=http://x/v1", "judge.judges.model.chat.model=m",
+    )  # fmt: skip
+    check(config)
+    judge = instantiate(config.judge)
+    assert sorted(judge.judges) == ["instruction", "model", "rule"]
+
+
+def test_aggregations_are_chosen_for_any_judge():
+    for name in choices("aggregation"):
+        for judge in ("rule", "mix"):
+            assert callable(
+                instantiate(composed("fit", f"judge={judge}", f"aggregation={name}").judge).aggregation
+            )
 
 
 def test_a_file_of_ones_own_needs_its_path():

@@ -2,7 +2,8 @@
 
 from herl.callbacks.answer_budget import AnswerBudget
 from herl.callbacks.progress_bar import ProgressBar
+from herl.callbacks.record_answers import RecordAnswers
 from herl.callbacks.refresh_sampler import RefreshSampler
 from herl.callbacks.save_on_stop import SaveOnStop
 
-__all__ = ["AnswerBudget", "ProgressBar", "RefreshSampler", "SaveOnStop"]
+__all__ = ["AnswerBudget", "ProgressBar", "RecordAnswers", "RefreshSampler", "SaveOnStop"]

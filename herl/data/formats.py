@@ -2,14 +2,15 @@
 
 | format      | recognised by                  | what becomes of it                                     |
 |-------------|--------------------------------|--------------------------------------------------------|
-| IFEval      | instruction_id_list            | a criterion per instruction (also IFBench)             |
+| IFEval      | instruction_id_list            | a criterion per instruction (also IFBench, HIR)        |
 | MulDimIF    | constraints                    | a criterion per [category, sub-category, text]         |
 | HealthBench | rubrics of {criterion, points} | negative points mean that something bad happened       |
 | RaR         | question and rubric            | "Essential Criteria: ..." before a text: its category  |
 | native      | prompt or messages, and rubric | [{text, weight, check, ...}] or plain strings          |
 
-Other names of the same things are understood: `ALIASES`; still others by a field map. In the native format
-an unknown field is an error, since it is probably a misspelt one; in the others it is left alone. Lists that
+Other names of the same things are understood: `ALIASES`; still others by a field map. A rubric or a list of
+instructions may also stand in `reward_model` or its `ground_truth`, as verl has it. In the native format an
+unknown field is an error, since it is probably a misspelt one; in the others it is left alone. Lists that
 stand as JSON in a text column are read.
 """
 
@@ -31,9 +32,9 @@ NegativeWeight = Literal["must_say", "met_is_bad", "met_is_good"]
 ALIASES = {
     "prompt": ("question", "instruction", "query", "problem"),
     "messages": ("conversation", "conversations"),
-    "rubric": ("rubrics", "criteria", "checklist"),
+    "rubric": ("rubrics", "Rubrics", "rubric_items", "criteria", "checklist"),
     "reference": ("reference_answer", "ideal_answer"),
-    "id": ("prompt_id", "key", "question_id"),
+    "id": ("prompt_id", "key", "question_id", "sample_id"),
     "source": ("data_source",),
 }
 """Names of a row's fields in other data sets."""
@@ -43,6 +44,7 @@ CRITERION_ALIASES = {
     "title": ("name",),
 }
 """Names of a criterion's fields in other data sets."""
+_TEXTS = {"prompt", "reference", *ALIASES["prompt"], *ALIASES["reference"]}
 _CATEGORY = re.compile(
     r"^\s*(Essential|Important|Optional|Pitfall)(?: Criteria| Criterion)?\s*:\s*", re.IGNORECASE
 )
@@ -115,10 +117,13 @@ class _Native(_Row):
 
 
 class _IFEval(BaseModel):
-    key: str | int
-    prompt: str
+    key: str | int | None = None
+    id: str | int | None = None
+    prompt: str | list[_Message]
     instruction_id_list: list[str] = Field(min_length=1)
     kwargs: list[dict[str, Any] | None]
+    criteria: list[str] = Field(default_factory=list)
+    """The instructions in words, where the data has them."""
 
 
 def task_of(row: Row, reading: Reading | None = None) -> Task:
@@ -132,10 +137,10 @@ def task_of(row: Row, reading: Reading | None = None) -> Task:
         raise row.value
     if not isinstance(row.value, dict):
         raise DataError(f"{row.place}: expected a JSON object, got {type(row.value).__name__}")
-    value = {name: _decoded(cell) for name, cell in row.value.items()}
+    value = _unpacked({name: _decoded(name, cell) for name, cell in row.value.items()})
     try:
         if "instruction_id_list" in value and not reading.fields:
-            return _ifeval_task(_IFEval.model_validate(value))
+            return _ifeval_task(_IFEval.model_validate(value), row.number)
         return _native_task(_Native.model_validate(_as_native(value, reading)), row.number, reading)
     except ValidationError as error:
         raise DataError(f"{row.place}: {_explain(error)}") from error
@@ -157,7 +162,7 @@ def _as_native(value: Mapping[str, Any], reading: Reading) -> dict[str, Any]:
         return _typed({k: v for k, v in native.items() if k in named or k in ("id", "meta")}, reading)
     if "constraints" in value:
         return _muldimif(value)
-    if "rubric" in value and ("prompt" in value or "messages" in value) and not _is_foreign(value["rubric"]):
+    if "rubric" in value and ("prompt" in value or "messages" in value) and not _is_foreign(value):
         return _typed(dict(value), reading)
     native = {name: theirs for name in ("prompt", "messages", "rubric", "reference", "id", "source")
               if (theirs := _first(value, name, ALIASES.get(name, ()))) is not None}  # fmt: skip
@@ -167,20 +172,25 @@ def _as_native(value: Mapping[str, Any], reading: Reading) -> dict[str, Any]:
         native["rubric"] = _first(native["rubric"], "criteria", ("rubric", "rubrics", "items"))
     if isinstance(native["rubric"], list):
         native["rubric"] = [_foreign_criterion(c) for c in native["rubric"]]
-    if isinstance(native.get("id"), float):
-        native["id"] = str(native["id"])
-    if isinstance(native.get("reference"), dict | list):
-        del native["reference"]
-    return _typed(native, reading, healthbench="rubrics" in value and _has_points(value["rubrics"]))
+    if "messages" in native:
+        native.pop("prompt", None)  # the same again, as text
+        if isinstance(native["messages"], dict):
+            native["messages"] = native["messages"].get("messages")
+    ideal = value.get("ideal_completions_data")
+    if isinstance(ideal, dict) and ideal.get("ideal_completion"):
+        native["reference"] = ideal["ideal_completion"]
+    if not isinstance(native.get("reference") or None, str):
+        native.pop("reference", None)
+    return _typed(native, reading, points=_has_points(value))
 
 
-def _typed(native: dict[str, Any], reading: Reading, healthbench: bool = False) -> dict[str, Any]:
+def _typed(native: dict[str, Any], reading: Reading, points: bool = False) -> dict[str, Any]:
     """Chat in the field `prompt` is `messages`; polarity where the data set decides it."""
     if isinstance(native.get("prompt"), list):
         native["messages"] = native.pop("prompt")
     if isinstance(native.get("messages"), list):
         native["messages"] = [_message(message) for message in native["messages"]]
-    bad = reading.negative_weight == "met_is_bad" or (healthbench and reading.negative_weight == "must_say")
+    bad = reading.negative_weight == "met_is_bad" or (points and reading.negative_weight == "must_say")
     if (bad or reading.negative_weight == "met_is_good") and isinstance(native.get("rubric"), list):
         native["rubric"] = [
             {"undesirable": bad, **c} if isinstance(c, dict) and _is_negative(c.get("weight")) else c
@@ -207,8 +217,11 @@ def _foreign_criterion(criterion: Any) -> Any:
     if isinstance(text, str) and (prefix := _CATEGORY.match(text)) is not None:
         native |= {"text": text[prefix.end() :], "category": prefix[1].lower()}
     tags = criterion.get("tags")
-    if isinstance(tags, list) and tags and "category" not in native:
-        native["category"] = str(next((tag for tag in tags if str(tag).startswith("axis:")), tags[0]))
+    axes = [str(tag) for tag in tags if str(tag).startswith("axis:")] if isinstance(tags, list) else []
+    if isinstance(tags, dict) and tags.get("axis"):
+        axes = [f"axis:{tags['axis']}"]
+    if axes and "category" not in native:
+        native["category"] = axes[0]
     if "id" in native:
         native["id"] = str(native["id"])
     return native
@@ -227,8 +240,11 @@ def _muldimif(value: Mapping[str, Any]) -> dict[str, Any]:
     return _typed(native, Reading())
 
 
-def _is_foreign(rubric: Any) -> bool:
-    """Whether criteria carry names of other data sets."""
+def _is_foreign(value: Mapping[str, Any]) -> bool:
+    """Whether a row or its criteria carry names of other data sets."""
+    rubric = value["rubric"]
+    if "rubric_list" in value or "reward_model" in value:
+        return True
     theirs = {alias for aliases in CRITERION_ALIASES.values() for alias in aliases}
     return isinstance(rubric, dict) or (
         isinstance(rubric, list)
@@ -236,7 +252,8 @@ def _is_foreign(rubric: Any) -> bool:
     )
 
 
-def _has_points(rubrics: Any) -> bool:
+def _has_points(value: Mapping[str, Any]) -> bool:
+    rubrics = _first(value, "rubrics", ALIASES["rubric"])
     return isinstance(rubrics, list) and any(isinstance(c, dict) and "points" in c for c in rubrics)
 
 
@@ -257,14 +274,29 @@ def _renamed(value: Mapping[str, Any], fields: Mapping[str, str]) -> dict[str, A
     return {name: cell for name, cell in value.items() if name not in taken} | theirs
 
 
-def _decoded(cell: Any) -> Any:
-    """A list or an object that stands as JSON in a text column."""
-    if isinstance(cell, str) and cell.lstrip()[:2] in ("[{", '["', "[[", '{"'):
-        try:
-            return json.loads(cell)
-        except (json.JSONDecodeError, RecursionError):
-            return cell
-    return cell
+def _decoded(name: str, cell: Any) -> Any:
+    """A list or an object that stands as JSON in a text column. A prompt that is JSON itself stays text."""
+    if not isinstance(cell, str) or cell.lstrip()[:2] not in ("[{", '["', "[[", '{"'):
+        return cell
+    try:
+        found = json.loads(cell)
+    except (json.JSONDecodeError, RecursionError):
+        return cell
+    if name in _TEXTS:
+        chat = isinstance(found, list) and all(isinstance(m, dict) and "role" in m for m in found)
+        return found if chat else cell
+    return found
+
+
+def _unpacked(value: dict[str, Any]) -> dict[str, Any]:
+    """Brings up what verl's rows hold in reward_model, and what that holds in ground_truth."""
+    inner = value.get("reward_model")
+    if not isinstance(inner, dict):
+        return value
+    truth = _decoded("ground_truth", inner.get("ground_truth"))
+    parts = {**inner, **(truth if isinstance(truth, dict) else {})}
+    wanted = {"instruction_id_list", "kwargs", "rubric", *ALIASES["rubric"]}
+    return {name: _decoded(name, part) for name, part in parts.items() if name in wanted and part} | value
 
 
 # Tasks
@@ -300,20 +332,23 @@ def _native_task(row: _Native, number: int, reading: Reading) -> Task:
     )
 
 
-def _ifeval_task(row: _IFEval) -> Task:
+def _ifeval_task(row: _IFEval, number: int) -> Task:
     if len(row.kwargs) != len(row.instruction_id_list):
         raise DataError(
             f"kwargs: expected {len(row.instruction_id_list)} entries, one per instruction, "
             f"got {len(row.kwargs)}"
         )
     criteria: list[Criterion] = []
-    for instruction, kwargs in zip(row.instruction_id_list, row.kwargs, strict=True):
+    texts = row.criteria if len(row.criteria) == len(row.kwargs) else [""] * len(row.kwargs)
+    for instruction, kwargs, text in zip(row.instruction_id_list, row.kwargs, texts, strict=True):
         times = row.instruction_id_list[: len(criteria)].count(instruction)
         suffix = f"#{times + 1}" if times else ""
-        criteria.append(instruction_criterion(instruction, kwargs or {}, suffix=suffix))
+        criteria.append(instruction_criterion(instruction, kwargs or {}, text, suffix))
+    key = row.id if row.key is None else row.key
+    messages = row.prompt if isinstance(row.prompt, list) else [_Message(role="user", content=row.prompt)]
     return Task(
-        id=str(row.key),
-        messages=({"role": "user", "content": row.prompt},),
+        id=str(number if key is None else key),
+        messages=tuple(message.model_dump() for message in messages),
         rubric=Rubric(criteria=tuple(criteria)),
         source="ifeval",
     )
@@ -327,7 +362,7 @@ def instruction_criterion(
     Without a text the criterion says the instruction's name and arguments. The suffix tells apart the ids
     of two instructions of one kind.
     """
-    given = {key: value for key, value in kwargs.items() if value is not None}
+    given = {key: _whole(value) for key, value in kwargs.items() if value is not None}
     told = ", ".join(f"{key.replace('_', ' ')}: {value}" for key, value in given.items())
     name = instruction.replace(":", ": ").replace("_", " ")
     return Criterion(
@@ -336,6 +371,11 @@ def instruction_criterion(
         category=instruction.split(":")[0],
         check={"kind": "instruction", "instruction_id": instruction, "kwargs": given},
     )
+
+
+def _whole(value: Any) -> Any:
+    """5.0 as 5: tables hold whole numbers as floats where some are missing."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _explain(error: ValidationError) -> str:

@@ -8,6 +8,7 @@ SQLite's locks are not to be trusted.
 from __future__ import annotations
 
 import logging
+import math
 import sqlite3
 import time
 from pathlib import Path
@@ -20,6 +21,8 @@ logger = logging.getLogger(__name__)
 MIB = 2**20
 CHECK_EVERY = 256
 """Writes between two looks at the size."""
+KEPT_WHEN_FULL = 0.9
+"""Share of the largest size that is left after the oldest replies were dropped."""
 
 
 class ReplyCache:
@@ -29,7 +32,7 @@ class ReplyCache:
         path: The file; None for `judge/replies.sqlite` in herl's cache folder.
         mode: `read_write`; or `offline`: nothing is asked, and a request that is not in the cache abstains
             and is listed.
-        max_mib: Size above which the oldest tenth of the replies is dropped.
+        max_mib: Size above which the oldest replies are dropped.
     """
 
     def __init__(
@@ -105,8 +108,9 @@ class ReplyCache:
             self._file.execute(f"PRAGMA {name}").fetchone()[0]
             for name in ("page_count", "freelist_count", "page_size")
         )
-        if (pages - free) * size > self.max_mib * MIB:
+        excess = 1.0 - KEPT_WHEN_FULL * self.max_mib * MIB / ((pages - free) * size)
+        if excess > 1.0 - KEPT_WHEN_FULL:
             self._file.execute(
                 "DELETE FROM replies WHERE key IN (SELECT key FROM replies ORDER BY created LIMIT ?)",
-                (max(1, len(self) // 10),),
+                (math.ceil(excess * len(self)),),
             )

@@ -58,6 +58,18 @@ WRAPPED = {
 }
 NESTED = {"instruction": "Plan a picnic.", "rubrics": {"criteria": ["Names a place.", "Names a time."]}}
 INGREDIENTS = {"query": "Bake bread.", "rubrics": [{"Ingredient": "Names flour.", "Handler": "llm"}]}
+VERL = {
+    "prompt": [{"role": "user", "content": "Plan a picnic."}],
+    "data_source": "mine",
+    "reward_model": {
+        "style": "rubric",
+        "ground_truth": "",
+        "rubrics": [{"criterion": "Names a place.", "points": 3}],
+    },
+}
+CAPITAL = {"prompt": "Plan a picnic.", "Rubrics": [{"criterion": "Names a place.", "points": 3}]}
+BOTH = {"prompt": "Plan a picnic.", "messages": [{"role": "user", "content": "Plan a picnic."}],
+        "rubrics": [{"criterion": "Names a place.", "weight": 2}]}  # fmt: skip
 SHARED_GPT = {
     "conversations": [{"from": "human", "value": "Hi"}],
     "checklist": ["Greets."],
@@ -116,12 +128,43 @@ def test_muldimif():
         (NESTED, "Plan a picnic.", ["Names a place.", "Names a time."]),
         (INGREDIENTS, "Bake bread.", ["Names flour."]),
         (SHARED_GPT, "Hi", ["Greets."]),
+        (VERL, "Plan a picnic.", ["Names a place."]),
+        (CAPITAL, "Plan a picnic.", ["Names a place."]),
+        (BOTH, "Plan a picnic.", ["Names a place."]),
     ],
 )
 def test_other_names_of_the_same_things(row, request_text, texts):
     task = read(row)
     assert task.request == request_text
     assert [criterion.text for criterion in task.rubric.criteria] == texts
+
+
+def test_instructions_in_words_and_in_the_shape_of_verl():
+    check = {"instruction_id_list": ["count:numbers"], "kwargs": [{"N": 5.0, "x": None}]}
+    hir = {"id": 7, "prompt": "Count.", "criteria": ["Uses five numbers."], "source": "x", **check}
+    verl = {
+        "prompt": [{"role": "user", "content": "Count."}],
+        "reward_model": {"ground_truth": json.dumps(check)},
+    }
+    told = [(task.id, task.request, task.rubric.criteria[0].text) for task in (read(hir), read(verl))]
+    assert told == [("7", "Count.", "Uses five numbers."), ("3", "Count.", "count: numbers (N: 5)")]
+    assert read(hir).rubric.criteria[0].check["kwargs"] == {"N": 5}
+
+
+def test_a_prompt_that_is_json_by_itself_stays_text():
+    assert read({"prompt": '{"a": 1}', "rubric": ["Explains it."]}).request == '{"a": 1}'
+    chat = json.dumps([{"role": "user", "content": "Hi"}])
+    assert read({"prompt": chat, "rubric": ["Greets."]}).request == "Hi"
+
+
+def test_tags_and_ideal_answers_of_other_versions_of_healthbench():
+    tagged = [
+        {"criterion": "Asks.", "points": 1, "tags": {"axis": "accuracy", "level": "x", "cluster": None}}
+    ]
+    ideal = {"ideal_completion": "Rest.", "ideal_completions_group": "I"}
+    task = read(HEALTHBENCH | {"rubrics": tagged, "ideal_completions_data": ideal})
+    assert (task.rubric.criteria[0].category, task.reference) == ("axis:accuracy", "Rest.")
+    assert read(HEALTHBENCH | {"ideal_completions_data": None}).reference is None
 
 
 def test_a_field_map_names_what_nobody_could_guess():

@@ -1,0 +1,202 @@
+"""Looks for what makes rubric data hard to learn from, before it costs anything.
+
+An error will spoil a run; a warning is worth a look. `findings` is a pure function of tasks and, where there
+are any, of the answers that a run recorded.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+from zlib import crc32
+
+import numpy as np
+
+from herl.errors import DataError
+from herl.types import Criterion, Task
+
+NEAR = 0.8
+"""Share of common word triples (Jaccard index) from which on two prompts are near-duplicates."""
+_NEGATED = re.compile(
+    r"\b(does not|doesn't|do not|avoids?|refrains?|never|without|no longer|free of)\b", re.I
+)
+_BLAME = re.compile(r"^(fails? to|incorrectly|wrongly|omits?|neglects?|misses|forgets)\b", re.I)
+_COMPOUND = re.compile(r"[^,;]\s+(and|as well as)\s+\w+(s|es)\b", re.I)
+_HASHES, _BANDS = 64, 16
+_PRIME = (1 << 31) - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing found."""
+
+    level: Literal["error", "warning"]
+    kind: str
+    where: str
+    """Split, task and criterion: "train:17:c2"."""
+    detail: str
+
+
+def findings(
+    splits: Mapping[str, Sequence[Task]],
+    *,
+    prompt_tokens: Callable[[Task], int] | None = None,
+    max_prompt_tokens: int | None = None,
+    records: Iterable[Mapping[str, Any]] = (),
+) -> list[Finding]:
+    """Returns all that was found, errors first.
+
+    Args:
+        splits: Tasks by the name of their split. Prompts that two splits share are errors.
+        prompt_tokens: Length of a rendered prompt, in tokens; None leaves lengths alone.
+        max_prompt_tokens: The most that a run allows.
+        records: Answers that a run recorded (`herl.callbacks.RecordAnswers`).
+    """
+    found: list[Finding] = []
+    for split, tasks in splits.items():
+        for task in tasks:
+            where = f"{split}:{task.id}"
+            for criterion in task.rubric.criteria:
+                found += _criterion(f"{where}:{criterion.id}", criterion)
+            found += _rubric(where, task)
+            if prompt_tokens is not None and max_prompt_tokens is not None:
+                length = prompt_tokens(task)
+                if length > max_prompt_tokens:
+                    detail = f"{length} tokens, of which {max_prompt_tokens} are allowed: it is dropped"
+                    found.append(Finding(level="error", kind="long prompt", where=where, detail=detail))
+    found += _duplicates(splits)
+    found += _records(records)
+    return sorted(found, key=lambda one: one.level)
+
+
+def _criterion(where: str, criterion: Criterion) -> Iterator[Finding]:
+    text = criterion.text.strip()
+    bad = criterion.undesirable
+    if not text:
+        yield Finding(level="error", kind="empty criterion", where=where, detail="it has no text")
+    if criterion.weight == 0:
+        yield Finding(level="error", kind="zero weight", where=where, detail=f"it counts for nothing: {text}")
+    if _COMPOUND.search(text):
+        detail = f"one verdict on two things: {text}"
+        yield Finding(level="warning", kind="compound criterion", where=where, detail=detail)
+    if bad and _NEGATED.search(text):
+        detail = f"marked as undesirable, but its wording denies something bad: {text}"
+        yield Finding(level="warning", kind="polarity", where=where, detail=detail)
+    if not bad and _BLAME.search(text):
+        detail = f"meeting it counts as good, but it words a fault: {text}"
+        yield Finding(level="warning", kind="polarity", where=where, detail=detail)
+
+
+def _rubric(where: str, task: Task) -> Iterator[Finding]:
+    texts = Counter(" ".join(c.text.lower().split()) for c in task.rubric.criteria)
+    for text, times in texts.items():
+        if times > 1:
+            detail = f"{times} times: {text}"
+            yield Finding(level="warning", kind="repeated criterion", where=where, detail=detail)
+
+
+def _duplicates(splits: Mapping[str, Sequence[Task]]) -> Iterator[Finding]:
+    """Equal prompts by their words, and near ones by MinHash over word triples."""
+    places: list[tuple[str, frozenset[int]]] = []
+    first: dict[str, str] = {}
+    for split, tasks in splits.items():
+        for task in tasks:
+            where = f"{split}:{task.id}"
+            words = re.findall(r"\w+", " ".join(m["content"] for m in task.messages).lower())
+            text = " ".join(words)
+            if text in first:
+                yield _pair("duplicate prompt", where, first[text], "the same words")
+                continue
+            first[text] = where
+            triples = zip(words, words[1:], words[2:], strict=False)
+            places.append((where, frozenset(crc32(" ".join(triple).encode()) for triple in triples)))
+    for one, other, share in _near(places):
+        yield _pair("near-duplicate prompt", one, other, f"{share:.0%} of their word triples in common")
+
+
+def _pair(kind: str, where: str, other: str, detail: str) -> Finding:
+    leak = where.split(":")[0] != other.split(":")[0]
+    return Finding(
+        level="error" if leak and kind == "duplicate prompt" else "warning",
+        kind=f"{kind} in two splits" if leak else kind,
+        where=where,
+        detail=f"{detail} as {other}",
+    )
+
+
+def _near(places: Sequence[tuple[str, frozenset[int]]]) -> Iterator[tuple[str, str, float]]:
+    """Yields pairs that share at least NEAR of their triples, each prompt at most once as the first."""
+    generator = np.random.default_rng(0)
+    factors, shifts = generator.integers(1, 1 << 31, (2, _HASHES, 1), dtype=np.uint64)
+    buckets: defaultdict[tuple[int, bytes], list[int]] = defaultdict(list)
+    for place, (where, triples) in enumerate(places):
+        if not triples:
+            continue
+        values = np.fromiter((triple % _PRIME for triple in triples), dtype=np.uint64)
+        signature = ((factors * values + shifts) % np.uint64(_PRIME)).min(axis=1)
+        near: dict[int, float] = {}
+        for band, rows in enumerate(np.split(signature, _BANDS)):
+            bucket = buckets[band, rows.tobytes()]
+            for other in bucket:
+                theirs = places[other][1]
+                near[other] = len(triples & theirs) / len(triples | theirs)
+            bucket.append(place)
+        best = max(near.items(), key=lambda pair: pair[1], default=None)
+        if best is not None and best[1] >= NEAR:
+            yield where, places[best[0]][0], best[1]
+
+
+def _records(records: Iterable[Mapping[str, Any]]) -> Iterator[Finding]:
+    """Criteria that say nothing, and prompts whose attempts never differ."""
+    met: defaultdict[str, Counter[bool]] = defaultdict(Counter)
+    rewards: defaultdict[str, set[float]] = defaultdict(set)
+    tries: Counter[str] = Counter()
+    for record in records:
+        if record["origin"] != "policy":
+            continue
+        for verdict in record["verdicts"]:
+            if verdict["met"] is not None:
+                met[f"{record['task_id']}:{verdict['criterion_id']}"][verdict["met"]] += 1
+        if record["reward"] is not None:
+            rewards[record["task_id"]].add(round(record["reward"], 4))
+            tries[record["task_id"]] += 1
+    for where, counts in met.items():
+        if len(counts) == 1 and counts.total() > 1:
+            [value] = counts
+            detail = f"in {counts.total()} attempts of the run"
+            kind = "criterion always met" if value else "criterion never met"
+            yield Finding(level="warning", kind=kind, where=f"records:{where}", detail=detail)
+    for task_id, different in rewards.items():
+        if len(different) == 1 and tries[task_id] > 1:
+            detail = f"all {tries[task_id]} attempts of the run have the reward {different.pop():g}"
+            yield Finding(
+                level="warning", kind="prompt without signal", where=f"records:{task_id}", detail=detail
+            )
+
+
+def read_records(run: Path) -> Iterator[dict[str, Any]]:
+    """Yields the answers that a run recorded, one by one.
+
+    Raises:
+        DataError: the folder holds none.
+    """
+    files = sorted((run / "records").glob("answers-*.jsonl"))
+    if not files:
+        raise DataError(f"records: expected the folder of a run with records/answers-*.jsonl, got '{run}'")
+    for path in files:
+        with path.open(encoding="utf-8") as file:
+            yield from map(json.loads, file)
+
+
+def bad_rows(folder: Path) -> list[Finding]:
+    """Returns a finding for each row that `read_tasks` put into quarantine in this folder."""
+    return [
+        Finding(level="error", kind="bad row", where=row["place"], detail=row["error"])
+        for path in sorted(folder.glob("bad_rows_*.jsonl"))
+        for row in map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    ]
