@@ -181,8 +181,8 @@ def test_a_field_map_names_what_nobody_could_guess():
         "At noon.",
         [("Names a time.", 2.0, "", False)],
     )
-    with pytest.raises(ConfigError, match=r"data.fields.promt: expected one of .*Did you mean 'prompt'"):
-        read(row, fields={"promt": "q"})
+    with pytest.raises(ConfigError, match=r"data.fields.promptt: expected one of .*Did you mean 'prompt'"):
+        read(row, fields={"promptt": "q"})
 
 
 def test_ifbench_prompts_read_as_they_are():

@@ -66,7 +66,7 @@ def test_checks(check, answer, met):
         ({"kind": "contains", "word": "x"}, "unexpected keyword argument 'word'"),
         ({"kind": "regex", "pattern": "("}, "unterminated subpattern"),
         ({"kind": "count", "of": "verses"}, "expected 'of' to be one of words"),
-        ({"kind": "json", "schema": {"type": "objekt"}}, "objekt"),
+        ({"kind": "json", "schema": {"type": "thing"}}, "'thing' is not valid"),
         ({"kind": "python", "path": "os.getcwd"}, "expected a function of a module in judge.python_modules"),
     ],
 )
