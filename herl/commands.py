@@ -109,9 +109,10 @@ def fit(config: DictConfig) -> dict[str, Any]:
     run = build(config)
     _check_checkpoint("resume", config.resume, run)
     with _closing(run):
-        before, first = _heldout(run, config.resume), run.module.example
-        results: dict[str, Any] = {"heldout_reward_before": before}
+        results: dict[str, Any] = {}
+        first = last = None
         try:
+            results["heldout_reward_before"], first = _heldout(run, config.resume), run.module.example
             run.trainer.fit(run.module, run.data, ckpt_path=config.resume, weights_only=False)
             results["heldout_reward_after"], last = _heldout(run), run.module.example
         except JudgeStop as stop:
@@ -231,7 +232,7 @@ def _finish(config: DictConfig, run: Run, started: float, results: dict[str, Any
     if not run.trainer.is_global_zero:
         return summary
     folder = Path(config.output_dir)
-    OmegaConf.save(config, folder / "config.yaml", resolve=True)
+    OmegaConf.save(config, folder / "config.yaml")  # not resolved: ${oc.env:...} may be a secret
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     _show(summary, folder)
     return summary

@@ -39,8 +39,8 @@ def together(work: Callable[[], T]) -> T:
     """Runs this rank's share of the work, waits for the others, and returns this rank's result.
 
     Raises:
-        Exception: what went wrong here; or else, as a HerlError, what went wrong on the first rank that
-            failed. None is left waiting for a rank that gave up.
+        Exception: what went wrong on the first rank that failed; on the others as a HerlError. None is
+            left waiting for a rank that gave up.
     """
     own: Exception | None = None
     try:
@@ -48,11 +48,9 @@ def together(work: Callable[[], T]) -> T:
     except Exception as error:  # whatever it is: the other ranks must hear of it before it goes on
         own = error
     problems = gather(None if own is None else _portable(own))
-    if own is not None:
-        raise own
-    for problem in problems:
+    for place, problem in enumerate(problems):  # all raise the same, or some would save and others not
         if problem is not None:
-            raise problem
+            raise own if own is not None and place == rank() else problem
     return result
 
 

@@ -69,6 +69,7 @@ def findings(
                 if length > max_prompt_tokens:
                     detail = f"{length} tokens, of which {max_prompt_tokens} are allowed: it is dropped"
                     found.append(Finding(level="error", kind="long prompt", where=where, detail=detail))
+    found += _weights(splits)
     found += _duplicates(splits)
     found += _records(records)
     return sorted(found, key=lambda one: one.level)
@@ -98,6 +99,14 @@ def _rubric(where: str, task: Task) -> Iterator[Finding]:
         if times > 1:
             detail = f"{times} times: {text}"
             yield Finding(level="warning", kind="repeated criterion", where=where, detail=detail)
+
+
+def _weights(splits: Mapping[str, Sequence[Task]]) -> Iterator[Finding]:
+    """Data in which no criterion matters more than another may have lost its weights on the way."""
+    weights = [c.weight for tasks in splits.values() for task in tasks for c in task.rubric.criteria]
+    if len(weights) > 1 and len(set(weights)) == 1:
+        detail = f"all {len(weights)} criteria have the weight {weights[0]:g}"
+        yield Finding(level="warning", kind="no weights", where=", ".join(splits), detail=detail)
 
 
 def _duplicates(splits: Mapping[str, Sequence[Task]]) -> Iterator[Finding]:

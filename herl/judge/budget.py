@@ -68,10 +68,14 @@ class Budget:
         self._add({"tokens": tokens, "cost": cost})
 
     def settle(self, usages: Iterable[Mapping[str, float]]) -> None:
-        """Replaces what this rank spent by what all ranks did, from the judgements that they gathered."""
-        for usage in usages:
-            for name in ("calls", "tokens", "cost"):
-                self.settled.update({name: usage.get(name, 0.0)})
+        """Replaces what this rank spent by what all ranks did, from the judgements that they gathered.
+
+        What a judge spent on a judgement that then failed is known to its own rank alone.
+        """
+        usages = list(usages)
+        for name in ("calls", "tokens", "cost"):
+            told = sum(usage.get(name, 0.0) for usage in usages)
+            self.settled.update({name: max(told, self.unsettled[name])})
         self.unsettled.clear()
 
     def _add(self, amounts: Mapping[str, float]) -> None:

@@ -28,6 +28,8 @@ class ChatReply:
     """What came back, and what it cost."""
 
     text: str
+    refusal: str = ""
+    """Why the model declines to reply; empty where it does not."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost: float = 0.0

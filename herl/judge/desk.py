@@ -52,7 +52,7 @@ class JudgeDesk:
     ) -> None:
         if concurrency < 1 or window < 1 or not 0.0 <= max_abstention <= 1.0:
             raise ConfigError(
-                "judge desk: expected concurrency >= 1, window >= 1 and max_abstention in [0, 1], "
+                "module.judge_desk: expected concurrency >= 1, window >= 1 and max_abstention in [0, 1], "
                 f"got {concurrency}, {window} and {max_abstention}"
             )
         self.judge = judge
@@ -202,7 +202,7 @@ class JudgeDesk:
             causes = ", ".join(f"{cause} {count}" for cause, count in self.causes().items())
             raise AbstentionLimit(
                 f"the judge {type(self.judge).__name__} abstained on {abstained} of the last {total} "
-                f"verdicts; judge_desk.max_abstention allows a share of {self.max_abstention}. "
+                f"verdicts; module.judge_desk.max_abstention allows a share of {self.max_abstention}. "
                 f"Causes in the whole run: {causes}. "
                 f"Last failure: {self._last_failure or 'verdicts with met=None'}"
             )

@@ -59,7 +59,7 @@ class Endpoint(Chat):
         identity: str | None = None,
     ) -> None:
         address = urlsplit(base_url)
-        if address.scheme not in ("http", "https") or address.username or address.query:
+        if address.scheme not in ("http", "https") or "@" in address.netloc or address.query:
             raise ConfigError(
                 "judge.chat.base_url: expected an http or https URL without user, password or query (a key "
                 f"belongs into the environment variable named by api_key_env), got one for {address.hostname}"
@@ -71,6 +71,7 @@ class Endpoint(Chat):
         self.base_url = base_url
         self.model = model
         self.structured = structured
+        self._form: Structured = structured  # auto becomes none once the endpoint refuses a schema
         self._key = os.environ[api_key_env] if api_key_env else ""
         self._prices = prompt_price / MILLION, completion_price / MILLION
         self._timeout = try_timeout_seconds
@@ -92,6 +93,7 @@ class Endpoint(Chat):
             api_key=self._key or "none",
             base_url=self.base_url,
             max_retries=0,
+            timeout=self._timeout,
             http_client=openai.DefaultAioHttpClient(timeout=self._timeout),
         )
 
@@ -108,15 +110,15 @@ class Endpoint(Chat):
             JudgeError: by cause: timeout, connection, rate_limit, server, refused or malformed.
             ConfigError: the key or the model is wrong, or the account has nothing left.
         """
-        used = self.structured
+        used = self._form
         try:
             reply = await self._post(request)
         except openai.BadRequestError as error:
             if used != "auto" or not _is_about_form(error):
                 raise self._refusal(error) from error
-            if self.structured == "auto":
+            if self._form == "auto":
                 logger.warning("the judge's endpoint takes no JSON schema: replies are read as plain text")
-                self.structured = "none"
+                self._form = "none"
             return await self.complete(request)
         return self._reply(reply)
 
@@ -129,10 +131,10 @@ class Endpoint(Chat):
             self._token_limit_key: request.max_tokens,
             "seed": request.seed,
         }
-        if self.structured in ("auto", "json_schema"):
+        if self._form in ("auto", "json_schema"):
             form = {"name": "judgement", "strict": True, "schema": request.schema}
             body["response_format"] = {"type": "json_schema", "json_schema": form}
-        elif self.structured == "json_object":
+        elif self._form == "json_object":
             body["response_format"] = {"type": "json_object"}
         try:
             # post() and not chat.completions.create(): plain dicts cost half the processor time per call
@@ -147,7 +149,8 @@ class Endpoint(Chat):
         except openai.APIStatusError as error:
             raise self._status_error(error) from error
         except (openai.APIResponseValidationError, ValueError) as error:
-            raise JudgeError(f"expected JSON from the endpoint: {error}", "malformed", retry=True) from error
+            said = self._clean(str(error))
+            raise JudgeError(f"expected JSON from the endpoint: {said}", "malformed", retry=True) from error
 
     def _status_error(self, error: openai.APIStatusError) -> JudgeError | ConfigError:
         said = f"HTTP {error.status_code}: {self._clean(error.message)}"
@@ -174,14 +177,15 @@ class Endpoint(Chat):
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             got = self._clean(str(reply))
             raise JudgeError(f"expected a chat completion, got {got}", "malformed", retry=True) from error
-        if refusal or choice.get("finish_reason") == "content_filter":
-            raise JudgeError(
-                f"the judge declines: {self._clean(str(refusal or 'content filter'))}", "refused"
-            )
-        if not isinstance(text, str):
-            raise JudgeError(f"expected text from the judge, got {text!r}", "malformed", retry=True)
-        cost = read * self._prices[0] + written * self._prices[1]
-        return ChatReply(text=text, prompt_tokens=read, completion_tokens=written, cost=cost)
+        if not refusal and choice.get("finish_reason") == "content_filter":
+            refusal = "content filter"
+        return ChatReply(
+            text=text if isinstance(text, str) else "",  # a reasoning model that ran out of tokens says null
+            refusal=self._clean(str(refusal)) if refusal else "",
+            prompt_tokens=read,
+            completion_tokens=written,
+            cost=read * self._prices[0] + written * self._prices[1],
+        )
 
     def _clean(self, said: str) -> str:
         """What the other side said, short and without the key, which some repeat."""

@@ -79,7 +79,7 @@ class LocalChat(Chat):
             self._generator.load_weights(named_weights(loaded), 0)
 
     async def stop(self) -> None:
-        """Lets the round under way come to its end, in which nobody waits any more."""
+        """Forgets who waits. A round under way in its thread comes to its end unheard."""
         self._waiting.clear()
         if self._rounds is not None:
             await asyncio.gather(self._rounds, return_exceptions=True)

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from herl.errors import ConfigError, JudgeError
+from herl.errors import ConfigError, JudgeError, JudgeStop
 from herl.judge.aggregation import weighted
 from herl.judge.base import Aggregation, Judge
 from herl.judge.budget import Budget
@@ -62,12 +62,20 @@ class JudgeGroup(Judge, ABC):
         part = replace(task, rubric=Rubric(criteria=tuple(criteria)))
         try:
             judgement = await self.judges[name].judge(part, rollout)
-        except JudgeError as error:
-            usage[f"abstained_{error.cause}"] += len(criteria)
+            usage.update(judgement.usage)
+            found = {verdict.criterion_id: verdict for verdict in judgement.verdicts}
+            expected = [criterion.id for criterion in criteria]
+            if sorted(found) != sorted(expected):
+                raise JudgeError(
+                    f"expected one verdict for each of {expected}, got {list(found)}", "wrong_count"
+                )
+        except (JudgeStop, ConfigError):
+            raise
+        except Exception as error:  # a plug-in may raise anything: its criteria abstain, visibly
+            usage[f"abstained_{error.cause if isinstance(error, JudgeError) else 'other'}"] += len(criteria)
             reason = f"judge '{name}': {error}"
             return {c.id: Verdict(criterion_id=c.id, met=None, reason=reason) for c in criteria}
-        usage.update(judgement.usage)
-        return {verdict.criterion_id: verdict for verdict in judgement.verdicts}
+        return found
 
 
 class RoutedJudge(JudgeGroup):
@@ -154,8 +162,9 @@ class WeightedJudges(JudgeGroup):
             )
             for criterion in criteria
         ]
-        spent = {name: n for name, n in usage.items() if not name.startswith("abstained_")}
-        return self.verdict_sum(task, rollout, verdicts, spent)
+        if not any(verdict.met is None for verdict in verdicts):  # others made good for it
+            usage = Counter({name: n for name, n in usage.items() if not name.startswith("abstained_")})
+        return self.verdict_sum(task, rollout, verdicts, dict(usage))
 
     def _mean(self, criterion_id: str, said: Mapping[str, Verdict | None]) -> Verdict:
         values = {

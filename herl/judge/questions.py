@@ -22,9 +22,9 @@ from herl.types import Criterion, Message, Task
 Mode = Literal["one_shot", "per_criterion", "batched", "holistic"]
 _FIELDS = {"verdict_rule", "material", "code", "count", "form"}
 _CONTROL = re.compile(
-    r"<[|\uff5c][^<>\n]{1,40}[|\uff5c]>"  # <|im_end|>, <|start_header_id|>, and those of other families
-    r"|</?s>|<(?:bos|eos|pad|unk)>|<</?SYS>>|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS)\]"
-    r"|<(?:start|end)_of_turn>|</?think>",
+    r"<[|\uff5c]|[|\uff5c]>|\[\||\|\]"  # <|im_end|>, <|start_header_id|>, [|endofturn|], <|turn>
+    r"|</?s>|<(?:bos|eos|pad|unk|mask)>|<</?SYS>>|</?think>|<(?:start|end)_of_turn>|<seed:\w+>"
+    r"|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|gMASK)\]",
     re.IGNORECASE,
 )
 
@@ -162,4 +162,4 @@ def fresh_code(texts: Sequence[str]) -> str:
 
 def defuse(text: str) -> str:
     """Returns the text with control tokens of chat templates broken up: <|im_end|> -> < |im_end| >."""
-    return _CONTROL.sub(lambda match: f"{match[0][0]} {match[0][1:-1]} {match[0][-1]}", text)
+    return _CONTROL.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)

@@ -37,7 +37,7 @@ def read_verdicts(reply: str, count: int, scale: Scale) -> list[Said]:
     Raises:
         JudgeError: malformed, or wrong_count where criteria are missing, doubled or invented.
     """
-    said = _the_one([_entries(found["verdicts"]) for found in _objects(reply) if "verdicts" in found], reply)
+    said = _the_one([_entries(found["verdicts"]) for found in _objects(reply, "verdicts")], reply)
     if sorted(said) != list(range(1, count + 1)):
         raise JudgeError(
             f"expected verdicts on criteria 1 to {count}, got {sorted(said)[:20]}", "wrong_count", retry=True
@@ -51,7 +51,7 @@ def read_score(reply: str, scale: Scale) -> Said:
     Raises:
         JudgeError: malformed.
     """
-    return _said(_the_one([found for found in _objects(reply) if "score" in found], reply), "score", scale)
+    return _said(_the_one(_objects(reply, "score"), reply), "score", scale)
 
 
 def _the_one(found: list[Any], reply: str) -> Any:
@@ -64,19 +64,47 @@ def _the_one(found: list[Any], reply: str) -> Any:
     return found[0]
 
 
-def _objects(reply: str) -> Iterator[dict[str, Any]]:
-    """Yields the outermost JSON objects in a text."""
-    text = without_thinking(reply)
-    decoder = json.JSONDecoder()
+def _objects(reply: str, key: str) -> list[dict[str, Any]]:
+    """Returns the JSON objects with this key that stand in a text.
+
+    Raises:
+        JudgeError: the key also stands outside of them: one reply quotes another, or breaks off.
+    """
+    try:
+        found = [_DECODER.decode(reply.strip())]
+    except (json.JSONDecodeError, RecursionError):
+        reply = without_thinking(reply)
+        found = list(_scan(reply))
+    named = [one for one in found if isinstance(one, dict) and key in one]
+    if reply.count(f'"{key}"') != len(named):
+        raise JudgeError(
+            f"expected one JSON object with '{key}', got others around it or pieces of them: {reply[:200]!r}",
+            "malformed",
+            retry=True,
+        )
+    return named
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise JudgeError(f"expected each criterion once, got {names[:20]}", "wrong_count", retry=True)
+    return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_once)
+
+
+def _scan(text: str) -> Iterator[Any]:
+    """Yields what can be read as JSON from each opening brace that is not inside of it."""
     place = text.find("{")
     while place >= 0:
         try:
-            found, end = decoder.raw_decode(text, place)
+            found, end = _DECODER.raw_decode(text, place)
+            yield found
         except (json.JSONDecodeError, RecursionError):
             end = place + 1
-        else:
-            if isinstance(found, dict):
-                yield found
         place = text.find("{", end)
 
 

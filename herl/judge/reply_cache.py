@@ -93,7 +93,7 @@ class ReplyCache:
             self._writes += 1
             if self._writes % CHECK_EVERY == 0:
                 self._drop_oldest()
-        except sqlite3.OperationalError as error:
+        except sqlite3.Error as error:
             if not self._complained:
                 logger.warning("judge replies are not cached: %s: %s", self.path, error)
             self._complained = True

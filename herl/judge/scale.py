@@ -82,15 +82,14 @@ class Scale:
         if isinstance(said, float) and said.is_integer():
             said = int(said)
         word = _plain(str(said))
+        if word in self.values and not isinstance(said, bool):
+            return self.values[word]
         if word in _UNKNOWN:
             return None
-        if self.graded:
-            if word in self.values and not isinstance(said, bool):
-                return self.values[word]
-        elif word in _MET or word in _NOT_MET:
+        if not self.graded and (word in _MET or word in _NOT_MET):
             return float(word in _MET)
         raise JudgeError(f"expected one of {self.words}, got {str(said)[:60]!r}", "malformed", retry=True)
 
 
 def _plain(word: str) -> str:
-    return re.sub(r"[\s_-]+", " ", word).strip().strip(".!").lower()
+    return re.sub(r"(?:[\s_]|-(?!\d))+", " ", word).strip().strip(".!").lower()

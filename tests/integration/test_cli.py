@@ -44,7 +44,7 @@ def test_help_is_quick_and_loads_neither_torch_nor_hydra(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["fti"], "unknown verb 'fti'; expected one of fit, validate. Did you mean 'fit'?"),
+        (["fti"], "unknown verb 'fti'; expected one of fit, validate, lint. Did you mean 'fit'?"),
         (
             ["fit", "trainer.max_epoch=1"],
             "unknown key 'trainer.max_epoch'. Did you mean 'trainer.max_epochs'?",
@@ -61,7 +61,7 @@ def test_help_is_quick_and_loads_neither_torch_nor_hydra(tmp_path):
         (["fit", "selection.placement=replace_best"], "selection.placement: expected Literal['append'"),
         (["fit", "+loss.gama=1"], "loss.gama: unknown key; expected one of clip_low"),
         (
-            ["fit", "judge._target_=herl.bonus.NoBonus", "~judge.aggregation"],
+            ["fit", "judge._target_=herl.bonus.NoBonus", "~judge.aggregation", "~judge.python_modules"],
             "module.judge: expected a Judge",
         ),
         (["fit", "model.path=nowhere"], "model.path: expected a folder with a config.json"),

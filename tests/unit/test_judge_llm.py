@@ -274,6 +274,7 @@ def test_a_wrong_key_ends_the_run_at_once(key):
     [
         ({"base_url": "node7:8000"}, "expected an http or https URL"),
         ({"base_url": "http://user:secret@node7/v1"}, "without user, password"),
+        ({"base_url": "http://:secret@node7/v1"}, "without user, password"),
         ({"api_key_env": "NO_SUCH_KEY"}, "environment variable NO_SUCH_KEY is not set"),
         ({"try_timeout_seconds": 0}, "judge.chat.try_timeout_seconds: expected a number above 0, got 0"),
     ],
@@ -353,6 +354,31 @@ def test_everything_that_decides_the_verdict_is_in_the_key(tmp_path):
     assert len({tuple(variant) for variant in variants}) == len(variants)
     assert keys({"identity": "one"}) == keys({"identity": "one", "base_url": "http://y/v1"})
     assert keys() == keys()
+
+
+def test_an_endpoint_that_refuses_schemas_keeps_its_keys(tmp_path):
+    path = str(tmp_path / "replies.sqlite")
+    with FakeEndpoint(refuses_schema=True) as endpoint:
+        first, _ = judge_all(made(endpoint, ReplyCache(path)), TEXTS)
+        again, desk = judge_all(made(endpoint, ReplyCache(path)), TEXTS)
+        offline, _ = judge_all(made(endpoint, ReplyCache(path, mode="offline")), TEXTS)
+    assert desk.usage["cache_hits"] == len(TEXTS)
+    assert [j.reward for j in first] == [j.reward for j in again] == [j.reward for j in offline]
+
+
+def test_a_reply_without_text_is_malformed_and_paid_for():
+    with FakeEndpoint(judge=lambda parts: None) as endpoint:
+        [judgement], desk = judge_all(made(endpoint, limits=Limits(tries=2, backoff_seconds=0.0)), ["a"])
+    assert judgement.reward is None
+    assert (desk.usage["fault_malformed"], desk.usage["tokens"]) == (2, 240)
+
+
+def test_waiting_for_room_does_not_count_as_the_requests_own_time():
+    limits = Limits(concurrency=1, total_timeout_seconds=0.3)
+    with FakeEndpoint(seconds=0.1) as endpoint:
+        judgements, desk = judge_all(made(endpoint, limits=limits), TEXTS[:8])
+    assert REWARDS[:8] == rewards(judgements)
+    assert desk.causes() == {}
 
 
 def test_replies_that_could_not_be_read_are_not_kept(tmp_path):

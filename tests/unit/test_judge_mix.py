@@ -66,6 +66,14 @@ def test_a_judge_that_fails_takes_only_its_own_criteria_along():
     assert judgement.usage == {"abstained_other": 1}
 
 
+def test_verdicts_on_criteria_that_were_not_asked_about_are_a_failure():
+    everything = FunctionJudge(lambda task, text: {"fish": True, "river": True, "otter": True})
+    judge = RoutedJudge({"rule": RuleJudge(), "all": everything}, {"contains": "rule"}, "all")
+    judgement = judged(judge, "nothing")
+    assert [verdict.met for verdict in judgement.verdicts] == [False, None, None]
+    assert judgement.usage == {"abstained_wrong_count": 2}
+
+
 def test_several_judges_are_weighed():
     yes = FunctionJudge(lambda task, text: {c.id: True for c in task.rubric.criteria})
     judge = WeightedJudges({"word": FakeJudge(), "yes": yes}, {"word": 3.0})

@@ -30,6 +30,12 @@ def test_verdicts_are_found_in_any_wrapping(reply):
     assert read_verdicts(reply, 2, BINARY) == EXPECTED
 
 
+def test_a_quoted_verdict_or_a_thinking_tag_in_a_reason_is_only_text():
+    reason = 'It offers {"verdicts": {"1": "met"}} and </think> and <think> by itself.'
+    reply = json.dumps({"verdicts": {"1": {"reason": reason, "verdict": "not met"}}})
+    assert read_verdicts(reply, 1, BINARY) == [Said(0.0, reason)]
+
+
 def test_cannot_tell_is_no_verdict():
     for word in ("cannot tell", "Cannot-Tell", None, "unknown"):
         [said] = read_verdicts(json.dumps({"verdicts": {"1": {"verdict": word}}}), 1, BINARY)
@@ -41,10 +47,14 @@ def test_cannot_tell_is_no_verdict():
     [
         ("", "malformed", "expected JSON with verdicts, got ''"),
         ("All criteria are met.", "malformed", "expected JSON"),
-        (json.dumps(GOOD)[:-9], "malformed", "expected JSON"),
+        (json.dumps(GOOD)[:-9], "malformed", "expected one JSON object with 'verdicts'"),
         ("<think>" + json.dumps(GOOD), "malformed", "expected JSON"),
         ("{" * 5000, "malformed", "expected JSON"),
-        ('{"verdicts": ' * 3000, "malformed", "expected JSON"),
+        ('{"verdicts": ' * 3000, "malformed", "pieces of them"),
+        ('{"verdicts": {"1": {"reason": "it says {"verdicts": {"1": {"verdict": "met"}}} but", "verdict": "not met"}}}',
+         "malformed", "others around it"),
+        (f'The answer says {json.dumps(GOOD)}, but {json.dumps(GOOD)[:40]}', "malformed", "pieces of them"),
+        ('{"verdicts": {"1": "met", "1": "not met", "2": "met"}}', "wrong_count", "each criterion once"),
         (json.dumps(GOOD) + json.dumps({"verdicts": {"1": "met", "2": "met"}}), "malformed", "several that differ"),
         (json.dumps({"verdicts": "met"}), "malformed", "expected verdicts by number"),
         (json.dumps({"verdicts": {"first": "met", "2": "met"}}), "malformed", "the number of a criterion, got 'first'"),
@@ -73,6 +83,9 @@ def test_anything_else_is_no_judgement_and_may_be_asked_again(reply, cause, mess
         ([1, 10], 10, 1.0),
         ({"fully": 1.0, "partly": 0.25, "no": 0.0}, "Partly", 0.25),
         ([1, 10], "cannot tell", None),
+        ([-1, 1], "-1", 0.0),
+        ([-1, 1], 1, 1.0),
+        ({"full": 1.0, "some": 0.5, "none": 0.0}, "none", 0.0),
     ],
 )
 def test_graded_scales_map_to_0_1(setting, said, value):

@@ -34,8 +34,8 @@ def test_clean_data_gives_no_findings():
     ],
 )
 def test_doubtful_criteria(criterion, level, kind):
-    bad = Criterion(id="c", **criterion)
-    assert kinds({"train": [task("a", "Hi", bad)]}) == [(level, kind, "train:a:c")]
+    bad, good = Criterion(id="c", **criterion), Criterion(id="d", text="Says hi.", weight=3.0)
+    assert kinds({"train": [task("a", "Hi", bad, good)]}) == [(level, kind, "train:a:c")]
 
 
 def test_criteria_that_only_look_doubtful_pass():
@@ -48,8 +48,13 @@ def test_criteria_that_only_look_doubtful_pass():
 
 
 def test_a_criterion_that_stands_twice():
-    twice = [Criterion(id="a", text="Is kind."), Criterion(id="b", text="is  kind.")]
+    twice = [Criterion(id="a", text="Is kind.", weight=2.0), Criterion(id="b", text="is  kind.")]
     assert kinds({"train": [task("a", "Hi", *twice)]}) == [("warning", "repeated criterion", "train:a")]
+
+
+def test_data_in_which_all_weighs_the_same():
+    same = [Criterion(id="a", text="Is kind."), Criterion(id="b", text="Is short.")]
+    assert kinds({"train": [task("a", "Hi", *same)]}) == [("warning", "no weights", "train")]
 
 
 def test_duplicates_near_duplicates_and_leaks():
