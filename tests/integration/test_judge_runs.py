@@ -50,6 +50,8 @@ def start(folder, endpoint, *overrides, cache=None):
     return subprocess.Popen(
         command(folder, endpoint, *overrides, cache=cache),
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment(JUDGE_KEY=KEY),
+        # shells ignore it for what they run in the background, and children inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
 
 
