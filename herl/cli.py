@@ -106,7 +106,9 @@ def _suggest(verb: str) -> None:
     from herl.config import conf_dir, known_keys
 
     groups = {
-        path.name: {p.stem for p in path.glob("*.yaml")} for path in conf_dir().iterdir() if path.is_dir()
+        path.relative_to(conf_dir()).as_posix(): {p.stem for p in path.glob("*.yaml")}
+        for path in conf_dir().rglob("*")
+        if path.is_dir()
     }
     given = [a.split("=", 1) for a in sys.argv[2:] if "=" in a and not a.startswith(("-", "+", "~", "hydra"))]
     chosen = [f"{key}={value}" for key, value in given if value in groups.get(key, ())]

@@ -14,7 +14,9 @@ import platform
 import time
 import warnings
 from collections import Counter
-from contextlib import ExitStack, closing
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +27,7 @@ from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.resolvers.oc import env as read_environment
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -56,6 +59,7 @@ def build(config: DictConfig) -> Run:
     Raises:
         ConfigError: before any model is loaded.
     """
+    config = deepcopy(config)  # Hydra resolves nodes in place: the caller's may name secrets
     check(config)
     quiet()
     L.seed_everything(config.seed, verbose=False)
@@ -232,10 +236,25 @@ def _finish(config: DictConfig, run: Run, started: float, results: dict[str, Any
     if not run.trainer.is_global_zero:
         return summary
     folder = Path(config.output_dir)
-    OmegaConf.save(config, folder / "config.yaml")  # not resolved: ${oc.env:...} may be a secret
+    with _environment_unread():
+        OmegaConf.save(config, folder / "config.yaml", resolve=True)
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     _show(summary, folder)
     return summary
+
+
+@contextmanager
+def _environment_unread() -> Iterator[None]:
+    """Lets ${oc.env:NAME} stand for itself: what it reads may be a secret."""
+
+    def as_written(name: str, *default: str) -> str:
+        return "${oc.env:" + ",".join([name, *default]) + "}"
+
+    OmegaConf.register_new_resolver("oc.env", as_written, replace=True)
+    try:
+        yield
+    finally:
+        OmegaConf.register_new_resolver("oc.env", read_environment, replace=True)
 
 
 def _judge_summary(desk: JudgeDesk) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from pydantic import ConfigDict, PydanticSchemaGenerationError, PydanticUserErro
 from pydantic import ValidationError as PydanticValidationError
 
 from herl.errors import ConfigError, did_you_mean
+from herl.locate import located
 
 HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
 
@@ -65,7 +66,7 @@ def _check_node(key: str, value: Any) -> None:
 
 
 def _check_target(key: str, node: Mapping[str, Any]) -> None:
-    target = _locate(key, node["_target_"])
+    target = located(f"{key}._target_", node["_target_"])
     parameters = inspect.signature(target).parameters
     given = {str(name): value for name, value in node.items() if name not in HYDRA_KEYS}
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
@@ -89,7 +90,7 @@ def _check_target(key: str, node: Mapping[str, Any]) -> None:
 
 def _check_value(key: str, value: Any, hint: Any) -> None:
     if isinstance(value, Mapping) and "_target_" in value:
-        made = _locate(key, value["_target_"])
+        made = located(f"{key}._target_", value["_target_"])
         wanted = tuple(h for h in (hint, *typing.get_args(hint)) if inspect.isclass(h)) or (object,)
         if inspect.isclass(made) and not value.get("_partial_") and not issubclass(made, wanted):
             names = " or ".join(h.__name__ for h in wanted if h is not type(None))
@@ -108,17 +109,6 @@ def _check_value(key: str, value: Any, hint: Any) -> None:
         raise ConfigError(f"{key}: expected {_name(hint)}, got {value!r} ({complaint})") from error
     if isinstance(value, str) and isinstance(made, bool | int | float):
         raise ConfigError(f"{key}: expected {_name(hint)}, got the text {value!r}")
-
-
-def _locate(key: str, path: str) -> Any:
-    from hydra.utils import get_object
-
-    try:
-        return get_object(path)
-    except Exception as error:  # whatever importing the user's module raises
-        raise ConfigError(
-            f"{key}._target_: cannot import '{path}': {type(error).__name__}: {error}"
-        ) from error
 
 
 def _hints(target: Any) -> dict[str, Any]:

@@ -142,6 +142,10 @@ def check_judge(judge: Judge, task: Task | None = None, text: str = "fish") -> J
     rollout = make_rollout(text, task_id=task.id)
     judgement = asyncio.run(judge.judge(task, rollout))
     assert judgement.rollout_id == rollout.id, "the judgement must carry the rollout's id"
+    if judge.holistic:
+        assert not judgement.verdicts, f"a holistic judge gives no verdicts, got {judgement.verdicts}"
+        assert judgement.reward is not None, "a holistic judge gives a reward, or raises JudgeError"
+        return judgement
     expected = [criterion.id for criterion in task.rubric.criteria]
     got = [verdict.criterion_id for verdict in judgement.verdicts]
     assert sorted(got) == sorted(expected), f"expected one verdict for each of {expected}, got {got}"

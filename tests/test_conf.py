@@ -54,6 +54,14 @@ def test_a_mix_takes_a_model_for_what_rules_cannot_judge():
     assert sorted(judge.judges) == ["instruction", "model", "rule"]
 
 
+def test_several_judges_share_the_verdict():
+    config = composed(
+        "fit", "judge=weighted", "+judge@judge.judges.a=rule", "+judge@judge.judges.b=instruction_following"
+    )
+    check(config)
+    assert sorted(instantiate(config.judge).judges) == ["a", "b"]
+
+
 def test_aggregations_are_chosen_for_any_judge():
     for name in choices("aggregation"):
         for judge in ("rule", "mix"):

@@ -39,5 +39,5 @@ def _forget_begun(trainer: L.Trainer) -> None:
     """Counts a batch that was begun as not begun; a validation that broke off is not taken up again."""
     loop = trainer.fit_loop.epoch_loop
     for progress in (loop.batch_progress.total, loop.batch_progress.current):
-        progress.ready = progress.started = progress.completed  # type: ignore[attr-defined]
+        progress.reset_on_restart()
     loop.val_loop.batch_progress.reset()

@@ -61,7 +61,7 @@ class JudgeDesk:
         self.needs_verdicts = False
         """Whether a reward without verdicts is a failure, since hindsight could not use it."""
         self.usage: Counter[str] = Counter()
-        """What judging cost in the run so far, on all ranks: calls, tokens, cost, cache_hits, faults."""
+        """What the judgements of the run so far took, on all ranks; `budget` knows what was spent."""
         self._concurrency = concurrency
         self._strip_thinking = strip_thinking
         self._window: deque[tuple[int, int]] = deque(maxlen=window)
@@ -186,8 +186,8 @@ class JudgeDesk:
         return {name.removeprefix("abstained_"): int(count) for name, count in sorted(found.items())}
 
     def state_dict(self) -> dict[str, float]:
-        """Returns what a resumed run needs to go on counting, a batch that was given up included."""
-        return dict(self.usage + self.budget.unsettled)
+        """Returns what a resumed run needs to go on counting; a batch that was given up is paid for, too."""
+        return self.usage | {name: self.budget.spent(name) for name in ("calls", "tokens", "cost")}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         """Adds what was counted before the run was resumed, costs included."""

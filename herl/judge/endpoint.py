@@ -122,7 +122,7 @@ class Endpoint(Chat):
             return await self.complete(request)
         return self._reply(reply)
 
-    async def _post(self, request: ChatRequest) -> object:
+    async def _post(self, request: ChatRequest) -> Any:
         assert self._client is not None, "start the endpoint first"
         body = {
             "model": self.model,
@@ -167,12 +167,12 @@ class Endpoint(Chat):
     def _refusal(self, error: openai.APIStatusError) -> JudgeError:
         return JudgeError(f"HTTP {error.status_code}: {self._clean(error.message)}", "refused")
 
-    def _reply(self, reply: object) -> ChatReply:
+    def _reply(self, reply: Any) -> ChatReply:
         try:
-            choice = reply["choices"][0]  # type: ignore[index]  # anything else is malformed
+            choice = reply["choices"][0]
             message = choice["message"]
             text, refusal = message.get("content"), message.get("refusal")
-            usage = reply.get("usage") or {}  # type: ignore[attr-defined]
+            usage = reply.get("usage") or {}
             read, written = int(usage.get("prompt_tokens", 0)), int(usage.get("completion_tokens", 0))
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             got = self._clean(str(reply))

@@ -16,9 +16,10 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from herl.errors import ConfigError, JudgeError
+from herl.errors import JudgeError
 from herl.judge.aggregation import weighted
 from herl.judge.base import Aggregation, Judge
+from herl.locate import located
 from herl.types import Judgement, Rollout, Task, Verdict
 
 Function = Callable[[Task, str], Any]
@@ -38,7 +39,7 @@ class FunctionJudge(Judge):
         self, function: str | Function, met_at: float = 1.0, aggregation: Aggregation = weighted
     ) -> None:
         super().__init__(aggregation)
-        self._function = _located(function) if isinstance(function, str) else function
+        self._function = located("judge.function", function) if isinstance(function, str) else function
         self._name = f"{self._function.__module__}.{getattr(self._function, '__qualname__', function)}"
         self._met_at = met_at
         self.holistic = _returned(self._function) in (float, int)
@@ -75,17 +76,6 @@ class FunctionJudge(Judge):
             f"got {value!r}",
             "function",
         )
-
-
-def _located(path: str) -> Function:
-    from hydra.utils import get_method
-
-    try:
-        return get_method(path)
-    except Exception as error:  # whatever importing the user's module raises
-        raise ConfigError(
-            f"judge.function: cannot import '{path}': {type(error).__name__}: {error}"
-        ) from error
 
 
 def _returned(function: Function) -> Any:

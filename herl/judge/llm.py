@@ -26,7 +26,7 @@ from herl.judge.scale import Scale
 from herl.types import Judgement, Rollout, Task, Verdict
 
 HOLISTIC_SCALE = (1, 10)
-NOT_ASKED = "the judge cannot tell"
+UNDECIDED = "the judge cannot tell"
 
 
 class LLMJudge(Judge):
@@ -156,7 +156,7 @@ class LLMJudge(Judge):
     ) -> Verdict:
         values = [said.value for said in votes if said.value is not None]
         if not values:
-            reason = str(failure) if failure else next((s.reason for s in votes if s.reason), NOT_ASKED)
+            reason = str(failure) if failure else next((s.reason for s in votes if s.reason), UNDECIDED)
             usage[f"abstained_{failure.cause if failure else 'cannot_tell'}"] += 1
             return Verdict(criterion_id=criterion_id, met=None, reason=reason)
         value = fmean(values)

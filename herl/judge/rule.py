@@ -24,7 +24,6 @@ from modules that the configuration allows: data alone must not run code.
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import re
@@ -36,6 +35,7 @@ import jsonschema
 from herl.errors import JudgeError, did_you_mean
 from herl.judge.aggregation import weighted
 from herl.judge.base import Aggregation, Judge
+from herl.locate import located
 from herl.types import Criterion, Judgement, Rollout, Task, Verdict
 
 _NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?")
@@ -168,11 +168,10 @@ class RuleJudge(Judge):
         return CHECKS[kind](answer, **parameters)
 
     def _function(self, path: str) -> Callable[..., object]:
-        module, _, name = path.rpartition(".")
-        if module not in self._python_modules:
+        if path.rpartition(".")[0] not in self._python_modules:
             raise JudgeError(
                 f"expected a function of a module in judge.python_modules {list(self._python_modules)}, "
                 f"got '{path}'"
             )
-        function: Callable[..., object] = getattr(importlib.import_module(module), name)
+        function: Callable[..., object] = located("check.path", path)
         return function

@@ -88,7 +88,9 @@ def test_the_curves_tell_what_judging_took_and_cost(clean):
 
 def test_a_run_with_30_percent_faults_learns_the_same_and_shows_its_key_nowhere(clean, tmp_path):
     with FakeEndpoint(fault_share=0.3, judge=by_hash, key=KEY) as endpoint:
-        done = run(tmp_path, endpoint)
+        done = run(tmp_path, endpoint, "judge.chat.extra_body={user: '${oc.env:JUDGE_KEY}'}")
+    assert f'"user": "{KEY}"' in endpoint.bodies[0]  # the endpoint alone gets to read it
+    assert "${oc.env:JUDGE_KEY}" in (tmp_path / "config.yaml").read_text()
     assert learnt(tmp_path) == learnt(clean)
     judge = summary(tmp_path)["judge"]
     made_by = {"hang": "timeout", "cut": "connection"}
