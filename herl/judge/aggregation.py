@@ -1,4 +1,4 @@
-"""Verdicts and weights -> one reward. Pure functions, chosen by `judge.aggregation`.
+"""Verdicts and weights -> one reward. Pure functions, chosen by `aggregation=`.
 
 A criterion that abstained leaves both the numerator and the denominator. Each function returns None
 when nothing is left. A criterion with a negative weight costs its weight when the bad thing happens

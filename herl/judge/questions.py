@@ -20,6 +20,7 @@ from herl.judge.scale import Scale
 from herl.types import Criterion, Message, Task
 
 Mode = Literal["one_shot", "per_criterion", "batched", "holistic"]
+REASON_RULE = " Give the reason first, in one short sentence."
 _FIELDS = {"verdict_rule", "material", "code", "count", "form"}
 _CONTROL = re.compile(
     r"<[|\uff5c]|[|\uff5c]>|\[\||\|\]"  # <|im_end|>, <|start_header_id|>, [|endofturn|], <|turn>
@@ -88,7 +89,7 @@ class Questioner:
         parts = [(name, defuse(text)) for name, text in parts]
         code = fresh_code([text for _, text in parts])
         fields = {
-            "verdict_rule": self._scale.rule,
+            "verdict_rule": self._scale.rule + (REASON_RULE if self._reasons else ""),
             "material": "\n\n".join(fence(name, text, code) for name, text in parts),
             "code": code,
             "count": str(len(criteria)),

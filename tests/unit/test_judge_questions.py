@@ -128,6 +128,8 @@ def test_the_scale_and_the_form_are_told():
     graded = Scale.of([0, 2])
     [question] = Questioner("one_shot", graded, reasons=False).questions(many(5), "x")
     assert "a whole number from 0 (not at all) to 2 (fully)" in question.messages[0]["content"]
+    assert "reason" not in question.messages[0]["content"] + question.messages[1]["content"]
+    assert "Give the reason first" in questions()[0].messages[0]["content"]
     entry = question.schema["properties"]["verdicts"]["properties"]["5"]
     assert entry["properties"] == {"verdict": {"type": "string", "enum": ["0", "1", "2", "cannot tell"]}}
     form = question.messages[-1]["content"].splitlines()[-1]
