@@ -14,6 +14,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from herl import attention
 from herl.cache import cache_folder
 from herl.errors import ConfigError
 from herl.lora import Lora
@@ -77,6 +78,7 @@ class PretrainedModel:
             with torch.random.fork_rng():
                 torch.manual_seed(self.seed)
                 self.lora.add_to(model)
+        attention.install(model)
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         return model

@@ -13,7 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import lightning as L
 import torch
@@ -22,10 +22,10 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from herl.advantages import group_advantages
-from herl.batch import MicroBatch, micro_batches, split_by_group
+from herl.batch import Packing, split_by_group
 from herl.bonus import BonusReward, NoBonus
 from herl.clock import PhaseClock
-from herl.distributed import gather, rank, together, world_size
+from herl.distributed import gather, together, world_size
 from herl.errors import ConfigError, TrainingError
 from herl.experience import (
     Advantages,
@@ -39,14 +39,15 @@ from herl.experience import (
 )
 from herl.hindsight import HindsightBuilder, NoHindsight
 from herl.judge import Judge, JudgeDesk
-from herl.logprobs import answer_logprobs
-from herl.lora import adapters_off, has_adapters
-from herl.loss import PolicyLoss, Stats, Tokens
+from herl.lora import has_adapters
+from herl.loss import PolicyLoss
 from herl.metrics.rubric import RubricMetrics, collection_metrics
 from herl.metrics.running import RunningStats
 from herl.model import PretrainedModel
+from herl.packing import choose_packing
 from herl.sampler import Sampler
 from herl.schedule import Schedule, learning_rate_share
+from herl.scoring import Scorer
 from herl.seeds import derive_seed
 from herl.selection import form_group
 from herl.sharding import FSDPStrategy, check_trainer, load_sharded
@@ -75,7 +76,8 @@ class HerlModule(L.LightningModule):
         schedule: Course of the learning rate over the run, after the warm-up.
         warmup_steps: Optimiser steps over which the learning rate rises from 0.
         updates_per_batch: Optimiser steps per rollout batch.
-        micro_batch_tokens: Padded tokens per forward pass. Changes memory and speed, never the result.
+        micro_batch_tokens: Tokens per forward pass. Changes memory and speed, never the result.
+        packing: What stands in a row (`herl.batch.Packing`); `auto` for the best that the model allows.
         max_grad_norm: Gradients are clipped to this norm; None for no clipping.
         validation_attempts: Plain attempts per held-out prompt. More only lower the noise.
         seed: All random choices are hashes of it.
@@ -98,6 +100,7 @@ class HerlModule(L.LightningModule):
         warmup_steps: int = 0,
         updates_per_batch: int = 2,
         micro_batch_tokens: int = 8192,
+        packing: Packing | Literal["auto"] = "auto",
         max_grad_norm: float | None = 1.0,
         validation_attempts: int = 1,
         seed: int = 0,
@@ -118,6 +121,7 @@ class HerlModule(L.LightningModule):
         self.warmup_steps = warmup_steps
         self.updates_per_batch = updates_per_batch
         self.micro_batch_tokens = micro_batch_tokens
+        self.packing = packing
         self.max_grad_norm = max_grad_norm
         self.validation_attempts = validation_attempts
         self.seed = seed
@@ -221,16 +225,17 @@ class HerlModule(L.LightningModule):
         """Takes the optimiser steps of a rollout batch; returns the means of their statistics."""
         assert self.policy is not None
         self.policy.train()
-        stats = RunningStats()
+        stats, scorer = RunningStats(), self.scorer()
         parts = split_by_group(experiences, self.updates_per_batch)
         # Before the first step the current log-probs are the old ones: that part needs no extra pass.
-        old = [None if i == 0 else self._old_logprobs(part) for i, part in enumerate(parts)]
+        old = [None if i == 0 else scorer.logprobs(part) for i, part in enumerate(parts)]
         for part, old_logprobs in zip(parts, old, strict=True):
-            self._optimizer_step(part, old_logprobs, stats)
+            self._optimizer_step(scorer, part, old_logprobs, stats)
         return {f"update/{name}": value for name, value in stats.compute().items()}
 
     def _optimizer_step(
         self,
+        scorer: Scorer,
         experiences: Sequence[Experience],
         old_logprobs: Sequence[torch.Tensor | None] | None,
         stats: RunningStats,
@@ -241,10 +246,10 @@ class HerlModule(L.LightningModule):
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * rate
         total = 0.0
-        batches = list(self._micro_batches(experiences, old_logprobs))
+        batches = list(scorer.micro_batches(experiences, old_logprobs))
         for batch in batches:
             self._synchronise_gradients(batch is batches[-1])
-            loss, batch_stats = self._loss(batch.to(self.device))
+            loss, batch_stats = scorer.compute_loss(batch)
             self.manual_backward(loss * world_size())  # the strategies average gradients over ranks
             total += float(loss.detach())
             if not batch.filler:
@@ -268,65 +273,19 @@ class HerlModule(L.LightningModule):
         if isinstance(replicas, DistributedDataParallel):
             replicas.require_backward_grad_sync = on
 
-    def _loss(self, batch: MicroBatch) -> tuple[torch.Tensor, Stats]:
-        """Returns the loss of a micro-batch, with gradient, and its statistics."""
+    def scorer(self) -> Scorer:
+        """Returns what computes log-probs and losses with the models as they are now."""
         assert self.policy is not None
-        temperature = self.stages.plan.attempt.temperature
-        ref_logprobs = self._ref_logprobs(batch, temperature) if self.loss.kl_coef > 0 else None
-        logprobs, entropy = answer_logprobs(
-            self.policy, batch, temperature, entropy_grad=self.loss.entropy_coef != 0
-        )
-        old = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
-        return self.loss(
-            Tokens(
-                logprobs=logprobs,
-                entropy=entropy,
-                old_logprobs=old,
-                sampler_logprobs=batch.sampler_logprobs,
-                advantage=batch.advantage,
-                weight=batch.weight,
-                revision=batch.revision,
-                row=batch.row,
-                ref_logprobs=ref_logprobs,
-            )
-        )
-
-    @torch.no_grad()
-    def _ref_logprobs(self, batch: MicroBatch, temperature: float) -> torch.Tensor:
-        """The reference's log-probs, [N]: of a model of its own, or of the policy without adapters."""
-        assert self.policy is not None
-        for reference in self._reference:
-            return answer_logprobs(reference, batch, temperature)[0]
-        with adapters_off(self.policy):
-            return answer_logprobs(self.policy, batch, temperature)[0]
-
-    @torch.no_grad()
-    def _old_logprobs(self, experiences: Sequence[Experience]) -> list[torch.Tensor | None]:
-        """The current log-probs of each experience under its training context, [answer_len] each.
-
-        None where another rank trains on it: rows are dealt out here as they are in the step.
-        """
-        assert self.policy is not None
-        found: dict[int, torch.Tensor] = {}
-        for batch in self._micro_batches(experiences, None):
-            logprobs, _ = answer_logprobs(
-                self.policy, batch.to(self.device), self.stages.plan.attempt.temperature
-            )
-            lengths = batch.answer_mask.sum(1).tolist()
-            found.update(zip(batch.rows, torch.split(logprobs.cpu(), lengths), strict=True))
-        return [found.get(place) for place in range(len(experiences))]
-
-    def _micro_batches(
-        self, experiences: Sequence[Experience], old_logprobs: Sequence[torch.Tensor | None] | None
-    ) -> Iterator[MicroBatch]:
-        return micro_batches(
-            experiences,
+        if self.packing == "auto":
+            self.packing = choose_packing(self.policy, self.device)
+        return Scorer(
+            policy=self.policy,
+            reference=next(iter(self._reference), None),
+            loss=self.loss,
+            temperature=self.stages.plan.attempt.temperature,
             max_tokens=self.micro_batch_tokens,
-            aggregation=self.loss.aggregation,
-            constant_length=self.loss.constant_length,
-            old_logprobs=old_logprobs,
-            rank=rank(),
-            world_size=world_size(),
+            packing=self.packing,
+            device=self.device,
         )
 
     def _scheduled_rate(self) -> float:

@@ -10,16 +10,14 @@ from typing import Any
 import lightning as L
 import torch
 
-from herl.batch import micro_batches
 from herl.clock import PhaseClock
 from herl.distributed import gather, together
 from herl.errors import ConfigError, SamplerError
 from herl.experience import render
-from herl.logprobs import answer_logprobs
 from herl.module import HerlModule
 from herl.sampler import Sampler
 from herl.seeds import derive_seed
-from herl.types import Experience, Judgement, Rollout, SampleRequest
+from herl.types import SampleRequest
 
 PROBE = "Describe how rain forms, and name two animals that like it."
 
@@ -123,25 +121,22 @@ class RefreshSampler(L.Callback):
         numerics = module.trainer.precision_plugin.forward_context
         with numerics():
             rollouts = together(lambda: list(stages.sampler.generate([request])))
-        experiences = [_experience(rollout) for rollout in rollouts]
-        [batch] = micro_batches(experiences, max_tokens=2**31, aggregation="token_mean")
         assert module.policy is not None
         module.policy.eval()
         # Not in Lightning's inference mode: buffers that FSDP makes there could not be used in training.
         with torch.inference_mode(False), torch.no_grad(), numerics():
-            logprobs, _ = answer_logprobs(
-                module.policy, batch.to(module.device), request.sampling.temperature
-            )
-        difference = (logprobs.cpu() - batch.sampler_logprobs).abs()
+            ours = module.scorer().own_logprobs(rollouts)
+        theirs = torch.tensor([logprob for rollout in rollouts for logprob in rollout.logprobs])
+        ids = [token for rollout in rollouts for token in rollout.token_ids]
+        difference = (ours - theirs).abs()
         place = int(difference.argmax())  # a NaN counts as the largest
-        token = stages.tokenizer.decode([int(batch.answer_ids[place])])
-        error, theirs, ours, token = max(
+        error, sampler_logprob, trainer_logprob, token = max(
             gather(
                 (
                     float(difference[place]),
-                    float(batch.sampler_logprobs[place]),
-                    float(logprobs[place]),
-                    token,
+                    float(theirs[place]),
+                    float(ours[place]),
+                    stages.tokenizer.decode([ids[place]]),
                 )
             ),
             key=lambda found: math.inf if math.isnan(found[0]) else found[0],
@@ -150,8 +145,9 @@ class RefreshSampler(L.Callback):
             raise SamplerError(
                 f"the probe failed after the refresh to policy version {self.version}: the largest deviation "
                 f"is {error:.3g} nats at the token {token!r}, to which the sampler gives the log-prob "
-                f"{theirs:.4f} and the trainer {ours:.4f}; callbacks.refresh_sampler.probe_limit allows "
-                f"{self.probe_limit:g}. Engines in bfloat16 need about 0.3; more means that weights did not "
+                f"{sampler_logprob:.4f} and the trainer {trainer_logprob:.4f}; "
+                f"callbacks.refresh_sampler.probe_limit allows {self.probe_limit:g}. "
+                "Engines in bfloat16 need about 0.3; more means that weights did not "
                 "arrive, or that engine and trainer differ in temperature or architecture"
             )
         return error
@@ -164,14 +160,3 @@ def _load(sampler: Sampler, stream: Iterator[tuple[str, torch.Tensor]], version:
         for _ in stream:  # the other ranks are gathering shards: take part to the end, then fail
             pass
         raise
-
-
-def _experience(rollout: Rollout) -> Experience:
-    return Experience(
-        rollout=rollout,
-        judgement=Judgement(rollout_id=rollout.id, verdicts=(), reward=None),
-        reward=0.0,
-        bonus=0.0,
-        advantage=0.0,
-        context_ids=rollout.prompt_ids,
-    )

@@ -1,12 +1,11 @@
 import random
 
 import pytest
-import torch
 
 from herl.batch import micro_batches
-from herl.logprobs import answer_logprobs
-from herl.loss import PolicyLoss, Tokens
 from herl.testing import make_experience, make_rollout
+
+PACKINGS = ("shared", "packed", "single")
 
 
 def experience(context, answer, *, advantage=1.0, index=0, parent=None):
@@ -20,142 +19,128 @@ def experience(context, answer, *, advantage=1.0, index=0, parent=None):
     return make_experience(rollout, reward=0.5, advantage=advantage)
 
 
-def several(count=7, seed=0):
+def several(groups=3, answers=4, seed=0):
+    """Answers of 1 to 20 tokens to prompts of 4 to 30; one in three is a revision."""
     rng = random.Random(seed)
-    return [
-        experience(
-            [rng.randrange(3, 900) for _ in range(rng.randint(4, 30))],
-            [rng.randrange(3, 900) for _ in range(rng.randint(1, 20))],
-            advantage=rng.uniform(-1, 1),
-            index=i,
-            parent="group/9" if i % 3 == 0 else None,
-        )
-        for i in range(count)
-    ]
-
-
-def test_layout_of_one_micro_batch():
-    experiences = [experience([7, 8, 9], [1, 2]), experience([5], [3, 4, 6], advantage=-2.0, parent="p")]
-    [batch] = micro_batches(experiences, max_tokens=100, aggregation="token_mean")
-    assert batch.rows == (1, 0)  # shortest first
-    assert batch.input_ids.tolist() == [[0, 0, 5, 3, 4, 6], [7, 8, 9, 1, 2, 0]]
-    assert batch.attention_mask.tolist() == [[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0]]
-    assert batch.position_ids.tolist() == [[0, 0, 0, 1, 2, 3], [0, 1, 2, 3, 4, 4]]
-    assert batch.answer_ids.tolist() == [3, 4, 6, 1, 2]
-    assert batch.row.tolist() == [0, 0, 0, 1, 1]
-    assert batch.advantage.tolist() == [-2.0, -2.0, -2.0, 1.0, 1.0]
-    assert batch.revision.tolist() == [True, True, True, False, False]
-    assert batch.weight.tolist() == pytest.approx([0.2] * 5)
-    assert batch.sampler_logprobs.tolist() == pytest.approx([-0.1, -0.2, -0.3, -0.1, -0.2])
-
-
-def test_the_sampled_ids_are_the_trained_ids():
-    experiences = several()
-    for batch in micro_batches(experiences, max_tokens=90, aggregation="token_mean"):
-        ids = batch.answer_ids.split(batch.answer_mask.sum(1).tolist())
-        for row, trained in zip(batch.rows, ids, strict=True):
-            assert tuple(trained.tolist()) == experiences[row].rollout.token_ids
-
-
-def test_micro_batches_keep_to_the_budget_and_lose_nothing():
-    experiences = several(20)
-    batches = list(micro_batches(experiences, max_tokens=120, aggregation="token_mean"))
-    assert len(batches) > 3
-    assert sorted(row for batch in batches for row in batch.rows) == list(range(20))
-    assert all(batch.input_ids.numel() <= 120 or len(batch.rows) == 1 for batch in batches)
-    assert sum(float(batch.weight.sum()) for batch in batches) == pytest.approx(1.0)
-
-
-def test_context_tokens_never_carry_loss(policy):
-    batch = next(micro_batches(several(), max_tokens=10**6, aggregation="token_mean"))
-    logits = policy(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        position_ids=batch.position_ids,
-        use_cache=False,
-    ).logits
-    logits.retain_grad()
-    width = batch.answer_mask.shape[1]
-    loss = 0.0
-    kept = torch.log_softmax(logits[:, -width - 1 : -1][batch.answer_mask], -1)
-    loss = kept.gather(-1, batch.answer_ids[:, None]).sum()
-    loss.backward()
-    touched = logits.grad.abs().sum(-1) > 0
-    predicts_answer = torch.zeros_like(touched)
-    predicts_answer[:, -width - 1 : -1] = batch.answer_mask
-    assert torch.equal(touched, predicts_answer)
-
-
-@pytest.mark.parametrize("temperature", [0.7, 1.0])
-def test_logprobs_equal_those_of_each_answer_alone_without_padding(policy, temperature):
-    experiences = several()
-    batch = next(micro_batches(experiences, max_tokens=10**6, aggregation="token_mean"))
-    logprobs, entropy = answer_logprobs(policy, batch, temperature)
-    expected, entropies = [], []
-    for row in batch.rows:
-        ids = [*experiences[row].context_ids, *experiences[row].rollout.token_ids]
-        logits = policy(input_ids=torch.tensor([ids]), use_cache=False).logits[0].double() / temperature
-        for place in range(len(experiences[row].context_ids), len(ids)):
-            distribution = torch.log_softmax(logits[place - 1], -1)
-            expected.append(distribution[ids[place]])
-            entropies.append(-(distribution.exp() * distribution).sum())
-    torch.testing.assert_close(logprobs.double(), torch.stack(expected), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(entropy.double(), torch.stack(entropies), rtol=1e-5, atol=1e-5)
-
-
-def loss_and_gradient(policy, experiences, max_tokens, aggregation):
-    policy.zero_grad()
-    loss = PolicyLoss(entropy_coef=0.01, revision_shaping="shaped", aggregation=aggregation)
-    total = 0.0
-    for batch in micro_batches(
-        experiences, max_tokens=max_tokens, aggregation=aggregation, constant_length=32
-    ):
-        logprobs, entropy = answer_logprobs(policy, batch, 1.0, entropy_grad=True)
-        value, _ = loss(
-            Tokens(
-                logprobs=logprobs,
-                entropy=entropy,
-                old_logprobs=logprobs.detach() - 0.05,
-                sampler_logprobs=batch.sampler_logprobs,
-                advantage=batch.advantage,
-                weight=batch.weight,
-                revision=batch.revision,
-                row=batch.row,
+    found = []
+    for _ in range(groups):
+        context = [rng.randrange(3, 900) for _ in range(rng.randint(4, 30))]
+        for _ in range(answers):
+            index = len(found)
+            found.append(
+                experience(
+                    context,
+                    [rng.randrange(3, 900) for _ in range(rng.randint(1, 20))],
+                    advantage=rng.uniform(-1, 1),
+                    index=index,
+                    parent="group/9" if index % 3 == 0 else None,
+                )
             )
-        )
-        value.backward()
-        total += float(value.detach())
-    return total, torch.cat([p.grad.flatten() for p in policy.parameters()])
+    return found
 
 
-@pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean", "constant"])
-def test_loss_does_not_depend_on_micro_batch_size_order_or_padding(policy, aggregation):
-    experiences = several(9)
-    loss, gradient = loss_and_gradient(policy, experiences, 10**6, aggregation)
-    shuffled = list(experiences)
-    random.Random(1).shuffle(shuffled)
-    for order, budget in ((experiences, 1), (experiences, 100), (shuffled, 60), (shuffled, 10**6)):
-        other_loss, other = loss_and_gradient(policy, order, budget, aggregation)
-        assert other_loss == pytest.approx(loss, rel=1e-5)
-        assert float((other - gradient).norm() / gradient.norm()) < 1e-5
+def test_layout_of_shared_contexts():
+    experiences = [
+        experience([7, 8, 9], [1, 2]),
+        experience([5], [3, 4, 6], advantage=-2.0, parent="p"),
+        experience([7, 8, 9], [6], advantage=3.0),
+    ]
+    [batch] = micro_batches(experiences, max_tokens=100, aggregation="token_mean")
+    assert batch.rows == (0, 2, 1)
+    assert batch.input_ids.tolist() == [[7, 8, 9, 1, 2, 6, 5, 3, 4, 6]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 3, 0, 1, 2, 3]]
+    assert [(one.start, one.answers) for one in batch.contexts] == [(0, (3, 5, 6)), (6, (7, 10))]
+    assert batch.answer_ids.tolist() == [1, 2, 6, 3, 4, 6]
+    assert batch.before.tolist() == [2, 3, 2, 6, 7, 8], "the context's end predicts the first of each answer"
+    assert batch.answer_lengths == [2, 1, 3]
+    assert batch.row.tolist() == [0, 0, 1, 2, 2, 2]
+    assert batch.advantage.tolist() == [1.0, 1.0, 3.0, -2.0, -2.0, -2.0]
+    assert batch.revision.tolist() == [False, False, False, True, True, True]
+    assert batch.weight.tolist() == pytest.approx([1 / 6] * 6)
+    assert batch.sampler_logprobs.tolist() == pytest.approx([-0.1, -0.2, -0.1, -0.1, -0.2, -0.3])
+
+
+def test_layout_of_packed_and_of_single_answers():
+    experiences = [experience([7, 8], [1, 2]), experience([7, 8], [3])]
+    [packed] = micro_batches(experiences, max_tokens=100, aggregation="token_mean", packing="packed")
+    assert packed.input_ids.tolist() == [[7, 8, 1, 2, 7, 8, 3]]
+    assert packed.position_ids.tolist() == [[0, 1, 2, 3, 0, 1, 2]]
+    single = micro_batches(experiences, max_tokens=100, aggregation="token_mean", packing="single")
+    assert [batch.input_ids.tolist() for batch in single] == [[[7, 8, 1, 2]], [[7, 8, 3]]]
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_the_sampled_ids_are_the_trained_ids(packing):
+    experiences = several()
+    for batch in micro_batches(experiences, max_tokens=90, aggregation="token_mean", packing=packing):
+        columns = [column for one in batch.contexts for column in range(one.answers[0], one.answers[-1])]
+        assert batch.input_ids[0, columns].tolist() == batch.answer_ids.tolist()
+        for row, trained in zip(batch.rows, batch.answer_ids.split(batch.answer_lengths), strict=True):
+            assert tuple(trained.tolist()) == experiences[row].rollout.token_ids
+        for one in batch.contexts:
+            row = batch.rows[[c.start for c in batch.contexts].index(one.start)]
+            assert batch.input_ids[0, one.start : one.answers[0]].tolist() in [
+                list(e.context_ids) for e in experiences
+            ], row
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+@pytest.mark.parametrize("budget", [30, 60, 120, 10**6])
+def test_micro_batches_keep_to_the_budget_and_lose_nothing(packing, budget):
+    experiences = several(6)
+    batches = list(micro_batches(experiences, max_tokens=budget, aggregation="token_mean", packing=packing))
+    assert sorted(row for batch in batches for row in batch.rows) == list(range(24))
+    assert all(batch.input_ids.numel() <= budget or len(batch.rows) == 1 for batch in batches)
+    assert sum(float(batch.weight.sum()) for batch in batches) == pytest.approx(1.0)
+    assert not any(batch.filler for batch in batches)
+
+
+def test_rows_carry_about_equal_work():
+    batches = list(micro_batches(several(40), max_tokens=200, aggregation="token_mean"))
+    lengths = [batch.input_ids.numel() for batch in batches]
+    assert len(lengths) > 8
+    assert sum(lengths) / len(lengths) > 0.9 * max(lengths)
+
+
+def test_a_shared_context_stands_once_however_many_answers_it_has():
+    experiences = [experience(list(range(50)), [60 + i, 61], index=i) for i in range(8)]
+    [batch] = micro_batches(experiences, max_tokens=200, aggregation="token_mean")
+    assert batch.input_ids.numel() == 50 + 8 * 2
+    parts = list(micro_batches(experiences, max_tokens=60, aggregation="token_mean"))
+    assert [len(part.rows) for part in parts] == [4, 4], "split, it is repeated as rarely as can be"
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 7])
 @pytest.mark.parametrize("max_tokens", [1, 40, 10**6])
-def test_ranks_share_the_rows_and_keep_step(world_size, max_tokens):
-    experiences = several(11)
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_ranks_share_the_answers_and_keep_step(world_size, max_tokens, packing):
+    experiences = several(3, 4)
     shares = [
         list(
             micro_batches(
-                experiences, max_tokens=max_tokens, aggregation="token_mean", rank=rank, world_size=world_size
+                experiences,
+                max_tokens=max_tokens,
+                aggregation="token_mean",
+                rank=rank,
+                world_size=world_size,
+                packing=packing,
             )
         )
         for rank in range(world_size)
     ]
     assert len({len(share) for share in shares}) == 1, "every rank makes as many passes"
     trained = [row for share in shares for batch in share if not batch.filler for row in batch.rows]
-    assert sorted(trained) == list(range(11))
+    assert sorted(trained) == list(range(12))
     fillers = [batch for share in shares for batch in share if batch.filler]
     assert all(float(batch.weight.abs().sum()) == 0.0 for batch in fillers)
-    if max_tokens == 10**6:
-        assert not fillers, "rows that fit into one pass are still dealt out"
+    if max_tokens == 10**6 and packing != "single":
+        assert not fillers, "answers that fit into one pass are still dealt out"
+
+
+def test_one_answer_on_many_ranks_is_repeated_as_a_filler():
+    [alone] = several(1, 1)
+    shares = [
+        list(micro_batches([alone], max_tokens=9, aggregation="token_mean", rank=rank, world_size=3))
+        for rank in range(3)
+    ]
+    assert [[batch.filler for batch in share] for share in shares] == [[False], [True], [True]]

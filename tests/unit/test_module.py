@@ -108,11 +108,11 @@ def test_kl_to_the_reference_pulls_the_policy_back(tmp_path):
 def test_no_old_logprob_pass_before_the_first_step(tmp_path, updates, passes, monkeypatch):
     """One micro-batch a step: k steps cost k passes with gradient and k - 1 without."""
     calls = []
-    import herl.module as place
+    import herl.scoring as place
 
     real = place.answer_logprobs
     monkeypatch.setattr(place, "answer_logprobs", lambda *a, **k: calls.append(1) or real(*a, **k))
-    fit(module_of(updates_per_batch=updates), tmp_path)
+    fit(module_of(updates_per_batch=updates, packing="shared"), tmp_path)
     assert len(calls) == passes
 
 
@@ -188,7 +188,7 @@ def test_bad_settings_are_refused():
 
 
 def test_a_gradient_that_is_no_number_stops_the_run_before_the_step(tmp_path, monkeypatch):
-    import herl.module as place
+    import herl.scoring as place
 
     real = place.answer_logprobs
 
@@ -197,7 +197,7 @@ def test_a_gradient_that_is_no_number_stops_the_run_before_the_step(tmp_path, mo
         return logprobs * float("nan"), entropy
 
     monkeypatch.setattr(place, "answer_logprobs", broken)
-    module = module_of()
+    module = module_of(packing="shared")
     with pytest.raises(TrainingError, match=r"gradient norm of optimiser step 0 is nan"):
         fit(module, tmp_path)
     assert torch.equal(weights(module), initial())

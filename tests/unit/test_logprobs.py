@@ -1,0 +1,117 @@
+import random
+
+import pytest
+import torch
+
+from herl.batch import micro_batches
+from herl.logprobs import answer_logprobs
+from herl.loss import PolicyLoss, Tokens
+from tests.naive import padded_logprobs, padded_loss
+from tests.unit.test_batch import PACKINGS, several
+
+
+def in_order(batches, compute):
+    """What `compute` returns for each micro-batch, [N] each, in the order of the experiences."""
+    found = {}
+    for batch in batches:
+        found.update(zip(batch.rows, compute(batch).split(batch.answer_lengths), strict=True))
+    return torch.cat([found[row] for row in sorted(found)])
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+def test_logprobs_and_entropies_equal_the_naive_ones(policy, packing, temperature):
+    experiences = several()
+    batches = list(micro_batches(experiences, max_tokens=90, aggregation="token_mean", packing=packing))
+    expected, entropies = padded_logprobs(policy, experiences, temperature)
+    for part, naive in ((0, expected), (1, entropies)):
+        values = in_order(batches, lambda b, part=part: answer_logprobs(policy, b, temperature)[part])
+        torch.testing.assert_close(values, naive, rtol=1e-5, atol=1e-5)
+
+
+def loss_and_gradient(policy, experiences, loss, **options):
+    policy.zero_grad()
+    total = 0.0
+    for batch in micro_batches(
+        experiences, aggregation=loss.aggregation, constant_length=loss.constant_length, **options
+    ):
+        logprobs, entropy = answer_logprobs(policy, batch, 1.0, entropy_grad=True)
+        value, _ = loss(
+            Tokens(
+                logprobs=logprobs,
+                entropy=entropy,
+                old_logprobs=logprobs.detach(),
+                sampler_logprobs=batch.sampler_logprobs,
+                advantage=batch.advantage,
+                weight=batch.weight,
+                revision=batch.revision,
+                row=batch.row,
+            )
+        )
+        value.backward()
+        total += float(value.detach())
+    return total, torch.cat([p.grad.flatten() for p in policy.parameters()])
+
+
+@pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean", "constant"])
+@pytest.mark.parametrize("packing", PACKINGS)
+@pytest.mark.parametrize("chunk", [2**25, 5 * 1024])
+def test_loss_and_gradient_equal_the_naive_ones_however_the_step_is_cut(
+    policy, aggregation, packing, chunk, monkeypatch
+):
+    monkeypatch.setattr("herl.logprobs.CHUNK_LOGITS", chunk)
+    experiences = several()
+    loss = PolicyLoss(
+        entropy_coef=0.01, revision_shaping="shaped", aggregation=aggregation, constant_length=32
+    )
+    policy.zero_grad()
+    expected = padded_loss(policy, experiences, loss)
+    expected.backward()
+    gradient = torch.cat([p.grad.flatten() for p in policy.parameters()]).clone()
+    shuffled = list(experiences)
+    random.Random(1).shuffle(shuffled)
+    for order, budget in ((experiences, 1), (shuffled, 60), (experiences, 10**6)):
+        found, other = loss_and_gradient(policy, order, loss, max_tokens=budget, packing=packing)
+        assert found == pytest.approx(float(expected.detach()), rel=1e-5)
+        assert float((other - gradient).norm() / gradient.norm()) < 1e-5
+
+
+def test_context_tokens_never_carry_loss(policy):
+    """The head sees the columns that predict answers, and no others."""
+    [batch] = micro_batches(several(), max_tokens=10**6, aggregation="token_mean")
+    seen = []
+    policy.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))
+    answer_logprobs(policy, batch, 1.0)
+    assert seen == [(1, len(batch.answer_ids), policy.config.hidden_size)]
+
+
+def test_no_tensor_of_all_logits_exists(policy, monkeypatch):
+    """Chunk by chunk, forward and backward: nothing larger than a chunk is allocated by the head."""
+    vocabulary = policy.config.vocab_size
+    monkeypatch.setattr("herl.logprobs.CHUNK_LOGITS", 8 * vocabulary)
+    [batch] = micro_batches(several(), max_tokens=10**6, aggregation="token_mean")
+    assert len(batch.answer_ids) > 80
+    largest = []
+    policy.get_output_embeddings().register_forward_hook(lambda *a: largest.append(a[2].shape[-2]))
+    logprobs, entropy = answer_logprobs(policy, batch, 1.0, entropy_grad=True)
+    forward = len(largest)
+    (logprobs.sum() + entropy.sum()).backward()
+    assert set(largest) == {8} or set(largest) == {8, len(batch.answer_ids) % 8}
+    assert len(largest) == 2 * forward, "each chunk is computed again in backward"
+
+
+def test_without_gradient_no_chunk_is_computed_twice(policy, monkeypatch):
+    monkeypatch.setattr("herl.logprobs.CHUNK_LOGITS", 8 * policy.config.vocab_size)
+    [batch] = micro_batches(several(), max_tokens=10**6, aggregation="token_mean")
+    calls = []
+    policy.get_output_embeddings().register_forward_hook(lambda *a: calls.append(1))
+    with torch.no_grad():
+        answer_logprobs(policy, batch, 1.0)
+    assert len(calls) == -(-len(batch.answer_ids) // 8)
+
+
+def test_the_model_is_left_as_it_was(policy):
+    [batch] = micro_batches(several(), max_tokens=10**6, aggregation="token_mean")
+    answer_logprobs(policy, batch, 1.0)
+    assert "forward" not in vars(policy)
+    assert "forward" not in vars(policy.base_model)
