@@ -1,0 +1,214 @@
+"""A GRPO step of herl against one of TRL's GRPOTrainer: the same model, prompts, answers and optimiser.
+
+    python tools/bench/step_vs_trl.py [--prompts 4] [--answers 4] [--new-tokens 48] [--words 12] [--rounds 3]
+    python tools/bench/step_vs_trl.py --prompts 1 --answers 8 --new-tokens 64 --words 400   # long prompts
+
+TRL comes by `pip install 'herl[bench]'`; herl samples with vLLM and, in a row of its own, with transformers
+as TRL does. Each trainer runs in processes of its own, one warm-up step and then --steps measured ones, in
+turn; medians over all of them. All answers have the full length: the model's end token is replaced by one that
+is hardly ever sampled. Memory is the peak of the process. Float32, AdamW, no KL, no hindsight.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from argparse import Namespace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from workload import arguments_of, endless, median, peak_gib, report, requests_of, reward_of, tasks_of, write
+
+TRAINERS = ("herl-vllm", "herl-transformers", "trl")
+
+
+def herl(arguments: Namespace, kind: str) -> dict[str, Any]:
+    import lightning as L
+
+    from herl.callbacks import RefreshSampler
+    from herl.data import RubricDataModule
+    from herl.experience import RolloutPlan
+    from herl.judge.function import FunctionJudge
+    from herl.model import PretrainedModel
+    from herl.module import HerlModule
+    from herl.sampler.transformers import TransformersSampler
+    from herl.types import Sampling
+
+    if kind == "herl-vllm":
+        from herl.sampler.vllm import VLLMSampler
+
+        sampler: Any = VLLMSampler(max_model_len=1024, kv_cache_gib=0.25)
+    else:
+        sampler = TransformersSampler()
+
+    def reward(task: Any, text: str) -> float:
+        return reward_of(text)
+
+    module = HerlModule(
+        model=PretrainedModel(path=arguments.model),
+        sampler=sampler,
+        judge=FunctionJudge(reward),
+        rollout=RolloutPlan(
+            attempts_per_prompt=arguments.answers, attempt=Sampling(max_new_tokens=arguments.new_tokens)
+        ),
+        optimizer=partial(torch.optim.AdamW, lr=1e-6),
+        updates_per_batch=1,
+        micro_batch_tokens=arguments.micro_batch_tokens,
+    )
+    steps: list[dict[str, float]] = []
+
+    class Watch(L.Callback):
+        def on_train_batch_start(self, *_: Any) -> None:
+            self.before, self.started = dict(module.clock.seconds), time.perf_counter()
+
+        def on_train_batch_end(self, *_: Any) -> None:
+            phases = {name: s - self.before.get(name, 0.0) for name, s in module.clock.seconds.items()}
+            steps.append({"step": time.perf_counter() - self.started, **phases})
+
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_epochs=1 + arguments.steps,
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[Watch(), RefreshSampler()],
+    )
+    tasks = tasks_of(arguments.prompts, arguments.words)
+    trainer.fit(module, RubricDataModule(tasks, prompts_per_batch=arguments.prompts))
+    return {"steps": steps[1:], "tokens": module.counts["tokens_sampled"] / len(steps)}
+
+
+def trl(arguments: Namespace) -> dict[str, Any]:
+    from datasets import Dataset
+    from transformers import TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
+
+    def reward(completions: list[Any], **_: Any) -> list[float]:
+        return [reward_of(completion[0]["content"]) for completion in completions]
+
+    count = arguments.prompts * arguments.answers
+    texts = requests_of(arguments.prompts, arguments.words)
+    prompts = [[{"role": "user", "content": text}] for text in texts] * (1 + arguments.steps)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = GRPOTrainer(
+            model=arguments.model,
+            reward_funcs=reward,
+            train_dataset=Dataset.from_dict({"prompt": prompts}),
+            args=GRPOConfig(
+                output_dir=folder,
+                use_cpu=True,
+                bf16=False,
+                gradient_checkpointing=False,
+                per_device_train_batch_size=count,
+                num_generations=arguments.answers,
+                max_completion_length=arguments.new_tokens,
+                max_steps=1 + arguments.steps,
+                learning_rate=1e-6,
+                beta=0.0,
+                shuffle_dataset=False,
+                save_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+                model_init_kwargs={"dtype": "float32"},
+            ),
+        )
+        steps: list[dict[str, float]] = []
+        sampling: list[float] = []
+        tokens: list[int] = []
+        generate = trainer._generate_and_score_completions
+
+        def timed(*inputs: Any) -> Any:
+            started = time.perf_counter()
+            output = generate(*inputs)
+            sampling.append(time.perf_counter() - started)
+            tokens.append(int(output["completion_mask"].sum()))
+            return output
+
+        trainer._generate_and_score_completions = timed
+
+        class Watch(TrainerCallback):
+            def on_step_begin(self, *_: Any, **__: Any) -> None:
+                self.started = time.perf_counter()
+
+            def on_step_end(self, *_: Any, **__: Any) -> None:
+                whole = time.perf_counter() - self.started
+                steps.append({"step": whole, "sample": sampling[-1], "update": whole - sampling[-1]})
+
+        trainer.add_callback(Watch())
+        trainer.train()
+    return {"steps": steps[1:], "tokens": sum(tokens) / len(steps)}
+
+
+def measured(kind: str) -> dict[str, Any]:
+    """Runs this script for one trainer in a process of its own."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--one", kind]
+    # No hub is asked, and the end of a process group is nobody's concern here.
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise SystemExit(f"{kind} failed:\n{done.stderr[-4000:]}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def main() -> None:
+    arguments = arguments_of(
+        __doc__,
+        prompts=4,
+        answers=4,
+        new_tokens=48,
+        words=12,
+        rounds=3,
+        steps=1,
+        micro_batch_tokens=1024,
+        only=",".join(TRAINERS),
+        one="",
+    )
+    if arguments.one:
+        warnings.simplefilter("ignore")
+        with tempfile.TemporaryDirectory() as folder:
+            arguments.model = endless(arguments.model, Path(folder) / "model")
+            found = trl(arguments) if arguments.one == "trl" else herl(arguments, arguments.one)
+        print(json.dumps(found | {"peak_gib": peak_gib()}))
+        return
+    kinds = arguments.only.split(",")
+    rounds: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
+    for turn in range(arguments.rounds):
+        for kind in kinds if turn % 2 == 0 else reversed(kinds):
+            rounds[kind].append(measured(kind))
+            print(kind, json.dumps(rounds[kind][-1]), file=sys.stderr, flush=True)
+    figures = {}
+    for kind, runs in rounds.items():
+        steps = [step for run in runs for step in run["steps"]]
+        phases = {name: median([step.get(name, 0.0) for step in steps]) for name in steps[0]}
+        figures[kind] = phases | {
+            "tokens": median([run["tokens"] for run in runs]),
+            "peak_gib": median([run["peak_gib"] for run in runs]),
+        }
+    names = ("step", "refresh", "probe", "sample", "judge", "update", "tokens", "peak_gib")
+    rows = []
+    for kind in kinds:
+        row = [kind, *(figures[kind].get(name, 0.0) for name in names)]
+        base = figures.get("trl", figures[kind])
+        rows.append(
+            [*row, figures[kind]["step"] / base["step"], figures[kind]["peak_gib"] / base["peak_gib"]]
+        )
+    setting = f"{arguments.prompts} x {arguments.answers} answers of {arguments.new_tokens} tokens"
+    report(
+        f"{arguments.model}, {setting}, prompts of {arguments.words} words; seconds and GiB, medians of "
+        f"{arguments.rounds * arguments.steps}",
+        ["trainer", *names, "time/trl", "memory/trl"],
+        rows,
+    )
+    write(arguments.json, {"setting": vars(arguments) | {"json": None}, "figures": figures, "rounds": rounds})
+
+
+if __name__ == "__main__":
+    main()
