@@ -9,19 +9,22 @@ from contextlib import contextmanager
 
 
 class PhaseClock:
-    """Adds up seconds by phase. Phases that are not nested add up to the time spent."""
+    """Adds up seconds by phase. A phase within another one pauses it, so phases add up to the time spent."""
 
     def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
+        self._inner = 0.0  # seconds of the phases within the present one
 
     @contextmanager
     def time(self, phase: str) -> Iterator[None]:
         """Adds the time spent in the block to a phase, also when the block raises."""
-        started = time.perf_counter()
+        started, outer, self._inner = time.perf_counter(), self._inner, 0.0
         try:
             yield
         finally:
-            self.seconds[phase] += time.perf_counter() - started
+            spent = time.perf_counter() - started
+            self.seconds[phase] += spent - self._inner
+            self._inner = outer + spent
 
     def add(self, seconds: Mapping[str, float]) -> None:
         """Adds another clock's seconds."""

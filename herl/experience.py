@@ -9,26 +9,26 @@ processes, sampling and judging are shared out by prompts; all else is the same 
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import TYPE_CHECKING, Literal
 
 from herl.bonus import BonusReward, NoBonus
 from herl.clock import PhaseClock
-from herl.distributed import gather_results, rank, world_size
+from herl.distributed import gather
 from herl.errors import ConfigError
 from herl.hindsight import HindsightBuilder, NoHindsight
 from herl.judge import JudgeDesk
+from herl.rollouts import sample_and_judge, takes_follow_ups
 from herl.sampler import Sampler
 from herl.seeds import derive_seed
 from herl.types import (
     Experience,
-    Hindsight,
     Judged,
     Member,
     Message,
+    Rollout,
     SampleRequest,
     Sampling,
     Task,
@@ -159,18 +159,20 @@ def collect(tasks: Sequence[Task], stages: Stages, key: Sequence[int | str]) -> 
         for task in tasks
         if task.id in prompts
     ]
-    attempts = sample_and_judge(stages, tasks, requests, clock, "sample")
-
-    hindsights = [h for task in tasks for h in stages.hindsight.build(task, attempts[task.id])]
-    revision_prompts, revision_over_long = render_all(
-        stages, {hindsight.parent.id: hindsight.messages for hindsight in hindsights}
-    )
-    requests = [
-        _revision_request(plan, hindsight, revision_prompts[hindsight.parent.id], key)
-        for hindsight in hindsights
-        if hindsight.parent.id in revision_prompts
-    ]
-    revisions = sample_and_judge(stages, tasks, requests, clock, "revise")
+    reviser = _Reviser(stages, key)
+    if takes_follow_ups(stages.sampler):
+        answers = sample_and_judge(
+            stages.sampler, stages.desk, tasks, requests, clock, follow_up=reviser.requests
+        )
+        revision_over_long = sum(gather(reviser.over_long))  # each rank revises the prompts that it sampled
+    else:
+        answers = sample_and_judge(stages.sampler, stages.desk, tasks, requests, clock)
+        requests = [request for task in tasks for request in reviser.requests(task, answers[task.id])]
+        revised = sample_and_judge(stages.sampler, stages.desk, tasks, requests, clock, "revise")
+        answers = {task.id: answers[task.id] + revised[task.id] for task in tasks}
+        revision_over_long = reviser.over_long
+    attempts = {id: [one for one in answers[id] if one.rollout.origin == "policy"] for id in answers}
+    revisions = {id: [one for one in answers[id] if one.rollout.origin == "hindsight"] for id in answers}
 
     members = {
         task.id: _members(stages, attempts[task.id], revisions[task.id], derive_seed(*key, task.id))
@@ -200,47 +202,6 @@ def collect(tasks: Sequence[Task], stages: Stages, key: Sequence[int | str]) -> 
     )
 
 
-def sample_and_judge(
-    stages: Stages,
-    tasks: Sequence[Task],
-    requests: Sequence[SampleRequest],
-    clock: PhaseClock | None = None,
-    phase: str = "sample",
-) -> dict[str, list[Judged]]:
-    """Returns the judged answers of each task, in an order that does not depend on when they finished.
-
-    An answer goes to the judge as soon as it is there, while the others are still being sampled. Each
-    engine of the run takes its share of the requests; every rank gets all answers back.
-
-    Raises:
-        AbstentionLimit: the judge fails too often.
-        SamplerError: an answer could not be sampled.
-    """
-    clock = clock or PhaseClock()
-    by_id = {task.id: task for task in tasks}
-    engine, place = divmod(rank(), stages.sampler.ranks_per_engine)
-    share = requests[engine :: world_size() // stages.sampler.ranks_per_engine]
-
-    def work() -> list[Judged]:
-        with clock.time(phase):
-            rollouts = stages.sampler.generate(share)
-            if place > 0:  # helps its engine to compute what the engine's first rank judges
-                deque(rollouts, maxlen=0)
-                return []
-            futures = [stages.desk.submit(by_id[rollout.task_id], rollout) for rollout in rollouts]
-        with clock.time("judge"):
-            return [future.result() for future in futures]
-
-    parts = gather_results(work)
-    order = {rollout_id: place for place, rollout_id in enumerate(_expected_ids(requests))}
-    judged = sorted(chain.from_iterable(parts), key=lambda one: order[one.rollout.id])
-    stages.desk.watch(judged)
-    by_task: dict[str, list[Judged]] = {task.id: [] for task in tasks}
-    for one in judged:
-        by_task[one.rollout.task_id].append(one)
-    return by_task
-
-
 def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> tuple[int, ...]:
     """Returns the token ids of a conversation, ready for the assistant's turn, by the chat template."""
     ids = tokenizer.apply_chat_template(
@@ -258,19 +219,31 @@ def render_all(
     return fitting, len(rendered) - len(fitting)
 
 
-def _revision_request(
-    plan: RolloutPlan, hindsight: Hindsight, prompt_ids: tuple[int, ...], key: Sequence[int | str]
-) -> SampleRequest:
-    parent = hindsight.parent
-    return SampleRequest(
-        task_id=parent.task_id,
-        group_id=parent.group_id,
-        prompt_ids=prompt_ids,
-        n=plan.revisions_per_candidate,
-        sampling=plan.revision,
-        seed=derive_seed(*key, parent.id, "revision"),
-        parent_id=parent.id,
-    )
+class _Reviser:
+    """Stage 4 for one batch: a judged group -> requests for revisions. Counts prompts that are too long."""
+
+    def __init__(self, stages: Stages, key: Sequence[int | str]) -> None:
+        self.over_long = 0
+        self._stages = stages
+        self._key = key
+
+    def requests(self, task: Task, attempts: Sequence[Judged]) -> list[SampleRequest]:
+        """Returns a request for each attempt that is to be revised."""
+        hindsights = {one.parent.id: one for one in self._stages.hindsight.build(task, attempts)}
+        prompts, over_long = render_all(self._stages, {id: one.messages for id, one in hindsights.items()})
+        self.over_long += over_long
+        return [self._request(hindsights[id].parent, prompt_ids) for id, prompt_ids in prompts.items()]
+
+    def _request(self, parent: Rollout, prompt_ids: tuple[int, ...]) -> SampleRequest:
+        return SampleRequest(
+            task_id=parent.task_id,
+            group_id=parent.group_id,
+            prompt_ids=prompt_ids,
+            n=self._stages.plan.revisions_per_candidate,
+            sampling=self._stages.plan.revision,
+            seed=derive_seed(*self._key, parent.id, "revision"),
+            parent_id=parent.id,
+        )
 
 
 def _members(
@@ -310,14 +283,6 @@ def _experiences(group: Group, training_context: TrainingContext) -> list[Experi
                 )
             )
     return experiences
-
-
-def _expected_ids(requests: Sequence[SampleRequest]) -> list[str]:
-    return [
-        f"{request.parent_id or request.group_id}/{index}"
-        for request in requests
-        for index in range(request.n)
-    ]
 
 
 def _name(*parts: int | str) -> str:

@@ -35,7 +35,6 @@ from herl.experience import (
     Stages,
     collect,
     render_all,
-    sample_and_judge,
 )
 from herl.hindsight import HindsightBuilder, NoHindsight
 from herl.judge import Judge, JudgeDesk
@@ -45,6 +44,7 @@ from herl.metrics.rubric import RubricMetrics, collection_metrics
 from herl.metrics.running import RunningStats
 from herl.model import PretrainedModel
 from herl.packing import choose_packing
+from herl.rollouts import sample_and_judge
 from herl.sampler import Sampler
 from herl.schedule import Schedule, learning_rate_share
 from herl.scoring import Scorer
@@ -323,7 +323,9 @@ class HerlModule(L.LightningModule):
             for task in tasks
             if task.id in prompts
         ]
-        judged = sample_and_judge(self.stages, tasks, requests, self.clock, "validate")
+        judged = sample_and_judge(
+            self.stages.sampler, self.stages.desk, tasks, requests, self.clock, "validate"
+        )
         if batch_idx == 0 and judged[tasks[0].id]:
             self.example = tasks[0].request, judged[tasks[0].id][0].rollout.text
         for task in tasks:

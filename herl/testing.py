@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from herl.bonus import BonusReward
 from herl.errors import JudgeError
 from herl.hindsight import HindsightBuilder
 from herl.judge.base import Judge
-from herl.sampler import Sampler
+from herl.sampler import Sampler, StreamingSampler
 from herl.types import (
     Criterion,
     Experience,
@@ -218,4 +219,10 @@ def check_sampler(sampler: Sampler, prompt_ids: Sequence[int], *, n: int = 2) ->
         assert rollout.origin == "policy", "a request without a parent is the policy's own attempt"
     again = sorted(sampler.generate([request]), key=lambda rollout: rollout.id)
     assert [r.token_ids for r in again] == [r.token_ids for r in rollouts], "same seed, same answer"
+    if isinstance(sampler, StreamingSampler):
+        later = [replace(request, group_id="later")]
+        streamed = list(sampler.stream([request], lambda wait: [later.pop()] if later else []))
+        found = sorted(rollout.id for rollout in streamed)
+        expected = sorted(f"{group}/{i}" for group in ("group", "later") for i in range(n))
+        assert found == expected, f"expected the answers {expected}, one request coming later, got {found}"
     return rollouts

@@ -7,7 +7,7 @@ process, `VLLMServerSampler` asks vLLM servers over HTTP; `ScriptedSampler` is a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from herl.types import Rollout, SampleRequest
@@ -15,6 +15,10 @@ from herl.types import Rollout, SampleRequest
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+More = Callable[[bool], Sequence[SampleRequest]]
+"""Returns the requests that have come up since the last call. more(True) waits for some; none means that
+none will come."""
 
 
 class Sampler(ABC):
@@ -61,4 +65,28 @@ class Sampler(ABC):
         """Ends what `start` began."""
 
 
-__all__ = ["Sampler"]
+class StreamingSampler(Sampler):
+    """A sampler that takes new requests while it works on others.
+
+    Revisions of a prompt are then sampled as soon as its attempts are judged. What is sampled together
+    depends on time there, and rounding with it: a sampler whose answers must be the same bit for bit in
+    every run is better none of these.
+    """
+
+    def generate(self, requests: Sequence[SampleRequest]) -> Iterator[Rollout]:
+        return self.stream(requests, lambda wait: ())
+
+    @abstractmethod
+    def stream(self, requests: Sequence[SampleRequest], more: More) -> Iterator[Rollout]:
+        """Does what `generate` does, and asks for more requests as often as it can take some in.
+
+        Args:
+            requests: What to begin with.
+            more: Asked with True once nothing is left to work on; the end is when that brings nothing.
+
+        Raises:
+            SamplerError: a request cannot be answered.
+        """
+
+
+__all__ = ["More", "Sampler", "StreamingSampler"]

@@ -11,6 +11,7 @@ Left out: penalties and stop strings, speculative decoding, engines on other mac
 
 from __future__ import annotations
 
+import itertools
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from herl.distributed import rank, world_size
 from herl.errors import ConfigError, SamplerError
-from herl.sampler import Sampler
+from herl.sampler import More, StreamingSampler
 from herl.sampler.answer import end_token_ids, finished_answer
 from herl.seeds import derive_seed
 from herl.types import Rollout, SampleRequest
@@ -30,11 +31,12 @@ from herl.weights import tied_embeddings, with_head
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from vllm import LLM, SamplingParams
+    from vllm.inputs import TokensPrompt
 
 GIB = 2**30
 
 
-class VLLMSampler(Sampler):
+class VLLMSampler(StreamingSampler):
     """Continuous batching with paged attention and a prefix cache.
 
     With top_p below 1 the log-probs are those of the truncated distribution that was sampled from.
@@ -163,8 +165,8 @@ class VLLMSampler(Sampler):
             raise SamplerError("the vLLM engine keeps cached keys and values of the old weights")
         self.version = version
 
-    def generate(self, requests: Sequence[SampleRequest]) -> Iterator[Rollout]:
-        """Yields rollouts as they finish, from all requests at once.
+    def stream(self, requests: Sequence[SampleRequest], more: More) -> Iterator[Rollout]:
+        """Yields rollouts as they finish, from all requests at once; asks for more before every step.
 
         Raises:
             SamplerError: the engine has no weights yet, or a prompt does not fit into it.
@@ -176,21 +178,21 @@ class VLLMSampler(Sampler):
         self._wake()
         engine = self._llm.llm_engine
         waiting: dict[str, tuple[SampleRequest, int]] = {}
+        keys = map(str, itertools.count())
         try:
-            for request in requests:
-                self._check_length(request)
-                for index in range(request.n):
-                    key = str(len(waiting))
-                    engine.add_request(
-                        key, {"prompt_token_ids": list(request.prompt_ids)}, self._settings(request, index)
-                    )
-                    waiting[key] = request, index
-            while engine.has_unfinished_requests():
+            while requests or engine.has_unfinished_requests():
+                for request in requests:
+                    self._check_length(request)
+                    prompt: TokensPrompt = {"prompt_token_ids": list(request.prompt_ids)}
+                    for index, key in zip(range(request.n), keys, strict=False):
+                        engine.add_request(key, prompt, self._settings(request, index))
+                        waiting[key] = request, index
                 with torch.autocast(self._device_type, enabled=False):  # that of the trainer's precision
                     outputs = engine.step()
                 for output in outputs:
                     if output.finished:
                         yield self._rollout(*waiting.pop(output.request_id), output)
+                requests = more(not engine.has_unfinished_requests())
         finally:
             engine.abort_request(list(waiting))
 

@@ -16,9 +16,11 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import as_completed
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 import httpx
@@ -28,7 +30,7 @@ from safetensors.torch import save_file
 
 from herl.distributed import gather_results, rank
 from herl.errors import ConfigError, SamplerError
-from herl.sampler import Sampler
+from herl.sampler import More, StreamingSampler
 from herl.sampler.answer import end_token_ids, finished_answer
 from herl.sampler.vllm_pool import Server, ServerPool
 from herl.seeds import derive_seed
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SHARD_BYTES = 2**30
+MORE_SECONDS = 0.02
+"""How often new requests are looked for while no answer comes."""
 PLAIN_SAMPLING = {
     # or else the server takes the defaults of the model's generation config: another distribution
     "top_k": 0,
@@ -50,7 +54,7 @@ PLAIN_SAMPLING = {
 }
 
 
-class VLLMServerSampler(Sampler):
+class VLLMServerSampler(StreamingSampler):
     """Asks OpenAI-compatible vLLM servers for completions of token ids.
 
     Args:
@@ -210,7 +214,7 @@ class VLLMServerSampler(Sampler):
 
     # Answers
 
-    def generate(self, requests: Sequence[SampleRequest]) -> Iterator[Rollout]:
+    def stream(self, requests: Sequence[SampleRequest], more: More) -> Iterator[Rollout]:
         """Yields rollouts as they come back, from all requests at once.
 
         Raises:
@@ -220,17 +224,22 @@ class VLLMServerSampler(Sampler):
             raise SamplerError(
                 "the vLLM servers have no weights yet: add the callback herl.callbacks.RefreshSampler"
             )
-        pool = self.pool
-        answers = [
-            pool.submit(self._answer(pool, request, index))
-            for request in requests
-            for index in range(request.n)
-        ]
+        waiting: set[Future[Rollout]] = set()
+        finished: SimpleQueue[Future[Rollout]] = SimpleQueue()
         try:
-            for answer in as_completed(answers):
-                yield answer.result()
+            while requests or waiting:
+                for request in requests:
+                    for index in range(request.n):
+                        answer = self.pool.submit(self._answer(self.pool, request, index))
+                        waiting.add(answer)
+                        answer.add_done_callback(finished.put)
+                with suppress(Empty):
+                    answer = finished.get(timeout=MORE_SECONDS)
+                    waiting.remove(answer)
+                    yield answer.result()
+                requests = more(not waiting)
         finally:
-            for answer in answers:
+            for answer in waiting:
                 answer.cancel()
 
     async def _answer(self, pool: ServerPool, request: SampleRequest, index: int) -> Rollout:

@@ -5,8 +5,9 @@
 
 TRL comes by `pip install 'herl[bench]'`; herl samples with vLLM and, in a row of its own, with transformers
 as TRL does. Each trainer runs in processes of its own, one warm-up step and then --steps measured ones, in
-turn; medians over all of them. All answers have the full length: the model's end token is replaced by one that
-is hardly ever sampled. Memory is the peak of the process. Float32, AdamW, no KL, no hindsight.
+turn; medians over all of them. All answers have the full length: the model's end token is replaced by one
+that is hardly ever sampled. Memory is the peak of the process. In both: float32, fused AdamW, no gradient
+checkpointing, no KL, no hindsight. herl's step includes the refresh of the sampler and its probe.
 """
 
 import json
@@ -56,7 +57,7 @@ def herl(arguments: Namespace, kind: str) -> dict[str, Any]:
         rollout=RolloutPlan(
             attempts_per_prompt=arguments.answers, attempt=Sampling(max_new_tokens=arguments.new_tokens)
         ),
-        optimizer=partial(torch.optim.AdamW, lr=1e-6),
+        optimizer=partial(torch.optim.AdamW, lr=1e-6, fused=True),
         updates_per_batch=1,
         micro_batch_tokens=arguments.micro_batch_tokens,
     )
@@ -72,7 +73,7 @@ def herl(arguments: Namespace, kind: str) -> dict[str, Any]:
 
     trainer = L.Trainer(
         accelerator="cpu",
-        max_epochs=1 + arguments.steps,
+        max_epochs=1,
         limit_val_batches=0,
         logger=False,
         enable_checkpointing=False,
@@ -80,7 +81,7 @@ def herl(arguments: Namespace, kind: str) -> dict[str, Any]:
         enable_model_summary=False,
         callbacks=[Watch(), RefreshSampler()],
     )
-    tasks = tasks_of(arguments.prompts, arguments.words)
+    tasks = tasks_of(arguments.prompts * (1 + arguments.steps), arguments.words)
     trainer.fit(module, RubricDataModule(tasks, prompts_per_batch=arguments.prompts))
     return {"steps": steps[1:], "tokens": module.counts["tokens_sampled"] / len(steps)}
 
@@ -94,8 +95,8 @@ def trl(arguments: Namespace) -> dict[str, Any]:
         return [reward_of(completion[0]["content"]) for completion in completions]
 
     count = arguments.prompts * arguments.answers
-    texts = requests_of(arguments.prompts, arguments.words)
-    prompts = [[{"role": "user", "content": text}] for text in texts] * (1 + arguments.steps)
+    texts = requests_of(arguments.prompts * (1 + arguments.steps), arguments.words)
+    prompts = [[{"role": "user", "content": text}] for text in texts]
     with tempfile.TemporaryDirectory() as folder:
         trainer = GRPOTrainer(
             model=arguments.model,
@@ -151,7 +152,7 @@ def measured(kind: str) -> dict[str, Any]:
     command = [sys.executable, __file__, *sys.argv[1:], "--one", kind]
     # No hub is asked, and the end of a process group is nobody's concern here.
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{kind} failed:\n{done.stderr[-4000:]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -167,7 +168,7 @@ def main() -> None:
         words=12,
         rounds=3,
         steps=1,
-        micro_batch_tokens=1024,
+        micro_batch_tokens=512,
         only=",".join(TRAINERS),
         one="",
     )

@@ -17,9 +17,7 @@ from herl.model import PretrainedModel
 from herl.testing import make_experience, make_rollout, make_task
 from herl.types import Experience, Task
 
-WORDS = (
-    "otter river stone winter lantern quiet copper meadow signal bridge anchor velvet harbour thunder".split()
-)
+WORDS = ("otter", "river", "stone", "winter", "lantern", "quiet", "copper", "meadow", "signal", "bridge")
 
 
 def arguments_of(description: str | None, **options: object) -> argparse.Namespace:
