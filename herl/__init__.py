@@ -19,7 +19,7 @@ from herl.errors import (
 )
 from herl.hindsight import HindsightBuilder, NoHindsight
 from herl.judge import Judge
-from herl.sampler import Sampler
+from herl.sampler import Sampler, StreamingSampler
 from herl.types import (
     Criterion,
     Experience,
@@ -64,6 +64,7 @@ __all__ = [
     "Sampler",
     "SamplerError",
     "Sampling",
+    "StreamingSampler",
     "Task",
     "TrainingError",
     "Verdict",

@@ -55,7 +55,7 @@ from herl.types import Experience, SampleRequest, Task
 from herl.weights import is_sharded, named_weights, whole
 
 Optimizer = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
-ADAMW: Optimizer = partial(torch.optim.AdamW, lr=1e-6, weight_decay=0.01)
+ADAMW: Optimizer = partial(torch.optim.AdamW, lr=1e-6, weight_decay=0.01, fused=True)
 
 
 class HerlModule(L.LightningModule):

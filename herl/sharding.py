@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from herl.distributed import gather, rank, together
 from herl.errors import ConfigError
-from herl.model import PretrainedModel
+from herl.model import PretrainedModel, blocks
 
 
 class FSDPStrategy(ModelParallelStrategy):
@@ -116,7 +116,7 @@ def load_sharded(
     )
     # The root resharded too: otherwise, after a pass without gradient and a step, the next pass silently
     # uses the old embeddings and head. They are tied in many models, so both belong to the root.
-    for module in [*_blocks(policy), policy]:
+    for module in [*blocks(policy), policy]:
         fully_shard(
             module, mesh=mesh, reshard_after_forward=True, mp_policy=precision, offload_policy=offload
         )
@@ -126,15 +126,3 @@ def load_sharded(
         for buffer in policy.buffers():
             dist.broadcast(buffer, 0)
     return policy
-
-
-def _blocks(model: PreTrainedModel) -> list[torch.nn.Module]:
-    """The layers that transformers says must not be split."""
-    names = set(model._no_split_modules or ())
-    modules = cast(torch.nn.Module, model).modules()
-    blocks = [module for module in modules if type(module).__name__ in names]
-    if not blocks:
-        raise ConfigError(
-            f"strategy=fsdp: expected an architecture with _no_split_modules, got {type(model).__name__}"
-        )
-    return blocks

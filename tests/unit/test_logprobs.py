@@ -6,6 +6,9 @@ import torch
 from herl.batch import micro_batches
 from herl.logprobs import answer_logprobs
 from herl.loss import PolicyLoss, Tokens
+from herl.model import PretrainedModel
+from herl.sampler.transformers import TransformersSampler
+from herl.testing import check_sampler
 from tests.naive import padded_logprobs, padded_loss
 from tests.unit.test_batch import PACKINGS, several
 
@@ -115,3 +118,19 @@ def test_the_model_is_left_as_it_was(policy):
     answer_logprobs(policy, batch, 1.0)
     assert "forward" not in vars(policy)
     assert "forward" not in vars(policy.base_model)
+
+
+def test_a_compiled_model_gives_the_same_numbers_and_samples_as_before():
+    models = [PretrainedModel(path="tiny", compile=on).load().train() for on in (False, True)]
+    experiences = several()
+    results = [
+        loss_and_gradient(model, experiences, PolicyLoss(), max_tokens=90, packing="shared")
+        for model in models
+    ]
+    torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-6)
+    answers = []
+    for model in models:
+        sampler = TransformersSampler()
+        sampler.start(model, PretrainedModel(path="tiny").tokenizer())
+        answers.append(check_sampler(sampler, [5, 6, 7]))
+    assert answers[0] == answers[1]

@@ -20,10 +20,10 @@ from herl.types import Experience, Task
 WORDS = ("otter", "river", "stone", "winter", "lantern", "quiet", "copper", "meadow", "signal", "bridge")
 
 
-def arguments_of(description: str | None, **options: object) -> argparse.Namespace:
+def arguments_of(description: str | None, model: str = "smollm2-135m-instruct", **options: object) -> argparse.Namespace:
     """Parses --model, --json and one option for each keyword, by its default's type."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--model", default="smollm2-135m-instruct")
+    parser.add_argument("--model", default=model)
     parser.add_argument("--json", type=Path, help="where the figures go")
     for name, default in options.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
@@ -55,7 +55,9 @@ def requests_of(count: int, words: int, seed: int = 0) -> list[str]:
 
 
 def tasks_of(count: int, words: int) -> list[Task]:
-    return [make_task(id=f"t{i}", request=text) for i, text in enumerate(requests_of(count, words))]
+    """Tasks whose criteria any text meets or misses by chance, so that groups have a signal."""
+    weights = {"ing": 3.0, "the": 2.0, "ou": 1.0, "st": 1.0}
+    return [make_task(weights, id=f"t{i}", request=text) for i, text in enumerate(requests_of(count, words))]
 
 
 def reward_of(text: str) -> float:

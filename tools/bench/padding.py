@@ -1,0 +1,124 @@
+"""The update with padding, with packed answers, and with one context for all answers to it.
+
+    python tools/bench/padding.py [--cases even,uneven,long] [--rounds 3] [--model smollm2-135m-instruct]
+
+even: 4 x 4 answers of 48 tokens behind 40. uneven: 4 x 4 answers behind 40, of lengths as a policy samples
+them, log-normal and cut at 128. long: 8 answers of 64 tokens behind 512. Padded is the common way: contexts
+padded left, answers right, the head over the answers' columns alone, as many rows as the budget of tokens
+allows. Time is that of forward and backward; waste the share of computed tokens that an answer or the first
+copy of its context has no need of. Ways alternate.
+"""
+
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from workload import arguments_of, experiences_of, median, report, write
+
+from herl.batch import micro_batches
+from herl.logprobs import answer_logprobs
+from herl.model import PretrainedModel
+from herl.types import Experience
+
+MAX_TOKENS = 512
+
+
+def uneven(count: int) -> list[int]:
+    draw = random.Random(0)
+    return [min(128, max(4, round(draw.lognormvariate(3.7, 0.7)))) for _ in range(count)]
+
+
+CASES = {
+    "even": (4, 4, 40, [48]),
+    "uneven": (4, 4, 40, uneven(16)),
+    "long": (1, 8, 512, [64]),
+}
+
+
+def padded_batches(experiences: Sequence[Experience]) -> Iterator[Sequence[Experience]]:
+    width = max(len(e.context_ids) for e in experiences) + max(len(e.rollout.token_ids) for e in experiences)
+    rows = max(1, MAX_TOKENS // width)
+    for start in range(0, len(experiences), rows):
+        yield experiences[start : start + rows]
+
+
+def padded(model: torch.nn.Module, experiences: Sequence[Experience]) -> int:
+    """Forward and backward; returns the tokens computed."""
+    computed = 0
+    for batch in padded_batches(experiences):
+        before = max(len(e.context_ids) for e in batch)
+        behind = max(len(e.rollout.token_ids) for e in batch)
+        ids = torch.zeros(len(batch), before + behind, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, e in enumerate(batch):
+            end = before + len(e.rollout.token_ids)
+            ids[row, before - len(e.context_ids) : end] = torch.tensor(
+                [*e.context_ids, *e.rollout.token_ids]
+            )
+            mask[row, before - len(e.context_ids) : end] = 1
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        logits = model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            use_cache=False,
+            logits_to_keep=behind + 1,
+        ).logits[:, :-1]
+        logprobs = torch.log_softmax(logits, -1).gather(-1, ids[:, before:, None])[..., 0]
+        weight = torch.tensor([[e.advantage] for e in batch]) * mask[:, before:]
+        (logprobs * weight).sum().backward()
+        computed += ids.numel()
+    return computed
+
+
+def rows_of(packing: str) -> Callable[[torch.nn.Module, Sequence[Experience]], int]:
+    def run(model: torch.nn.Module, experiences: Sequence[Experience]) -> int:
+        computed = 0
+        for batch in micro_batches(
+            experiences, max_tokens=MAX_TOKENS, aggregation="token_mean", packing=packing
+        ):
+            logprobs, _ = answer_logprobs(model, batch, 1.0)
+            (logprobs * batch.advantage).sum().backward()
+            computed += batch.input_ids.numel()
+        return computed
+
+    return run
+
+
+WAYS = {"padded": padded, "packed": rows_of("packed"), "shared": rows_of("shared")}
+
+
+def main() -> None:
+    arguments = arguments_of(__doc__, cases="even,uneven,long", rounds=3)
+    model = PretrainedModel(path=arguments.model).load().train()
+    figures: dict[str, object] = {}
+    table = []
+    for case in arguments.cases.split(","):
+        groups, answers, context, lengths = CASES[case]
+        experiences = experiences_of(groups, answers, context, lengths)
+        needed = groups * context + sum(len(e.rollout.token_ids) for e in experiences)
+        seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+        computed = {}
+        for turn in range(arguments.rounds):
+            for way in list(WAYS)[:: 1 if turn % 2 else -1]:
+                model.zero_grad()
+                started = time.perf_counter()
+                computed[way] = WAYS[way](model, experiences)
+                seconds[way].append(time.perf_counter() - started)
+        base = median(seconds["padded"])
+        for way in WAYS:
+            waste = 1 - needed / computed[way]
+            table.append([case, way, median(seconds[way]), median(seconds[way]) / base, computed[way], waste])
+        figures[case] = {"seconds": seconds, "tokens": computed, "needed": needed}
+    report(
+        f"{arguments.model}, forward and backward, rows of up to {MAX_TOKENS} tokens; medians of "
+        f"{arguments.rounds}",
+        ["case", "way", "seconds", "of padded", "tokens", "waste"],
+        table,
+    )
+    write(arguments.json, figures)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""What the update makes of the machine: its arithmetic rate over that of a large matrix product, side by side.
+
+    python tools/bench/update.py [--groups 4] [--answers 4] [--context 40] [--tokens 48] [--rounds 3]
+    python tools/bench/update.py --groups 1 --answers 8 --context 512 --tokens 64
+
+A round is an optimiser step with everything in it (rows, forward, backward, clipping, AdamW), between two
+measurements of the limit. Operations are those of a pass over what the step needs, each context once: matrix
+products by torch's counter, attention scores that are masked not counted.
+"""
+
+import time
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from workload import arguments_of, experiences_of, gemm_gflops, median, report, write
+
+from herl.loss import PolicyLoss
+from herl.model import PretrainedModel
+from herl.scoring import Scorer
+
+
+def main() -> None:
+    arguments = arguments_of(
+        __doc__, groups=4, answers=4, context=40, tokens=48, rounds=3, micro_batch_tokens=512
+    )
+    policy = PretrainedModel(path=arguments.model).load().train()
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-6, fused=True)
+    experiences = experiences_of(arguments.groups, arguments.answers, arguments.context, arguments.tokens)
+    scorer = Scorer(
+        policy=policy,
+        reference=None,
+        loss=PolicyLoss(),
+        temperature=1.0,
+        max_tokens=arguments.micro_batch_tokens,
+        packing="shared",
+        device=torch.device("cpu"),
+    )
+
+    def step() -> None:
+        for batch in scorer.micro_batches(experiences):
+            scorer.compute_loss(batch)[0].backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    with FlopCounterMode(display=False) as counter:
+        step()
+    products = counter.get_flop_counts()["Global"]
+    operations = sum(count for name, count in products.items() if "attention" not in str(name))
+    operations += 3 * attention_operations(policy, arguments)
+    rounds = []
+    for _ in range(arguments.rounds):
+        before = gemm_gflops()
+        started = time.perf_counter()
+        step()
+        seconds = time.perf_counter() - started
+        rounds.append((seconds, operations / seconds / 1e9, (before + gemm_gflops()) / 2))
+    rows = [[*one, one[1] / one[2]] for one in rounds]
+    rows.append([median([row[i] for row in rows]) for i in range(4)])
+    report(
+        f"{arguments.model}, {arguments.groups} x {arguments.answers} answers of {arguments.tokens} tokens "
+        f"behind {arguments.context}: {operations / 1e9:.0f} GFLOP; last row: medians",
+        ["seconds", "GFLOP/s", "limit", "share"],
+        rows,
+    )
+    write(arguments.json, {"gflop": operations / 1e9, "rounds": rounds, "share": rows[-1][3]})
+
+
+def attention_operations(policy: torch.nn.Module, arguments: object) -> float:
+    """Scores and weighted sums of one forward pass, for the pairs of tokens that see each other."""
+    config = policy.config
+    groups, answers, context, tokens = (
+        getattr(arguments, name) for name in ("groups", "answers", "context", "tokens")
+    )
+    pairs = context * (context + 1) / 2 + answers * (tokens * context + tokens * (tokens + 1) / 2)
+    return float(groups * pairs * 4 * config.hidden_size * config.num_hidden_layers)
+
+
+if __name__ == "__main__":
+    main()
