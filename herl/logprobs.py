@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 CHUNK_LOGITS = 2**25
 """Logits in memory at once: 128 MiB in float32, 220 tokens at a vocabulary of 150k."""
 
+PART_LOGITS = 2**21
+"""Logits whose entropy is summed at once."""
+
 
 def answer_logprobs(
     model: PreTrainedModel, batch: MicroBatch, temperature: float, *, entropy_grad: bool = False
@@ -78,11 +81,38 @@ def _chunk(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probs and entropies of some tokens, from the body's outputs that predict them, [n, width]."""
     logits = _logits(model, body, hidden).float()
-    distribution = torch.log_softmax(logits if temperature == 1.0 else logits / temperature, dim=-1)
-    logprobs = distribution.gather(-1, ids[:, None])[:, 0]
-    if not entropy_grad:
-        distribution = distribution.detach()
-    return logprobs, -torch.linalg.vecdot(distribution.exp(), distribution)
+    scores: tuple[torch.Tensor, torch.Tensor] = _Scores.apply(  # type: ignore[no-untyped-call]
+        logits if temperature == 1.0 else logits / temperature, ids, entropy_grad
+    )
+    return scores
+
+
+class _Scores(torch.autograd.Function):
+    """Log-softmax at some ids, and entropy; one tensor [n, vocabulary] is kept, and reused in backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: torch.Tensor, ids: torch.Tensor, entropy_grad: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        distribution = torch.log_softmax(logits, dim=-1)
+        parts = distribution.split(max(1, PART_LOGITS // distribution.shape[1]))
+        entropy = -torch.cat([(part.exp() * part).sum(-1) for part in parts])
+        ctx.entropy_grad = entropy_grad
+        ctx.save_for_backward(distribution, ids, entropy)
+        if not entropy_grad:
+            ctx.mark_non_differentiable(entropy)
+        return distribution.gather(-1, ids[:, None])[:, 0], entropy
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        """d logprob = [id] - p and d entropy = -p (log p + entropy), by logits."""
+        distribution, ids, entropy = ctx.saved_tensors
+        logprob_gradient, entropy_gradient = (gradient[:, None] for gradient in gradients)
+        factor = -logprob_gradient
+        if ctx.entropy_grad:
+            factor = factor - entropy_gradient * (distribution + entropy[:, None])
+        gradient = distribution.exp_().mul_(factor)  # in place: a second backward is refused by autograd
+        return gradient.scatter_add_(1, ids[:, None], logprob_gradient), None, None
 
 
 def _logits(model: PreTrainedModel, body: ModelOutput, hidden: torch.Tensor) -> torch.Tensor:

@@ -34,8 +34,8 @@ class PretrainedModel:
             away; trainer.precision=bf16-mixed computes in bfloat16 on float32 parameters. On a CPU
             without AVX512 or AMX bfloat16 is ten times slower.
         gradient_checkpointing: Recompute activations in backward: less memory, a third more time.
-        compile: Compile each block of layers for the update. The first steps take a minute more; sampling from
-            the live policy stays as it is.
+        compile: Compile each block of layers for the update. The first steps take a minute more; what
+            samples from the live policy stays as it is.
         lora: Train low-rank adapters instead of the weights. The reference is then the policy without.
         seed: Of fresh adapters.
     """

@@ -9,7 +9,6 @@ Tried on CPU with gloo over one to four processes. On GPUs the same calls run ov
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import cast
 
 import lightning as L
 import torch

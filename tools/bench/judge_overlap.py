@@ -1,11 +1,11 @@
 """How much of a slow judge is hidden behind sampling, by the collect() of a step with revisions.
 
-    python tools/bench/judge_overlap.py [--prompts 16] [--answers 4] [--seconds 0.5] [--slots 8] [--rounds 3]
+    python tools/bench/judge_overlap.py [--prompts 16] [--answers 4] [--seconds 0.5] [--slots 8]
 
-The judge takes --seconds for an answer, --slots answers at a time. in turn: attempts are sampled, then judged,
-then revisions are sampled, then judged. by answer: each answer is judged while others are sampled. by group:
-also each group revised as soon as it is judged, as vLLM samplers do it. hidden: the share of the judge's own
-time by which the step is shorter than sampling and judging one after the other.
+The judge takes --seconds for an answer, --slots answers at a time. in turn: attempts are sampled, then
+judged, then revisions are sampled, then judged. by answer: each answer is judged while others are sampled. by
+group: also each group is revised as soon as it is judged, as vLLM samplers do it. hidden: the share of
+the judge's own time by which the step is shorter than sampling and judging one after the other.
 """
 
 import asyncio
@@ -59,7 +59,7 @@ class ByAnswer(Sampler):
 
 def main() -> None:
     arguments = arguments_of(
-        __doc__, prompts=16, answers=4, seconds=0.5, slots=8, new_tokens=48, running=8, rounds=3
+        __doc__, model="tiny", prompts=16, answers=4, seconds=0.5, slots=8, new_tokens=32, running=8, rounds=3
     )
     model = PretrainedModel(path=arguments.model)
     tokenizer, policy = model.tokenizer(), model.load().eval()
@@ -104,8 +104,8 @@ def main() -> None:
         for way, found in seconds.items()
     ]
     report(
-        f"{arguments.model}, {judge.judged} answers, {arguments.running} sampled and {arguments.slots} judged "
-        f"at a time, {arguments.seconds} s each: the judge's own time is {own:.1f} s; medians of "
+        f"{arguments.model}, {judge.judged} answers, {arguments.running} sampled and {arguments.slots} "
+        f"judged at a time, {arguments.seconds} s each: the judge's own time is {own:.1f} s; medians of "
         f"{arguments.rounds}",
         ["way", "seconds", "hidden"],
         rows,

@@ -1,5 +1,5 @@
-"""Peak memory of log-probs and entropies with their backward pass, at a vocabulary of 150k, against all logits
-at once.
+"""Peak memory of log-probs and entropies with their backward pass, at a vocabulary of 150k, against all
+logits at once.
 
     python tools/bench/logprob_memory.py [--vocabulary 150000] [--answers 8] [--tokens 256] [--rounds 3]
 

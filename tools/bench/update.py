@@ -1,4 +1,4 @@
-"""What the update makes of the machine: its arithmetic rate over that of a large matrix product, side by side.
+"""What the update makes of the machine: its arithmetic rate over that of a large matrix product.
 
     python tools/bench/update.py [--groups 4] [--answers 4] [--context 40] [--tokens 48] [--rounds 3]
     python tools/bench/update.py --groups 1 --answers 8 --context 512 --tokens 64

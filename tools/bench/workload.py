@@ -20,7 +20,9 @@ from herl.types import Experience, Task
 WORDS = ("otter", "river", "stone", "winter", "lantern", "quiet", "copper", "meadow", "signal", "bridge")
 
 
-def arguments_of(description: str | None, model: str = "smollm2-135m-instruct", **options: object) -> argparse.Namespace:
+def arguments_of(
+    description: str | None, model: str = "smollm2-135m-instruct", **options: object
+) -> argparse.Namespace:
     """Parses --model, --json and one option for each keyword, by its default's type."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", default=model)
