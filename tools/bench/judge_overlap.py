@@ -1,14 +1,15 @@
 """How much of a slow judge is hidden behind sampling, by the collect() of a step with revisions.
 
-    python tools/bench/judge_overlap.py [--prompts 16] [--answers 4] [--seconds 0.5] [--slots 8]
+    python tools/bench/judge_overlap.py [--prompts 16] [--answers 4] [--seconds 0.2] [--slots 8]
 
 The judge takes --seconds for an answer, --slots answers at a time. in turn: attempts are sampled, then
 judged, then revisions are sampled, then judged. by answer: each answer is judged while others are sampled. by
-group: also each group is revised as soon as it is judged, as vLLM samplers do it. hidden: the share of
-the judge's own time by which the step is shorter than sampling and judging one after the other.
+group: also each group is revised as soon as it is judged, as vLLM samplers do it. hidden: by how
+much the step is shorter than sampling and then judging, as a share of the shorter of the two.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -59,11 +60,11 @@ class ByAnswer(Sampler):
 
 def main() -> None:
     arguments = arguments_of(
-        __doc__, model="tiny", prompts=16, answers=4, seconds=0.5, slots=8, new_tokens=32, running=8, rounds=3
+        __doc__, model="tiny", prompts=16, answers=4, seconds=0.2, slots=8, new_tokens=32, running=8, rounds=3
     )
     model = PretrainedModel(path=arguments.model)
     tokenizer, policy = model.tokenizer(), model.load().eval()
-    engine = VLLMSampler(max_model_len=1024, kv_cache_gib=0.5, max_num_seqs=arguments.running)
+    engine = VLLMSampler(max_model_len=512, kv_cache_gib=0.5, max_num_seqs=arguments.running)
     engine.start(policy, tokenizer)
     engine.load_weights(named_weights(policy), 0)
     sampling = Sampling(max_new_tokens=arguments.new_tokens)
@@ -99,10 +100,9 @@ def main() -> None:
             seconds[way].append(run(sampler, judge))
     own = judge.judged * arguments.seconds / arguments.slots
     instant = median(seconds["instant judge"])
-    rows = [
-        [way, median(found), 1 - (median(found) - instant) / own if way != "instant judge" else "-"]
-        for way, found in seconds.items()
-    ]
+    hidden = {way: (own + instant - median(found)) / min(own, instant) for way, found in seconds.items()}
+    hidden["instant judge"] = math.nan
+    rows = [[way, median(found), hidden[way]] for way, found in seconds.items()]
     report(
         f"{arguments.model}, {judge.judged} answers, {arguments.running} sampled and {arguments.slots} "
         f"judged at a time, {arguments.seconds} s each: the judge's own time is {own:.1f} s; medians of "
