@@ -22,8 +22,11 @@ if TYPE_CHECKING:
 
     from herl.batch import MicroBatch
 
-CHUNK_LOGITS = 2**25
-"""Logits in memory at once: 128 MiB in float32, 220 tokens at a vocabulary of 150k."""
+WHOLE_LOGITS = 2**25
+"""Up to so many logits, 128 MiB in float32, nothing is computed twice: 220 tokens at a vocabulary of 150k."""
+
+CHUNK_LOGITS = 2**24
+"""Beyond that, logits in memory at once: 64 MiB in float32."""
 
 PART_LOGITS = 2**21
 """Logits whose entropy is summed at once."""
@@ -57,11 +60,13 @@ def _by_chunks(
         input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **arguments
     )
     hidden = body.last_hidden_state[0, batch.before]
-    size = max(1, CHUNK_LOGITS // model.config.get_text_config().vocab_size)
+    vocabulary = model.config.get_text_config().vocab_size
+    whole = len(hidden) * vocabulary <= WHOLE_LOGITS
+    size = max(1, len(hidden) if whole else CHUNK_LOGITS // vocabulary)
     compute: Callable[..., tuple[torch.Tensor, torch.Tensor]] = partial(
         _chunk, model, body, temperature=temperature, entropy_grad=entropy_grad
     )
-    if torch.is_grad_enabled() and len(hidden) > size:
+    if torch.is_grad_enabled() and not whole:
         compute = partial(checkpoint, compute, use_reentrant=False)
     parts = [
         compute(part, ids) for part, ids in zip(hidden.split(size), batch.answer_ids.split(size), strict=True)

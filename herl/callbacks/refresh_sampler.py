@@ -41,8 +41,8 @@ class RefreshSampler(L.Callback):
         self,
         every_n_steps: int | None = 1,
         probe_limit: float = 1e-3,
-        probe_answers: int = 4,
-        probe_tokens: int = 8,
+        probe_answers: int = 2,
+        probe_tokens: int = 4,
     ) -> None:
         if (every_n_steps is not None and every_n_steps < 1) or probe_limit <= 0:
             raise ConfigError(

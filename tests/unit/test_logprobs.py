@@ -62,6 +62,7 @@ def loss_and_gradient(policy, experiences, loss, **options):
 def test_loss_and_gradient_equal_the_naive_ones_however_the_step_is_cut(
     policy, aggregation, packing, chunk, monkeypatch
 ):
+    monkeypatch.setattr("herl.logprobs.WHOLE_LOGITS", 0)
     monkeypatch.setattr("herl.logprobs.CHUNK_LOGITS", chunk)
     experiences = several()
     loss = PolicyLoss(
@@ -91,6 +92,7 @@ def test_context_tokens_never_carry_loss(policy):
 def test_no_tensor_of_all_logits_exists(policy, monkeypatch):
     """Chunk by chunk, forward and backward: nothing larger than a chunk is allocated by the head."""
     vocabulary = policy.config.vocab_size
+    monkeypatch.setattr("herl.logprobs.WHOLE_LOGITS", 0)
     monkeypatch.setattr("herl.logprobs.CHUNK_LOGITS", 8 * vocabulary)
     [batch] = micro_batches(several(), max_tokens=10**6, aggregation="token_mean")
     assert len(batch.answer_ids) > 80
@@ -104,6 +106,7 @@ def test_no_tensor_of_all_logits_exists(policy, monkeypatch):
 
 
 def test_without_gradient_no_chunk_is_computed_twice(policy, monkeypatch):
+    monkeypatch.setattr("herl.logprobs.WHOLE_LOGITS", 0)
     monkeypatch.setattr("herl.logprobs.CHUNK_LOGITS", 8 * policy.config.vocab_size)
     [batch] = micro_batches(several(), max_tokens=10**6, aggregation="token_mean")
     calls = []
