@@ -22,7 +22,7 @@ from herl.logprobs import answer_logprobs
 from herl.model import PretrainedModel
 from herl.types import Experience
 
-MAX_TOKENS = 512
+MAX_TOKENS = 2048
 
 
 def uneven(count: int) -> list[int]:

@@ -168,7 +168,7 @@ def main() -> None:
         words=12,
         rounds=3,
         steps=1,
-        micro_batch_tokens=512,
+        micro_batch_tokens=2048,
         only=",".join(TRAINERS),
         one="",
     )
