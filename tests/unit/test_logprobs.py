@@ -62,7 +62,7 @@ def loss_and_gradient(policy, experiences, loss, **options):
 def test_loss_and_gradient_equal_the_naive_ones_however_the_step_is_cut(
     policy, aggregation, packing, chunk, monkeypatch
 ):
-    monkeypatch.setattr("herl.logprobs.WHOLE_LOGITS", 0)
+    monkeypatch.setattr("herl.logprobs.WHOLE_LOGITS", chunk)  # once without chunks, once in many
     monkeypatch.setattr("herl.logprobs.CHUNK_LOGITS", chunk)
     experiences = several()
     loss = PolicyLoss(

@@ -22,7 +22,7 @@ from herl.logprobs import answer_logprobs
 from herl.model import PretrainedModel
 from herl.types import Experience
 
-MAX_TOKENS = 2048
+MAX_TOKENS = 2048  # a row holds the whole group of the long case
 
 
 def uneven(count: int) -> list[int]:

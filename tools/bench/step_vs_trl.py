@@ -1,7 +1,8 @@
-"""A GRPO step of herl against one of TRL's GRPOTrainer: the same model, prompts, answers and optimiser.
+r"""A GRPO step of herl against one of TRL's GRPOTrainer: the same model, prompts, answers and optimiser.
 
     python tools/bench/step_vs_trl.py [--prompts 4] [--answers 4] [--new-tokens 48] [--words 12] [--rounds 3]
-    python tools/bench/step_vs_trl.py --prompts 1 --answers 8 --new-tokens 64 --words 400   # long prompts
+    python tools/bench/step_vs_trl.py --prompts 1 --answers 8 --new-tokens 64 --words 400 \
+        --micro-batch-tokens 2048  # long prompts: a row must hold a whole group
 
 TRL comes by `pip install 'herl[bench]'`; herl samples with vLLM and, in a row of its own, with transformers
 as TRL does. Each trainer runs in processes of its own, one warm-up step and then --steps measured ones, in
@@ -168,7 +169,7 @@ def main() -> None:
         words=12,
         rounds=3,
         steps=1,
-        micro_batch_tokens=2048,
+        micro_batch_tokens=512,
         only=",".join(TRAINERS),
         one="",
     )
