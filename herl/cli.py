@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 
 VERBS = {
     "fit": "train a policy; held-out reward before and after",
-    "validate": "measure the held-out reward without training",
+    "validate": "measure a model or a checkpoint on held-out prompts",
+    "test": "the same on a benchmark",
+    "improve": "let a model revise its own answers, without training",
+    "export": "write a checkpoint as a Hugging Face folder",
+    "inspect": "browse the answers that a run recorded",
     "lint": "look for what is wrong or doubtful in prompts and rubrics",
 }
 
@@ -33,6 +37,11 @@ usage: herl VERB [key=value ...] [hydra options]
   herl fit                                  the embedded default: minutes on two CPU cores
   herl fit algorithm=grpo seed=1            another algorithm, another seed
   herl fit experiment=smollm2_if            a real pretrained model
+  herl validate run=runs/...                a run's best checkpoint, with that run's settings
+  herl test benchmark=ifbench model=smollm2
+  herl improve                              answers revised at test time, round by round
+  herl inspect runs/...                     drafts and revisions side by side
+  herl export run=runs/... out=my_model     for transformers and vLLM
   herl fit --cfg job                        the whole configuration, without running it
   herl fit --config-dir my_conf judge=mine  a component of your own
   herl fit --help                           all configuration groups"""
@@ -48,9 +57,34 @@ def main() -> None:
     elif verb in ("-V", "--version"):
         print(f"herl {version('herl')}")
     elif verb in VERBS:
+        if not sys.argv[1].startswith("--config-name="):
+            sys.argv[2:] = [*_overrides_of_run(sys.argv[2:]), *map(_spelt_out, sys.argv[2:])]
         _run_hydra(verb)
     else:
         _fail(f"unknown verb '{verb}'; expected one of {', '.join(VERBS)}." + did_you_mean(verb, VERBS))
+
+
+def _spelt_out(argument: str) -> str:
+    """`herl inspect RUN --json` as Hydra wants it."""
+    if argument == "--json":
+        return "json=true"
+    if argument[:1] not in "-+~" and "=" not in argument and os.path.isdir(argument):
+        return f"run='{argument}'"
+    return argument
+
+
+def _overrides_of_run(arguments: list[str]) -> list[str]:
+    """What a run was started with, for the verbs that go on from it (run=FOLDER)."""
+    folders = [a.removeprefix("run=").strip("'\"") for a in arguments if a.startswith("run=")]
+    if not folders:
+        return []
+    path = os.path.join(folders[-1], ".hydra", "overrides.yaml")
+    if not os.path.isfile(path):
+        _fail(f"run: expected the folder of a run with {path}, got '{folders[-1]}'")
+    from omegaconf import OmegaConf
+
+    past = [str(override) for override in OmegaConf.load(path)]
+    return [override for override in past if not override.startswith(("hydra.", "resume=", "run=", "json="))]
 
 
 def _run_hydra(verb: str) -> None:

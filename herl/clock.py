@@ -13,18 +13,25 @@ class PhaseClock:
 
     def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.phase = ""
+        """What is being done now; "" between phases."""
+        self.since = time.perf_counter()
+        """When `phase` began."""
         self._inner = 0.0  # seconds of the phases within the present one
 
     @contextmanager
     def time(self, phase: str) -> Iterator[None]:
         """Adds the time spent in the block to a phase, also when the block raises."""
         started, outer, self._inner = time.perf_counter(), self._inner, 0.0
+        around = self.phase, self.since
+        self.phase, self.since = phase, started
         try:
             yield
         finally:
             spent = time.perf_counter() - started
             self.seconds[phase] += spent - self._inner
             self._inner = outer + spent
+            self.phase, self.since = around
 
     def add(self, seconds: Mapping[str, float]) -> None:
         """Adds another clock's seconds."""

@@ -1,143 +1,198 @@
 """What the verbs do: build from the configuration, run, and return a result.
 
-fit       held-out reward -> training -> held-out reward -> summary.json
-validate  held-out reward -> summary.json
-lint      prompts and rubrics -> lint.json
+fit              held-out reward -> training -> held-out reward -> summary.json
+validate, test   held-out answers -> numbers with intervals -> summary.json, answers.jsonl
+improve          answers -> revisions, round by round -> the same, and improve.png
+export           checkpoint -> a folder that transformers and vLLM load
+inspect          recorded answers -> those worth reading
+lint             prompts and rubrics -> lint.json
 """
 
 from __future__ import annotations
 
 import json
-import logging
-import os
-import platform
+import sys
 import time
-import warnings
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
-from copy import deepcopy
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import lightning as L
-from hydra.errors import InstantiationException
-from hydra.types import RunMode
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.resolvers.oc import env as read_environment
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from transformers.utils import logging as transformers_logging
 
+from herl.build import Run, build, check_checkpoint, make, quiet
+from herl.callbacks import BestCheckpoint
 from herl.config import check
-from herl.errors import BudgetSpent, ConfigError, DataError, HerlError, JudgeStop
+from herl.data.prompts import typed_prompt
+from herl.errors import BudgetSpent, ConfigError, DataError, JudgeStop
+from herl.evaluate import evaluate, rounds_picture, rounds_table
 from herl.experience import render
-from herl.judge import JudgeDesk
+from herl.export import load_checkpoint, model_card, save_pretrained
+from herl.inspection import Query, find
+from herl.inspection import show as show_found
 from herl.lint import Finding, bad_rows, findings, read_records
-from herl.module import HerlModule
-from herl.sharding import FSDPStrategy, check_trainer
-
-PACKAGES = ("herl", "torch", "lightning", "transformers", "hydra-core")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """Everything a verb works with, built from one configuration."""
-
-    module: HerlModule
-    data: L.LightningDataModule
-    trainer: L.Trainer
-
-
-def build(config: DictConfig) -> Run:
-    """Checks the configuration, then builds its objects.
-
-    Raises:
-        ConfigError: before any model is loaded.
-    """
-    config = deepcopy(config)  # Hydra resolves nodes in place: the caller's may name secrets
-    check(config)
-    quiet()
-    L.seed_everything(config.seed, verbose=False)
-    data: L.LightningDataModule = _make(config.data)
-    module: HerlModule = _make(config.module)
-    trainer: L.Trainer = _make(
-        config.trainer,
-        callbacks=list(_make(config.callbacks).values()),
-        logger=list(_make(config.logger).values()) or False,
-    )
-    check_trainer(trainer)  # before other processes are started
-    _check_sweep(trainer)
-    return Run(module=module, data=data, trainer=trainer)
-
-
-def _make(node: DictConfig, **arguments: Any) -> Any:
-    """Builds the object of a node. What herl's own components complain about comes out as it is."""
-    try:
-        return instantiate(node, **arguments, _convert_="all")
-    except InstantiationException as error:
-        if isinstance(error.__cause__, HerlError):
-            raise error.__cause__ from error
-        raise
-
-
-def _check_sweep(trainer: L.Trainer) -> None:
-    """Every rank would run the whole sweep, in folders by its own clock."""
-    from hydra.core.hydra_config import HydraConfig
-
-    sweeping = HydraConfig.get().mode is RunMode.MULTIRUN
-    if sweeping and trainer.world_size > 1:
-        raise ConfigError(
-            f"trainer.devices: expected 1 in a sweep (-m), got {trainer.world_size} processes a run; "
-            "start the runs one by one"
-        )
-
-
-def quiet() -> None:
-    """Keeps notices of other libraries that a user can do nothing about off the screen."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    transformers_logging.disable_progress_bar()
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*", module="lightning")
-    # every rank logs the whole batch's numbers
-    warnings.filterwarnings("ignore", message=".*sync_dist=True.*", module="lightning")
+from herl.metrics.evaluation import Row
+from herl.records import trajectory_records, write_lines
+from herl.report import finish, log_hyperparameters, show_rows
 
 
 def fit(config: DictConfig) -> dict[str, Any]:
     """Trains, and returns the summary that it also writes to summary.json in the run's folder."""
     started = time.perf_counter()
     run = build(config)
-    _check_checkpoint("resume", config.resume, run)
-    with _closing(run):
+    check_checkpoint("resume", config.resume, run)
+    with run.closing():
         results: dict[str, Any] = {}
         first = last = None
         try:
-            results["heldout_reward_before"], first = _heldout(run, config.resume), run.module.example
+            results["heldout_reward_before"], first = _heldout(run, config.resume), _example(run)
             run.trainer.fit(run.module, run.data, ckpt_path=config.resume, weights_only=False)
-            results["heldout_reward_after"], last = _heldout(run), run.module.example
+            results["heldout_reward_after"], last = _heldout(run), _example(run)
         except JudgeStop as stop:
-            summary = _finish(config, run, started, results | {"stopped": str(stop)})
+            summary = finish(config, run, started, results | {"stopped": str(stop)})
             if isinstance(stop, BudgetSpent):  # as asked for
                 return summary
             raise
+    log_hyperparameters(config, run, dict(results))
+    results |= _best(run)
     if first and last:
         results["example"] = {"request": first[0], "before": first[1], "after": last[1]}
-    return _finish(config, run, started, results)
+    return finish(config, run, started, results)
 
 
 def validate(config: DictConfig) -> dict[str, Any]:
-    """Measures the held-out reward, and returns the summary that it also writes."""
+    """Measures a model or a checkpoint on held-out prompts, and returns the summary that it also writes."""
     started = time.perf_counter()
-    checkpoint = config.checkpoint
-    run = build(config)
-    _check_checkpoint("checkpoint", checkpoint, run)
-    with _closing(run):
-        heldout = _heldout(run, checkpoint)
-    return _finish(config, run, started, {"heldout_reward": heldout})
+    run, rows = _evaluated(config)
+    if run.trainer.is_global_zero:
+        show_rows(rows)
+    return finish(config, run, started, _results(run, rows))
+
+
+test = validate
+"""The same, on a benchmark."""
+
+
+def improve(config: DictConfig) -> dict[str, Any]:
+    """Lets a model revise its own answers, and returns the summary that it also writes."""
+    started = time.perf_counter()
+    data = None
+    if config.prompt is not None:
+        text = sys.stdin.read() if config.prompt == "-" else str(config.prompt)
+        data = typed_prompt(text, OmegaConf.to_container(config.rubric))  # type: ignore[arg-type]
+    run, rows = _evaluated(config, data)
+    rounds, trajectories = run.module.validation_revisions, run.module.heldout
+    if run.trainer.is_global_zero and trajectories:
+        console = Console()
+        console.print(rounds_table(trajectories, rounds, rows))
+        picture = Path(config.output_dir) / "improve.png"
+        rounds_picture(rows, picture)
+        console.print(f"Score by round: {picture}", soft_wrap=True)
+        if data is not None:
+            console.print(Text(trajectories[0].best().rollout.text))
+    return finish(config, run, started, _results(run, rows))
+
+
+def _evaluated(config: DictConfig, data: Any = None) -> tuple[Run, list[Row]]:
+    """Answers the held-out prompts and writes the answers."""
+    checkpoint = _checkpoint(config)
+    judges = {str(name): make(node) for name, node in config.further_judges.items()}
+    run = build(config, data)
+    check_checkpoint("checkpoint", checkpoint, run)
+    with run.closing():
+        _heldout(run, checkpoint)
+        rows = evaluate(run.module.heldout, run.module.validation_revisions, judges, seed=config.seed)
+    if run.trainer.is_global_zero:
+        write_lines(Path(config.output_dir) / "answers.jsonl", trajectory_records(run.module.heldout))
+    return run, rows
+
+
+def _results(run: Run, rows: list[Row]) -> dict[str, Any]:
+    reward = run.trainer.callback_metrics.get("heldout/reward")
+    answers = [judged for one in run.module.heldout for judged in one.answers]
+    return {
+        "heldout_reward": None if reward is None else float(reward),
+        "heldout_answers": len(answers),
+        "heldout_tokens": sum(len(judged.rollout.token_ids) for judged in answers),
+        "results": [asdict(row) for row in rows],
+    }
+
+
+def _heldout(run: Run, checkpoint: str | None = None) -> float | None:
+    """Held-out reward of the policy as it is; None without held-out prompts."""
+    run.trainer.validate(run.module, run.data, ckpt_path=checkpoint, weights_only=False, verbose=False)
+    reward = run.trainer.callback_metrics.get("heldout/reward")
+    return None if reward is None else float(reward)
+
+
+def _example(run: Run) -> tuple[str, str] | None:
+    """The first held-out request and the answer to it."""
+    if not run.module.heldout:
+        return None
+    first = run.module.heldout[0]
+    return first.task.request, first.answers[0].rollout.text
+
+
+def _best(run: Run) -> dict[str, Any]:
+    """The best checkpoint, where there is one."""
+    for callback in run.trainer.checkpoint_callbacks:
+        if isinstance(callback, BestCheckpoint) and callback.best_model_score is not None:
+            return {
+                "heldout_reward_best": float(callback.best_model_score),
+                "best_checkpoint": callback.best_model_path,
+            }
+    return {}
+
+
+def _checkpoint(config: DictConfig) -> str | None:
+    """The checkpoint that a verb is to start from: the one given, or the best of the run given."""
+    if config.checkpoint is not None or config.run is None:
+        return None if config.checkpoint is None else str(config.checkpoint)
+    places = [Path(config.run) / "checkpoints" / name for name in ("best.ckpt", "last.ckpt")]
+    for place in places:
+        if place.exists():
+            return str(place)
+    raise ConfigError(f"run: expected a run's folder with {places[0]} or {places[1].name}, got neither")
+
+
+def export(config: DictConfig) -> Path:
+    """Writes a checkpoint as a Hugging Face folder, and returns the folder."""
+    check(config)
+    quiet()
+    checkpoint = _checkpoint(config)
+    model = make(config.model)
+    policy, tokenizer = model.load(), model.tokenizer()
+    if checkpoint is not None:
+        load_checkpoint(policy, checkpoint)
+    folder = Path(config.out)
+    save_pretrained(policy, tokenizer, folder, adapter=config.adapter)
+    card = model_card(model.path, checkpoint, adapter=config.adapter)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    Console().print(f"{checkpoint or model.path} -> {folder}", soft_wrap=True, markup=False)
+    return folder
+
+
+def inspect(config: DictConfig) -> None:
+    """Shows recorded answers, or prints them as lines of JSON."""
+    if config.run is None:
+        raise ConfigError("run: expected the folder of a run, as in: herl inspect runs/...")
+    steps = None if config.steps is None else tuple(OmegaConf.to_container(config.steps))  # type: ignore[arg-type]
+    query = Query(
+        order=config.order,
+        most=config.most,
+        task=None if config.task is None else str(config.task),
+        criterion=None if config.criterion is None else str(config.criterion),
+        steps=steps,  # type: ignore[arg-type]
+    )
+    found = find(Path(config.run), query)
+    if config.json:
+        for one in found:
+            print(json.dumps({"answer": one.answer, "draft": one.draft}))
+    else:
+        show_found(found, query)
 
 
 def lint(config: DictConfig) -> list[Finding]:
@@ -150,8 +205,8 @@ def lint(config: DictConfig) -> list[Finding]:
     quiet()
     if OmegaConf.select(config, "data.train.on_bad_row") is not None:
         config.data.train.on_bad_row = "skip"  # all of them are to be listed
-    data: Any = _make(config.data)
-    tokenizer = _make(config.model).tokenizer()
+    data: Any = make(config.data)
+    tokenizer = make(config.model).tokenizer()
     found = findings(
         {"train": data.train, "heldout": data.heldout},
         prompt_tokens=lambda task: len(render(tokenizer, task.messages)),
@@ -180,105 +235,3 @@ def _show_findings(found: list[Finding], prompts: int, path: Path) -> None:
     console = Console()
     console.print(table if found else f"herl lint: {prompts} prompts, nothing found")
     console.print(f"All of it: {path}")
-
-
-def _closing(run: Run) -> ExitStack:
-    """Ends sampler and judge with the block, also after an error, where Lightning tears nothing down."""
-    stack = ExitStack()
-    for part in (run.module.stages.sampler, run.module.stages.desk.judge, run.module.stages.desk):
-        stack.enter_context(closing(part))
-    return stack
-
-
-def _check_checkpoint(key: str, path: str | None, run: Run) -> None:
-    if path is None:
-        return
-    if not Path(path).exists():
-        raise ConfigError(f"{key}: expected a checkpoint written by herl fit, got '{path}'")
-    if Path(path).is_dir() and not isinstance(run.trainer.strategy, FSDPStrategy):
-        raise ConfigError(f"{key}: expected a file, got the sharded checkpoint '{path}': add strategy=fsdp")
-    if Path(path).is_file() and isinstance(run.trainer.strategy, FSDPStrategy) and run.module.model.lora:
-        raise ConfigError(
-            f"{key}: expected a sharded checkpoint, got the file '{path}': Lightning cannot give the moments "
-            "of adapters from one file to FSDP; resume without strategy=fsdp"
-        )
-
-
-def _heldout(run: Run, checkpoint: str | None = None) -> float | None:
-    """Held-out reward of the policy as it is; None without held-out prompts."""
-    run.trainer.validate(run.module, run.data, ckpt_path=checkpoint, weights_only=False, verbose=False)
-    reward = run.trainer.callback_metrics.get("heldout/reward")
-    return None if reward is None else float(reward)
-
-
-def _finish(config: DictConfig, run: Run, started: float, results: dict[str, Any]) -> dict[str, Any]:
-    from hydra.core.hydra_config import HydraConfig
-
-    seconds = {name: round(value, 2) for name, value in run.module.clock.seconds.items()}
-    seconds["total"] = round(time.perf_counter() - started, 2)
-    counts = run.module.counts
-    choices = HydraConfig.get().runtime.choices
-    summary = {
-        "experiment": choices.get("experiment"),
-        "algorithm": choices.get("algorithm"),
-        "seed": config.seed,
-        **results,
-        "prompts": counts["prompts"],
-        "answers_sampled": counts["answers_sampled"],
-        "revisions_sampled": counts["revisions_sampled"],
-        "tokens_sampled": counts["tokens_sampled"],
-        "optimizer_steps": counts["optimizer_steps"],
-        "judge": _judge_summary(run.module.stages.desk),
-        "processes": run.trainer.world_size,
-        "seconds": seconds,
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
-    }
-    if not run.trainer.is_global_zero:
-        return summary
-    folder = Path(config.output_dir)
-    with _environment_unread():
-        OmegaConf.save(config, folder / "config.yaml", resolve=True)
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    _show(summary, folder)
-    return summary
-
-
-@contextmanager
-def _environment_unread() -> Iterator[None]:
-    """Lets ${oc.env:NAME} stand for itself: what it reads may be a secret."""
-
-    def as_written(name: str, *default: str) -> str:
-        return "${oc.env:" + ",".join([name, *default]) + "}"
-
-    OmegaConf.register_new_resolver("oc.env", as_written, replace=True)
-    try:
-        yield
-    finally:
-        OmegaConf.register_new_resolver("oc.env", read_environment, replace=True)
-
-
-def _judge_summary(desk: JudgeDesk) -> dict[str, Any]:
-    """What judging cost, where it cost something, and how many verdicts abstained, by cause."""
-    usage = desk.state_dict()
-    counted = ("calls", "tokens", "cost", "cache_hits", "missing")
-    cost = {name: round(usage[name], 6) for name in counted if usage.get(name)}
-    faults = {name: int(n) for name, n in sorted(usage.items()) if name.startswith("fault_")}
-    return cost | faults | ({"abstained": causes} if (causes := desk.causes()) else {})
-
-
-def _show(summary: dict[str, Any], folder: Path) -> None:
-    """Prints the summary as a table."""
-    table = Table("", "", show_header=False, title=f"herl: {summary['experiment']}, {summary['algorithm']}")
-    for name, value in summary.items():
-        if name in ("experiment", "algorithm", "versions") or value in (None, {}):
-            continue
-        if name == "seconds":
-            value = ", ".join(f"{phase} {spent:g}" for phase, spent in value.items())
-        if name == "example":
-            value = "\n".join(f"{when}: {text}" for when, text in value.items())
-        shown = f"{value:.3f}" if isinstance(value, float) else str(value)
-        table.add_row(name.replace("_", " "), Text(shown))
-    table.add_row("folder", str(folder))
-    console = Console()
-    console.print(table)
-    console.print(f"Curves: tensorboard --logdir {folder.parent}")

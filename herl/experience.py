@@ -53,6 +53,7 @@ class RolloutPlan:
         revisions_per_candidate: Revisions of each attempt that is revised.
         attempt: How attempts are drawn. The trainer computes log-probs at its temperature.
         revision: How revisions are drawn.
+        heldout: How held-out prompts are answered; None for like `attempt`.
         training_context: The context that revisions are trained under: the `original` prompt, the
             `hindsight` prompt that they were sampled under, or `both`.
         max_prompt_tokens: Longer prompts and revision prompts are dropped and counted, never cut.
@@ -62,6 +63,7 @@ class RolloutPlan:
     revisions_per_candidate: int = 1
     attempt: Sampling = field(default_factory=Sampling)
     revision: Sampling = field(default_factory=Sampling)
+    heldout: Sampling | None = None
     training_context: TrainingContext = "original"
     max_prompt_tokens: int = 4096
 
@@ -71,7 +73,11 @@ class RolloutPlan:
                 "rollout: expected attempts_per_prompt and revisions_per_candidate of at least 1, "
                 f"got {self.attempts_per_prompt} and {self.revisions_per_candidate}"
             )
-        for name, sampling in (("attempt", self.attempt), ("revision", self.revision)):
+        for name, sampling in (
+            ("attempt", self.attempt),
+            ("revision", self.revision),
+            ("heldout", self.heldout or self.attempt),
+        ):
             if sampling.temperature < 0 or not 0 < sampling.top_p <= 1 or sampling.max_new_tokens < 1:
                 raise ConfigError(
                     f"rollout.{name}: expected temperature >= 0, top_p in (0, 1] and max_new_tokens >= 1, "
@@ -128,24 +134,25 @@ class Collection:
     """What to train on. Groups without signal are not in it."""
     dropped: Mapping[str, int]
     """Prompts over `max_prompt_tokens`: {"prompts": ..., "revision_prompts": ...}."""
-    seconds: Mapping[str, float]
-    """Wall time: {"sample": ..., "judge": ..., "revise": ...}. Judging counts where it was waited for."""
 
 
-def collect(tasks: Sequence[Task], stages: Stages, key: Sequence[int | str]) -> Collection:
+def collect(
+    tasks: Sequence[Task], stages: Stages, key: Sequence[int | str], clock: PhaseClock | None = None
+) -> Collection:
     """Samples, judges, revises and compares answers to these prompts.
 
     Args:
         tasks: The prompts of one rollout batch.
         stages: The components.
         key: Where this batch belongs, e.g. (seed, epoch, batch): all randomness is a hash of it.
+        clock: Adds up the time under "sample", "judge" (where it was waited for) and "revise".
 
     Raises:
         AbstentionLimit: the judge fails too often.
         SamplerError: an answer could not be sampled.
     """
     plan = stages.plan
-    clock = PhaseClock()
+    clock = PhaseClock() if clock is None else clock
     prompts, over_long = render_all(stages, {task.id: task.messages for task in tasks})
     requests = [
         SampleRequest(
@@ -198,7 +205,6 @@ def collect(tasks: Sequence[Task], stages: Stages, key: Sequence[int | str]) -> 
         groups=tuple(groups),
         experiences=tuple(e for group in groups for e in _experiences(group, plan.training_context)),
         dropped={"prompts": over_long, "revision_prompts": revision_over_long},
-        seconds=clock.seconds,
     )
 
 

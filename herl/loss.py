@@ -33,6 +33,8 @@ class Stats:
     """(sum, count) of each."""
     maxima: Mapping[str, torch.Tensor] = field(default_factory=dict)
     """The values whose maximum is wanted, [any]."""
+    percentiles: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """The values whose percentiles are wanted, [any]."""
 
 
 def token_weights(lengths: Sequence[int], aggregation: Aggregation, constant_length: int = 1) -> list[float]:
@@ -253,7 +255,8 @@ class PolicyLoss:
             drift = k3(tokens.logprobs, tokens.old_logprobs)
             means = {
                 "entropy": _over(tokens.entropy, own | revision),
-                "clip_fraction": _over(cut.float(), own | revision),
+                "clip_fraction_low": _over((cut & (rho < 1)).float(), own | revision),
+                "clip_fraction_high": _over((cut & (rho > 1)).float(), own | revision),
                 "kl_to_old": _over(drift, own | revision),
                 "revision_ratio": _over(rho, revision),
                 # KL(sampler || trainer) before the update, from the sampler's own answers
@@ -264,7 +267,9 @@ class PolicyLoss:
             if tokens.ref_logprobs is not None:
                 means["kl_to_reference"] = _over(k3(tokens.logprobs, tokens.ref_logprobs), own | revision)
             difference = (tokens.old_logprobs - tokens.sampler_logprobs).abs()
-            return Stats(means=means, maxima={"mismatch_max": difference[own]})
+            return Stats(
+                means=means, maxima={"mismatch_max": difference[own]}, percentiles={"ratio": rho.detach()}
+            )
 
 
 def _over(values: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

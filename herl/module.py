@@ -34,27 +34,29 @@ from herl.experience import (
     Selection,
     Stages,
     collect,
-    render_all,
 )
 from herl.hindsight import HindsightBuilder, NoHindsight
+from herl.improve import Trajectory, check_rounds, improve, rewards_by_round
 from herl.judge import Judge, JudgeDesk
 from herl.lora import has_adapters
 from herl.loss import PolicyLoss
-from herl.metrics.rubric import RubricMetrics, collection_metrics
+from herl.metrics.collection import collection_metrics
+from herl.metrics.rubric import rubric_metrics
 from herl.metrics.running import RunningStats
+from herl.metrics.throughput import throughput_metrics
 from herl.model import PretrainedModel
 from herl.packing import choose_packing
-from herl.rollouts import sample_and_judge
 from herl.sampler import Sampler
 from herl.schedule import Schedule, learning_rate_share
 from herl.scoring import Scorer
-from herl.seeds import derive_seed
 from herl.selection import form_group
 from herl.sharding import FSDPStrategy, check_trainer, load_sharded
-from herl.types import Experience, SampleRequest, Task
+from herl.types import Experience, Task
 from herl.weights import is_sharded, named_weights, whole
 
 Optimizer = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
+SHOWN = ("train/reward", "revision/reward", "heldout/reward")
+"""Metrics on the progress bar."""
 ADAMW: Optimizer = partial(torch.optim.AdamW, lr=1e-6, weight_decay=0.01, fused=True)
 
 
@@ -80,6 +82,9 @@ class HerlModule(L.LightningModule):
         packing: What stands in a row (`herl.batch.Packing`); `auto` for the best that the model allows.
         max_grad_norm: Gradients are clipped to this norm; None for no clipping.
         validation_attempts: Plain attempts per held-out prompt. More only lower the noise.
+        validation_revisions: Revisions of each of them at most, reported beside the plain attempts.
+        log_over: The x axis of all curves: sampled answers, attempts and revisions together, which is the
+            budget that methods are compared at; or optimiser steps.
         seed: All random choices are hashes of it.
     """
 
@@ -103,6 +108,8 @@ class HerlModule(L.LightningModule):
         packing: Packing | Literal["auto"] = "auto",
         max_grad_norm: float | None = 1.0,
         validation_attempts: int = 1,
+        validation_revisions: int = 0,
+        log_over: Literal["answers_sampled", "optimizer_steps"] = "answers_sampled",
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -124,6 +131,8 @@ class HerlModule(L.LightningModule):
         self.packing = packing
         self.max_grad_norm = max_grad_norm
         self.validation_attempts = validation_attempts
+        self.validation_revisions = validation_revisions
+        self.log_over = log_over
         self.seed = seed
         self.stages = Stages(
             tokenizer=model.tokenizer(),
@@ -135,14 +144,16 @@ class HerlModule(L.LightningModule):
             hindsight=hindsight or NoHindsight(),
             bonus=bonus or NoBonus(),
         )
+        check_rounds("module.validation_revisions", validation_revisions, self.stages)
         self.policy: PreTrainedModel | None = None
         # In a tuple, so that Lightning neither registers nor saves it.
         self._reference: tuple[PreTrainedModel, ...] = ()
         self.counts: Counter[str] = Counter()
         self.clock = PhaseClock()
-        self.heldout = RubricMetrics()
-        self.example: tuple[str, str] | None = None  # first held-out request and the last answer to it
         self.collection: Collection | None = None  # of the last step
+        self.heldout: list[Trajectory] = []  # of the last validation
+        self._dropped = 0  # held-out prompts that were too long
+        self._reported: dict[str, float] = {}  # seconds by phase, as they were at the last report
 
     # Set-up
 
@@ -213,13 +224,12 @@ class HerlModule(L.LightningModule):
         """Runs stages 2 to 12 for one batch of prompts."""
         version = self.counts["optimizer_steps"]
         key = (self.seed, self.current_epoch, batch_idx)
-        self.collection = collection = collect(tasks, self.stages, key)
+        self.collection = collection = collect(tasks, self.stages, key, self.clock)
         self.stages.sampler.sleep()
-        self.clock.add(collection.seconds)
         with self.clock.time("update"):
             update_metrics = self._update(collection.experiences)
         self._count(collection)
-        self._report(collection_metrics(collection, version) | update_metrics)
+        self._report(collection_metrics(collection, version) | update_metrics | self._progress(collection))
 
     def _update(self, experiences: Sequence[Experience]) -> dict[str, float]:
         """Takes the optimiser steps of a rollout batch; returns the means of their statistics."""
@@ -304,37 +314,32 @@ class HerlModule(L.LightningModule):
     # Validation
 
     def on_validation_epoch_start(self) -> None:
-        """Starts with empty metrics, made under the gradient mode that they are used in."""
-        self.heldout = RubricMetrics()
+        """Forgets the last validation."""
+        self.heldout, self._dropped = [], 0
 
     def validation_step(self, tasks: list[Task], batch_idx: int) -> None:
-        """One plain attempt per held-out prompt, with the same random numbers every time."""
-        prompts, over_long = render_all(self.stages, {task.id: task.messages for task in tasks})
-        self.heldout.dropped += over_long
-        requests = [
-            SampleRequest(
-                task_id=task.id,
-                group_id=f"heldout:{task.id}",
-                prompt_ids=prompts[task.id],
-                n=self.validation_attempts,
-                sampling=self.stages.plan.attempt,
-                seed=derive_seed(self.seed, task.id, "heldout"),
-            )
-            for task in tasks
-            if task.id in prompts
-        ]
-        judged = sample_and_judge(
-            self.stages.sampler, self.stages.desk, tasks, requests, self.clock, "validate"
+        """Attempts at held-out prompts and their revisions, with the same random numbers every time."""
+        found = improve(
+            tasks,
+            self.stages,
+            seed=self.seed,
+            rounds=self.validation_revisions,
+            attempts=self.validation_attempts,
+            sampling=self.stages.plan.heldout,
+            clock=self.clock,
         )
-        if batch_idx == 0 and judged[tasks[0].id]:
-            self.example = tasks[0].request, judged[tasks[0].id][0].rollout.text
-        for task in tasks:
-            for one in judged[task.id]:
-                self.heldout.update(task, one)
+        self.heldout += found.trajectories
+        self._dropped += found.dropped
 
     def on_validation_epoch_end(self) -> None:
-        """Reports the epoch of validation."""
-        self._report(self.heldout.compute())
+        """Reports the epoch of validation: plain attempts, and the best answer after each revision."""
+        metrics = rubric_metrics("heldout", [(one.task, one.answers[0]) for one in self.heldout])
+        if self._dropped:
+            metrics["heldout/dropped_prompts"] = float(self._dropped)
+        for number, reward in enumerate(rewards_by_round(self.heldout, self.validation_revisions)):
+            if number and not math.isnan(reward):
+                metrics[f"heldout/reward_revised_{number}"] = reward
+        self._report(metrics)
 
     # Reports
 
@@ -345,17 +350,23 @@ class HerlModule(L.LightningModule):
             self.counts["revisions_sampled"] += len(group.revisions)
             self.counts["tokens_sampled"] += sum(len(one.rollout.token_ids) for one in answers)
 
+    def _progress(self, collection: Collection) -> dict[str, float]:
+        """How far the run is, and how fast this step was, with the refresh before it."""
+        seconds = {name: s - self._reported.get(name, 0.0) for name, s in self.clock.seconds.items()}
+        self._reported = dict(self.clock.seconds)
+        progress = {f"progress/{name}": float(count) for name, count in sorted(self.counts.items())}
+        return (
+            progress | {"progress/epoch": float(self.current_epoch)} | throughput_metrics(collection, seconds)
+        )
+
     def _report(self, metrics: Mapping[str, float]) -> None:
         """Logs metrics, for callbacks and the progress bar too. Every rank has the same."""
-        shown = ("train/reward", "heldout/reward", "hindsight/reward")
         for name, value in metrics.items():
-            self.log(name, value, logger=False, prog_bar=name in shown, batch_size=1)
+            if not name.partition("/")[0].endswith(("_criterion", "_category")):  # curves alone: too many
+                self.log(name, value, logger=False, prog_bar=name in SHOWN, batch_size=1)
         self.record(metrics)
 
     def record(self, metrics: Mapping[str, float]) -> None:
-        """Writes metrics to the loggers, over the number of sampled answers.
-
-        That is the budget that methods are compared at.
-        """
+        """Writes metrics to the loggers, over `log_over`."""
         for logger in self.loggers:
-            logger.log_metrics(dict(metrics), step=self.counts["answers_sampled"])
+            logger.log_metrics(dict(metrics), step=self.counts[self.log_over])

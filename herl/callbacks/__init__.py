@@ -1,9 +1,19 @@
 """Lightning callbacks: what happens around the steps. Selected by `callbacks` in the configuration."""
 
 from herl.callbacks.answer_budget import AnswerBudget
+from herl.callbacks.best_checkpoint import BestCheckpoint
+from herl.callbacks.dashboard import Dashboard
 from herl.callbacks.progress_bar import ProgressBar
 from herl.callbacks.record_answers import RecordAnswers
 from herl.callbacks.refresh_sampler import RefreshSampler
 from herl.callbacks.save_on_stop import SaveOnStop
 
-__all__ = ["AnswerBudget", "ProgressBar", "RecordAnswers", "RefreshSampler", "SaveOnStop"]
+__all__ = [
+    "AnswerBudget",
+    "BestCheckpoint",
+    "Dashboard",
+    "ProgressBar",
+    "RecordAnswers",
+    "RefreshSampler",
+    "SaveOnStop",
+]

@@ -1,18 +1,187 @@
-"""Progress on the screen: one line, with the rewards that matter."""
+"""Progress on the screen: how far the run is, what it does right now, and the rewards that matter."""
 
 from __future__ import annotations
 
+import time
+from typing import Any, cast
+
 import lightning as L
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from herl.callbacks.answer_budget import AnswerBudget
+from herl.clock import PhaseClock
+from herl.errors import check_at_least
+from herl.module import SHOWN, HerlModule
+
+DOING = {
+    "sample": "sampling",
+    "judge": "judging",
+    "revise": "revising",
+    "update": "updating",
+    "refresh": "refreshing the sampler",
+    "probe": "probing the sampler",
+    "validate": "held-out prompts",
+}
+"""Phases of the clock in words."""
 
 
-class ProgressBar(RichProgressBar):
-    """Lightning's rich progress bar with short metrics and without the logger's version."""
+class ProgressBar(LightningProgressBar):
+    """A live line in a terminal; elsewhere a plain line from time to time. On rank 0, to standard error.
 
-    def get_metrics(
-        self, trainer: L.Trainer, pl_module: L.LightningModule
-    ) -> dict[str, int | str | float | dict[str, float]]:
-        """Returns the metrics logged with prog_bar=True."""
-        metrics = super().get_metrics(trainer, pl_module)
-        metrics.pop("v_num", None)
-        return metrics
+    Args:
+        seconds_between_lines: Where there is no terminal.
+    """
+
+    def __init__(self, seconds_between_lines: float = 30.0) -> None:
+        super().__init__()
+        check_at_least("callbacks.progress", 0, seconds_between_lines=seconds_between_lines)
+        self.seconds_between_lines = seconds_between_lines
+        self.console = Console(stderr=True)
+        self._enabled = True
+        self._progress: Progress | None = None
+        self._started = self._spoke = 0.0
+
+    def disable(self) -> None:
+        """Lightning calls it on all ranks but the first."""
+        self._enabled = False
+
+    def enable(self) -> None:
+        self._enabled = True
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_progress": None, "console": None}  # of a terminal: cannot be copied
+
+    # Training
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._open(cast(HerlModule, pl_module), "training")
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        module = cast(HerlModule, pl_module)
+        epochs = f"/{trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
+        where = (
+            f"epoch {trainer.current_epoch + 1}{epochs}, batch {batch_idx + 1}/{trainer.num_training_batches}"
+        )
+        self._show(trainer, share_done(trainer, module), where)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._close()
+
+    # Validation outside of training; inside it is a phase like others
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_validation_start(trainer, pl_module)
+        if not trainer.training and self._progress is None:
+            self._open(cast(HerlModule, pl_module), "held-out prompts")
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        total = trainer.num_val_batches[0]
+        if trainer.state.fn == "validate":
+            self._show(trainer, (batch_idx + 1) / total, f"batch {batch_idx + 1}/{total}")
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn == "validate":
+            self._close()
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        self._close()
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._close()
+
+    # The line
+
+    def _open(self, module: HerlModule, what: str) -> None:
+        self._close()
+        self._started = self._spoke = time.monotonic()
+        if not self._enabled or not self.console.is_terminal:
+            return
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            _PhaseColumn(module.clock),
+            TextColumn("{task.fields[rewards]}", markup=False),
+            console=self.console,
+            refresh_per_second=4,
+            transient=True,
+            speed_estimate_period=600,
+        )
+        self._progress.add_task(what, total=1.0, rewards="")
+        self._progress.start()
+
+    def _show(self, trainer: L.Trainer, share: float, where: str) -> None:
+        rewards = ", ".join(
+            f"{name.removesuffix('/reward')} {float(value):.3f}"
+            for name in SHOWN
+            if (value := trainer.callback_metrics.get(name)) is not None
+        )
+        if self._progress is not None:
+            self._progress.update(
+                self._progress.task_ids[0], completed=share, description=where, rewards=rewards
+            )
+        elif self._enabled and time.monotonic() - self._spoke >= self.seconds_between_lines:
+            self._spoke = time.monotonic()
+            left = (self._spoke - self._started) * (1 - share) / share if share else 0.0
+            parts = [where, f"{share:.0%} done, {left:.0f} s left", rewards and f"reward: {rewards}"]
+            self.console.print("; ".join(filter(None, parts)), markup=False, highlight=False, soft_wrap=True)
+
+    def _close(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
+def share_done(trainer: L.Trainer, module: HerlModule) -> float:
+    """Returns how much of a run is done, in [0, 1], by the limit that it will meet first."""
+    epoch = trainer.current_epoch + (trainer.fit_loop.batch_idx + 1) / trainer.num_training_batches
+    epochs = trainer.max_epochs or -1
+    shares = [epoch / epochs] if epochs > 0 else []
+    if trainer.max_steps > 0:
+        shares.append(trainer.global_step / trainer.max_steps)
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, AnswerBudget) and callback.answers is not None:
+            shares.append(module.counts["answers_sampled"] / callback.answers)
+    return min(1.0, max(shares, default=0.0))
+
+
+class _PhaseColumn(ProgressColumn):
+    """What the run does right now, and for how long it has."""
+
+    def __init__(self, clock: PhaseClock) -> None:
+        super().__init__()
+        self._clock = clock
+
+    def render(self, task: Task) -> Text:
+        phase = self._clock.phase
+        if not phase:
+            return Text("")
+        spent = time.perf_counter() - self._clock.since
+        return Text(f"{DOING.get(phase, phase)} {spent:.0f} s", style="cyan")

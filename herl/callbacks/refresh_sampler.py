@@ -10,7 +10,6 @@ from typing import Any
 import lightning as L
 import torch
 
-from herl.clock import PhaseClock
 from herl.distributed import gather, together
 from herl.errors import ConfigError, SamplerError
 from herl.experience import render
@@ -88,7 +87,7 @@ class RefreshSampler(L.Callback):
         version, sampler = module.counts["optimizer_steps"], module.stages.sampler
         if version == self.version:
             return
-        clock = PhaseClock()
+        clock, before = module.clock, dict(module.clock.seconds)
         with clock.time("refresh"):
             # No rank samples before all engines have the weights.
             together(lambda: _load(sampler, module.named_weights(), version))
@@ -97,13 +96,10 @@ class RefreshSampler(L.Callback):
             return
         with clock.time("probe"):
             error = self._probe(module)
-        module.clock.add(clock.seconds)
+        spent = {name: clock.seconds[name] - before.get(name, 0.0) for name in ("refresh", "probe")}
         module.record(
-            {
-                "sampler/refresh_seconds": clock.seconds["refresh"],
-                "sampler/probe_seconds": clock.seconds["probe"],
-                "sampler/probe_error": error,
-            }
+            {f"sampler/{name}_seconds": seconds for name, seconds in spent.items()}
+            | {"sampler/probe_error": error}
         )
 
     def _probe(self, module: HerlModule) -> float:

@@ -1,65 +1,21 @@
-"""Numbers about rewards, criteria and hindsight, from the groups of a step."""
+"""Numbers about answers and their rubrics: reward, criteria, categories, length."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from statistics import fmean
 
+import torch
 from torchmetrics import MeanMetric
 
-from herl.experience import Collection, Group
-from herl.metrics.judging import judge_metrics
 from herl.types import Judged, Task
+
+Pair = tuple[Task, Judged]
 
 
 def rewards(judged: Iterable[Judged]) -> list[float]:
     """Returns the rewards of those that could be judged."""
     return [one.judgement.reward for one in judged if one.judgement.reward is not None]
-
-
-def collection_metrics(collection: Collection, policy_version: int = 0) -> dict[str, float]:
-    """Returns the numbers of one rollout batch. A mean over nothing is left out, never 0.
-
-    Args:
-        collection: The batch.
-        policy_version: Optimiser steps that the trainer had taken when the batch was sampled.
-    """
-    groups = collection.groups
-    attempts = [judged for group in groups for judged in group.attempts]
-    revisions = [judged for group in groups for judged in group.revisions]
-    verdicts = [v for judged in (*attempts, *revisions) for v in judged.judgement.verdicts]
-    lists: dict[str, Sequence[float]] = {
-        "train/reward": rewards(attempts),
-        "train/reward_best": [max(r) for group in groups if (r := rewards(group.attempts))],
-        "train/answer_tokens": [len(judged.rollout.token_ids) for judged in attempts],
-        "train/truncated": [judged.rollout.finish_reason == "length" for judged in attempts],
-        "train/groups_with_signal": [any(group.advantages) for group in groups],
-        "train/abstained": [verdict.met is None for verdict in verdicts],
-        "hindsight/revised_groups": [bool(group.revisions) for group in groups],
-        "hindsight/reward": rewards(revisions),
-        "hindsight/gain": [gain for group in groups for gain in _gains(group)],
-        "hindsight/accepted": [
-            any(member.origin == "hindsight" for member in group.members)
-            for group in groups
-            if group.revisions
-        ],
-        "sampler/staleness": [policy_version - judged.rollout.policy_version for judged in attempts],
-        "bonus/mean": [m.bonus for group in groups for m in group.members if m.bonus != 0.0],
-    }
-    means = {name: fmean(values) for name, values in lists.items() if values}
-    dropped = {f"train/dropped_{name}": float(n) for name, n in collection.dropped.items() if n}
-    return means | dropped | judge_metrics([judged.judgement for judged in (*attempts, *revisions)])
-
-
-def _gains(group: Group) -> list[float]:
-    """Reward of each revision minus that of the attempt it revises."""
-    parents = {judged.rollout.id: judged.judgement.reward for judged in group.attempts}
-    return [
-        revision.judgement.reward - parent
-        for revision in group.revisions
-        if revision.judgement.reward is not None
-        and (parent := parents.get(revision.rollout.parent_id or "")) is not None
-    ]
 
 
 def fulfilled(task: Task, judged: Judged) -> dict[str, bool]:
@@ -72,35 +28,70 @@ def fulfilled(task: Task, judged: Judged) -> dict[str, bool]:
     }
 
 
-class RubricMetrics:
-    """Mean reward and share of answers that fulfil each criterion, over one epoch of validation.
+def is_perfect(task: Task, judged: Judged) -> bool:
+    """Whether every criterion of the rubric is fulfilled, none of them unknown."""
+    return bool(task.rubric.criteria) and sum(fulfilled(task, judged).values()) == len(task.rubric.criteria)
 
-    Every rank knows all answers, so nothing is left to be synchronised.
+
+class RubricMetrics:
+    """Means over answers: reward, share of criteria met, and that share by criterion and by category.
+
+    Each number is a torchmetrics mean, with a sum and a count as its states. Every rank knows all answers
+    of a batch, so each adds up the same and nothing is left to be synchronised.
 
     Args:
+        family: First part of the names: "train", "revision" or "heldout".
         most_criteria: Curves by criterion are kept only while there are at most this many ids.
     """
 
-    def __init__(self, most_criteria: int = 64) -> None:
+    def __init__(self, family: str, most_criteria: int = 64) -> None:
+        self.family = family
         self.most_criteria = most_criteria
-        self.reward = MeanMetric(sync_on_compute=False)
-        self.criteria: dict[str, MeanMetric] = {}
-        self.dropped = 0
-        """Prompts that were too long to be answered."""
+        self._means: dict[str, MeanMetric] = {}
 
-    def update(self, task: Task, judged: Judged) -> None:
-        """Adds an answer to a task."""
-        if judged.judgement.reward is not None:
-            self.reward.update(judged.judgement.reward)
-        for criterion_id, good in fulfilled(task, judged).items():
-            self.criteria.setdefault(criterion_id, MeanMetric(sync_on_compute=False)).update(float(good))
+    def update(self, pairs: Iterable[Pair]) -> None:
+        """Adds answers with their tasks."""
+        for name, values in self._values(pairs).items():
+            if name not in self._means:
+                self._means[name] = MeanMetric(sync_on_compute=False)
+                self._means[name].set_dtype(torch.float64)  # float32 sums drift after a few thousand answers
+            self._means[name].update(torch.tensor(values, dtype=torch.float64))
 
     def compute(self) -> dict[str, float]:
-        """Returns {"heldout/reward": ..., "heldout_criterion/<id>": ...}, without what was not judged."""
-        values = {"heldout/reward": float(self.reward.compute())} if self.reward.update_called else {}
-        if self.dropped:
-            values["heldout/dropped_prompts"] = float(self.dropped)
-        if len(self.criteria) <= self.most_criteria:
-            for criterion_id, metric in sorted(self.criteria.items()):
-                values[f"heldout_criterion/{criterion_id}"] = float(metric.compute())
-        return values
+        """Returns the means by name. A mean over nothing is left out, never 0.
+
+        {"heldout/reward": ..., "heldout_criterion/<id>": ..., "heldout_category/<name>": ...}
+        """
+        by_criterion = f"{self.family}_criterion/"
+        criteria = sum(name.startswith(by_criterion) for name in self._means)
+        return {
+            name: float(mean.compute())
+            for name, mean in sorted(self._means.items())
+            if criteria <= self.most_criteria or not name.startswith(by_criterion)
+        }
+
+    def _values(self, pairs: Iterable[Pair]) -> dict[str, list[float]]:
+        found: defaultdict[str, list[float]] = defaultdict(list)
+        for task, judged in pairs:
+            found[f"{self.family}/reward"] += rewards([judged])
+            found[f"{self.family}/answer_tokens"].append(len(judged.rollout.token_ids))
+            found[f"{self.family}/truncated"].append(judged.rollout.finish_reason == "length")
+            for verdict in judged.judgement.verdicts:
+                found[f"{self.family}/abstained"].append(verdict.met is None)
+            good = fulfilled(task, judged)
+            if good:
+                found[f"{self.family}/criteria_met"].append(sum(good.values()) / len(good))
+                found[f"{self.family}/perfect"].append(is_perfect(task, judged))
+            for criterion in task.rubric.criteria:
+                if criterion.id in good:
+                    found[f"{self.family}_criterion/{criterion.id}"].append(good[criterion.id])
+                    if criterion.category:
+                        found[f"{self.family}_category/{criterion.category}"].append(good[criterion.id])
+        return {name: values for name, values in found.items() if values}
+
+
+def rubric_metrics(family: str, pairs: Sequence[Pair]) -> dict[str, float]:
+    """Returns the means over these answers alone."""
+    metrics = RubricMetrics(family)
+    metrics.update(pairs)
+    return metrics.compute()

@@ -1,0 +1,171 @@
+"""What TensorBoard shows beside curves: a first page that tells the story, pictures, histograms and texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+
+import lightning as L
+import numpy as np
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerFn
+from torch.utils.tensorboard.writer import SummaryWriter
+
+from herl.callbacks.heat_map import heat_map
+from herl.callbacks.markup import answer_markdown, revision_markdown
+from herl.errors import check_at_least
+from herl.metrics.rubric import rewards, rubric_metrics
+from herl.module import HerlModule
+from herl.types import Judged, Task
+
+LAYOUT: dict[str, dict[str, list[Any]]] = {
+    "1 Does it learn?": {
+        "Reward": ["Multiline", ["heldout/reward$", "train/reward$", "revision/reward$"]],
+        "Criteria met": [
+            "Multiline",
+            ["heldout/criteria_met", "train/criteria_met", "revision/criteria_met"],
+        ],
+        "Perfect answers": ["Multiline", ["heldout/perfect", "train/perfect$", "revision/perfect"]],
+    },
+    "2 Does hindsight help?": {
+        "Uplift: reward of the revision minus its draft's": ["Multiline", ["hindsight/uplift"]],
+        "Criteria mended and broken": ["Multiline", ["hindsight/mended", "hindsight/broken"]],
+        "What joins the group": [
+            "Multiline",
+            ["hindsight/revised_groups", "hindsight/accepted", "hindsight/gradient_share"],
+        ],
+        "How much a revision changes": ["Multiline", ["hindsight/edit_distance", "hindsight/copies"]],
+    },
+    "3 Is the policy healthy?": {
+        "Entropy": ["Multiline", ["update/entropy"]],
+        "KL": ["Multiline", ["update/kl_to_old", "update/kl_to_reference", "update/mismatch_kl"]],
+        "Gradient norm": ["Multiline", ["update/grad_norm"]],
+        "Clipped": ["Multiline", ["update/clip_fraction_low", "update/clip_fraction_high"]],
+        "Length": ["Multiline", ["train/answer_tokens", "heldout/answer_tokens"]],
+        "Lost signal": ["Multiline", ["train/zero_signal_groups", "train/truncated", "train/abstained"]],
+    },
+    "4 Where does the time go?": {
+        "Seconds of a step": [
+            "Multiline",
+            ["time/sample", "time/judge", "time/revise", "time/update", "time/refresh"],
+        ],
+        "Tokens per second": [
+            "Multiline",
+            ["throughput/sampled_tokens_per_second", "throughput/trained_tokens_per_second"],
+        ],
+    },
+}
+"""TensorBoard's page "Custom Scalars": sections of charts, each with the curves it holds."""
+
+
+class Dashboard(L.Callback):
+    """Writes to the run's TensorBoard logger, on rank 0; without one it does nothing.
+
+    Heat maps of the criteria, histograms, revisions with their drafts, and the answers to a few held-out
+    prompts, always the same. Text of models and judges is shown as it is, never as markup.
+
+    Args:
+        every_n_batches: Batches between pictures and texts of training.
+        heldout_prompts: Held-out prompts whose answers are shown after each validation.
+        most_criteria: Heat maps are drawn for at most this many criteria.
+    """
+
+    def __init__(self, every_n_batches: int = 20, heldout_prompts: int = 3, most_criteria: int = 64) -> None:
+        check_at_least("callbacks.dashboard", 1, every_n_batches=every_n_batches)
+        check_at_least("callbacks.dashboard", 0, heldout_prompts=heldout_prompts, most_criteria=most_criteria)
+        self.every_n_batches = every_n_batches
+        self.heldout_prompts = heldout_prompts
+        self.most_criteria = most_criteria
+        self.history: dict[str, list[tuple[int, dict[str, float]]]] = {"train": [], "heldout": []}
+        self.batches = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the shares by criterion so far: heat maps show the whole run."""
+        return {"history": self.history, "batches": self.batches}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on with them."""
+        self.history, self.batches = state_dict["history"], state_dict["batches"]
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for writer in _writers(trainer):
+            writer.add_custom_scalars(LAYOUT)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        module = cast(HerlModule, pl_module)
+        assert module.collection is not None
+        groups, step = module.collection.groups, module.counts[module.log_over]
+        self._remember("train", step, [(group.task, one) for group in groups for one in group.attempts])
+        self.batches += 1
+        if (self.batches - 1) % self.every_n_batches:
+            return
+        self._draw(trainer, module)
+        attempts = [one for group in groups for one in group.attempts]
+        lengths = [len(one.rollout.token_ids) for one in attempts]
+        pairs = list(_revisions(module))
+        for writer in _writers(trainer):
+            if got := rewards(attempts):
+                writer.add_histogram("distribution/reward", np.array(got), step)
+            writer.add_histogram("distribution/answer_tokens", np.array(lengths), step)
+            if pairs:
+                best = max(pairs, key=lambda pair: _gain(pair[1], pair[2]))
+                worst = min(pairs, key=lambda pair: _gain(pair[1], pair[2]))
+                writer.add_text("revision/most_improved", revision_markdown(*best), step)
+                writer.add_text("revision/most_broken", revision_markdown(*worst), step)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        module = cast(HerlModule, pl_module)
+        step = module.counts[module.log_over]
+        self._remember("heldout", step, [(one.task, one.answers[0]) for one in module.heldout])
+        first_of = {one.task.id: one for one in reversed(module.heldout)}
+        shown = list(reversed(first_of.values()))[: self.heldout_prompts]
+        for writer in _writers(trainer):
+            for number, one in enumerate(shown, 1):
+                writer.add_text(f"heldout/prompt_{number}", answer_markdown(one.task, one.answers[0]), step)
+        if trainer.state.fn != TrainerFn.FITTING:
+            self._draw(trainer, module)
+
+    def _remember(self, family: str, step: int, answers: list[tuple[Task, Judged]]) -> None:
+        prefix = f"{family}_criterion/"
+        shares = {
+            name.removeprefix(prefix): share
+            for name, share in rubric_metrics(family, answers).items()
+            if name.startswith(prefix)
+        }
+        past = self.history[family]
+        if shares and len(shares) <= self.most_criteria and (not past or past[-1][0] < step):
+            past.append((step, shares))
+
+    def _draw(self, trainer: L.Trainer, module: HerlModule) -> None:
+        for writer in _writers(trainer):
+            for family, past in self.history.items():
+                if len(past) > 1:
+                    title = f"{family}: share of answers that fulfil each criterion"
+                    picture = heat_map(past, title, module.log_over.replace("_", " "))
+                    step = module.counts[module.log_over]
+                    writer.add_image(f"criteria/{family}", picture, step, dataformats="HWC")
+
+
+def _writers(trainer: L.Trainer) -> list[SummaryWriter]:
+    """The TensorBoard writers of the run; none on other ranks."""
+    if not trainer.is_global_zero:
+        return []
+    return [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+
+
+def _revisions(module: HerlModule) -> Iterator[tuple[Task, Judged, Judged]]:
+    """Task, draft and revision, where both could be judged."""
+    assert module.collection is not None
+    for group in module.collection.groups:
+        drafts: Mapping[str | None, Judged] = {one.rollout.id: one for one in group.attempts}
+        for revision in group.revisions:
+            draft = drafts[revision.rollout.parent_id]
+            if len(rewards([draft, revision])) == 2:
+                yield group.task, draft, revision
+
+
+def _gain(draft: Judged, revision: Judged) -> float:
+    before, after = rewards([draft, revision])
+    return after - before

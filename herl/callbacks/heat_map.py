@@ -1,0 +1,46 @@
+"""A picture of how each criterion fared over the run: one row a criterion, one column a point in time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+MOST_COLUMNS = 60
+
+
+def heat_map(history: Sequence[tuple[int, Mapping[str, float]]], title: str, x_label: str) -> np.ndarray:
+    """Returns the picture, [height, width, 3], 8 bits a channel. Rows that end best stand on top.
+
+    Args:
+        history: (place on the x axis, share of answers that fulfil each criterion), in order. Neighbours
+            share a column where there are more than 60.
+    """
+    criteria = sorted({name for _, shares in history for name in shares})
+    parts = np.array_split(np.arange(len(history)), min(MOST_COLUMNS, len(history)))
+    shares = np.full((len(criteria), len(parts)), np.nan)
+    for column, part in enumerate(parts):
+        for row, name in enumerate(criteria):
+            values = [history[i][1][name] for i in part if name in history[i][1]]
+            if values:
+                shares[row, column] = sum(values) / len(values)
+    last = [next((v for v in line[::-1] if not np.isnan(v)), np.nan) for line in shares]
+    order = sorted(range(len(criteria)), key=lambda row: -last[row])
+
+    figure = Figure(figsize=(9, 1.4 + 0.26 * len(criteria)), dpi=110, layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(shares[order], vmin=0, vmax=1, cmap="viridis", aspect="auto", interpolation="nearest")
+    axes.set_yticks(range(len(criteria)), [criteria[row][:40] for row in order])
+    ticks = sorted({0, len(parts) // 3, 2 * len(parts) // 3, len(parts) - 1})
+    axes.set_xticks(ticks, [f"{history[parts[tick][-1]][0]:,}" for tick in ticks])
+    axes.set_xlabel(x_label)
+    axes.set_title(title)
+    ends = axes.secondary_yaxis("right")
+    ends.set_yticks(range(len(criteria)), [f"{last[row]:.2f}" for row in order])
+    ends.tick_params(length=0)
+    figure.colorbar(image, ax=axes, label="share of answers", pad=0.01)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # type: ignore[no-untyped-call]
+    return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()  # type: ignore[no-untyped-call]

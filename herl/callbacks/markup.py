@@ -1,0 +1,76 @@
+"""Text of models and judges as text: TensorBoard reads Markdown and HTML, and shows none of theirs."""
+
+from __future__ import annotations
+
+import re
+
+from herl.inspection import MARKS, word_diff
+from herl.types import Judged, Task
+
+_PUNCTUATION = re.compile(r"[!-/:-@\[-`{-~]")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e\u2066-\u2069]")
+MOST_CHARACTERS = 4000
+"""Of one text."""
+
+
+def plain(text: str) -> str:
+    """Returns Markdown that shows a text as it is, on one line of source: nothing in it is markup."""
+    if len(text) > MOST_CHARACTERS:
+        text = f"{text[:MOST_CHARACTERS]} ... ({len(text)} characters)"
+    shown = _PUNCTUATION.sub(lambda found: f"&#{ord(found[0])};", _CONTROL.sub("", text))
+    return re.sub(r"\s*\n\s*", "<br>", shown.strip()) or "(nothing)"
+
+
+def sign(good: bool | None) -> str:
+    """Returns a mark for a verdict: fulfilled, missed, abstained."""
+    return MARKS[good][0]
+
+
+def answer_markdown(task: Task, judged: Judged) -> str:
+    """Returns the answer to a task with its verdicts, as Markdown."""
+    rows = [
+        f"| {_verdict(task, judged, c.id)} | {plain(c.text)} | {c.weight:g} |" for c in task.rubric.criteria
+    ]
+    return "\n\n".join(
+        [
+            f"**Prompt** {plain(task.request)}",
+            f"**Answer** (reward {_number(judged.judgement.reward)}) {plain(judged.rollout.text)}",
+            "\n".join(["| verdict | criterion | weight |", "|---|---|---|", *rows]),
+        ]
+    )
+
+
+def revision_markdown(task: Task, draft: Judged, revision: Judged) -> str:
+    """Returns draft and revision side by side, what changed in bold, and both verdicts on each criterion."""
+    changes = word_diff(draft.rollout.text, revision.rollout.text)
+    before = [_marked(text, kind == "gone") for kind, text in changes if kind != "new"]
+    after = [_marked(text, kind == "new") for kind, text in changes if kind != "gone"]
+    rows = [
+        f"| {plain(c.text)} ({c.weight:g}) | {' | '.join(_verdict(task, one, c.id) for one in (draft, revision))} |"
+        for c in task.rubric.criteria
+    ]
+    head = [
+        f"| **{plain(task.request)}** | draft: {_number(draft.judgement.reward)} "
+        f"| revision: {_number(revision.judgement.reward)} |",
+        "|---|---|---|",
+        f"| | {' '.join(before)} | {' '.join(after)} |",
+    ]
+    return "\n".join([*head, *rows])
+
+
+def _verdict(task: Task, judged: Judged, criterion_id: str) -> str:
+    """The mark and the judge's reason."""
+    for verdict in judged.judgement.verdicts:
+        if verdict.criterion_id == criterion_id:
+            criterion = next(c for c in task.rubric.criteria if c.id == criterion_id)
+            good = None if verdict.met is None else criterion.good(verdict.met)
+            return f"{sign(good)} {plain(verdict.reason)}" if verdict.reason else sign(good)
+    return ""
+
+
+def _marked(text: str, changed: bool) -> str:
+    return f"<strong>{plain(text)}</strong>" if changed else plain(text)
+
+
+def _number(reward: float | None) -> str:
+    return "not judged" if reward is None else f"{reward:.2f}"

@@ -1,0 +1,92 @@
+"""Prompts that are only answered: a file, a benchmark, or one that was typed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from herl.cache import cache_folder
+from herl.data.datamodule import RubricDataModule
+from herl.data.formats import NegativeWeight, Reading, task_of
+from herl.data.rows import Row
+from herl.data.sources import read_tasks
+from herl.errors import ConfigError, DataError
+from herl.types import Task
+
+
+def held_out(
+    path: str,
+    fields: Mapping[str, str] | None = None,
+    negative_weight: NegativeWeight = "must_say",
+    most: int | None = None,
+    prompts_per_batch: int = 16,
+    seed: int = 0,
+) -> RubricDataModule:
+    """Returns the prompts of a file as held-out ones.
+
+    Args:
+        path: A .jsonl, .json, .csv or .parquet file, a folder of them, or hf:owner/name[:split].
+        fields: Names of herl's fields -> names in this data.
+        negative_weight: What a negative weight means where the row does not say it.
+        most: Prompts to take, evenly spread over the file; None for all.
+        prompts_per_batch: Prompts that are answered together.
+        seed: Of the data module.
+    """
+    return _module(
+        _spread(read_tasks(path, fields=fields, negative_weight=negative_weight), most),
+        prompts_per_batch,
+        seed,
+    )
+
+
+def ifbench(most: int | None = 48, prompts_per_batch: int = 16, seed: int = 0) -> RubricDataModule:
+    """Returns the prompts of IFBench (arXiv:2507.02833) as held-out ones.
+
+    Raises:
+        ConfigError: they were not fetched.
+    """
+    path = cache_folder() / "data" / "ifbench" / "IFBench_test.jsonl"
+    if not path.is_file():
+        raise ConfigError(f"benchmark=ifbench: expected the prompts in {path}: run tools/fetch_ifbench first")
+    tasks = read_tasks(path, source="ifbench")
+    return _module(_spread(tasks, most), prompts_per_batch, seed)
+
+
+def typed_prompt(text: str, rubric: Sequence[Any] = ()) -> RubricDataModule:
+    """Returns the one prompt that was typed.
+
+    Args:
+        text: A prompt, or a row of data as JSON.
+        rubric: Criteria of a plain prompt, as in a row: texts, or objects with weights and checks.
+
+    Raises:
+        DataError: there is no rubric, or the row cannot be used.
+    """
+    text = text.strip()
+    value: Any = {"prompt": text, "rubric": list(rubric)}
+    if text.startswith("{"):
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise DataError(
+                f"prompt: expected a prompt or a row as JSON, got broken JSON ({error})"
+            ) from error
+    elif not rubric:
+        raise DataError(
+            "rubric: expected what the answer is judged by, got none: rubric='[Names two rivers., ...]', or "
+            'give the prompt as a row, {"prompt": ..., "rubric": [...]}'
+        )
+    return _module([task_of(Row(place="prompt", number=1, value=value), Reading())], 1, 0)
+
+
+def _spread(tasks: Sequence[Task], most: int | None) -> Sequence[Task]:
+    if most is not None and most < 1:
+        raise ConfigError(f"data.most: expected at least 1, or null, got {most}")
+    if most is None or most >= len(tasks):
+        return tasks
+    return [tasks[place * len(tasks) // most] for place in range(most)]
+
+
+def _module(tasks: Sequence[Task], prompts_per_batch: int, seed: int) -> RubricDataModule:
+    return RubricDataModule(tasks, tasks, prompts_per_batch=prompts_per_batch, seed=seed)

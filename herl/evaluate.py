@@ -1,0 +1,109 @@
+"""Numbers of answers and their revisions, by one judge or by several."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from herl.distributed import gather_results, rank, world_size
+from herl.improve import Trajectory
+from herl.judge import Judge, JudgeDesk
+from herl.metrics.evaluation import Row, evaluation_rows, find_row
+from herl.metrics.rubric import fulfilled
+from herl.types import Judged, Rollout, Task
+
+
+def evaluate(
+    trajectories: Sequence[Trajectory],
+    rounds: int,
+    further_judges: Mapping[str, Judge] | None = None,
+    seed: int = 0,
+) -> list[Row]:
+    """Returns the numbers of the plain attempts and of the best answers after each revision.
+
+    Args:
+        trajectories: Attempts with their revisions.
+        rounds: Revisions of each at most.
+        further_judges: By name: they judge the same answers, and nothing is revised or chosen by them.
+        seed: Of the confidence intervals.
+    """
+    rows: list[Row] = []
+    tasks = [one.task for one in trajectories]
+    for revisions in range(rounds + 1):
+        best = [one.best(revisions) for one in trajectories]
+        rows += evaluation_rows(zip(tasks, best, strict=True), revisions=revisions, seed=seed)
+        for name, judge in (further_judges or {}).items():
+            again = judge_again(judge, tasks, [one.rollout for one in best])
+            rows += evaluation_rows(
+                zip(tasks, again, strict=True), revisions=revisions, judge=name, seed=seed
+            )
+    return rows
+
+
+def judge_again(judge: Judge, tasks: Sequence[Task], rollouts: Sequence[Rollout]) -> list[Judged]:
+    """Returns what another judge says of answers. Ranks share the work, and all get all of it."""
+
+    def work() -> list[tuple[int, Judged]]:
+        with JudgeDesk(judge) as desk:
+            own = range(rank(), len(rollouts), world_size())
+            futures = [(place, desk.submit(tasks[place], rollouts[place])) for place in own]
+            return [(place, future.result()) for place, future in futures]
+
+    found = dict(chain.from_iterable(gather_results(work)))
+    return [found[place] for place in range(len(rollouts))]
+
+
+def rounds_table(trajectories: Sequence[Trajectory], rounds: int, rows: Sequence[Row]) -> Table:
+    """Returns what each round of revision brought, as a table for the screen."""
+    table = Table(
+        "revisions", "reward", "95 %", "criteria met", "perfect", "revised", "mended", "broken", "tokens",
+        title=f"{len(trajectories)} answers, the best one so far kept",
+    )  # fmt: skip
+    for number in range(rounds + 1):
+        row = find_row(rows, "reward", number)
+        made = [one for one in trajectories if len(one.answers) > number]
+        changes = [change for one in made if number for change in _changes(one, number)]
+        table.add_row(
+            str(number),
+            *((f"{row.mean:.3f}", f"{row.low:.3f} to {row.high:.3f}") if row else ("", "")),
+            *(_mean(rows, name, number) for name in ("criteria_met", "perfect")),
+            str(len(made)) if number else "",
+            str(sum(after and not before for before, after in changes)) if number else "",
+            str(sum(before and not after for before, after in changes)) if number else "",
+            str(sum(len(one.answers[number].rollout.token_ids) for one in made)),
+        )
+    return table
+
+
+def _changes(trajectory: Trajectory, number: int) -> list[tuple[bool, bool]]:
+    """(fulfilled by the draft, fulfilled by the revision) for each criterion."""
+    before = fulfilled(trajectory.task, trajectory.best(number - 1))
+    after = fulfilled(trajectory.task, trajectory.answers[number])
+    return [(before[key], after[key]) for key in before if key in after]
+
+
+def _mean(rows: Sequence[Row], name: str, revisions: int) -> str:
+    row = find_row(rows, name, revisions)
+    return f"{row.mean:.3f}" if row else ""
+
+
+def rounds_picture(rows: Sequence[Row], path: Path) -> None:
+    """Draws reward and criteria met over rounds of revision, with their intervals."""
+    figure = Figure(figsize=(6, 3.6), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    for name, color in (("reward", "tab:blue"), ("criteria_met", "tab:orange")):
+        found = sorted((r for r in rows if r.name == name and not r.judge), key=lambda row: row.revisions)
+        x = [row.revisions for row in found]
+        axes.plot(x, [row.mean for row in found], marker="o", color=color, label=name.replace("_", " "))
+        axes.fill_between(x, [r.low for r in found], [r.high for r in found], color=color, alpha=0.15)
+    axes.set_xticks(sorted({row.revisions for row in rows}))
+    axes.set_xlabel("revisions of each answer")
+    axes.set_ylabel("mean, 95 % interval")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    FigureCanvasAgg(figure).print_png(str(path))  # type: ignore[no-untyped-call]

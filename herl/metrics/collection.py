@@ -1,0 +1,79 @@
+"""The numbers of one rollout batch: attempts, revisions, hindsight, bonus, judge."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from rapidfuzz.distance import Levenshtein
+
+from herl.experience import Collection, Group
+from herl.metrics.judging import judge_metrics
+from herl.metrics.rubric import fulfilled, is_perfect, rewards, rubric_metrics
+from herl.types import Experience, Judged, Task
+
+
+def collection_metrics(collection: Collection, policy_version: int = 0) -> dict[str, float]:
+    """Returns the numbers of one rollout batch. A mean over nothing is left out, never 0.
+
+    Args:
+        collection: The batch.
+        policy_version: Optimiser steps that the trainer had taken when the batch was sampled.
+    """
+    groups = collection.groups
+    attempts = [(group.task, judged) for group in groups for judged in group.attempts]
+    revisions = [(group.task, judged) for group in groups for judged in group.revisions]
+    revised = [group for group in groups if group.revisions]
+    lists: dict[str, Sequence[float]] = {
+        "train/reward_best": [max(r) for group in groups if (r := rewards(group.attempts))],
+        "train/perfect_groups": [
+            any(is_perfect(group.task, one) for one in group.attempts) for group in groups
+        ],
+        "train/zero_signal_groups": [not any(group.advantages) for group in groups],
+        "hindsight/revised_groups": [bool(group.revisions) for group in groups],
+        "hindsight/accepted": [any(m.origin == "hindsight" for m in group.members) for group in revised],
+        "sampler/staleness": [policy_version - judged.rollout.policy_version for _, judged in attempts],
+        "bonus/mean": [m.bonus for group in groups for m in group.members if m.bonus != 0.0],
+        "bonus/paid": [m.bonus != 0.0 for group in groups for m in group.members if m.origin == "policy"],
+    }
+    if revised:
+        lists |= _changes(revised)
+        lists["hindsight/gradient_share"] = _gradient_share(collection.experiences)
+    means = {name: fmean(values) for name, values in lists.items() if values}
+    means |= {f"train/dropped_{name}": float(n) for name, n in collection.dropped.items() if n}
+    means |= rubric_metrics("train", attempts) | rubric_metrics("revision", revisions)
+    return means | judge_metrics([judged.judgement for _, judged in (*attempts, *revisions)])
+
+
+def _changes(groups: Sequence[Group]) -> dict[str, list[float]]:
+    """What revisions changed: see the README's table of curves."""
+    found: dict[str, list[float]] = {
+        f"hindsight/{name}": [] for name in ("uplift", "mended", "broken", "copies", "edit_distance")
+    }
+    for group in groups:
+        parents = {judged.rollout.id: judged for judged in group.attempts}
+        for revision in group.revisions:
+            parent = parents[revision.rollout.parent_id or ""]
+            before, after = rewards([parent]), rewards([revision])
+            if before and after:
+                found["hindsight/uplift"].append(after[0] - before[0])
+            for name, happened in _turned(group.task, parent, revision):
+                found[f"hindsight/{name}"].append(happened)
+            words = parent.rollout.text.split(), revision.rollout.text.split()
+            found["hindsight/copies"].append(parent.rollout.text.strip() == revision.rollout.text.strip())
+            found["hindsight/edit_distance"].append(Levenshtein.normalized_distance(*words))
+    return found
+
+
+def _turned(task: Task, parent: Judged, revision: Judged) -> list[tuple[str, bool]]:
+    """("mended", it was) for each criterion that the draft missed, ("broken", it was) for the others."""
+    before, after = fulfilled(task, parent), fulfilled(task, revision)
+    both = [(before[key], after[key]) for key in before if key in after]
+    return [("broken", not now) if then else ("mended", now) for then, now in both]
+
+
+def _gradient_share(experiences: Sequence[Experience]) -> list[float]:
+    """Share of revisions in the sum of |advantage| x tokens over what is trained on."""
+    pulls = [(abs(e.advantage) * len(e.rollout.token_ids), e.origin == "hindsight") for e in experiences]
+    total = sum(pull for pull, _ in pulls)
+    return [sum(pull for pull, revision in pulls if revision) / total] if total else []

@@ -1,0 +1,119 @@
+"""What an evaluation says: means with confidence intervals, over all, by criterion and by category."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from herl.metrics.rubric import Pair, fulfilled, is_perfect
+
+RESAMPLES = 2000
+OVERALL = ("reward", "perfect", "criteria_met", "abstained")
+"""Rows over all criteria. `perfect` is a benchmark's accuracy by prompt, `criteria_met` by instruction."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One number of an evaluation."""
+
+    name: str
+    """One of `OVERALL`, "criterion/<id>", "category/<name>" or "source/<name>" (its mean reward)."""
+    mean: float
+    low: float
+    """Ends of the 95 % confidence interval, by bootstrap over prompts."""
+    high: float
+    count: int
+    """Answers or verdicts that the mean is over."""
+    revisions: int = 0
+    """Of each answer at most."""
+    judge: str = ""
+    """Name of a further judge; "" for the one that revisions were made for."""
+
+
+def evaluation_rows(
+    pairs: Iterable[Pair], *, revisions: int = 0, judge: str = "", seed: int = 0
+) -> list[Row]:
+    """Returns the numbers of these answers. A mean over nothing is left out.
+
+    Args:
+        pairs: Each answer with its task. Answers to one prompt are resampled together.
+        revisions: What the rows say of themselves.
+        judge: What the rows say of themselves.
+        seed: Of the resampling.
+    """
+    # name -> prompt -> (sum, count)
+    table: defaultdict[str, defaultdict[str, list[float]]] = defaultdict(
+        lambda: defaultdict(lambda: [0.0, 0.0])
+    )
+    prompts: dict[str, int] = {}
+    for task, judged in pairs:
+        prompts.setdefault(task.id, len(prompts))
+        for name, value in _values((task, judged)):
+            table[name][task.id][0] += value
+            table[name][task.id][1] += 1
+    if not prompts:
+        return []
+    names = [name for name in OVERALL if name in table]
+    names += sorted(name for name in table if name not in OVERALL)
+    sums, counts = np.zeros((2, len(prompts), len(names)))
+    for column, name in enumerate(names):
+        for task_id, (total, count) in table[name].items():
+            sums[prompts[task_id], column], counts[prompts[task_id], column] = total, count
+    low, high = _intervals(sums, counts, seed)
+    return [
+        Row(
+            name=name,
+            mean=float(sums[:, i].sum() / counts[:, i].sum()),
+            low=float(low[i]),
+            high=float(high[i]),
+            count=int(counts[:, i].sum()),
+            revisions=revisions,
+            judge=judge,
+        )
+        for i, name in enumerate(names)
+    ]
+
+
+def _values(pair: Pair) -> Iterator[tuple[str, float]]:
+    task, judged = pair
+    if judged.judgement.reward is not None:
+        yield "reward", judged.judgement.reward
+        if task.source:
+            yield f"source/{task.source}", judged.judgement.reward
+    for verdict in judged.judgement.verdicts:
+        yield "abstained", float(verdict.met is None)
+    good = fulfilled(task, judged)
+    if good:
+        yield "perfect", float(is_perfect(task, judged))
+    for criterion in task.rubric.criteria:
+        if criterion.id in good:
+            yield "criteria_met", float(good[criterion.id])
+            yield f"criterion/{criterion.id}", float(good[criterion.id])
+            if criterion.category:
+                yield f"category/{criterion.category}", float(good[criterion.id])
+
+
+def _intervals(sums: np.ndarray, counts: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """95 % percentile intervals of sum / count over resampled prompts, [names] each."""
+    rng = np.random.default_rng(seed)
+    prompts = len(sums)
+    means = np.empty((RESAMPLES, sums.shape[1]))
+    step = max(1, 4_000_000 // prompts)
+    for start in range(0, RESAMPLES, step):
+        size = min(step, RESAMPLES - start)
+        weight = rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=size).astype(np.float64)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            means[start : start + size] = (weight @ sums) / (weight @ counts)
+    low, high = np.nanpercentile(means, [2.5, 97.5], axis=0)
+    return low, high
+
+
+def find_row(rows: Sequence[Row], name: str, revisions: int = 0, judge: str = "") -> Row | None:
+    """Returns the row of that name, or None."""
+    for row in rows:
+        if (row.name, row.revisions, row.judge) == (name, revisions, judge):
+            return row
+    return None
