@@ -52,15 +52,15 @@ def fit(config: DictConfig) -> dict[str, Any]:
             run.trainer.fit(run.module, run.data, ckpt_path=config.resume, weights_only=False)
             results["heldout_reward_after"], last = _heldout(run), _example(run)
         except JudgeStop as stop:
-            summary = finish(config, run, started, results | {"stopped": str(stop)})
+            summary = finish(config, run, started, results | {"stopped": str(stop)} | _counts(run))
             if isinstance(stop, BudgetSpent):  # as asked for
                 return summary
             raise
-    log_hyperparameters(config, run, dict(results))
+    log_hyperparameters(config, run, results)
     results |= _best(run)
     if first and last:
         results["example"] = {"request": first[0], "before": first[1], "after": last[1]}
-    return finish(config, run, started, results)
+    return finish(config, run, started, results | _counts(run))
 
 
 def validate(config: DictConfig) -> dict[str, Any]:
@@ -136,6 +136,11 @@ def _example(run: Run) -> tuple[str, str] | None:
     return first.task.request, first.answers[0].rollout.text
 
 
+def _counts(run: Run) -> dict[str, int]:
+    names = ("prompts", "answers_sampled", "revisions_sampled", "tokens_sampled", "optimizer_steps")
+    return {name: run.module.counts[name] for name in names}
+
+
 def _best(run: Run) -> dict[str, Any]:
     """The best checkpoint, where there is one."""
     for callback in run.trainer.checkpoint_callbacks:
@@ -185,7 +190,7 @@ def inspect(config: DictConfig) -> None:
         most=config.most,
         task=None if config.task is None else str(config.task),
         criterion=None if config.criterion is None else str(config.criterion),
-        steps=steps,  # type: ignore[arg-type]
+        steps=steps,
     )
     found = find(Path(config.run), query)
     if config.json:

@@ -61,8 +61,8 @@ def judge_again(judge: Judge, tasks: Sequence[Task], rollouts: Sequence[Rollout]
 def rounds_table(trajectories: Sequence[Trajectory], rounds: int, rows: Sequence[Row]) -> Table:
     """Returns what each round of revision brought, as a table for the screen."""
     table = Table(
-        "revisions", "reward", "95 %", "criteria met", "perfect", "revised", "mended", "broken", "tokens",
-        title=f"{len(trajectories)} answers, the best one so far kept",
+        "round", "reward (95 %)", "met", "perfect", "revised", "mended", "broken", "tokens",
+        title=f"{len(trajectories)} answers, the best one so far of each kept",
     )  # fmt: skip
     for number in range(rounds + 1):
         row = find_row(rows, "reward", number)
@@ -70,7 +70,7 @@ def rounds_table(trajectories: Sequence[Trajectory], rounds: int, rows: Sequence
         changes = [change for one in made if number for change in _changes(one, number)]
         table.add_row(
             str(number),
-            *((f"{row.mean:.3f}", f"{row.low:.3f} to {row.high:.3f}") if row else ("", "")),
+            f"{row.mean:.3f} ({row.low:.3f} to {row.high:.3f})" if row else "",
             *(_mean(rows, name, number) for name in ("criteria_met", "perfect")),
             str(len(made)) if number else "",
             str(sum(after and not before for before, after in changes)) if number else "",
@@ -102,7 +102,7 @@ def rounds_picture(rows: Sequence[Row], path: Path) -> None:
         axes.plot(x, [row.mean for row in found], marker="o", color=color, label=name.replace("_", " "))
         axes.fill_between(x, [r.low for r in found], [r.high for r in found], color=color, alpha=0.15)
     axes.set_xticks(sorted({row.revisions for row in rows}))
-    axes.set_xlabel("revisions of each answer")
+    axes.set_xlabel("rounds of revision")
     axes.set_ylabel("mean, 95 % interval")
     axes.grid(alpha=0.3)
     axes.legend()

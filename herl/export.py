@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,27 @@ from herl.weights import named_weights, whole
 
 PREFIX = "policy."
 """Of the policy's weights in a checkpoint."""
+FACTS = (
+    "experiment", "algorithm", "seed", "heldout_reward_before", "heldout_reward_after", "heldout_reward_best",
+    "prompts", "answers_sampled", "revisions_sampled", "tokens_sampled", "optimizer_steps",
+)  # fmt: skip
+"""Of a run's summary, on the model card."""
+CARD = """---
+library_name: {library}
+base_model: {base}
+pipeline_tag: text-generation
+tags: [herl, rubric-rewards, hindsight-experience]
+---
+
+# {base}, trained with herl
+
+Trained with herl {version} by reinforcement learning from rubric rewards and hindsight experience
+(arXiv:2603.20046).
+
+| fact | |
+|---|---|
+{rows}
+"""
 
 
 def load_checkpoint(policy: PreTrainedModel, path: str | Path) -> None:
@@ -32,36 +54,41 @@ def load_checkpoint(policy: PreTrainedModel, path: str | Path) -> None:
     if not path.exists():
         raise ConfigError(f"checkpoint: expected a checkpoint written by herl fit, got '{path}'")
     own = policy.state_dict()
-    if path.is_dir():
-        weights = {PREFIX + name: torch.empty_like(tensor, device="cpu") for name, tensor in own.items()}
-        missing = set(weights) - {
-            name.removeprefix("state_dict.")
-            for name in FileSystemReader(path).read_metadata().state_dict_metadata
-        }
-        weights = {name: tensor for name, tensor in weights.items() if name not in missing}
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*torch.distributed.*")
-            load_sharded({"state_dict": weights}, storage_reader=FileSystemReader(path), no_dist=True)
-    else:
-        weights = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+    weights = _read_sharded(path, own) if path.is_dir() else _read_file(path)
     found = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
-    tied = {
-        name
-        for name, tensor in own.items()
-        if any(
-            other in found and tensor.data_ptr() == own[other].data_ptr() for other in own if other != name
-        )
-    }
-    absent, strange = set(own) - set(found) - tied, set(found) - set(own)
+    there = {tensor.data_ptr() for name, tensor in own.items() if name in found}
+    absent = [name for name, tensor in own.items() if tensor.data_ptr() not in there]  # tied ones come once
+    strange = [name for name in found if name not in own]
     if absent or strange:
         raise ConfigError(
-            f"checkpoint: expected the weights of this model, got '{path}', in which "
-            f"{sorted(absent)[:3]} are missing and {sorted(strange)[:3]} too many: add the overrides of its run"
+            f"checkpoint: expected the weights of this model, got '{path}': {absent[:3]} are missing "
+            f"and {strange[:3]} are too many: add the overrides of its run, or give run="
         )
     try:
         policy.load_state_dict(found, strict=False)
     except RuntimeError as error:
         raise ConfigError(f"checkpoint: expected the weights of this model, got '{path}': {error}") from error
+
+
+def _read_file(path: Path) -> dict[str, torch.Tensor]:
+    weights: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)[
+        "state_dict"
+    ]
+    return weights
+
+
+def _read_sharded(path: Path, own: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Reads the policy's weights alone, without the optimiser's moments."""
+    stored = FileSystemReader(path).read_metadata().state_dict_metadata
+    weights = {
+        PREFIX + name: torch.empty_like(tensor, device="cpu")
+        for name, tensor in own.items()
+        if f"state_dict.{PREFIX}{name}" in stored
+    }
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch.distributed.*")
+        load_sharded({"state_dict": weights}, storage_reader=FileSystemReader(path), no_dist=True)
+    return weights
 
 
 def save_pretrained(
@@ -124,18 +151,7 @@ def model_card(base: str, checkpoint: str | None, *, adapter: bool = False) -> s
     facts: dict[str, Any] = {}
     if run is not None and (run / "summary.json").is_file():
         facts = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-    kept = (
-        "experiment", "algorithm", "seed", "heldout_reward_before", "heldout_reward_after",
-        "heldout_reward_best", "prompts", "answers_sampled", "revisions_sampled", "tokens_sampled",
-        "optimizer_steps",
-    )  # fmt: skip
-    rows = [f"| {key.replace('_', ' ')} | {facts[key]} |" for key in kept if facts.get(key) is not None]
+    rows = [f"| {key.replace('_', ' ')} | {facts[key]} |" for key in FACTS if facts.get(key) is not None]
     rows += [f"| checkpoint | {Path(checkpoint).name} |"] if checkpoint else []
-    lines = [
-        "---", f"library_name: {'peft' if adapter else 'transformers'}", f"base_model: {name}",
-        "pipeline_tag: text-generation", "tags: [herl, rubric-rewards, hindsight-experience]", "---", "",
-        f"# {name}, trained with herl", "",
-        "Trained by reinforcement learning on rubric rewards and hindsight experience (arXiv:2603.20046) with "
-        f"herl {version('herl')}.", "", "| fact | |", "|---|---|", *rows, "",
-    ]  # fmt: skip
-    return "\n".join(lines)
+    library = "peft" if adapter else "transformers"
+    return CARD.format(library=library, base=name, version=version("herl"), rows="\n".join(rows))

@@ -229,7 +229,7 @@ def show(found: Sequence[Found], query: Query, console: Console | None = None) -
             cells = [_verdict(verdict)]
             if draft is not None:
                 cells.insert(0, _verdict(before.get(verdict["criterion_id"], {})))
-            table.add_row(Text(f"{verdict['criterion']} ({verdict['weight']:g})"), *cells)
+            table.add_row(Text(f"{verdict['criterion']} ({abs(verdict['weight']):g})"), *cells)
         console.print(table)
 
 

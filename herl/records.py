@@ -73,7 +73,7 @@ def answer_record(task: Task, judged: Judged) -> dict[str, Any]:
         "verdicts": [
             {
                 "criterion_id": v.criterion_id,
-                "criterion": criteria[v.criterion_id].text,
+                "criterion": criteria[v.criterion_id].wish,
                 "weight": criteria[v.criterion_id].weight,
                 "met": v.met,
                 "fulfilled": None if v.met is None else criteria[v.criterion_id].good(v.met),

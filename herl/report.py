@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,9 +25,6 @@ from herl.judge import JudgeDesk
 from herl.metrics.evaluation import OVERALL, Row, find_row
 
 PACKAGES = ("herl", "torch", "lightning", "transformers", "hydra-core")
-HYPERPARAMETERS = (
-    "seed", "optimizer", "loss", "rollout", "hindsight", "bonus", "selection", "advantages", "model",
-)  # fmt: skip
 MOST_ROWS = 20
 """Criteria on the screen; all are in summary.json."""
 
@@ -47,18 +45,12 @@ def finish(config: DictConfig, run: Run, started: float, results: Mapping[str, A
 def _summary(config: DictConfig, run: Run, started: float, results: Mapping[str, Any]) -> dict[str, Any]:
     seconds = {name: round(value, 2) for name, value in run.module.clock.seconds.items()}
     seconds["total"] = round(time.perf_counter() - started, 2)
-    counts = run.module.counts
     choices = HydraConfig.get().runtime.choices
     return {
         "experiment": choices.get("experiment"),
         "algorithm": choices.get("algorithm"),
         "seed": config.seed,
         **results,
-        "prompts": counts["prompts"],
-        "answers_sampled": counts["answers_sampled"],
-        "revisions_sampled": counts["revisions_sampled"],
-        "tokens_sampled": counts["tokens_sampled"],
-        "optimizer_steps": counts["optimizer_steps"],
         "judge": _judge_summary(run.module.stages.desk),
         "processes": run.trainer.world_size,
         "seconds": seconds,
@@ -90,15 +82,16 @@ def _judge_summary(desk: JudgeDesk) -> dict[str, Any]:
 
 
 def log_hyperparameters(config: DictConfig, run: Run, metrics: Mapping[str, float | None]) -> None:
-    """Gives the loggers what the run was made with, and TensorBoard how it ended: sweeps compare there."""
+    """Gives the loggers what was chosen for the run, and how it ended: TensorBoard compares sweeps by it."""
     if not run.trainer.is_global_zero:
         return
     with environment_unread():
         plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
-    choices = HydraConfig.get().runtime.choices
-    chosen = {name: str(choices[name]) for name in ("algorithm", "experiment") if name in choices}
-    parameters = chosen | dict(_leaves({name: plain.get(name) for name in HYPERPARAMETERS}))
+    hydra = HydraConfig.get()
+    given = {override.lstrip("+~").partition("=")[0] for override in hydra.overrides.task}
+    parameters = {key: value for key, value in _leaves(plain) if key in {"seed", "optimizer.lr"} | given}
+    parameters |= {group: str(hydra.runtime.choices[group]) for group in ("algorithm", "experiment")}
     final = {f"final/{name}": value for name, value in metrics.items() if value is not None}
     for logger in run.trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
@@ -110,7 +103,7 @@ def log_hyperparameters(config: DictConfig, run: Run, metrics: Mapping[str, floa
             logger.save()
 
 
-def _leaves(node: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, str | int | float | bool]]:
+def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, str | int | float | bool]]:
     for name, value in node.items():
         if isinstance(value, Mapping):
             yield from _leaves(value, f"{prefix}{name}.")
@@ -130,10 +123,12 @@ def _show(summary: Mapping[str, Any], folder: Path) -> None:
             value = "\n".join(f"{when}: {text}" for when, text in value.items())
         shown = f"{value:.3f}" if isinstance(value, float) else str(value)
         table.add_row(name.replace("_", " "), Text(shown))
+    folder = Path(os.path.relpath(folder)) if folder.is_relative_to(Path.cwd()) else folder
     table.add_row("folder", str(folder))
     console = Console()
     console.print(table)
-    console.print(f"Curves: tensorboard --logdir {folder.parent}", soft_wrap=True)
+    if (folder / "tensorboard").is_dir():
+        console.print(f"Curves: tensorboard --logdir {folder}", soft_wrap=True)
     if (folder / "records").is_dir() or (folder / "answers.jsonl").is_file():
         console.print(f"Answers: herl inspect {folder}", soft_wrap=True)
     if (folder / "checkpoints").is_dir():
@@ -172,4 +167,4 @@ def _head(judge: str, revisions: int) -> str:
 
 
 def _cell(row: Row | None) -> str:
-    return f"{row.mean:.3f}  {row.low:.3f} to {row.high:.3f}" if row else ""
+    return f"{row.mean:.3f} ({row.low:.3f} to {row.high:.3f})" if row else ""

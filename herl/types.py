@@ -38,6 +38,11 @@ class Criterion:
     gate: bool = False
     """True where an answer that fails it earns nothing (aggregation `gated`)."""
 
+    @property
+    def wish(self) -> str:
+        """What an answer should do: `text`, or what it should avoid."""
+        return f"Avoid: {self.text}" if self.undesirable else self.text
+
     def good(self, met: bool) -> bool:
         """Whether a verdict of `met` is what the author of the rubric wanted."""
         return met != self.undesirable

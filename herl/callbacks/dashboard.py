@@ -18,41 +18,61 @@ from herl.metrics.rubric import rewards, rubric_metrics
 from herl.module import HerlModule
 from herl.types import Judged, Task
 
+
+def _chart(*curves: str) -> list[Any]:
+    """A chart of these curves. TensorBoard gives those of a run one colour, and each a mark of its own."""
+    return ["Multiline", [f"^{curve}$" for curve in curves]]
+
+
 LAYOUT: dict[str, dict[str, list[Any]]] = {
     "1 Does it learn?": {
-        "Reward": ["Multiline", ["heldout/reward$", "train/reward$", "revision/reward$"]],
-        "Criteria met": [
-            "Multiline",
-            ["heldout/criteria_met", "train/criteria_met", "revision/criteria_met"],
-        ],
-        "Perfect answers": ["Multiline", ["heldout/perfect", "train/perfect$", "revision/perfect"]],
+        "Reward: \u25a0 held-out, + attempts, \u25b2 revisions": _chart(
+            "heldout/reward", "train/reward", "revision/reward"
+        ),
+        "Criteria met: \u25a0 held-out, + attempts, \u25b2 revisions": _chart(
+            "heldout/criteria_met", "train/criteria_met", "revision/criteria_met"
+        ),
+        "Perfect answers: \u25a0 held-out, + attempts, \u25b2 revisions": _chart(
+            "heldout/perfect", "train/perfect", "revision/perfect"
+        ),
     },
     "2 Does hindsight help?": {
-        "Uplift: reward of the revision minus its draft's": ["Multiline", ["hindsight/uplift"]],
-        "Criteria mended and broken": ["Multiline", ["hindsight/mended", "hindsight/broken"]],
-        "What joins the group": [
-            "Multiline",
-            ["hindsight/revised_groups", "hindsight/accepted", "hindsight/gradient_share"],
-        ],
-        "How much a revision changes": ["Multiline", ["hindsight/edit_distance", "hindsight/copies"]],
+        "Uplift: reward of a revision minus its draft's": _chart("hindsight/uplift"),
+        "Criteria: \u25a0 mended, + broken": _chart("hindsight/mended", "hindsight/broken"),
+        "\u25a0 groups revised, + revisions joined, \u25b2 share of gradient": _chart(
+            "hindsight/revised_groups", "hindsight/accepted", "hindsight/gradient_share"
+        ),
+        "Revisions: \u25a0 share of words changed, + copies": _chart(
+            "hindsight/edit_distance", "hindsight/copies"
+        ),
+        "Bonus paid": _chart("bonus/mean"),
     },
     "3 Is the policy healthy?": {
-        "Entropy": ["Multiline", ["update/entropy"]],
-        "KL": ["Multiline", ["update/kl_to_old", "update/kl_to_reference", "update/mismatch_kl"]],
-        "Gradient norm": ["Multiline", ["update/grad_norm"]],
-        "Clipped": ["Multiline", ["update/clip_fraction_low", "update/clip_fraction_high"]],
-        "Length": ["Multiline", ["train/answer_tokens", "heldout/answer_tokens"]],
-        "Lost signal": ["Multiline", ["train/zero_signal_groups", "train/truncated", "train/abstained"]],
+        "Entropy": _chart("update/entropy"),
+        "KL: \u25a0 to old, + to reference, \u25b2 of the sampler": _chart(
+            "update/kl_to_old", "update/kl_to_reference", "update/mismatch_kl"
+        ),
+        "Gradient norm": _chart("update/grad_norm"),
+        "Tokens clipped: \u25a0 below, + above": _chart(
+            "update/clip_fraction_low", "update/clip_fraction_high"
+        ),
+        "Tokens of an answer: \u25a0 held-out, + attempts": _chart(
+            "heldout/answer_tokens", "train/answer_tokens"
+        ),
+        "Lost: \u25a0 groups without signal, + truncated, \u25b2 abstained verdicts": _chart(
+            "train/zero_signal_groups", "train/truncated", "train/abstained"
+        ),
     },
     "4 Where does the time go?": {
-        "Seconds of a step": [
-            "Multiline",
-            ["time/sample", "time/judge", "time/revise", "time/update", "time/refresh"],
-        ],
-        "Tokens per second": [
-            "Multiline",
-            ["throughput/sampled_tokens_per_second", "throughput/trained_tokens_per_second"],
-        ],
+        "Seconds of a step: \u25a0 sample, + judge, \u25b2 revise": _chart(
+            "time/sample", "time/judge", "time/revise"
+        ),
+        "Seconds of a step: \u25a0 update, + refresh, \u25b2 probe": _chart(
+            "time/update", "time/refresh", "time/probe"
+        ),
+        "Tokens per second: \u25a0 sampled, + trained": _chart(
+            "throughput/sampled_tokens_per_second", "throughput/trained_tokens_per_second"
+        ),
     },
 }
 """TensorBoard's page "Custom Scalars": sections of charts, each with the curves it holds."""
@@ -78,6 +98,7 @@ class Dashboard(L.Callback):
         self.most_criteria = most_criteria
         self.history: dict[str, list[tuple[int, dict[str, float]]]] = {"train": [], "heldout": []}
         self.batches = 0
+        self._shown = -1  # place on the x axis of the last held-out answers
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the shares by criterion so far: heat maps show the whole run."""
@@ -104,16 +125,16 @@ class Dashboard(L.Callback):
         self._draw(trainer, module)
         attempts = [one for group in groups for one in group.attempts]
         lengths = [len(one.rollout.token_ids) for one in attempts]
-        pairs = list(_revisions(module))
+        pairs = sorted(_revisions(module), key=lambda pair: _gain(*pair))
         for writer in _writers(trainer):
             if got := rewards(attempts):
                 writer.add_histogram("distribution/reward", np.array(got), step)
             writer.add_histogram("distribution/answer_tokens", np.array(lengths), step)
             if pairs:
-                best = max(pairs, key=lambda pair: _gain(pair[1], pair[2]))
-                worst = min(pairs, key=lambda pair: _gain(pair[1], pair[2]))
-                writer.add_text("revision/most_improved", revision_markdown(*best), step)
-                writer.add_text("revision/most_broken", revision_markdown(*worst), step)
+                if _gain(*pairs[-1]) > 0:
+                    writer.add_text("revision/most_improved", revision_markdown(*pairs[-1]), step)
+                if _gain(*pairs[0]) < 0:
+                    writer.add_text("revision/most_broken", revision_markdown(*pairs[0]), step)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         module = cast(HerlModule, pl_module)
@@ -121,9 +142,10 @@ class Dashboard(L.Callback):
         self._remember("heldout", step, [(one.task, one.answers[0]) for one in module.heldout])
         first_of = {one.task.id: one for one in reversed(module.heldout)}
         shown = list(reversed(first_of.values()))[: self.heldout_prompts]
-        for writer in _writers(trainer):
+        for writer in _writers(trainer) if self._shown < step else ():
             for number, one in enumerate(shown, 1):
                 writer.add_text(f"heldout/prompt_{number}", answer_markdown(one.task, one.answers[0]), step)
+        self._shown = step
         if trainer.state.fn != TrainerFn.FITTING:
             self._draw(trainer, module)
 
@@ -166,6 +188,6 @@ def _revisions(module: HerlModule) -> Iterator[tuple[Task, Judged, Judged]]:
                 yield group.task, draft, revision
 
 
-def _gain(draft: Judged, revision: Judged) -> float:
+def _gain(task: Task, draft: Judged, revision: Judged) -> float:
     before, after = rewards([draft, revision])
     return after - before

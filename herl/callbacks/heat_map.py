@@ -29,7 +29,7 @@ def heat_map(history: Sequence[tuple[int, Mapping[str, float]]], title: str, x_l
     last = [next((v for v in line[::-1] if not np.isnan(v)), np.nan) for line in shares]
     order = sorted(range(len(criteria)), key=lambda row: -last[row])
 
-    figure = Figure(figsize=(9, 1.4 + 0.26 * len(criteria)), dpi=110, layout="constrained")
+    figure = Figure(figsize=(6.6, 1.3 + 0.24 * len(criteria)), dpi=110, layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(shares[order], vmin=0, vmax=1, cmap="viridis", aspect="auto", interpolation="nearest")
     axes.set_yticks(range(len(criteria)), [criteria[row][:40] for row in order])

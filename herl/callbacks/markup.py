@@ -29,7 +29,8 @@ def sign(good: bool | None) -> str:
 def answer_markdown(task: Task, judged: Judged) -> str:
     """Returns the answer to a task with its verdicts, as Markdown."""
     rows = [
-        f"| {_verdict(task, judged, c.id)} | {plain(c.text)} | {c.weight:g} |" for c in task.rubric.criteria
+        f"| {_verdict(task, judged, c.id)} | {plain(c.wish)} | {abs(c.weight):g} |"
+        for c in task.rubric.criteria
     ]
     return "\n\n".join(
         [
@@ -45,8 +46,11 @@ def revision_markdown(task: Task, draft: Judged, revision: Judged) -> str:
     changes = word_diff(draft.rollout.text, revision.rollout.text)
     before = [_marked(text, kind == "gone") for kind, text in changes if kind != "new"]
     after = [_marked(text, kind == "new") for kind, text in changes if kind != "gone"]
+    both = (draft, revision)
     rows = [
-        f"| {plain(c.text)} ({c.weight:g}) | {' | '.join(_verdict(task, one, c.id) for one in (draft, revision))} |"
+        " | ".join(
+            ["", f"{plain(c.wish)} ({abs(c.weight):g})", *(_verdict(task, one, c.id) for one in both), ""]
+        )
         for c in task.rubric.criteria
     ]
     head = [

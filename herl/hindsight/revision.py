@@ -77,7 +77,4 @@ def bullets(criteria: Sequence[Criterion]) -> str:
     """Returns one line per criterion, with its weight; "- nothing" for none."""
     if not criteria:
         return "- nothing"
-    return "\n".join(
-        f"- {'Avoid: ' if criterion.undesirable else ''}{criterion.text} ({abs(criterion.weight):g})"
-        for criterion in criteria
-    )
+    return "\n".join(f"- {criterion.wish} ({abs(criterion.weight):g})" for criterion in criteria)
