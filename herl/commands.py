@@ -197,7 +197,7 @@ def inspect(config: DictConfig) -> None:
         for one in found:
             print(json.dumps({"answer": one.answer, "draft": one.draft}))
     else:
-        show_found(found, query)
+        show_found(found)
 
 
 def lint(config: DictConfig) -> list[Finding]:

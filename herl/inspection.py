@@ -203,9 +203,9 @@ def _read_drafts(files: Sequence[Path], wanted: set[tuple[int, str]]) -> dict[st
     return found
 
 
-def show(found: Sequence[Found], query: Query, console: Console | None = None) -> None:
+def show(found: Sequence[Found]) -> None:
     """Prints answers; revisions beside their drafts, with what changed marked."""
-    console = console or Console()
+    console = Console()
     if not found:
         console.print("No recorded answer fits.")
     for one in found:

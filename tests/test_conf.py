@@ -12,19 +12,20 @@ from herl.loss import PolicyLoss
 from tests.configuration import composed
 
 INTERFACES = {"sampler": Sampler, "judge": Judge, "hindsight": HindsightBuilder, "bonus": BonusReward}
-GROUPS = sorted(path.name for path in conf_dir().iterdir() if path.is_dir())
+GROUPS = sorted(path.name for path in conf_dir().iterdir() if path.is_dir() and path.name != "benchmark")
 
 
 def choices(group):
     return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
 
 
-@pytest.mark.parametrize("verb", ["fit", "validate", "lint"])
+@pytest.mark.parametrize("verb", ["fit", "validate", "test", "improve", "export", "lint"])
 def test_primary_configurations_check(verb):
     check(composed(verb))
 
 
 NEEDED = {
+    ("data", "heldout"): ["data.path=a.jsonl"],
     ("data", "file"): ["data.train.path=a.jsonl", "data.heldout.path=b.jsonl"],
     ("judge", "llm"): ["judge.chat.base_url=http://x/v1", "judge.chat.model=m"],
     ("judge", "function"): ["judge.function=my_module.my_reward"],
@@ -37,6 +38,18 @@ NEEDED = {
 )
 def test_every_choice_of_every_group_checks(group, choice):
     check(composed("fit", f"{group}={choice}", *NEEDED.get((group, choice), [])))
+
+
+@pytest.mark.parametrize("benchmark", choices("benchmark"))
+@pytest.mark.parametrize("verb", ["test", "improve"])
+def test_every_benchmark_checks(verb, benchmark):
+    check(composed(verb, f"benchmark={benchmark}"))
+
+
+def test_several_loggers_write_at_once():
+    config = composed("fit", "logger=[tensorboard,csv]")
+    check(config)
+    assert sorted(config.logger) == ["csv", "tensorboard"]
 
 
 @pytest.mark.parametrize("chat", ["vllm", "local"])

@@ -45,10 +45,14 @@ class RecordAnswers(L.Callback):
         if not trainer.is_global_zero:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        for record in step_records(pl_module.collection, pl_module.counts):
-            if self.most is not None and self.written >= self.most:
-                return
+        left = None if self.most is None else max(0, self.most - self.written)
+        lines = [json.dumps(one) + "\n" for one in step_records(pl_module.collection, pl_module.counts)][
+            :left
+        ]
+        while lines:
+            room = LINES_PER_FILE - self.written % LINES_PER_FILE
             name = f"answers-{self.written // LINES_PER_FILE:05d}.jsonl"
             with (self.folder / name).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
-            self.written += 1
+                file.writelines(lines[:room])
+            self.written += len(lines[:room])
+            lines = lines[room:]

@@ -44,7 +44,10 @@ def test_help_is_quick_and_loads_neither_torch_nor_hydra(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["fti"], "unknown verb 'fti'; expected one of fit, validate, lint. Did you mean 'fit'?"),
+        (
+            ["fti"],
+            "unknown verb 'fti'; expected one of fit, validate, test, improve, export, inspect, lint. Did you mean 'fit'?",
+        ),
         (
             ["fit", "trainer.max_epoch=1"],
             "unknown key 'trainer.max_epoch'. Did you mean 'trainer.max_epochs'?",

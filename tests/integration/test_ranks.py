@@ -12,7 +12,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 GLOBAL = ("loss.kl_coef=0.01", "advantages.scale=batch_std", "loss.aggregation=sequence_mean")
 SHORT = [o for o in SMALL if "limit_train" not in o and "max_epochs" not in o]
 TWO_EPOCHS = ("trainer.limit_train_batches=2", "trainer.val_check_interval=2", "module.warmup_steps=12")
-TAGS = ("train/reward", "hindsight/reward", "update/loss", "update/grad_norm", "update/learning_rate")
+TAGS = ("train/reward", "revision/reward", "update/loss", "update/grad_norm", "update/learning_rate")
 
 
 def same(got, expected, tags=TAGS):

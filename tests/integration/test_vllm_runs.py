@@ -16,7 +16,7 @@ VLLM = ("sampler=vllm", "sampler.kv_cache_gib=0.25", "sampler.max_model_len=512"
 def test_two_ranks_with_an_engine_each_give_the_numbers_of_one(tmp_path):
     one = fit(tmp_path / "one", *VLLM, small=SMALL)
     two = fit(tmp_path / "two", *VLLM, "strategy=fsdp", "trainer.devices=2", small=SMALL)
-    for tag in ("train/reward", "hindsight/reward", "update/loss", "update/grad_norm"):
+    for tag in ("train/reward", "revision/reward", "update/loss", "update/grad_norm"):
         assert two[tag] == pytest.approx(one[tag], rel=1e-4), tag
     for found in (one, two):
         assert len(found["update/loss"]) == 5

@@ -141,7 +141,7 @@ def test_shaping_at_ratio_one_scales_the_gradient_by_gamma_over_one_plus_gamma_s
 def test_clip_stops_the_gradient_of_a_good_answer_that_became_much_likelier():
     value, gradient, stats = one_token(PolicyLoss(), advantage=1.0, logprob=-1.0, old=-1.5)
     assert (value, gradient) == (pytest.approx(-1.2), 0.0)
-    assert float(stats.means["clip_fraction"][0]) == 1.0
+    assert float(stats.means["clip_fraction_high"][0]) == 1.0
 
 
 def test_dual_clip_bounds_the_loss_of_a_bad_answer_that_became_much_likelier():

@@ -3,7 +3,7 @@ import torch
 
 from herl.clock import PhaseClock
 from herl.loss import Stats
-from herl.metrics.rubric import collection_metrics
+from herl.metrics.collection import collection_metrics
 from herl.metrics.running import RunningStats
 from herl.seeds import derive_seed
 
@@ -50,7 +50,7 @@ def test_a_clock_adds_up_phases_also_when_they_raise():
 def test_metrics_of_nothing_are_left_out():
     from herl.experience import Collection
 
-    empty = Collection(groups=(), experiences=(), dropped={"prompts": 2}, seconds={})
+    empty = Collection(groups=(), experiences=(), dropped={"prompts": 2})
     assert collection_metrics(empty) == {"train/dropped_prompts": 2.0}
 
 
