@@ -9,6 +9,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.table import Table
+from rich.text import Text
 
 from herl.distributed import gather_results, rank, world_size
 from herl.improve import Trajectory
@@ -70,7 +71,7 @@ def rounds_table(trajectories: Sequence[Trajectory], rounds: int, rows: Sequence
         changes = [change for one in made if number for change in _changes(one, number)]
         table.add_row(
             str(number),
-            f"{row.mean:.3f} ({row.low:.3f} to {row.high:.3f})" if row else "",
+            Text(f"{row.mean:.3f} [{row.low:.2f}, {row.high:.2f}]" if row else ""),
             *(_mean(rows, name, number) for name in ("criteria_met", "perfect")),
             str(len(made)) if number else "",
             str(sum(after and not before for before, after in changes)) if number else "",

@@ -139,7 +139,10 @@ def show_rows(rows: Sequence[Row]) -> None:
     """Prints an evaluation: one column for each judge and number of revisions."""
     columns = sorted({(row.judge, row.revisions) for row in rows})
     heads = [_head(judge, revisions) for judge, revisions in columns]
-    table = Table("", *heads, "n", title="held out: mean and 95 % interval, by bootstrap over prompts")
+    table = Table(title="held out: mean and 95 % interval, by bootstrap over prompts")
+    table.add_column("", overflow="fold")
+    for head in (*heads, "n"):
+        table.add_column(head, no_wrap=True)
     names = list(dict.fromkeys(row.name for row in rows))
     judge, revisions = columns[0]
     first = {name: find_row(rows, name, revisions, judge) for name in names}
@@ -152,7 +155,7 @@ def show_rows(rows: Sequence[Row]) -> None:
     ]
     for group in filter(None, groups):
         for name in group:
-            cells = [_cell(find_row(rows, name, revisions, judge)) for judge, revisions in columns]
+            cells = [Text(_cell(find_row(rows, name, revisions, judge))) for judge, revisions in columns]
             table.add_row(Text(name), *cells, str(row.count) if (row := first[name]) else "")
         table.add_section()
     console = Console()
@@ -167,4 +170,4 @@ def _head(judge: str, revisions: int) -> str:
 
 
 def _cell(row: Row | None) -> str:
-    return f"{row.mean:.3f} ({row.low:.3f} to {row.high:.3f})" if row else ""
+    return f"{row.mean:.3f} [{row.low:.2f}, {row.high:.2f}]" if row else ""

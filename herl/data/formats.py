@@ -140,7 +140,7 @@ def task_of(row: Row, reading: Reading | None = None) -> Task:
     value = _unpacked({name: _decoded(name, cell) for name, cell in row.value.items()})
     try:
         if "instruction_id_list" in value and not reading.fields:
-            return _ifeval_task(_IFEval.model_validate(value), row.number)
+            return _ifeval_task(_IFEval.model_validate(value), row.number, reading)
         return _native_task(_Native.model_validate(_as_native(value, reading)), row.number, reading)
     except ValidationError as error:
         raise DataError(f"{row.place}: {_explain(error)}") from error
@@ -332,7 +332,7 @@ def _native_task(row: _Native, number: int, reading: Reading) -> Task:
     )
 
 
-def _ifeval_task(row: _IFEval, number: int) -> Task:
+def _ifeval_task(row: _IFEval, number: int, reading: Reading) -> Task:
     if len(row.kwargs) != len(row.instruction_id_list):
         raise DataError(
             f"kwargs: expected {len(row.instruction_id_list)} entries, one per instruction, "
@@ -350,7 +350,7 @@ def _ifeval_task(row: _IFEval, number: int) -> Task:
         id=str(number if key is None else key),
         messages=tuple(message.model_dump() for message in messages),
         rubric=Rubric(criteria=tuple(criteria)),
-        source="ifeval",
+        source=reading.source or "ifeval",
     )
 
 

@@ -1,0 +1,235 @@
+"""From a run to its use, in real processes: curves, inspect, validate, improve, test, export."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from herl.callbacks.dashboard import LAYOUT
+from herl.experience import render
+from herl.model import PretrainedModel
+from tests.integration.runs import HERL, curves, environment, summary
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+README = Path(__file__).parents[2] / "README.md"
+RUN = (
+    "trainer.limit_train_batches=6", "trainer.max_epochs=1", "trainer.limit_val_batches=2",
+    "trainer.val_check_interval=3", "rollout.attempts_per_prompt=4", "rollout.attempt.max_new_tokens=32",
+    "logger=[tensorboard,csv]", "loss.kl_coef=0.01", "callbacks.dashboard.every_n_batches=2", "seed=7",
+)  # fmt: skip
+
+
+def herl(*arguments, cwd, stdin=None):
+    done = subprocess.run(
+        [*HERL, *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment(),
+        input=stdin,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    herl("fit", *RUN, f"hydra.run.dir={folder}/run", cwd=folder)
+    return folder / "run"
+
+
+def families():
+    """Names of curves in the README's table; <...> stands for any name."""
+    table = README.read_text().split("<!-- curves -->")[1]
+    rows = re.findall(r"^\| (`[^|]+`) \|", table, flags=re.MULTILINE)
+    return [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
+
+
+RARE = {
+    "heldout/reward_revised_<k>": "with module.validation_revisions",
+    "heldout/dropped_prompts": "with too long prompts",
+    "judge/cost": "of judges that cost something",
+    "judge/cache_hit_share": "of judges with a cache",
+    "sampler/probe_error": "of samplers with a copy of the weights",
+    "sampler/refresh_seconds": "of samplers with a copy of the weights",
+    "throughput/gpu_memory_gib": "of GPUs",
+    "train/dropped_<what>": "with too long prompts",
+    "judge/abstained_<cause>": "where a judge abstained",
+    "judge/fault_<cause>": "where a judge failed",
+    "time/probe": "of samplers with a copy of the weights",
+    "train_category/<name>": "of rubrics with categories",
+    "heldout_category/<name>": "of rubrics with categories",
+    "revision_category/<name>": "of rubrics with categories",
+}
+
+
+def test_a_run_has_every_curve_of_the_readme_and_the_readme_every_curve(run):
+    found, listed = set(curves(run)), families()
+    patterns = {name: re.compile(re.sub(r"<\w+>", "[^/]+", name) + "$") for name in listed}
+    missing = [name for name, pattern in patterns.items() if not any(map(pattern.match, found))]
+    assert set(missing) <= set(RARE), set(missing) - set(RARE)
+    unlisted = [tag for tag in found if not any(pattern.match(tag) for pattern in patterns.values())]
+    assert not [tag for tag in unlisted if not tag.startswith(("final/", "hp_"))], unlisted
+
+
+def test_the_first_page_shows_curves_that_are_there(run):
+    found = curves(run)
+    shown = [curve for section in LAYOUT.values() for _, tags in section.values() for curve in tags]
+    absent = [curve for curve in shown if not any(re.match(curve, tag) for tag in found)]
+    assert absent == ["^time/probe$"]
+
+
+def test_pictures_texts_and_hyperparameters_are_there(run):
+    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"images": 0, "tensors": 0})
+    events.Reload()
+    tags = events.Tags()
+    assert {"criteria/heldout", "criteria/train"} <= set(tags["images"])
+    assert "revision/most_improved/text_summary" in tags["tensors"]
+    assert "final/heldout_reward_after" in tags["scalars"]
+    plugin = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    assert b"optimizer.lr" in plugin
+    assert b"loss.kl_coef" in plugin
+    assert b"max_prompt_tokens" not in plugin
+
+
+def test_the_best_checkpoint_is_kept_and_named(run):
+    facts = summary(run)
+    assert Path(facts["best_checkpoint"]) == run / "checkpoints" / "best.ckpt"
+    assert facts["heldout_reward_best"] == pytest.approx(max(curves(run)["heldout/reward"][1:]), abs=1e-6)
+
+
+def test_inspect_browses_the_answers_of_a_run(run):
+    shown = herl("inspect", str(run), "most=2", cwd=run)
+    assert shown.count("draft: ") == shown.count("revision: ") == 2
+    [line] = herl("inspect", str(run), "--json", "order=best", "most=1", cwd=run).splitlines()
+    best = json.loads(line)["answer"]["reward"]
+    recorded = (run / "records" / "answers-00000.jsonl").read_text().splitlines()
+    assert best == max(json.loads(one)["reward"] for one in recorded)
+    assert len(recorded) == summary(run)["answers_sampled"]
+
+
+def test_validate_takes_over_settings_and_the_best_checkpoint_of_a_run(run, tmp_path):
+    shown = herl(
+        "validate", f"run={run}", "module.validation_revisions=1", f"hydra.run.dir={tmp_path}", cwd=tmp_path
+    )
+    assert "plain attempt" in shown
+    assert "1 revision" in shown
+    facts = summary(tmp_path)
+    assert facts["seed"] == 7
+    assert facts["heldout_reward"] == pytest.approx(summary(run)["heldout_reward_best"], abs=1e-6)
+    by = {(row["name"], row["revisions"]): row for row in facts["results"]}
+    assert by["reward", 0]["mean"] == pytest.approx(facts["heldout_reward"], abs=1e-6)
+    assert by["reward", 0]["low"] < by["reward", 0]["mean"] < by["reward", 0]["high"]
+    assert by["reward", 1]["mean"] > by["reward", 0]["mean"]
+    lines = (tmp_path / "answers.jsonl").read_text().splitlines()
+    assert len(lines) == facts["heldout_answers"]
+    assert "plain attempt" not in herl("inspect", str(tmp_path), "order=broken", cwd=tmp_path)
+
+
+def test_a_model_improves_its_answers_without_training(tmp_path):
+    shown = herl("improve", "trainer.limit_val_batches=3", f"hydra.run.dir={tmp_path}", cwd=tmp_path)
+    assert "mended" in shown
+    reward = {r["revisions"]: r for r in summary(tmp_path)["results"] if r["name"] == "reward"}
+    assert reward[0]["high"] < reward[1]["low"]
+    assert reward[1]["mean"] < reward[2]["mean"]
+    assert (tmp_path / "improve.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_one_prompt_is_improved_from_standard_input(tmp_path):
+    row = {"prompt": "Describe the otter, a mammal.", "rubric": [
+        {"id": "food", "text": "Says that it eats fish.", "check": {"kind": "contains", "text": "fish"}},
+        {"id": "short", "text": "Uses at most 9 words.", "check": {"kind": "max_words", "count": 9}}]}  # fmt: skip
+    shown = herl("improve", "prompt=-", f"hydra.run.dir={tmp_path}", cwd=tmp_path, stdin=json.dumps(row))
+    lines = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    [best] = [line for line in lines if line["best"]]
+    assert best["text"] in " ".join(shown.split())
+    assert [line["round"] for line in lines] == list(range(len(lines)))
+
+
+def test_ifbench_is_judged_strictly_and_loosely(tmp_path):
+    herl(
+        "test", "benchmark=ifbench", "data.most=4", "rollout.heldout.max_new_tokens=32", f"hydra.run.dir={tmp_path}",
+        cwd=tmp_path,
+    )  # fmt: skip
+    rows = summary(tmp_path)["results"]
+    means = {row["judge"]: row["mean"] for row in rows if row["name"] == "criteria_met"}
+    assert means[""] <= means["loose"]
+    assert {row["name"] for row in rows} >= {"perfect", "criteria_met", "abstained", "source/ifbench"}
+
+
+@pytest.fixture(scope="module")
+def exported(run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported") / "model"
+    herl("export", f"run={run}", f"out={folder}", cwd=folder.parent)
+    return folder
+
+
+PROMPTS = ("Describe the otter, a mammal.", "Present the owl, a bird.", "Explain the fox, a mammal.")
+
+
+def test_an_exported_model_answers_in_transformers_and_vllm_as_the_policy_does(run, exported):
+    weights = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    policy = PretrainedModel(path="tiny").load()
+    policy.load_state_dict({name.removeprefix("policy."): tensor for name, tensor in weights.items()})
+    loaded = AutoModelForCausalLM.from_pretrained(exported).eval()
+    tokenizer = AutoTokenizer.from_pretrained(exported)
+    prompts = [render(tokenizer, [{"role": "user", "content": text}]) for text in PROMPTS]
+    greedy = {"max_new_tokens": 32, "do_sample": False}
+    expected = [
+        policy.eval().generate(torch.tensor([ids]), **greedy)[0, len(ids) :].tolist() for ids in prompts
+    ]
+    assert [
+        loaded.generate(torch.tensor([ids]), **greedy)[0, len(ids) :].tolist() for ids in prompts
+    ] == expected
+
+    code = """
+import json, sys
+from vllm import LLM, SamplingParams
+engine = LLM(model=sys.argv[1], dtype="float32", enforce_eager=True, max_model_len=256, block_size=32,
+             kv_cache_memory_bytes=2**28)
+found = engine.generate([{"prompt_token_ids": ids} for ids in json.loads(sys.argv[2])],
+                        SamplingParams(temperature=0, max_tokens=32))
+print(json.dumps([list(answer.outputs[0].token_ids) for answer in found]))
+"""
+    done = subprocess.run(
+        [HERL[0], "-c", code, str(exported), json.dumps(prompts)], capture_output=True, text=True, timeout=300,
+        env=environment(VLLM_ENABLE_V1_MULTIPROCESSING="0"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert json.loads(done.stdout.splitlines()[-1]) == expected
+
+
+def test_an_exported_model_says_where_it_comes_from(exported):
+    card = (exported / "README.md").read_text()
+    assert "| algorithm | herl |" in card
+    assert "| checkpoint | best.ckpt |" in card
+    assert {"config.json", "generation_config.json", "chat_template.jinja", "model.safetensors"} <= {
+        path.name for path in exported.iterdir()
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["validate", "run=nowhere"], "run: expected the folder of a run"),
+        (["export", "checkpoint=no.ckpt"], "checkpoint: expected a checkpoint written by herl fit, got 'no.ckpt'"),
+        (["inspect"], "run: expected the folder of a run"),
+        (["inspect", "."], "expected the folder of a run with recorded answers"),
+        (["improve", "algorithm=grpo"], "validation_revisions: expected 0 with a hindsight that writes no revision"),
+        (["improve", "prompt=Hello"], "rubric: expected what the answer is judged by, got none"),
+    ],
+)  # fmt: skip
+def test_a_mistake_gets_a_clear_error(tmp_path, arguments, message):
+    done = subprocess.run(
+        [*HERL, *arguments], cwd=tmp_path, capture_output=True, text=True, env=environment(), timeout=120
+    )
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
