@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,8 @@ VERBS = {
     "inspect": "browse the answers that a run recorded",
     "lint": "look for what is wrong or doubtful in prompts and rubrics",
 }
+LIGHT = {"inspect": "herl.inspection"}
+"""Verbs that need no model: where they are, instead of `herl.commands`, which takes seconds to import."""
 
 HELP = """herl: reinforcement learning of language models from rubric rewards and hindsight experience
 
@@ -100,8 +103,7 @@ def _run_hydra(verb: str) -> None:
     def command(config: DictConfig) -> None:
         nonlocal started
         started = True
-        from herl import commands
-
+        commands = import_module(LIGHT.get(verb, "herl.commands"))
         try:
             getattr(commands, verb)(config)
         except HerlError as error:

@@ -4,7 +4,6 @@ fit              held-out reward -> training -> held-out reward -> summary.json
 validate, test   held-out answers -> numbers with intervals -> summary.json, answers.jsonl
 improve          answers -> revisions, round by round -> the same, and improve.png
 export           checkpoint -> a folder that transformers and vLLM load
-inspect          recorded answers -> those worth reading
 lint             prompts and rubrics -> lint.json
 """
 
@@ -31,8 +30,6 @@ from herl.errors import BudgetSpent, ConfigError, DataError, JudgeStop
 from herl.evaluate import evaluate, rounds_picture, rounds_table
 from herl.experience import render
 from herl.export import load_checkpoint, model_card, save_pretrained
-from herl.inspection import Query, find
-from herl.inspection import show as show_found
 from herl.lint import Finding, bad_rows, findings, read_records
 from herl.metrics.evaluation import Row
 from herl.records import trajectory_records, write_lines
@@ -178,26 +175,6 @@ def export(config: DictConfig) -> Path:
     (folder / "README.md").write_text(card, encoding="utf-8")
     Console().print(f"{checkpoint or model.path} -> {folder}", soft_wrap=True, markup=False)
     return folder
-
-
-def inspect(config: DictConfig) -> None:
-    """Shows recorded answers, or prints them as lines of JSON."""
-    if config.run is None:
-        raise ConfigError("run: expected the folder of a run, as in: herl inspect runs/...")
-    steps = None if config.steps is None else tuple(OmegaConf.to_container(config.steps))  # type: ignore[arg-type]
-    query = Query(
-        order=config.order,
-        most=config.most,
-        task=None if config.task is None else str(config.task),
-        criterion=None if config.criterion is None else str(config.criterion),
-        steps=steps,
-    )
-    found = find(Path(config.run), query)
-    if config.json:
-        for one in found:
-            print(json.dumps({"answer": one.answer, "draft": one.draft}))
-    else:
-        show_found(found)
 
 
 def lint(config: DictConfig) -> list[Finding]:

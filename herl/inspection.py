@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from omegaconf import DictConfig
 from pyarrow import json as arrow_json
 from rich.console import Console
 from rich.table import Table
@@ -76,6 +77,24 @@ class Query:
             raise ConfigError(f"most: expected at least 1, got {self.most}")
         if self.steps is not None and len(self.steps) != 2:
             raise ConfigError(f"steps: expected the first and the last, as in steps=[0,50], got {self.steps}")
+
+
+def inspect(config: DictConfig) -> None:
+    """Shows recorded answers, or prints them as lines of JSON."""
+    if config.run is None:
+        raise ConfigError("run: expected the folder of a run, as in: herl inspect runs/...")
+    query = Query(
+        order=config.order,
+        most=config.most,
+        task=None if config.task is None else str(config.task),
+        criterion=None if config.criterion is None else str(config.criterion),
+        steps=None if config.steps is None else tuple(config.steps),
+    )
+    found = find(Path(config.run), query)
+    if not config.json:
+        return show(found)
+    for one in found:
+        print(json.dumps({"answer": one.answer, "draft": one.draft}))
 
 
 def find(folder: Path, query: Query) -> list[Found]:

@@ -12,7 +12,7 @@ SMALL = (
     "trainer.limit_train_batches=5",
     "trainer.limit_val_batches=1",
     "trainer.val_check_interval=5",
-    "data.prompts_per_batch=8",
+    "data.prompts_per_batch=7",  # uneven shares for two ranks, and for four
     "rollout.attempts_per_prompt=4",
     "rollout.attempt.max_new_tokens=24",
     # Adam's first step is the sign of the gradient, where that is mere rounding too: damp it

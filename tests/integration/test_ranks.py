@@ -37,7 +37,9 @@ def alone(tmp_path_factory):
 )
 def test_ranks_change_no_loss_gradient_or_reward(tmp_path, alone, strategy, devices, options):
     found = fit(tmp_path, *GLOBAL, f"strategy={strategy}", f"trainer.devices={devices}", *options)
-    same(found, alone, (*TAGS, "update/entropy", "update/kl_to_reference", "heldout/reward"))
+    everything = [tag for tag in alone if tag.partition("/")[0] not in ("time", "throughput", "judge")]
+    assert len(everything) > 60
+    same(found, alone, everything)
     assert summary(tmp_path)["processes"] == devices
 
 
