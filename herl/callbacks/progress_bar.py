@@ -128,29 +128,31 @@ class ProgressBar(LightningProgressBar):
             TextColumn("left"),
             TimeRemainingColumn(),
             _PhaseColumn(module.clock),
+            TextColumn("{task.fields[speed]}"),
             TextColumn("{task.fields[rewards]}", markup=False),
             console=self.console,
             refresh_per_second=4,
             transient=True,
             speed_estimate_period=600,
         )
-        self._progress.add_task(what, total=1.0, rewards="")
+        self._progress.add_task(what, total=1.0, rewards="", speed="")
         self._progress.start()
 
     def _show(self, trainer: L.Trainer, share: float, where: str) -> None:
+        seen = trainer.callback_metrics
         rewards = ", ".join(
-            f"{name.removesuffix('/reward')} {float(value):.3f}"
-            for name in SHOWN
-            if (value := trainer.callback_metrics.get(name)) is not None
+            f"{name.removesuffix('/reward')} {float(seen[name]):.3f}" for name in SHOWN if name in seen
         )
+        rate = seen.get("throughput/answers_per_second")
+        speed = "" if rate is None else f"{float(rate):.3g} answers/s"
         if self._progress is not None:
             self._progress.update(
-                self._progress.task_ids[0], completed=share, description=where, rewards=rewards
+                self._progress.task_ids[0], completed=share, description=where, rewards=rewards, speed=speed
             )
         elif self._enabled and time.monotonic() - self._spoke >= self.seconds_between_lines:
             self._spoke = time.monotonic()
             left = (self._spoke - self._started) * (1 - share) / share if share else 0.0
-            parts = [where, f"{share:.0%} done, {left:.0f} s left", rewards and f"reward: {rewards}"]
+            parts = [where, f"{share:.0%} done, {left:.0f} s left", speed, rewards and f"reward: {rewards}"]
             self.console.print("; ".join(filter(None, parts)), markup=False, highlight=False, soft_wrap=True)
 
     def _close(self) -> None:

@@ -4,6 +4,9 @@ import socket
 import subprocess
 
 import pytest
+import torch
+from lightning.fabric.utilities.load import _load_distributed_checkpoint
+from transformers import AutoModelForCausalLM
 
 from tests.integration.runs import HERL, SMALL, curves, environment, fit, summary
 
@@ -69,6 +72,22 @@ def test_a_run_saved_on_two_ranks_goes_on_on_any_number(tmp_path, half_way, unin
     )
     same(fit(tmp_path, *TWO_EPOCHS, *overrides, small=SHORT), uninterrupted)
     assert summary(tmp_path)["optimizer_steps"] == 8
+
+
+def test_a_sharded_checkpoint_is_exported_whole(tmp_path, half_way):
+    done = subprocess.run(
+        [*HERL, "export", f"run={half_way}", f"out={tmp_path}/model"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=environment(),
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert len(list((half_way / "checkpoints" / "best.ckpt").glob("*.distcp"))) == 2
+    expected = _load_distributed_checkpoint(half_way / "checkpoints" / "best.ckpt")["state_dict"]
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "model").state_dict()
+    assert {f"policy.{name}" for name in exported} == set(expected)
+    assert all(torch.equal(tensor, expected[f"policy.{name}"]) for name, tensor in exported.items())
 
 
 def test_a_consolidated_checkpoint_goes_on_without_sharding(tmp_path, uninterrupted):
