@@ -27,8 +27,9 @@ def step_records(collection: Collection, counts: Mapping[str, int]) -> Iterator[
         counts: Of the run so far: optimizer_steps and answers_sampled.
     """
     for group in collection.groups:
-        members = {member.judged.rollout.id: member for member in group.members}
-        earned = dict(zip(members, group.advantages, strict=True))
+        members = {member.judged.rollout.id: member for member in group.members}  # a copy comes twice
+        ids = [member.judged.rollout.id for member in group.members]
+        earned = dict(zip(ids, group.advantages, strict=True))
         reward_of = {one.rollout.id: one.judgement.reward for one in group.attempts}
         for judged in (*group.attempts, *group.revisions):
             key = judged.rollout.id
