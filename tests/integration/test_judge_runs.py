@@ -60,7 +60,7 @@ def learnt(folder):
     return {
         tag: values
         for tag, values in curves(folder).items()
-        if not tag.startswith(("judge/", "time/", "sampler/"))
+        if not tag.startswith(("judge/", "time/", "sampler/", "throughput/"))
     }
 
 
