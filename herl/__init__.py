@@ -14,6 +14,7 @@ from herl.errors import (
     HerlError,
     JudgeError,
     JudgeStop,
+    RunStopped,
     SamplerError,
     TrainingError,
 )
@@ -60,6 +61,7 @@ __all__ = [
     "NoHindsight",
     "Rollout",
     "Rubric",
+    "RunStopped",
     "SampleRequest",
     "Sampler",
     "SamplerError",

@@ -86,6 +86,27 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=".*sync_dist=True.*", module="lightning")
 
 
+def resumed_from(config: DictConfig) -> str | None:
+    """Returns the checkpoint that `resume` means: a checkpoint, the newest of a run's folder, or of this run.
+
+    Raises:
+        ConfigError: resume=auto in a folder that is another at every start.
+    """
+    if config.resume is None:
+        return None
+    folder = Path(str(config.resume))
+    if config.resume == "auto":
+        from hydra.core.hydra_config import HydraConfig
+
+        if not any(one.startswith("hydra.run.dir=") for one in HydraConfig.get().overrides.hydra):
+            raise ConfigError("resume=auto: expected hydra.run.dir=FOLDER, the same at every start, got none")
+        folder = Path(config.output_dir)
+        if not (folder / "checkpoints" / "last.ckpt").exists():
+            return None
+    newest = folder / "checkpoints" / "last.ckpt"
+    return str(newest.resolve() if newest.exists() else folder)
+
+
 def check_checkpoint(key: str, path: str | None, run: Run) -> None:
     """Raises a ConfigError if a run cannot start from this checkpoint."""
     if path is None:

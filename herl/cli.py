@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import version
+from signal import SIGINT
 from typing import TYPE_CHECKING
 
-from herl.errors import HerlError, did_you_mean
+from herl.errors import HerlError, RunStopped, did_you_mean
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -61,19 +62,21 @@ def main() -> None:
         print(f"herl {version('herl')}")
     elif verb in VERBS:
         if not sys.argv[1].startswith("--config-name="):
-            sys.argv[2:] = [*_overrides_of_run(sys.argv[2:]), *map(_spelt_out, sys.argv[2:])]
+            arguments = _as_overrides(verb, sys.argv[2:])
+            sys.argv[2:] = [*(_overrides_of_run(arguments) if verb != "inspect" else ()), *arguments]
         _run_hydra(verb)
     else:
         _fail(f"unknown verb '{verb}'; expected one of {', '.join(VERBS)}." + did_you_mean(verb, VERBS))
 
 
-def _spelt_out(argument: str) -> str:
-    """`herl inspect RUN --json` as Hydra wants it."""
-    if argument == "--json":
-        return "json=true"
-    if argument[:1] not in "-+~" and "=" not in argument and os.path.isdir(argument):
-        return f"run='{argument}'"
-    return argument
+def _as_overrides(verb: str, arguments: list[str]) -> list[str]:
+    """`herl inspect RUN --json` as Hydra wants it; all other verbs take nothing but overrides and options."""
+    if verb != "inspect":
+        return arguments
+    first, rest = arguments[:1], arguments[1:]
+    if first and "=" not in first[0] and not first[0].startswith("-"):
+        first = [f"run='{first[0]}'"]
+    return ["json=true" if argument == "--json" else argument for argument in (*first, *rest)]
 
 
 def _overrides_of_run(arguments: list[str]) -> list[str]:
@@ -106,6 +109,8 @@ def _run_hydra(verb: str) -> None:
         commands = import_module(LIGHT.get(verb, "herl.commands"))
         try:
             getattr(commands, verb)(config)
+        except RunStopped as stop:
+            raise SystemExit(130 if stop.signal == SIGINT else 0) from stop
         except HerlError as error:
             _fail(str(error))
         except KeyboardInterrupt:

@@ -22,11 +22,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from herl.build import Run, build, check_checkpoint, make, quiet
+from herl.build import Run, build, check_checkpoint, make, quiet, resumed_from
 from herl.callbacks import BestCheckpoint
 from herl.config import check
 from herl.data.prompts import typed_prompt
-from herl.errors import BudgetSpent, ConfigError, DataError, JudgeStop
+from herl.errors import BudgetSpent, ConfigError, DataError, JudgeStop, RunStopped
 from herl.evaluate import evaluate, rounds_picture, rounds_table
 from herl.experience import render
 from herl.export import load_checkpoint, model_card, save_pretrained
@@ -39,16 +39,17 @@ from herl.report import finish, log_hyperparameters, show_rows
 def fit(config: DictConfig) -> dict[str, Any]:
     """Trains, and returns the summary that it also writes to summary.json in the run's folder."""
     started = time.perf_counter()
+    resume = resumed_from(config)
     run = build(config)
-    check_checkpoint("resume", config.resume, run)
+    check_checkpoint("resume", resume, run)
     with run.closing():
         results: dict[str, Any] = {}
         first = last = None
         try:
-            results["heldout_reward_before"], first = _heldout(run, config.resume), _example(run)
-            run.trainer.fit(run.module, run.data, ckpt_path=config.resume, weights_only=False)
+            results["heldout_reward_before"], first = _heldout(run, resume), _example(run)
+            run.trainer.fit(run.module, run.data, ckpt_path=resume, weights_only=False)
             results["heldout_reward_after"], last = _heldout(run), _example(run)
-        except JudgeStop as stop:
+        except (JudgeStop, RunStopped) as stop:
             summary = finish(config, run, started, results | {"stopped": str(stop)} | _counts(run))
             if isinstance(stop, BudgetSpent):  # as asked for
                 return summary

@@ -18,7 +18,7 @@ from pydantic import ConfigDict, PydanticSchemaGenerationError, PydanticUserErro
 from pydantic import ValidationError as PydanticValidationError
 
 from herl.errors import ConfigError, did_you_mean
-from herl.locate import located
+from herl.locate import configured
 
 HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
 
@@ -66,7 +66,7 @@ def _check_node(key: str, value: Any) -> None:
 
 
 def _check_target(key: str, node: Mapping[str, Any]) -> None:
-    target = located(f"{key}._target_", node["_target_"])
+    target = configured(f"{key}._target_", node["_target_"])
     parameters = inspect.signature(target).parameters
     given = {str(name): value for name, value in node.items() if name not in HYDRA_KEYS}
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
@@ -90,7 +90,7 @@ def _check_target(key: str, node: Mapping[str, Any]) -> None:
 
 def _check_value(key: str, value: Any, hint: Any) -> None:
     if isinstance(value, Mapping) and "_target_" in value:
-        made = located(f"{key}._target_", value["_target_"])
+        made = configured(f"{key}._target_", value["_target_"])
         wanted = tuple(h for h in (hint, *typing.get_args(hint)) if inspect.isclass(h)) or (object,)
         if inspect.isclass(made) and not value.get("_partial_") and not issubclass(made, wanted):
             names = " or ".join(h.__name__ for h in wanted if h is not type(None))

@@ -8,7 +8,8 @@
     │   ├── AbstentionLimit    too many abstentions
     │   └── BudgetSpent        the judge's calls, tokens or money are used up
     ├── SamplerError           the sampler could not give an answer
-    └── TrainingError          the update went wrong: no step was taken
+    ├── TrainingError          the update went wrong: no step was taken
+    └── RunStopped             a signal asked the run to end
 
 Each message names what was expected, what was got, and the key, file or line to change.
 """
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from signal import Signals
 
 
 class HerlError(Exception):
@@ -69,6 +71,22 @@ class SamplerError(HerlError):
 
 class TrainingError(HerlError):
     """An optimiser step cannot be taken; the weights are those of the step before."""
+
+
+class RunStopped(HerlError):
+    """A signal asked the run to end: it ended between two batches, with a checkpoint.
+
+    Args:
+        message: What happened.
+        signal: Which signal.
+    """
+
+    def __init__(self, message: str, signal: Signals) -> None:
+        super().__init__(message, signal)
+        self.signal = signal
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 def did_you_mean(got: str, known: Iterable[str]) -> str:

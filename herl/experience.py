@@ -216,6 +216,12 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> t
     return tuple(ids)
 
 
+def reading_sample(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Returns a conversation as the policy reads it: another one under another tokenizer or chat template."""
+    said = [{"role": role, "content": "Name 2 rivers!"} for role in ("user", "assistant", "user")]
+    return list(render(tokenizer, said))
+
+
 def render_all(
     stages: Stages, conversations: Mapping[str, Sequence[Message]]
 ) -> tuple[dict[str, tuple[int, ...]], int]:

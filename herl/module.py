@@ -9,10 +9,12 @@ the micro-batches of a step are dealt out, and gradients and numbers are those o
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any, Literal, cast
 
 import lightning as L
@@ -34,26 +36,28 @@ from herl.experience import (
     Selection,
     Stages,
     collect,
+    reading_sample,
 )
 from herl.hindsight import HindsightBuilder, NoHindsight
 from herl.improve import Trajectory, check_rounds, improve, rewards_by_round
 from herl.judge import Judge, JudgeDesk
 from herl.lora import has_adapters
 from herl.loss import PolicyLoss
-from herl.metrics.collection import collection_metrics
+from herl.metrics.collection import collection_counts, collection_metrics
 from herl.metrics.rubric import rubric_metrics
 from herl.metrics.running import RunningStats
 from herl.metrics.throughput import throughput_metrics
 from herl.model import PretrainedModel
 from herl.packing import choose_packing
 from herl.sampler import Sampler
-from herl.schedule import Schedule, learning_rate_share
+from herl.schedule import Schedule, learning_rate_share, run_share
 from herl.scoring import Scorer
 from herl.selection import form_group
 from herl.sharding import FSDPStrategy, check_trainer, load_sharded
 from herl.types import Experience, Task
-from herl.weights import is_sharded, named_weights, whole
+from herl.weights import first_not_finite, is_sharded, named_weights, whole
 
+logger = logging.getLogger(__name__)
 Optimizer = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
 SHOWN = ("train/reward", "revision/reward", "heldout/reward")
 """Metrics on the progress bar."""
@@ -80,6 +84,8 @@ class HerlModule(L.LightningModule):
         updates_per_batch: Optimiser steps per rollout batch.
         micro_batch_tokens: Tokens per forward pass. Changes memory and speed, never the result.
         packing: What stands in a row (`herl.batch.Packing`); `auto` for the best that the model allows.
+        most_skipped_steps: Optimiser steps in a row that may be skipped because loss or gradient are not
+            finite; then the run stops.
         max_grad_norm: Gradients are clipped to this norm; None for no clipping.
         validation_attempts: Plain attempts per held-out prompt. More only lower the noise.
         validation_revisions: Revisions of each of them at most, reported beside the plain attempts.
@@ -107,6 +113,7 @@ class HerlModule(L.LightningModule):
         micro_batch_tokens: int = 8192,
         packing: Packing | Literal["auto"] = "auto",
         max_grad_norm: float | None = 1.0,
+        most_skipped_steps: int = 3,
         validation_attempts: int = 1,
         validation_revisions: int = 0,
         log_over: Literal["answers_sampled", "optimizer_steps"] = "answers_sampled",
@@ -130,6 +137,7 @@ class HerlModule(L.LightningModule):
         self.micro_batch_tokens = micro_batch_tokens
         self.packing = packing
         self.max_grad_norm = max_grad_norm
+        self.most_skipped_steps = most_skipped_steps
         self.validation_attempts = validation_attempts
         self.validation_revisions = validation_revisions
         self.log_over = log_over
@@ -151,6 +159,9 @@ class HerlModule(L.LightningModule):
         self.counts: Counter[str] = Counter()
         self.clock = PhaseClock()
         self.collection: Collection | None = None  # of the last step
+        self.reported: dict[str, float] = {}  # by the last training step
+        self.faults: dict[str, str] = {}  # of the last step: what was wrong, by answer
+        self._skipped = 0  # optimiser steps in a row
         self.heldout: list[Trajectory] = []  # of the last validation
         self._dropped = 0  # held-out prompts that were too long
         self._reported: dict[str, float] = {}  # seconds by phase, as they were at the last report
@@ -209,11 +220,23 @@ class HerlModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the counts, so that a resumed run goes on counting."""
         counted = {"counts": dict(self.counts), "judge": self.stages.desk.state_dict()}
-        checkpoint["herl"] = counted | {"seconds": dict(self.clock.seconds)}
+        checkpoint["herl"] = counted | {
+            "seconds": dict(self.clock.seconds),
+            "prompt": reading_sample(self.stages.tokenizer),
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes the counts back."""
+        """Takes the counts back.
+
+        Raises:
+            ConfigError: the tokenizer or its chat template is another.
+        """
         self.counts = Counter(checkpoint["herl"]["counts"])
+        if checkpoint["herl"]["prompt"] != reading_sample(self.stages.tokenizer):
+            raise ConfigError(
+                "model: expected the tokenizer and chat template of the checkpoint, got others with "
+                f"{self.model.path}"
+            )
         if self.trainer.state.fn == TrainerFn.FITTING:  # the validation before it loads it too
             self.clock.add(checkpoint["herl"]["seconds"])
             self.stages.desk.load_state_dict(checkpoint["herl"]["judge"])
@@ -224,12 +247,14 @@ class HerlModule(L.LightningModule):
         """Runs stages 2 to 12 for one batch of prompts."""
         version = self.counts["optimizer_steps"]
         key = (self.seed, self.current_epoch, batch_idx)
+        self.faults = {}
         self.collection = collection = collect(tasks, self.stages, key, self.clock)
         self.stages.sampler.sleep()
         with self.clock.time("update"):
             update_metrics = self._update(collection.experiences)
-        self._count(collection)
-        self._report(collection_metrics(collection, version) | update_metrics | self._progress(collection))
+        self.counts.update(collection_counts(collection))
+        self.reported = collection_metrics(collection, version) | update_metrics | self._progress(collection)
+        self._report(self.reported)
 
     def _update(self, experiences: Sequence[Experience]) -> dict[str, float]:
         """Takes the optimiser steps of a rollout batch; returns the means of their statistics."""
@@ -252,30 +277,48 @@ class HerlModule(L.LightningModule):
     ) -> None:
         """Takes one optimiser step over these experiences."""
         optimizer = cast(torch.optim.Optimizer, self.optimizers())
-        rate = self._scheduled_rate()
         for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * rate
-        total = 0.0
+            group["lr"] = group["initial_lr"] * self._scheduled_rate()
+        total, bad = 0.0, []
         batches = list(scorer.micro_batches(experiences, old_logprobs))
         for batch in batches:
             self._synchronise_gradients(batch is batches[-1])
             loss, batch_stats = scorer.compute_loss(batch)
             self.manual_backward(loss * world_size())  # the strategies average gradients over ranks
             total += float(loss.detach())
+            if not math.isfinite(float(loss.detach())):
+                bad += [experiences[row].rollout.id for row in batch.rows]
             if not batch.filler:
                 stats.add_stats(batch_stats)
         norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters(), self.max_grad_norm or math.inf))
         if not math.isfinite(float(norm)):
-            raise TrainingError(
-                f"the gradient norm of optimiser step {self.counts['optimizer_steps']} is {float(norm)}: "
-                "expected a finite number. Lower optimizer.lr, or train in float32"
-            )
+            return self._skip_step(optimizer, float(norm), chain.from_iterable(gather(bad)))
+        self._skipped = 0
         optimizer.step()
         optimizer.zero_grad()
         self.counts["optimizer_steps"] += 1
         stats.add("loss", sum(gather(total)))
         stats.add("grad_norm", norm)
         stats.add("learning_rate", optimizer.param_groups[0]["lr"])
+
+    def _skip_step(self, optimizer: torch.optim.Optimizer, norm: float, answers: Iterable[str]) -> None:
+        """Leaves an optimiser step out, and remembers the answers whose loss is not finite."""
+        bad = list(dict.fromkeys(answers))
+        self.faults |= dict.fromkeys(bad, "the loss is not finite")
+        self._skipped += 1
+        self.counts["skipped_steps"] += 1
+        tensor = first_not_finite(self)
+        optimizer.zero_grad()
+        said = (
+            f"the gradient norm after optimiser step {self.counts['optimizer_steps']} is {norm}, expected a "
+            f"finite number: {tensor} is not finite, nor is the loss of the answers {bad[:5]}"
+        )
+        if self._skipped > self.most_skipped_steps:
+            raise TrainingError(
+                f"{said}. {self._skipped} steps in a row were skipped, module.most_skipped_steps allows "
+                f"{self.most_skipped_steps}. Lower optimizer.lr, or train in float32"
+            )
+        logger.warning("%s. The step is skipped", said)
 
     def _synchronise_gradients(self, on: bool) -> None:
         """Under DDP only the last micro-batch of a step exchanges gradients; sharded ones always do."""
@@ -299,17 +342,9 @@ class HerlModule(L.LightningModule):
         )
 
     def _scheduled_rate(self) -> float:
-        """Share of the full learning rate at this point of the run, a function of nothing but the point.
-
-        The run ends at the trainer's max_epochs or max_steps; an answer budget is not looked at.
-        """
-        trainer = self.trainer
-        done = self.current_epoch + trainer.fit_loop.batch_idx / trainer.num_training_batches
-        epochs = trainer.max_epochs or 0
-        by_epoch = done / epochs if epochs > 0 else 0.0
-        by_step = trainer.global_step / trainer.max_steps if trainer.max_steps > 0 else 0.0
-        step = self.counts["optimizer_steps"]
-        return learning_rate_share(self.schedule, step, self.warmup_steps, max(by_epoch, by_step))
+        """Share of the full learning rate at this point of the run, a function of nothing but the point."""
+        done = run_share(self.trainer, self.trainer.fit_loop.batch_idx)
+        return learning_rate_share(self.schedule, self.counts["optimizer_steps"], self.warmup_steps, done)
 
     # Validation
 
@@ -342,13 +377,6 @@ class HerlModule(L.LightningModule):
         self._report(metrics)
 
     # Reports
-
-    def _count(self, collection: Collection) -> None:
-        self.counts["prompts"] += len(collection.groups)
-        for group in collection.groups:
-            self.counts["answers_sampled"] += len(answers := (*group.attempts, *group.revisions))
-            self.counts["revisions_sampled"] += len(group.revisions)
-            self.counts["tokens_sampled"] += sum(len(one.rollout.token_ids) for one in answers)
 
     def _progress(self, collection: Collection) -> dict[str, float]:
         """How far the run is, and how fast this step was, with the refresh before it."""

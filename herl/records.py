@@ -16,7 +16,9 @@ from herl.improve import Trajectory
 from herl.types import Judged, Task
 
 
-def step_records(collection: Collection, counts: Mapping[str, int]) -> Iterator[dict[str, Any]]:
+def step_records(
+    collection: Collection, counts: Mapping[str, int], faults: Mapping[str, str] | None = None
+) -> Iterator[dict[str, Any]]:
     """Yields one record for each answer of a step.
 
     `advantage` is None for an answer that is no member of its group: revisions that did not join, attempts
@@ -25,6 +27,7 @@ def step_records(collection: Collection, counts: Mapping[str, int]) -> Iterator[
     Args:
         collection: The step.
         counts: Of the run so far: optimizer_steps and answers_sampled.
+        faults: What was wrong in the update, by answer.
     """
     for group in collection.groups:
         members = {member.judged.rollout.id: member for member in group.members}  # a copy comes twice
@@ -37,6 +40,7 @@ def step_records(collection: Collection, counts: Mapping[str, int]) -> Iterator[
                 "parent_reward": reward_of.get(judged.rollout.parent_id or ""),
                 "bonus": members[key].bonus if key in members else None,
                 "advantage": earned.get(key),
+                "fault": (faults or {}).get(key),
                 "optimizer_steps": counts["optimizer_steps"],
                 "answers_sampled": counts["answers_sampled"],
             }

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import lightning as L
 
 Schedule = Literal["constant", "linear", "cosine"]
 
@@ -21,3 +24,19 @@ def learning_rate_share(schedule: Schedule, step: int, warmup_steps: int, progre
     left = 1.0 - min(1.0, max(0.0, progress))
     course = {"constant": 1.0, "linear": left, "cosine": 0.5 * (1.0 - math.cos(math.pi * left))}
     return warm * course[schedule]
+
+
+def run_share(trainer: L.Trainer, batches: int) -> float:
+    """Returns how much of a run is done, in [0, 1], by its epochs or its steps, whichever ends it first.
+
+    An answer budget is not looked at.
+
+    Args:
+        trainer: Knows max_epochs and max_steps.
+        batches: Batches of the present epoch that are done.
+    """
+    epochs = trainer.max_epochs or 0
+    done = trainer.current_epoch + batches / trainer.num_training_batches
+    by_epoch = done / epochs if epochs > 0 else 0.0
+    by_step = trainer.global_step / trainer.max_steps if trainer.max_steps > 0 else 0.0
+    return min(1.0, max(by_epoch, by_step))

@@ -60,3 +60,15 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 def is_sharded(model: torch.nn.Module) -> bool:
     """Whether a rank holds only its part of the parameters."""
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def first_not_finite(module: torch.nn.Module) -> str:
+    """Names the first weight that is not finite, or else the first gradient. All ranks must call it."""
+    for what, tensors in (
+        ("weight", ((name, p) for name, p in module.named_parameters())),
+        ("gradient of", ((name, p.grad) for name, p in module.named_parameters())),
+    ):
+        for name, tensor in tensors:
+            if tensor is not None and not bool(whole(torch.isfinite(tensor.detach()).all())):
+                return f"the {what} {name}"
+    return "no tensor"

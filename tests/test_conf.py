@@ -139,6 +139,19 @@ def test_the_config_of_a_loss_makes_that_loss():
     assert (loss.mismatch.level, loss.kl_coef) == ("token", 0.1)
 
 
+def test_only_trusted_packages_are_named(monkeypatch):
+    node = OmegaConf.create({"x": {"y": {"_target_": "subprocess.check_output", "args": "ls"}}})
+    with pytest.raises(
+        ConfigError, match=r"x.y._target_: expected something of .*HERL_ALLOW_TARGETS=subprocess"
+    ):
+        check(node)
+    for name in ("herlx.Judge", "torch.load", "torch.optimx.A", "lightningx.Trainer"):
+        with pytest.raises(ConfigError, match="expected something of herl"):
+            check(OmegaConf.create({"x": {"_target_": name}}))
+    monkeypatch.setenv("HERL_ALLOW_TARGETS", "fractions")
+    check(OmegaConf.create({"x": {"_target_": "fractions.Fraction"}}))
+
+
 @pytest.mark.parametrize(
     ("node", "message"),
     [

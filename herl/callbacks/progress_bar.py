@@ -23,6 +23,7 @@ from herl.callbacks.answer_budget import AnswerBudget
 from herl.clock import PhaseClock
 from herl.errors import check_at_least
 from herl.module import SHOWN, HerlModule
+from herl.schedule import run_share
 
 DOING = {
     "sample": "sampling",
@@ -163,15 +164,11 @@ class ProgressBar(LightningProgressBar):
 
 def share_done(trainer: L.Trainer, module: HerlModule) -> float:
     """Returns how much of a run is done, in [0, 1], by the limit that it will meet first."""
-    epoch = trainer.current_epoch + (trainer.fit_loop.batch_idx + 1) / trainer.num_training_batches
-    epochs = trainer.max_epochs or -1
-    shares = [epoch / epochs] if epochs > 0 else []
-    if trainer.max_steps > 0:
-        shares.append(trainer.global_step / trainer.max_steps)
+    shares = [run_share(trainer, trainer.fit_loop.batch_idx + 1)]
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, AnswerBudget) and callback.answers is not None:
             shares.append(module.counts["answers_sampled"] / callback.answers)
-    return min(1.0, max(shares, default=0.0))
+    return min(1.0, max(shares))
 
 
 class _PhaseColumn(ProgressColumn):

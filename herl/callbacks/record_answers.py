@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,18 @@ class RecordAnswers(L.Callback):
         """Goes on counting."""
         self.written = state_dict["written"]
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Forgets what was recorded after the checkpoint that the run goes on from: it comes again."""
+        if trainer.is_global_zero:
+            last = self.folder / f"answers-{self.written // LINES_PER_FILE:05d}.jsonl"
+            for path in self.folder.glob("answers-*.jsonl"):
+                if path.name > last.name:
+                    path.unlink()
+            if last.exists():
+                with last.open("rb") as file:
+                    kept = list(islice(file, self.written % LINES_PER_FILE))
+                last.write_bytes(b"".join(kept))
+
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -46,9 +59,10 @@ class RecordAnswers(L.Callback):
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         left = None if self.most is None else max(0, self.most - self.written)
-        lines = [json.dumps(one) + "\n" for one in step_records(pl_module.collection, pl_module.counts)][
-            :left
-        ]
+        lines = [
+            json.dumps(one) + "\n"
+            for one in step_records(pl_module.collection, pl_module.counts, pl_module.faults)
+        ][:left]
         while lines:
             room = LINES_PER_FILE - self.written % LINES_PER_FILE
             name = f"answers-{self.written // LINES_PER_FILE:05d}.jsonl"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader, Sampler
 
 from herl.errors import ConfigError, DataError
@@ -56,11 +58,41 @@ class RubricDataModule(L.LightningDataModule):
         """Batches of held-out prompts, always in the same order."""
         return PromptLoader(self.heldout, self.prompts_per_batch)
 
+    def state_dict(self) -> dict[str, str]:
+        """Returns a fingerprint of the training prompts."""
+        return {"train": fingerprint(self.train)}
+
+    def load_state_dict(self, state_dict: dict[str, str]) -> None:
+        """Refuses to go on with other prompts than the run began with; they may be validated on.
+
+        Raises:
+            DataError: the training prompts have changed.
+        """
+        assert self.trainer is not None
+        if self.trainer.state.fn == TrainerFn.FITTING and state_dict["train"] != fingerprint(self.train):
+            raise DataError(
+                "resume: expected the training prompts that the run began with, got others: data, its seed "
+                "or a file has changed. To train on them, start anew from the exported model"
+            )
+
     def transfer_batch_to_device(
         self, batch: list[Task], device: torch.device, dataloader_idx: int
     ) -> list[Task]:
         """Leaves tasks as they are: they hold no tensors."""
         return batch
+
+
+def fingerprint(tasks: Sequence[Task], most: int = 256) -> str:
+    """Returns a hash of the number of tasks and of what stands in at most `most` of them, evenly spread."""
+    places = (
+        sorted({place * len(tasks) // most for place in range(most)})
+        if len(tasks) > most
+        else range(len(tasks))
+    )
+    found = hashlib.sha256(str(len(tasks)).encode())
+    for place in places:
+        found.update(repr(tasks[place]).encode())
+    return found.hexdigest()
 
 
 class PromptLoader(DataLoader[Any]):

@@ -19,7 +19,7 @@ from typing import Any
 from herl.errors import JudgeError
 from herl.judge.aggregation import weighted
 from herl.judge.base import Aggregation, Judge
-from herl.locate import located
+from herl.locate import configured
 from herl.types import Judgement, Rollout, Task, Verdict
 
 Function = Callable[[Task, str], Any]
@@ -39,7 +39,7 @@ class FunctionJudge(Judge):
         self, function: str | Function, met_at: float = 1.0, aggregation: Aggregation = weighted
     ) -> None:
         super().__init__(aggregation)
-        self._function = located("judge.function", function) if isinstance(function, str) else function
+        self._function = configured("judge.function", function) if isinstance(function, str) else function
         self._name = f"{self._function.__module__}.{getattr(self._function, '__qualname__', function)}"
         self._met_at = met_at
         self.holistic = _returned(self._function) in (float, int)

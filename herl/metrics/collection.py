@@ -30,6 +30,10 @@ def collection_metrics(collection: Collection, policy_version: int = 0) -> dict[
             any(is_perfect(group.task, one) for one in group.attempts) for group in groups
         ],
         "train/zero_signal_groups": [not any(group.advantages) for group in groups],
+        "train/identical_groups": [
+            len({one.rollout.token_ids for one in group.attempts}) == 1 < len(group.attempts)
+            for group in groups
+        ],
         "hindsight/revised_groups": [bool(group.revisions) for group in groups],
         "hindsight/accepted": [any(m.origin == "hindsight" for m in group.members) for group in revised],
         "sampler/staleness": [policy_version - judged.rollout.policy_version for _, judged in attempts],
@@ -43,6 +47,19 @@ def collection_metrics(collection: Collection, policy_version: int = 0) -> dict[
     means |= {f"train/dropped_{name}": float(n) for name, n in collection.dropped.items() if n}
     means |= rubric_metrics("train", attempts) | rubric_metrics("revision", revisions)
     return means | judge_metrics([judged.judgement for _, judged in (*attempts, *revisions)])
+
+
+def collection_counts(collection: Collection) -> dict[str, int]:
+    """Returns what one rollout batch adds to the counts of the run."""
+    revisions = [one for group in collection.groups for one in group.revisions]
+    answers = [*revisions, *(one for group in collection.groups for one in group.attempts)]
+    return {
+        "batches": 1,
+        "prompts": len(collection.groups),
+        "answers_sampled": len(answers),
+        "revisions_sampled": len(revisions),
+        "tokens_sampled": sum(len(one.rollout.token_ids) for one in answers),
+    }
 
 
 def _changes(groups: Sequence[Group]) -> dict[str, list[float]]:

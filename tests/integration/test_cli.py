@@ -1,6 +1,7 @@
 """The command line in real processes."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -18,9 +19,11 @@ SMALL = (
 )
 
 
-def herl(*arguments, cwd, timeout=240):
+def herl(*arguments, cwd, timeout=240, **environment):
     command = [sys.executable, "-c", "from herl.cli import main; main()", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout)
+    return subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, timeout=timeout, env=os.environ | environment
+    )
 
 
 def summary_of(folder):
@@ -66,6 +69,14 @@ def test_help_is_quick_and_loads_neither_torch_nor_hydra(tmp_path):
         (
             ["fit", "judge._target_=herl.bonus.NoBonus", "~judge.aggregation", "~judge.python_modules"],
             "module.judge: expected a Judge",
+        ),
+        (
+            ["fit", "judge._target_=os.system", "~judge.aggregation", "~judge.python_modules"],
+            "judge._target_: expected something of herl, lightning, torch.optim, got 'os.system'",
+        ),
+        (
+            ["fit", "resume=auto"],
+            "resume=auto: expected hydra.run.dir=FOLDER, the same at every start, got none",
         ),
         (["fit", "model.path=nowhere"], "model.path: expected a folder with a config.json"),
         (["fit", "data=file", "data.train.path=x.jsonl"], "data.heldout.path: expected a value, got none"),
@@ -133,7 +144,7 @@ def test_validate_measures_a_checkpoint_as_fit_left_it(tmp_path):
 def test_a_users_judge_hindsight_and_bonus_are_selected_by_config_dir(tmp_path):
     done = herl(
         "fit", "--config-dir", str(PLUGIN / "conf"), "judge=mine", "hindsight=mine", "bonus=mine",
-        "bonus.amount=0.2", *SMALL, f"hydra.run.dir={tmp_path}/run", cwd=PLUGIN,
+        "bonus.amount=0.2", *SMALL, f"hydra.run.dir={tmp_path}/run", cwd=PLUGIN, HERL_ALLOW_TARGETS="my_plugin",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     summary = summary_of(tmp_path / "run")

@@ -35,7 +35,7 @@ def test_the_converted_model_answers_like_a_language_model():
 def test_one_batch_of_verifiable_instructions(tmp_path):
     command = [
         sys.executable, "-m", "herl", "fit", "experiment=smollm2_if", "data.train_size=2", "data.heldout_size=2",
-        "rollout.attempts_per_prompt=2", "rollout.attempt.max_new_tokens=16", "~callbacks.checkpoint",
+        "rollout.attempts_per_prompt=2", "rollout.attempt.max_new_tokens=16", "~callbacks.checkpoints", "~callbacks.best_checkpoint",
         f"hydra.run.dir={tmp_path}",
     ]  # fmt: skip
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

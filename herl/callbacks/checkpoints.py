@@ -1,0 +1,135 @@
+"""Checkpoints that a killed run goes on from: always one that is whole, whenever the run dies."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any, cast
+
+import lightning as L
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.trainer.states import TrainerFn
+
+from herl.distributed import gather
+from herl.errors import ConfigError, JudgeStop, RunStopped, SamplerError, TrainingError, check_at_least
+from herl.module import HerlModule
+
+logger = logging.getLogger(__name__)
+LAST = "last.ckpt"
+
+
+class Checkpoints(Checkpoint):
+    """Saves between batches, at the end of each epoch, and when a run stops before its end.
+
+    A checkpoint is written under another name and then renamed; `last.ckpt` is a link to the newest. The
+    batch in which a run stops counts as not begun: a resumed run samples it again, with the same seeds.
+
+    Args:
+        dirpath: Folder of the checkpoints.
+        every_n_batches: Batches between checkpoints; None for none by count.
+        every_n_minutes: Minutes between checkpoints, by the clock of rank 0; None for none by time.
+        keep: Newest checkpoints that are kept.
+    """
+
+    def __init__(
+        self,
+        dirpath: str,
+        every_n_batches: int | None = None,
+        every_n_minutes: float | None = 15.0,
+        keep: int = 2,
+    ) -> None:
+        check_at_least("callbacks.checkpoints", 1, every_n_batches=every_n_batches, keep=keep)
+        check_at_least("callbacks.checkpoints", 0, every_n_minutes=every_n_minutes)
+        self.dirpath = Path(dirpath)
+        self.every_n_batches = every_n_batches
+        self.every_n_minutes = every_n_minutes
+        self.keep = keep
+        self._saved_batches = 0
+        self._saved_at = time.monotonic()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._saved_batches = cast(HerlModule, pl_module).counts["batches"]
+        self._saved_at = time.monotonic()
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Saves what the last batch left, validation included, if it is time to."""
+        done = cast(HerlModule, pl_module).counts["batches"]
+        by_count = self.every_n_batches is not None and done - self._saved_batches >= self.every_n_batches
+        minutes = (time.monotonic() - self._saved_at) / 60
+        by_time = self.every_n_minutes is not None and minutes >= self.every_n_minutes
+        if done > self._saved_batches and gather(by_count or by_time)[0]:
+            self._save_between_batches(trainer, done)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._save(trainer, f"batch-{cast(HerlModule, pl_module).counts['batches']:08d}-epoch.ckpt")
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Saves where a run stops before the policy has learnt anything of the batch."""
+        stops = JudgeStop | ConfigError | SamplerError | RunStopped
+        if isinstance(exception, stops) and trainer.state.fn == TrainerFn.FITTING:
+            done = cast(HerlModule, pl_module).counts["batches"]
+            self._save_between_batches(trainer, done, "-stopped")
+            if trainer.is_global_zero:
+                logger.warning("the run stops; resume it with resume=%s", self.dirpath / LAST)
+
+    def _save_between_batches(self, trainer: L.Trainer, done: int, suffix: str = "") -> None:
+        """Saves with the batch that has begun counted as not begun; no validation is taken up again."""
+        loop = trainer.fit_loop.epoch_loop
+        batches, validation = loop.batch_progress, loop.val_loop.batch_progress
+        live = batches.state_dict(), validation.state_dict()
+        for progress in (batches.total, batches.current):
+            progress.reset_on_restart()
+        batches.is_last_batch = False  # that of the batch which has begun
+        validation.reset()
+        self._save(trainer, f"batch-{done:08d}{suffix}.ckpt")
+        batches.load_state_dict(live[0])
+        validation.load_state_dict(live[1])
+        self._saved_batches = done
+
+    def _save(self, trainer: L.Trainer, name: str) -> None:
+        """Writes a checkpoint, and then the link to it. All ranks must call it.
+
+        Raises:
+            TrainingError: it cannot be written; the one before is still there.
+        """
+        folder = Path(trainer.strategy.broadcast(str(self.dirpath)))  # ranks may have folders of their own
+        part = folder / f"{name}.part"
+        try:
+            trainer.save_checkpoint(part)
+            if trainer.is_global_zero:
+                _put_in_place(part, folder / name)
+                self._forget_old(folder)
+        except OSError as error:
+            raise TrainingError(
+                f"cannot write the checkpoint {folder / name}: {error}. The one before it is whole: "
+                f"make room, then resume={folder / LAST}"
+            ) from error
+        self._saved_at = time.monotonic()
+
+    def _forget_old(self, folder: Path) -> None:
+        newest = (folder / LAST).resolve()
+        old = sorted(path for path in folder.glob("batch-*") if path != newest)
+        for path in old[: max(0, len(old) - self.keep + 1)]:
+            _remove(path)
+
+
+def _put_in_place(part: Path, final: Path) -> None:
+    """Renames, and points the link there; each is one step that happens or does not."""
+    if final.exists():
+        _remove(final)
+    os.replace(part, final)
+    link = final.parent / f"{LAST}.part"
+    link.unlink(missing_ok=True)
+    link.symlink_to(final.name)
+    os.replace(link, final.parent / LAST)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -1,0 +1,67 @@
+"""Lets a run end between two batches when a signal asks it to: Ctrl-C, SIGTERM, SLURM's warning."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+from types import FrameType
+from typing import Any
+
+import lightning as L
+
+from herl.distributed import gather
+from herl.errors import RunStopped
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class StopOnSignal(L.Callback):
+    """Stops before the next batch, on all ranks at once; the checkpoint goes on from there.
+
+    The first Ctrl-C lets the batch finish, the second ends the process. SIGUSR1, which SLURM sends before the
+    time is up (`sbatch --signal=USR1@300`), also puts the job back into its queue.
+    """
+
+    def __init__(self) -> None:
+        self._received: signal.Signals | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {one: signal.signal(one, self._receive) for one in SIGNALS}
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self._received is not None:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            raise KeyboardInterrupt
+        self._received = signal.Signals(number)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        received = next(filter(None, gather(self._received)), None)
+        if received is not None:
+            if trainer.is_global_zero and received == signal.SIGUSR1:
+                _requeue()
+            raise RunStopped(f"stopped by {received.name}", received)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._restore()
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+
+def _requeue() -> None:
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is not None:
+        subprocess.run(["scontrol", "requeue", job], check=False)

@@ -1,0 +1,207 @@
+"""A run that dies or is stopped goes on as if it had not."""
+
+import json
+import os
+import signal
+from functools import partial
+
+import lightning as L
+import pytest
+import torch
+
+from herl.callbacks import Checkpoints, RecordAnswers, RefreshSampler, StopOnSignal
+from herl.data import RubricDataModule
+from herl.errors import ConfigError, DataError, RunStopped, TrainingError
+from herl.hindsight.revision import RevisionBuilder
+from herl.sampler.scripted import ScriptedSampler
+from herl.testing import make_task
+from tests.unit.test_module import module_of, weights
+
+TASKS = [make_task(id=f"t{i}", request=f"Describe animal {i}.") for i in range(6)]
+ANSWERS = {
+    task.id: ["It eats fish.", "It is brown.", f"Number {i} river.", "no"] for i, task in enumerate(TASKS)
+}
+
+
+class DieAt(L.Callback):
+    """Fails as a killed process does: whatever was not written is gone."""
+
+    def __init__(self, batch, hook):
+        self.batch, self.hook = batch, hook
+
+    def _die(self, module):
+        if module.counts["batches"] == self.batch:
+            raise RuntimeError("killed")
+
+    def on_train_batch_start(self, trainer, module, *_):
+        if self.hook == "batch":
+            self._die(module)
+
+    def on_validation_start(self, trainer, module):
+        if self.hook == "validation" and trainer.state.fn == "fit":
+            self._die(module)
+
+    def on_train_epoch_end(self, trainer, module):
+        if self.hook == "epoch":
+            self._die(module)
+
+
+class Seen(L.Callback):
+    def __init__(self):
+        self.rewards, self.heldout = {}, {}
+
+    def on_train_batch_end(self, trainer, module, *_):
+        self.rewards[module.counts["batches"]] = module.reported["update/loss"]
+
+    def on_validation_end(self, trainer, module):
+        self.heldout[module.counts["batches"]] = [one.reward() for one in module.heldout]
+
+
+def run(folder, *callbacks, resume=None, every=1, keep=2, tasks=TASKS, seen=None, **changes):
+    texts = {task.id: ANSWERS.get(task.id, ["fish", "no"]) for task in tasks}
+    module = module_of(
+        sampler=ScriptedSampler(texts, {task.id: ["fish river"] for task in tasks}),
+        hindsight=RevisionBuilder(),
+        optimizer=partial(torch.optim.AdamW, lr=1e-3),
+        **changes,
+    )
+    seen = seen or Seen()
+    trainer = L.Trainer(
+        max_epochs=2, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        num_sanity_val_steps=0, default_root_dir=folder, val_check_interval=2, check_val_every_n_epoch=None,
+        callbacks=[
+            RefreshSampler(), RecordAnswers(str(folder / "records")), seen, *callbacks,
+            Checkpoints(str(folder / "c"), every_n_batches=every, every_n_minutes=None, keep=keep),
+        ],
+    )  # fmt: skip
+    data = RubricDataModule(tasks, TASKS[:2], prompts_per_batch=2)
+    trainer.fit(module, data, ckpt_path=resume, weights_only=False)
+    return module, seen
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    return *run(folder), folder
+
+
+@pytest.mark.parametrize(
+    ("batch", "hook"),
+    [*((n, "batch") for n in range(1, 6)), (2, "validation"), (4, "validation"), (3, "epoch")],
+)
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_run_that_dies_anywhere_goes_on_with_the_same_numbers(tmp_path, whole, hook, batch, every):
+    module, expected, folder = whole
+    first = Seen()
+    with pytest.raises(RuntimeError, match="killed"):
+        run(tmp_path, DieAt(batch, hook), every=every, seen=first)
+    newest = tmp_path / "c" / "last.ckpt"
+    again, rest = run(tmp_path, resume=str(newest) if newest.exists() else None)
+    assert torch.equal(weights(again), weights(module))
+    assert dict(again.counts) == dict(module.counts)
+    assert first.rewards | rest.rewards == expected.rewards
+    assert {**first.heldout, **rest.heldout} == expected.heldout
+    assert recorded(tmp_path) == recorded(folder)
+
+
+def recorded(folder):
+    lines = [
+        json.loads(line) for line in (folder / "records" / "answers-00000.jsonl").read_text().splitlines()
+    ]
+    return [(line["id"], line["reward"], line["optimizer_steps"]) for line in lines]
+
+
+def test_the_newest_are_kept_and_the_link_points_to_the_last(tmp_path):
+    run(tmp_path, keep=2)
+    names = sorted(path.name for path in (tmp_path / "c").iterdir())
+    assert names == ["batch-00000005.ckpt", "batch-00000006-epoch.ckpt", "last.ckpt"]
+    assert (tmp_path / "c" / "last.ckpt").resolve().name == "batch-00000006-epoch.ckpt"
+    assert os.readlink(tmp_path / "c" / "last.ckpt") == "batch-00000006-epoch.ckpt"  # the folder may be moved
+
+
+def test_a_full_disk_is_a_clear_error_and_the_checkpoint_before_stays(tmp_path, monkeypatch, whole):
+    real = L.Trainer.save_checkpoint
+
+    def full(self, path, *args, **kwargs):
+        if "00000003" in str(path):
+            path.write_bytes(b"half of it")
+            raise OSError(28, "No space left on device")
+        return real(self, path, *args, **kwargs)
+
+    monkeypatch.setattr(L.Trainer, "save_checkpoint", full)
+    with pytest.raises(TrainingError, match="cannot write the checkpoint .*No space left on device.*resume="):
+        run(tmp_path)
+    monkeypatch.undo()
+    newest = tmp_path / "c" / "last.ckpt"
+    assert newest.resolve().name == "batch-00000002.ckpt"
+    again, _ = run(tmp_path, resume=str(newest))
+    assert torch.equal(weights(again), weights(whole[0]))
+
+
+class Send(L.Callback):
+    """A signal in the middle of a batch."""
+
+    def __init__(self, batch, number, times=1):
+        self.batch, self.number, self.times = batch, number, times
+
+    def on_train_batch_end(self, trainer, module, *_):
+        if module.counts["batches"] == self.batch:
+            for _ in range(self.times):
+                os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_stops_between_batches_and_nothing_is_lost(tmp_path, whole, number):
+    handler = signal.getsignal(number)
+    with pytest.raises(RunStopped, match=f"stopped by {signal.Signals(number).name}"):
+        run(tmp_path, Send(2, number), StopOnSignal(), every=None)
+    assert signal.getsignal(number) == handler
+    newest = tmp_path / "c" / "last.ckpt"
+    assert newest.resolve().name == "batch-00000002-stopped.ckpt"
+    again, _ = run(tmp_path, resume=str(newest))
+    assert torch.equal(weights(again), weights(whole[0]))
+
+
+def test_a_second_ctrl_c_ends_the_process(tmp_path):
+    with pytest.raises(SystemExit):
+        run(tmp_path, Send(2, signal.SIGINT, times=2), StopOnSignal(), every=None)
+    assert signal.getsignal(signal.SIGINT) is not signal.SIG_IGN or signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )
+
+
+def test_a_slurm_job_is_put_back_into_the_queue(tmp_path, monkeypatch):
+    asked = tmp_path / "asked"
+    command = tmp_path / "bin" / "scontrol"
+    command.parent.mkdir()
+    command.write_text(f"#!/bin/sh\necho $@ > {asked}\n")
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{command.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    with pytest.raises(RunStopped):
+        run(tmp_path, Send(1, signal.SIGUSR1), StopOnSignal(), every=None)
+    assert asked.read_text().split() == ["requeue", "77"]
+
+
+def test_other_training_prompts_are_refused(tmp_path):
+    run(tmp_path)
+    with pytest.raises(DataError, match="expected the training prompts that the run began with"):
+        run(tmp_path, resume=str(tmp_path / "c" / "last.ckpt"), tasks=TASKS[:5])
+
+
+def test_another_chat_template_is_refused(tmp_path, monkeypatch):
+    run(tmp_path)
+    from herl.model import PretrainedModel
+
+    real = PretrainedModel.tokenizer
+
+    def other(self):
+        tokenizer = real(self)
+        tokenizer.chat_template = "Now: " + tokenizer.chat_template
+        return tokenizer
+
+    monkeypatch.setattr(PretrainedModel, "tokenizer", other)
+    with pytest.raises(
+        ConfigError, match="expected the tokenizer and chat template of the checkpoint, got others"
+    ):
+        run(tmp_path, resume=str(tmp_path / "c" / "last.ckpt"))
