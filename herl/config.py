@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter
 from pydantic import ValidationError as PydanticValidationError
+from pydantic_core import SchemaError
 
 from herl.errors import ConfigError, did_you_mean
 from herl.locate import configured
@@ -102,6 +103,8 @@ def _check_value(key: str, value: Any, hint: Any) -> None:
         adapter: TypeAdapter[Any] = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
     except (PydanticSchemaGenerationError, PydanticUserError):
         adapter = TypeAdapter(hint)  # a dataclass or model: it brings a configuration of its own
+    except SchemaError as error:  # a protocol: nothing that YAML can write is one
+        raise ConfigError(f"{key}: expected {_name(hint)}, got {value!r}") from error
     try:
         made = adapter.validate_python(value)
     except PydanticValidationError as error:

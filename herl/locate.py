@@ -11,12 +11,14 @@ ALLOWED = ("herl", "lightning", "torch.optim")
 """Packages that a configuration may name objects of; `HERL_ALLOW_TARGETS` adds others."""
 
 
-def configured(key: str, path: str) -> Any:
+def configured(key: str, path: object) -> Any:
     """Imports what a configuration names. A configuration may come from anyone: it cannot name just anything.
 
     Raises:
         ConfigError: as `located`; or it is in no package that is allowed.
     """
+    if not isinstance(path, str):
+        raise ConfigError(f"{key}: expected the path of an object, as in herl.judge.rule.RuleJudge, got {path!r}")
     more = [name.strip() for name in os.environ.get("HERL_ALLOW_TARGETS", "").split(",") if name.strip()]
     if not any(path == name or path.startswith(f"{name}.") for name in (*ALLOWED, *more)):
         raise ConfigError(

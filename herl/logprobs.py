@@ -59,7 +59,8 @@ def _by_chunks(
     body = model.base_model(  # use_cache=True would let answers of a packed row see each other
         input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **arguments
     )
-    hidden = body.last_hidden_state[0, batch.before]
+    # index_select: the backward of [..., index] adds up in any order, and no two runs would be the same
+    hidden = body.last_hidden_state[0].index_select(0, batch.before)
     vocabulary = model.config.get_text_config().vocab_size
     whole = len(hidden) * vocabulary <= WHOLE_LOGITS
     size = max(1, len(hidden) if whole else CHUNK_LOGITS // vocabulary)
