@@ -8,7 +8,7 @@ from herl.logprobs import answer_logprobs
 from herl.loss import PolicyLoss, Tokens
 from herl.model import PretrainedModel
 from herl.sampler.transformers import TransformersSampler
-from herl.testing import check_sampler, make_experience, make_rollout
+from herl.testing import check_sampler
 from tests.naive import padded_logprobs, padded_loss
 from tests.unit.test_batch import PACKINGS, several
 
@@ -140,22 +140,16 @@ def test_a_compiled_model_gives_the_same_numbers_and_samples_as_before():
     assert answers[0] == answers[1]
 
 
-def test_gradients_are_the_same_bit_for_bit_on_any_number_of_cores(policy):
-    """All answers start from their context's last token: its gradient is a sum, in one order and no other."""
-    experiences = [
-        make_experience(make_rollout(id=f"group/{i}", prompt_ids=(5, 6, 7), token_ids=(9, *range(10, 70))))
-        for i in range(8)
-    ]
-    [batch] = micro_batches(experiences, max_tokens=4096, aggregation="token_mean")
-    assert batch.answer_ids.numel() * policy.config.hidden_size > 2**15  # torch works on less with one core
-    threads = torch.get_num_threads()
-    torch.set_num_threads(4)
-    try:
-        found = []
-        for _ in range(20):
-            policy.zero_grad()
-            answer_logprobs(policy, batch, 1.0)[0].sum().backward()
-            found.append(policy.model.embed_tokens.weight.grad.clone())
-    finally:
-        torch.set_num_threads(threads)
-    assert all(torch.equal(other, found[0]) for other in found)
+def test_no_gradient_is_added_up_in_the_order_in_which_cores_get_there(policy):
+    """On a CPU the backward of tensor[index] does; many answers start from one place, their context's end."""
+    [batch] = micro_batches(several(), max_tokens=4096, aggregation="token_mean")
+    assert len(set(batch.before.tolist())) < len(batch.before)
+    nodes, names = [answer_logprobs(policy, batch, 1.0)[0].grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is not None and node not in names:
+            names.add(node)
+            nodes += [following for following, _ in node.next_functions]
+    kinds = {type(node).__name__ for node in names}
+    assert "IndexSelectBackward0" in kinds
+    assert not kinds & {"IndexBackward0", "IndexPutBackward0", "ScatterAddBackward0"}
