@@ -83,7 +83,7 @@ def improve(config: DictConfig) -> dict[str, Any]:
         data = typed_prompt(text, OmegaConf.to_container(config.rubric))  # type: ignore[arg-type]
     run, rows = _evaluated(config, data)
     rounds, trajectories = run.module.validation_revisions, run.module.heldout
-    if run.trainer.is_global_zero and trajectories:
+    if run.trainer.is_global_zero and rows:
         console = Console()
         console.print(rounds_table(trajectories, rounds, rows))
         picture = Path(config.output_dir) / "improve.png"

@@ -21,7 +21,7 @@ from pydantic_core import SchemaError
 from herl.errors import ConfigError, did_you_mean
 from herl.locate import configured
 
-HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
+HYDRA_KEYS = {"_target_": str, "_partial_": bool, "_recursive_": bool, "_convert_": str, "_args_": list}
 
 
 def conf_dir() -> Path:
@@ -68,6 +68,9 @@ def _check_node(key: str, value: Any) -> None:
 
 def _check_target(key: str, node: Mapping[str, Any]) -> None:
     target = configured(f"{key}._target_", node["_target_"])
+    for name, kind in HYDRA_KEYS.items():
+        if name in node and not isinstance(node[name], kind):
+            raise ConfigError(f"{key}.{name}: expected a {kind.__name__}, got {node[name]!r}")
     parameters = inspect.signature(target).parameters
     given = {str(name): value for name, value in node.items() if name not in HYDRA_KEYS}
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
@@ -110,6 +113,8 @@ def _check_value(key: str, value: Any, hint: Any) -> None:
     except PydanticValidationError as error:
         complaint = error.errors()[0]["msg"]
         raise ConfigError(f"{key}: expected {_name(hint)}, got {value!r} ({complaint})") from error
+    if isinstance(value, Mapping) and not isinstance(made, Mapping):  # a record that would stay a mapping
+        raise ConfigError(f"{key}: expected {_name(hint)} with its _target_, got {value!r}")
     if isinstance(value, str) and isinstance(made, bool | int | float):
         raise ConfigError(f"{key}: expected {_name(hint)}, got the text {value!r}")
 

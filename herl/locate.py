@@ -18,7 +18,9 @@ def configured(key: str, path: object) -> Any:
         ConfigError: as `located`; or it is in no package that is allowed.
     """
     if not isinstance(path, str):
-        raise ConfigError(f"{key}: expected the path of an object, as in herl.judge.rule.RuleJudge, got {path!r}")
+        raise ConfigError(
+            f"{key}: expected the path of an object, as in herl.judge.rule.RuleJudge, got {path!r}"
+        )
     more = [name.strip() for name in os.environ.get("HERL_ALLOW_TARGETS", "").split(",") if name.strip()]
     if not any(path == name or path.startswith(f"{name}.") for name in (*ALLOWED, *more)):
         raise ConfigError(

@@ -137,6 +137,9 @@ def _show(summary: Mapping[str, Any], folder: Path) -> None:
 
 def show_rows(rows: Sequence[Row]) -> None:
     """Prints an evaluation: one column for each judge and number of revisions."""
+    if not rows:
+        Console().print("No held-out answer: there is nothing to report.")
+        return
     columns = sorted({(row.judge, row.revisions) for row in rows})
     heads = [_head(judge, revisions) for judge, revisions in columns]
     table = Table(title="held out: mean and 95 % interval, by bootstrap over prompts")

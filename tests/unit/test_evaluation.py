@@ -6,6 +6,7 @@ from herl.evaluate import evaluate, judge_again, rounds_picture, rounds_table
 from herl.improve import Trajectory
 from herl.judge.rule import RuleJudge
 from herl.metrics.evaluation import evaluation_rows, find_row
+from herl.report import show_rows
 from herl.testing import FakeJudge, make_judged, make_rollout, make_task
 from herl.types import Criterion, Judged, Rubric, Task
 
@@ -68,7 +69,9 @@ def test_intervals_are_those_of_a_naive_bootstrap_over_prompts():
     assert evaluation_rows(pairs) == evaluation_rows(pairs)
 
 
-def test_nothing_to_evaluate_gives_no_rows():
+def test_nothing_to_evaluate_gives_no_rows(capsys):
+    show_rows([])
+    assert "nothing to report" in capsys.readouterr().out
     assert evaluation_rows([]) == []
     assert find_row([], "reward") is None
 
