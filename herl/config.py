@@ -34,7 +34,7 @@ def check(config: DictConfig) -> None:
     """Checks every node with a `_target_`.
 
     Raises:
-        ConfigError: names the key, what was expected and what was got.
+        ConfigError: names all that is wrong: the key, what was expected and what was got.
     """
     try:
         plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
@@ -42,8 +42,13 @@ def check(config: DictConfig) -> None:
         key = getattr(error, "full_key", None) or "configuration"
         raise ConfigError(f"{key}: expected a value, got none ({str(error).splitlines()[0]})") from error
     assert isinstance(plain, dict)
-    for key, value in plain.items():
-        _check_node(str(key), value)
+    problems = [problem for key, value in plain.items() for problem in _node_problems(str(key), value)]
+    # What stands in two places, since one takes it over from the other, is told once.
+    told = list(dict.fromkeys(p for p in problems if p.partition(".")[2] not in problems))
+    if len(told) == 1:
+        raise ConfigError(told[0])
+    if told:
+        raise ConfigError(f"{len(told)} mistakes:" + "".join(f"\n  {problem}" for problem in told))
 
 
 def known_keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
@@ -55,41 +60,45 @@ def known_keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
             yield from known_keys(config[name], f"{prefix}{name}.")
 
 
-def _check_node(key: str, value: Any) -> None:
+def _node_problems(key: str, value: Any) -> Iterator[str]:
     if isinstance(value, Mapping):
         if "_target_" in value:
-            _check_target(key, value)
+            yield from _target_problems(key, value)
         for name, child in value.items():
-            _check_node(f"{key}.{name}", child)
+            yield from _node_problems(f"{key}.{name}", child)
     elif isinstance(value, list):
         for place, child in enumerate(value):
-            _check_node(f"{key}.{place}", child)
+            yield from _node_problems(f"{key}.{place}", child)
 
 
-def _check_target(key: str, node: Mapping[str, Any]) -> None:
-    target = configured(f"{key}._target_", node["_target_"])
+def _target_problems(key: str, node: Mapping[str, Any]) -> Iterator[str]:
     for name, kind in HYDRA_KEYS.items():
         if name in node and not isinstance(node[name], kind):
-            raise ConfigError(f"{key}.{name}: expected a {kind.__name__}, got {node[name]!r}")
+            yield f"{key}.{name}: expected a {kind.__name__}, got {node[name]!r}"
+    try:
+        target = configured(f"{key}._target_", node["_target_"])
+    except ConfigError as error:
+        yield str(error)
+        return
     parameters = inspect.signature(target).parameters
     given = {str(name): value for name, value in node.items() if name not in HYDRA_KEYS}
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     for name in given:
         if name not in parameters and not takes_any:
-            raise ConfigError(
-                f"{key}.{name}: unknown key; expected one of {', '.join(parameters)}."
-                + did_you_mean(name, parameters)
-            )
+            near = did_you_mean(name, parameters)
+            yield f"{key}.{name}: unknown key; expected one of {', '.join(parameters)}.{near}"
     if not node.get("_partial_"):
         named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
         for name, parameter in parameters.items():
             required = parameter.default is inspect.Parameter.empty and parameter.kind in named
             if required and name not in given:
-                raise ConfigError(f"{key}.{name}: expected a value, got none")
+                yield f"{key}.{name}: expected a value, got none"
     hints = _hints(target)
-    for name, value in given.items():
-        if name in hints:
-            _check_value(f"{key}.{name}", value, hints[name])
+    for name in (name for name in given if name in hints):
+        try:
+            _check_value(f"{key}.{name}", given[name], hints[name])
+        except ConfigError as error:
+            yield str(error)
 
 
 def _check_value(key: str, value: Any, hint: Any) -> None:

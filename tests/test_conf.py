@@ -139,6 +139,17 @@ def test_the_config_of_a_loss_makes_that_loss():
     assert (loss.mismatch.level, loss.kl_coef) == ("token", 0.1)
 
 
+def test_all_mistakes_are_told_at_once_and_each_once():
+    config = composed("fit", "loss.clip_low=wide", "+optimizer.lrr=1", "module.warmup_steps=many")
+    with pytest.raises(ConfigError) as error:
+        check(config)
+    said = str(error.value).splitlines()
+    assert said[0] == "3 mistakes:"
+    assert sorted(line.split(":")[0].strip() for line in said[1:]) == [
+        "loss.clip_low", "module.warmup_steps", "optimizer.lrr",
+    ]  # fmt: skip
+
+
 def test_only_trusted_packages_are_named(monkeypatch):
     node = OmegaConf.create({"x": {"y": {"_target_": "subprocess.check_output", "args": "ls"}}})
     with pytest.raises(
