@@ -105,6 +105,11 @@ class Stages:
 
     def __post_init__(self) -> None:
         self.desk.needs_verdicts = self.hindsight.needs_verdicts
+        if self.plan.attempts_per_prompt == 1 and isinstance(self.hindsight, NoHindsight):
+            raise ConfigError(
+                "rollout.attempts_per_prompt: expected at least 2 without hindsight, got 1: an answer alone has "
+                "nothing to be better than"
+            )
         if self.desk.judge.holistic and self.hindsight.needs_verdicts:
             raise ConfigError(
                 "judge: expected verdicts on each criterion, which hindsight is made of, got a holistic "

@@ -62,6 +62,14 @@ def test_one_prompt_all_the_way(stages):
     assert math.isclose(collection.experiences[0].bonus, 0.02)
 
 
+def test_an_answer_alone_cannot_be_compared(stages):
+    with pytest.raises(
+        ConfigError, match="attempts_per_prompt: expected at least 2 without hindsight, got 1"
+    ):
+        stages(plan={"attempts_per_prompt": 1}, hindsight=NoHindsight())
+    assert stages(plan={"attempts_per_prompt": 1})
+
+
 @pytest.mark.parametrize(
     ("context", "expected"),
     [("original", ["x"]), ("hindsight", ["h"]), ("both", ["x", "h"])],
