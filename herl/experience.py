@@ -107,8 +107,8 @@ class Stages:
         self.desk.needs_verdicts = self.hindsight.needs_verdicts
         if self.plan.attempts_per_prompt == 1 and isinstance(self.hindsight, NoHindsight):
             raise ConfigError(
-                "rollout.attempts_per_prompt: expected at least 2 without hindsight, got 1: an answer alone has "
-                "nothing to be better than"
+                "rollout.attempts_per_prompt: expected at least 2 without hindsight, got 1: an answer "
+                "alone has nothing to be better than"
             )
         if self.desk.judge.holistic and self.hindsight.needs_verdicts:
             raise ConfigError(
