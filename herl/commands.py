@@ -26,6 +26,7 @@ from herl.build import Run, build, check_checkpoint, make, quiet, resumed_from
 from herl.callbacks import BestCheckpoint
 from herl.config import check
 from herl.data.prompts import typed_prompt
+from herl.dry_run import dry_run
 from herl.errors import BudgetSpent, ConfigError, DataError, JudgeStop, RunStopped
 from herl.evaluate import evaluate, rounds_picture, rounds_table
 from herl.experience import render
@@ -38,6 +39,8 @@ from herl.report import finish, log_hyperparameters, show_rows
 
 def fit(config: DictConfig) -> dict[str, Any]:
     """Trains, and returns the summary that it also writes to summary.json in the run's folder."""
+    if config.dry_run:
+        return dry_run(config)
     started = time.perf_counter()
     resume = resumed_from(config)
     run = build(config)
