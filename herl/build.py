@@ -101,9 +101,13 @@ def resumed_from(config: DictConfig) -> str | None:
         if not any(one.startswith("hydra.run.dir=") for one in HydraConfig.get().overrides.hydra):
             raise ConfigError("resume=auto: expected hydra.run.dir=FOLDER, the same at every start, got none")
         folder = Path(config.output_dir)
-        if not (folder / "checkpoints" / "last.ckpt").exists():
+        if not (folder / "checkpoints" / "last.ckpt").is_symlink():
             return None
     newest = folder / "checkpoints" / "last.ckpt"
+    if newest.is_symlink() and not newest.exists():
+        raise ConfigError(
+            f"resume: {newest} points to a checkpoint that is gone: name another one in its folder"
+        )
     return str(newest.resolve() if newest.exists() else folder)
 
 

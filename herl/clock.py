@@ -18,6 +18,7 @@ class PhaseClock:
         self.since = time.perf_counter()
         """When `phase` began."""
         self._inner = 0.0  # seconds of the phases within the present one
+        self._lap: dict[str, float] = {}
 
     @contextmanager
     def time(self, phase: str) -> Iterator[None]:
@@ -32,6 +33,12 @@ class PhaseClock:
             self.seconds[phase] += spent - self._inner
             self._inner = outer + spent
             self.phase, self.since = around
+
+    def lap(self) -> dict[str, float]:
+        """Returns the seconds by phase since the last call; phases that took none are left out."""
+        spent = {phase: s - self._lap.get(phase, 0.0) for phase, s in self.seconds.items()}
+        self._lap = dict(self.seconds)
+        return {phase: seconds for phase, seconds in spent.items() if seconds}
 
     def add(self, seconds: Mapping[str, float]) -> None:
         """Adds another clock's seconds."""

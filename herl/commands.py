@@ -105,7 +105,13 @@ def _evaluated(config: DictConfig, data: Any = None) -> tuple[Run, list[Row]]:
     check_checkpoint("checkpoint", checkpoint, run)
     with run.closing():
         _heldout(run, checkpoint)
-        rows = evaluate(run.module.heldout, run.module.validation_revisions, judges, seed=config.seed)
+        rows = evaluate(
+            run.module.heldout,
+            run.module.validation_revisions,
+            judges,
+            seed=config.seed,
+            judge_desk=run.module.judge_desk,
+        )
     if run.trainer.is_global_zero:
         write_lines(Path(config.output_dir) / "answers.jsonl", trajectory_records(run.module.heldout))
     return run, rows

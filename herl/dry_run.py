@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +29,7 @@ from herl.experience import render
 from herl.lint import findings
 from herl.metrics.throughput import memory
 from herl.module import HerlModule
-from herl.types import Experience, Judgement, Rollout
+from herl.types import Experience, Judged, Judgement, Rollout
 
 KEPT = ("refresh_sampler",)
 """Callbacks of the run that take part."""
@@ -51,6 +51,8 @@ class Tried:
     answers_per_batch: float = 0.0
     usage: dict[str, float] = field(default_factory=dict)
     """Of judging one batch: calls, tokens, cost."""
+    heldout_usage: dict[str, float] = field(default_factory=dict)
+    """Of judging one validation batch."""
     longest_tokens: int = 0
     """Of the longest micro-batch that may come."""
     longest_seconds: float = 0.0
@@ -64,11 +66,13 @@ def dry_run(config: DictConfig) -> dict[str, Any]:
     run = build(trial)
     tried = Tried(lint=_lint(config, run))
     with run.closing():
-        run.trainer.callbacks.append(_Watch(tried))  # type: ignore[attr-defined]
+        run.trainer.callbacks.insert(0, _Watch(tried))  # type: ignore[attr-defined]  # before the refresh
         run.trainer.fit(run.module, run.data)
-        before = sum(run.module.clock.seconds.values())  # the model is warm by now
+        before = dict(run.module.clock.seconds)  # the model is warm by now
         run.trainer.validate(run.module, run.data, verbose=False)
-        tried.heldout_seconds = sum(run.module.clock.seconds.values()) - before
+        spent = {name: s - before.get(name, 0.0) for name, s in run.module.clock.seconds.items()}
+        tried.heldout_seconds = spent.get("validate", 0.0) + spent.get("judge", 0.0)
+        tried.heldout_usage = _usage([one for t in run.module.heldout for one in t.answers])
     report = _report(config, run, tried)
     if run.trainer.is_global_zero:
         path = Path(config.output_dir) / "dry_run.json"
@@ -126,10 +130,7 @@ class _Watch(L.Callback):
         }
         answers = [one for group in groups for one in (*group.attempts, *group.revisions)]
         tried.answers_per_batch = len(answers)
-        usage: Counter[str] = Counter()
-        for one in answers:
-            usage.update({name: one.judgement.usage.get(name, 0.0) for name in ("calls", "tokens", "cost")})
-        tried.usage = {name: value for name, value in usage.items() if value}
+        tried.usage = _usage(answers)
         decode = module.stages.tokenizer.decode
         if groups:
             tried.prompt = str(decode(list(groups[0].prompt_ids)))
@@ -157,6 +158,13 @@ class _Watch(L.Callback):
             module.manual_backward(loss)
         self.tried.longest_seconds = module.clock.seconds["longest"] - before
         module.zero_grad()
+
+
+def _usage(answers: Sequence[Judged]) -> dict[str, float]:
+    total: Counter[str] = Counter()
+    for one in answers:
+        total.update({name: one.judgement.usage.get(name, 0.0) for name in ("calls", "tokens", "cost")})
+    return {name: value for name, value in total.items() if value}
 
 
 def _made_up(number: int, context: int, answer: int) -> Experience:
@@ -193,7 +201,10 @@ def _report(config: DictConfig, run: Run, tried: Tried) -> dict[str, Any]:
         "binds": max(seconds, key=lambda name: seconds[name]),
         "longest_update": {"tokens": tried.longest_tokens, "seconds": round(tried.longest_seconds, 3)},
         "memory_gib": {name.partition("/")[2]: round(value, 2) for name, value in tried.memory.items()},
-        "judge": {name: round(value * batches, 4) for name, value in tried.usage.items()},
+        "judge": {
+            name: round(value * batches + tried.heldout_usage.get(name, 0.0) * heldout * validations, 4)
+            for name, value in tried.usage.items()
+        },
     }
 
 

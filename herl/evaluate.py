@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -24,6 +24,7 @@ def evaluate(
     rounds: int,
     further_judges: Mapping[str, Judge] | None = None,
     seed: int = 0,
+    judge_desk: Callable[[Judge], JudgeDesk] = JudgeDesk,
 ) -> list[Row]:
     """Returns the numbers of the plain attempts and of the best answers after each revision.
 
@@ -32,6 +33,7 @@ def evaluate(
         rounds: Revisions of each at most.
         further_judges: By name: they judge the same answers, and nothing is revised or chosen by them.
         seed: Of the confidence intervals.
+        judge_desk: That of the run: its budget holds for further judges, too.
     """
     rows: list[Row] = []
     tasks = [one.task for one in trajectories]
@@ -39,24 +41,26 @@ def evaluate(
         best = [one.best(revisions) for one in trajectories]
         rows += evaluation_rows(zip(tasks, best, strict=True), revisions=revisions, seed=seed)
         for name, judge in (further_judges or {}).items():
-            again = judge_again(judge, tasks, [one.rollout for one in best])
+            again = judge_again(judge_desk(judge), tasks, [one.rollout for one in best])
             rows += evaluation_rows(
                 zip(tasks, again, strict=True), revisions=revisions, judge=name, seed=seed
             )
     return rows
 
 
-def judge_again(judge: Judge, tasks: Sequence[Task], rollouts: Sequence[Rollout]) -> list[Judged]:
+def judge_again(desk: JudgeDesk, tasks: Sequence[Task], rollouts: Sequence[Rollout]) -> list[Judged]:
     """Returns what another judge says of answers. Ranks share the work, and all get all of it."""
 
     def work() -> list[tuple[int, Judged]]:
-        with JudgeDesk(judge) as desk:
+        with desk:
             own = range(rank(), len(rollouts), world_size())
             futures = [(place, desk.submit(tasks[place], rollouts[place])) for place in own]
             return [(place, future.result()) for place, future in futures]
 
     found = dict(chain.from_iterable(gather_results(work)))
-    return [found[place] for place in range(len(rollouts))]
+    judged = [found[place] for place in range(len(rollouts))]
+    desk.watch(judged)
+    return judged
 
 
 def rounds_table(trajectories: Sequence[Trajectory], rounds: int, rows: Sequence[Row]) -> Table:

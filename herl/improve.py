@@ -7,7 +7,7 @@ The loop of learning without the learning (arXiv:2603.20046, at test time). Vali
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from herl.clock import PhaseClock
@@ -48,8 +48,8 @@ class Improvement:
 
     trajectories: tuple[Trajectory, ...]
     """`attempts` of them for each prompt, in the order of the prompts."""
-    dropped: int
-    """Prompts over `max_prompt_tokens`."""
+    dropped: Mapping[str, int]
+    """Prompts over `max_prompt_tokens`: {"prompts": ..., "revision_prompts": ...}."""
 
 
 def improve(
@@ -98,12 +98,16 @@ def improve(
     ]
     judged = sample_and_judge(stages.sampler, stages.desk, tasks, requests, clock, phase)
     found = [Trajectory(task=task, answers=(one,)) for task in tasks for one in judged[task.id]]
+    revisions_dropped = 0
     for number in range(1, rounds + 1):
-        requests = [r for one in found for r in _revision(one, stages, derive_seed(seed, number))]
+        asked = [_revision(one, stages, derive_seed(seed, number)) for one in found]
+        requests = [request for some, _ in asked for request in some]
+        revisions_dropped += sum(over_long for _, over_long in asked)
         judged = sample_and_judge(stages.sampler, stages.desk, tasks, requests, clock, phase)
         revision_of = {one.rollout.parent_id: one for group in judged.values() for one in group}
         found = [_extended(one, revision_of.get(one.best().rollout.id)) for one in found]
-    return Improvement(trajectories=tuple(found), dropped=dropped)
+    dropped_all = {"prompts": dropped, "revision_prompts": revisions_dropped}
+    return Improvement(trajectories=tuple(found), dropped=dropped_all)
 
 
 def check_rounds(key: str, rounds: int, stages: Stages) -> None:
@@ -126,11 +130,11 @@ def rewards_by_round(trajectories: Sequence[Trajectory], rounds: int) -> list[fl
     return means
 
 
-def _revision(trajectory: Trajectory, stages: Stages, seed: int) -> list[SampleRequest]:
-    """Asks for a revision of the best answer; for none where it needs none or the prompt is too long."""
+def _revision(trajectory: Trajectory, stages: Stages, seed: int) -> tuple[list[SampleRequest], int]:
+    """Asks for a revision of the best answer, if it needs one; returns how many prompts are too long, too."""
     best = trajectory.best()
     hindsights = stages.hindsight.build(trajectory.task, [best])
-    prompts, _ = render_all(stages, {one.parent.id: one.messages for one in hindsights})
+    prompts, over_long = render_all(stages, {one.parent.id: one.messages for one in hindsights})
     return [
         SampleRequest(
             task_id=trajectory.task.id,
@@ -142,7 +146,7 @@ def _revision(trajectory: Trajectory, stages: Stages, seed: int) -> list[SampleR
             parent_id=parent_id,
         )
         for parent_id, prompt_ids in prompts.items()
-    ]
+    ], over_long
 
 
 def _extended(trajectory: Trajectory, revision: Judged | None) -> Trajectory:

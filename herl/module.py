@@ -142,6 +142,7 @@ class HerlModule(L.LightningModule):
         self.validation_revisions = validation_revisions
         self.log_over = log_over
         self.seed = seed
+        self.judge_desk = judge_desk
         self.stages = Stages(
             tokenizer=model.tokenizer(),
             sampler=sampler,
@@ -163,8 +164,7 @@ class HerlModule(L.LightningModule):
         self.faults: dict[str, str] = {}  # of the last step: what was wrong, by answer
         self._skipped = 0  # optimiser steps in a row
         self.heldout: list[Trajectory] = []  # of the last validation
-        self._dropped = 0  # held-out prompts that were too long
-        self._reported: dict[str, float] = {}  # seconds by phase, as they were at the last report
+        self._dropped: Counter[str] = Counter()  # held-out prompts that were too long
 
     # Set-up
 
@@ -239,6 +239,7 @@ class HerlModule(L.LightningModule):
             )
         if self.trainer.state.fn == TrainerFn.FITTING:  # the validation before it loads it too
             self.clock.add(checkpoint["herl"]["seconds"])
+            self.clock.lap()
             self.stages.desk.load_state_dict(checkpoint["herl"]["judge"])
 
     # Training
@@ -350,7 +351,7 @@ class HerlModule(L.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Forgets the last validation."""
-        self.heldout, self._dropped = [], 0
+        self.heldout, self._dropped = [], Counter()
 
     def validation_step(self, tasks: list[Task], batch_idx: int) -> None:
         """Attempts at held-out prompts and their revisions, with the same random numbers every time."""
@@ -364,13 +365,13 @@ class HerlModule(L.LightningModule):
             clock=self.clock,
         )
         self.heldout += found.trajectories
-        self._dropped += found.dropped
+        self._dropped.update(found.dropped)
 
     def on_validation_epoch_end(self) -> None:
         """Reports the epoch of validation: plain attempts, and the best answer after each revision."""
         metrics = rubric_metrics("heldout", [(one.task, one.answers[0]) for one in self.heldout])
-        if self._dropped:
-            metrics["heldout/dropped_prompts"] = float(self._dropped)
+        metrics |= {f"heldout/dropped_{name}": float(n) for name, n in self._dropped.items() if n}
+        metrics["time/validate"] = sum(self.clock.lap().values())
         for number, reward in enumerate(rewards_by_round(self.heldout, self.validation_revisions)):
             if number and not math.isnan(reward):
                 metrics[f"heldout/reward_revised_{number}"] = reward
@@ -380,12 +381,9 @@ class HerlModule(L.LightningModule):
 
     def _progress(self, collection: Collection) -> dict[str, float]:
         """How far the run is, and how fast this step was, with the refresh before it."""
-        seconds = {name: s - self._reported.get(name, 0.0) for name, s in self.clock.seconds.items()}
-        self._reported = dict(self.clock.seconds)
-        progress = {f"progress/{name}": float(count) for name, count in sorted(self.counts.items())}
-        return (
-            progress | {"progress/epoch": float(self.current_epoch)} | throughput_metrics(collection, seconds)
-        )
+        numbers = {f"progress/{name}": float(count) for name, count in sorted(self.counts.items())}
+        numbers["progress/epoch"] = float(self.current_epoch)
+        return numbers | throughput_metrics(collection, self.clock.lap())
 
     def _report(self, metrics: Mapping[str, float]) -> None:
         """Logs metrics, for callbacks and the progress bar too. Every rank has the same."""

@@ -14,6 +14,7 @@ import torch
 
 from herl import attention
 from herl.batch import Packing
+from herl.distributed import gather
 from herl.loss import PolicyLoss
 from herl.scoring import Scorer
 from herl.types import Rollout
@@ -31,13 +32,15 @@ def choose_packing(model: PreTrainedModel, device: torch.device) -> Packing:
     """Returns the most economical packing under which the model computes what it computes for one answer
     at a time. Logs why it is not `shared`."""
     expected = _logprobs(model, "single", device)
-    allowed = 1e-3 if model.dtype == torch.float32 else 0.1  # nats
+    exact = expected.dtype == model.dtype == torch.float32 and not torch.is_autocast_enabled(device.type)
+    allowed = 1e-3 if exact else 0.1  # nats
     reason = "its architecture does not attend through transformers' sdpa interface"
     candidates: tuple[Packing, ...] = ("shared", "packed")
     for packing in candidates:
         if packing == "packed" or attention.installed(model):
             try:
-                deviation = float((_logprobs(model, packing, device) - expected).abs().max())
+                # the largest of all ranks: their rows must be planned alike
+                deviation = max(gather(float((_logprobs(model, packing, device) - expected).abs().max())))
             except NotImplementedError as error:
                 reason = str(error)
             else:

@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import time
+from itertools import count
 from pathlib import Path
 from typing import Any, cast
 
@@ -104,7 +105,7 @@ class Checkpoints(Checkpoint):
         try:
             trainer.save_checkpoint(part)
             if trainer.is_global_zero:
-                _put_in_place(part, folder / name)
+                _put_in_place(part, _free(folder / name))
                 self._forget_old(folder)
         except OSError as error:
             raise TrainingError(
@@ -122,13 +123,17 @@ class Checkpoints(Checkpoint):
 
 def _put_in_place(part: Path, final: Path) -> None:
     """Renames, and points the link there; each is one step that happens or does not."""
-    if final.exists():
-        _remove(final)
     os.replace(part, final)
     link = final.parent / f"{LAST}.part"
     link.unlink(missing_ok=True)
     link.symlink_to(final.name)
     os.replace(link, final.parent / LAST)
+
+
+def _free(path: Path) -> Path:
+    """A name that is not taken: the checkpoint that the link points to is not touched before the link is."""
+    names = (path.with_stem(f"{path.stem}-{number}") for number in count(1))
+    return path if not path.exists() else next(name for name in names if not name.exists())
 
 
 def _remove(path: Path) -> None:

@@ -26,7 +26,8 @@ class RefreshSampler(L.Callback):
 
     After a refresh it probes: the sampler answers a fixed request, and its log-probs of its own answers
     must be the trainer's. That catches weights that did not arrive, another temperature, another model. A
-    sampler that reads the live policy has nothing to copy and nothing to probe.
+    sampler that reads the live policy has nothing to copy and nothing to probe. A resumed run refreshes at
+    once: unless it does before every batch, its next answers are of a newer policy than they would have been.
 
     Args:
         every_n_steps: Refresh before a batch once that many optimiser steps were taken since the last
@@ -74,7 +75,8 @@ class RefreshSampler(L.Callback):
     ) -> None:
         assert isinstance(pl_module, HerlModule)
         stale = pl_module.counts["optimizer_steps"] - (self.version or 0)
-        if pl_module.stages.sampler.live or (self.every_n_steps and stale >= self.every_n_steps):
+        due = self.every_n_steps is not None and stale >= self.every_n_steps
+        if self.version is None or pl_module.stages.sampler.live or due:  # None: resumed within an epoch
             self.refresh(pl_module)
 
     def refresh(self, module: L.LightningModule) -> None:

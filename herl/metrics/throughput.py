@@ -18,12 +18,12 @@ def throughput_metrics(collection: Collection, seconds: Mapping[str, float]) -> 
 
     Args:
         collection: What was sampled in the step.
-        seconds: Wall time by phase since the last step; a validation among it does not count for the rates.
+        seconds: Wall time of the step by phase, with the refresh before it.
     """
     answers = [one for group in collection.groups for one in (*group.attempts, *group.revisions)]
     sampled = sum(len(one.rollout.token_ids) for one in answers)
     trained = sum(len(e.rollout.token_ids) for e in collection.experiences)
-    total = sum(spent for phase, spent in seconds.items() if phase != "validate")
+    total = sum(seconds.values())
     sampling = seconds.get("sample", 0.0) + seconds.get("revise", 0.0)
     rates = {
         "throughput/answers_per_second": (len(answers), total),

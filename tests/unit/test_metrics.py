@@ -175,17 +175,27 @@ def test_what_revisions_changed():
     assert {name: found[name] for name in expected} == pytest.approx(expected)
 
 
-def test_rates_of_a_step_leave_its_validation_out():
+def test_rates_of_a_step():
     rollout = make_rollout(token_ids=(1, 2, 3, 4))
     one = make_judged(1.0, rollout=rollout)
     group = Group(task=make_task(), prompt_ids=(1,), attempts=(one, one))
     collection = Collection(groups=(group,), experiences=(make_experience(rollout),), dropped={})
-    found = throughput_metrics(collection, {"sample": 2.0, "revise": 2.0, "update": 0.5, "validate": 9.0})
+    found = throughput_metrics(collection, {"sample": 2.0, "revise": 2.0, "update": 0.5})
     assert found["throughput/answers_per_second"] == 2 / 4.5
     assert found["throughput/sampled_tokens_per_second"] == 8 / 4.0
     assert found["throughput/trained_tokens_per_second"] == 4 / 0.5
-    assert (found["time/step"], found["time/validate"]) == (4.5, 9.0)
+    assert found["time/step"] == 4.5
     assert 0.01 < found["throughput/memory_gib"] < 64
+
+
+def test_a_lap_is_what_was_spent_since_the_last():
+    clock = PhaseClock()
+    clock.add({"sample": 2.0, "judge": 1.0})
+    assert clock.lap() == {"sample": 2.0, "judge": 1.0}
+    clock.add({"sample": 0.5})
+    assert clock.lap() == {"sample": 0.5}
+    assert clock.lap() == {}
+    assert dict(clock.seconds) == {"sample": 2.5, "judge": 1.0}
 
 
 def test_a_clock_tells_what_is_being_done():

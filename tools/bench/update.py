@@ -1,7 +1,7 @@
 """What the update makes of the machine: its arithmetic rate over that of a large matrix product.
 
     python tools/bench/update.py [--groups 4] [--answers 4] [--context 40] [--tokens 48] [--rounds 3]
-    python tools/bench/update.py --groups 1 --answers 8 --context 512 --tokens 64
+    python tools/bench/update.py --groups 1 --answers 8 --context 512 --tokens 64 --micro-batch-tokens 2048
 
 A round is an optimiser step with everything in it (rows, forward, backward, clipping, AdamW), between two
 measurements of the limit. Operations are those of a pass over what the step needs, each context once: matrix
