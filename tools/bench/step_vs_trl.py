@@ -8,7 +8,8 @@ TRL comes by `pip install 'herl[bench]'`; herl samples with vLLM and, in a row o
 as TRL does. Each trainer runs in processes of its own, one warm-up step and then --steps measured ones, in
 turn; medians over all of them. All answers have the full length: the model's end token is replaced by one
 that is hardly ever sampled. Memory is the peak of the process. In both: float32, fused AdamW, no gradient
-checkpointing, no KL, no hindsight. herl's step includes the refresh of the sampler and its probe.
+checkpointing, no KL, no hindsight, micro-batches of about --micro-batch-tokens tokens. herl's step includes
+the refresh of the sampler and its probe.
 """
 
 import json
@@ -89,7 +90,7 @@ def herl(arguments: Namespace, kind: str) -> dict[str, Any]:
 
 def trl(arguments: Namespace) -> dict[str, Any]:
     from datasets import Dataset
-    from transformers import TrainerCallback
+    from transformers import AutoTokenizer, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
     def reward(completions: list[Any], **_: Any) -> list[float]:
@@ -98,6 +99,10 @@ def trl(arguments: Namespace) -> dict[str, Any]:
     count = arguments.prompts * arguments.answers
     texts = requests_of(arguments.prompts * (1 + arguments.steps), arguments.words)
     prompts = [[{"role": "user", "content": text}] for text in texts]
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    ids = tokenizer.apply_chat_template(prompts[0], add_generation_prompt=True, return_dict=False)
+    fitting = max(1, arguments.micro_batch_tokens // (len(ids) + arguments.new_tokens))
+    rows = max(rows for rows in range(1, count + 1) if count % rows == 0 and rows <= fitting)
     with tempfile.TemporaryDirectory() as folder:
         trainer = GRPOTrainer(
             model=arguments.model,
@@ -108,7 +113,8 @@ def trl(arguments: Namespace) -> dict[str, Any]:
                 use_cpu=True,
                 bf16=False,
                 gradient_checkpointing=False,
-                per_device_train_batch_size=count,
+                per_device_train_batch_size=rows,
+                gradient_accumulation_steps=count // rows,
                 num_generations=arguments.answers,
                 max_completion_length=arguments.new_tokens,
                 max_steps=1 + arguments.steps,
