@@ -6,6 +6,7 @@ Everything here runs on one event loop in a thread of its own, so that it also w
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import threading
 from collections.abc import AsyncIterator, Coroutine, Sequence
@@ -33,6 +34,8 @@ class Server:
     up: bool = True
     busy: int = 0
     """Requests that it is working on for this rank."""
+    turn: int = 0
+    """When it last got one, counted in requests of this rank."""
     problem: str = ""
     """Why it was left out last."""
     broken: bool = False
@@ -54,6 +57,7 @@ class ServerPool:
     ) -> None:
         self.servers = list(servers)
         self._requests_per_server = requests_per_server
+        self._turns = itertools.count(1)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="vllm_server", daemon=True)
         self._thread.start()
@@ -178,7 +182,9 @@ class ServerPool:
 
     @asynccontextmanager
     async def _free_server(self) -> AsyncIterator[Server]:
-        """Waits for room on a server that is up, and takes the one with most.
+        """Waits for room on a server that is up, and takes the one with most; among equals, in turn.
+
+        So as many requests as there are servers reach every one of them, however fast they are answered.
 
         Raises:
             SamplerError: none is left.
@@ -191,8 +197,8 @@ class ServerPool:
             await self._room.wait_for(lambda: free() or not any(s.up for s in self.servers))
             if not free():
                 raise self._all_down()
-            server = min(free(), key=lambda s: s.busy)
-            server.busy += 1
+            server = min(free(), key=lambda s: (s.busy, s.turn))
+            server.busy, server.turn = server.busy + 1, next(self._turns)
         try:
             yield server
         finally:

@@ -87,6 +87,15 @@ def test_new_weights_reach_every_server_and_old_ones_are_removed(sampler, policy
     assert {rollout.policy_version for rollout in rollouts} == {2}
 
 
+def test_requests_that_are_answered_one_by_one_still_reach_every_server(sampler, tokenizer):
+    chosen = []
+    for request in requests(tokenizer, 6, 1):
+        list(sampler.generate([request]))
+        chosen.append(max(sampler.pool.servers, key=lambda server: server.turn).url)
+    assert len(set(chosen[:2])) == 2
+    assert chosen == chosen[:2] * 3
+
+
 def test_the_probe_catches_one_stale_server_among_fresh_ones(sampler, policy, monkeypatch):
     reload = sampler.pool.reload_one
 
