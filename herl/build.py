@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from copy import deepcopy
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from herl.config import check
 from herl.errors import ConfigError, HerlError
+from herl.export import check_checkpoint_file
 from herl.module import HerlModule
 from herl.sharding import FSDPStrategy, check_trainer
 
@@ -40,12 +42,15 @@ class Run:
         return stack
 
 
-def build(config: DictConfig, data: L.LightningDataModule | None = None) -> Run:
+def build(
+    config: DictConfig, data: L.LightningDataModule | None = None, callbacks: Sequence[L.Callback] = ()
+) -> Run:
     """Checks the configuration, then builds its objects.
 
     Args:
         config: Of a verb that runs a model.
         data: Takes the place of the configuration's own.
+        callbacks: Called before those of the configuration.
 
     Raises:
         ConfigError: before any model is loaded.
@@ -58,7 +63,7 @@ def build(config: DictConfig, data: L.LightningDataModule | None = None) -> Run:
     module: HerlModule = make(config.module)
     trainer: L.Trainer = make(
         config.trainer,
-        callbacks=list(make(config.callbacks).values()),
+        callbacks=[*callbacks, *make(config.callbacks).values()],
         logger=list(make(config.logger).values()) or False,
     )
     check_trainer(trainer)  # before other processes are started
@@ -115,8 +120,7 @@ def check_checkpoint(key: str, path: str | None, run: Run) -> None:
     """Raises a ConfigError if a run cannot start from this checkpoint."""
     if path is None:
         return
-    if not Path(path).exists():
-        raise ConfigError(f"{key}: expected a checkpoint written by herl fit, got '{path}'")
+    check_checkpoint_file(key, Path(path))
     if Path(path).is_dir() and not isinstance(run.trainer.strategy, FSDPStrategy):
         raise ConfigError(f"{key}: expected a file, got the sharded checkpoint '{path}': add strategy=fsdp")
     if Path(path).is_file() and isinstance(run.trainer.strategy, FSDPStrategy) and run.module.model.lora:

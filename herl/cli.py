@@ -29,6 +29,8 @@ VERBS = {
     "inspect": "browse the answers that a run recorded",
     "lint": "look for what is wrong or doubtful in prompts and rubrics",
 }
+NOT_OF_A_RUN = ("hydra.", "resume=", "dry_run=", "cost.", "run=", "json=")
+"""How overrides begin that say how a run was started, not what it is."""
 LIGHT = {"inspect": "herl.inspection"}
 """Verbs that need no model: where they are, instead of `herl.commands`, which takes seconds to import."""
 
@@ -90,7 +92,7 @@ def _overrides_of_run(arguments: list[str]) -> list[str]:
     from omegaconf import OmegaConf
 
     past = [str(override) for override in OmegaConf.load(path)]
-    return [override for override in past if not override.startswith(("hydra.", "resume=", "run=", "json="))]
+    return [override for override in past if not override.startswith(NOT_OF_A_RUN)]
 
 
 def _run_hydra(verb: str) -> None:

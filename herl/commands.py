@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -24,16 +24,17 @@ from rich.text import Text
 
 from herl.build import Run, build, check_checkpoint, make, quiet, resumed_from
 from herl.callbacks import BestCheckpoint
+from herl.callbacks.stop_on_signal import requeue
 from herl.config import check
 from herl.data.prompts import typed_prompt
 from herl.dry_run import dry_run
 from herl.errors import BudgetSpent, ConfigError, DataError, JudgeStop, RunStopped
-from herl.evaluate import evaluate, rounds_picture, rounds_table
+from herl.evaluate import evaluate, rounds_picture, rounds_table, trajectory_records
 from herl.experience import render
 from herl.export import load_checkpoint, model_card, save_pretrained
-from herl.lint import Finding, bad_rows, findings, read_records
+from herl.lint import Finding, bad_rows, findings
 from herl.metrics.evaluation import Row
-from herl.records import trajectory_records, write_lines
+from herl.records import read_records, write_lines
 from herl.report import finish, log_hyperparameters, show_rows
 
 
@@ -50,12 +51,14 @@ def fit(config: DictConfig) -> dict[str, Any]:
         first = last = None
         try:
             results["heldout_reward_before"], first = _heldout(run, resume), _example(run)
-            run.trainer.fit(run.module, run.data, ckpt_path=resume, weights_only=False)
+            run.trainer.fit(run.module, run.data, ckpt_path=resume, weights_only=True)
             results["heldout_reward_after"], last = _heldout(run), _example(run)
         except (JudgeStop, RunStopped) as stop:
             summary = finish(config, run, started, results | {"stopped": str(stop)} | _counts(run))
             if isinstance(stop, BudgetSpent):  # as asked for
                 return summary
+            if isinstance(stop, RunStopped) and run.trainer.is_global_zero:
+                requeue(stop)
             raise
     log_hyperparameters(config, run, results)
     results |= _best(run)
@@ -83,7 +86,7 @@ def improve(config: DictConfig) -> dict[str, Any]:
     data = None
     if config.prompt is not None:
         text = sys.stdin.read() if config.prompt == "-" else str(config.prompt)
-        data = typed_prompt(text, OmegaConf.to_container(config.rubric))  # type: ignore[arg-type]
+        data = typed_prompt(text, cast(list[Any], OmegaConf.to_container(config.rubric)))
     run, rows = _evaluated(config, data)
     rounds, trajectories = run.module.validation_revisions, run.module.heldout
     if run.trainer.is_global_zero and rows:
@@ -100,8 +103,8 @@ def improve(config: DictConfig) -> dict[str, Any]:
 def _evaluated(config: DictConfig, data: Any = None) -> tuple[Run, list[Row]]:
     """Answers the held-out prompts and writes the answers."""
     checkpoint = _checkpoint(config)
-    judges = {str(name): make(node) for name, node in config.further_judges.items()}
     run = build(config, data)
+    judges = {str(name): make(node) for name, node in config.further_judges.items()}
     check_checkpoint("checkpoint", checkpoint, run)
     with run.closing():
         _heldout(run, checkpoint)
@@ -130,7 +133,7 @@ def _results(run: Run, rows: list[Row]) -> dict[str, Any]:
 
 def _heldout(run: Run, checkpoint: str | None = None) -> float | None:
     """Held-out reward of the policy as it is; None without held-out prompts."""
-    run.trainer.validate(run.module, run.data, ckpt_path=checkpoint, weights_only=False, verbose=False)
+    run.trainer.validate(run.module, run.data, ckpt_path=checkpoint, weights_only=True, verbose=False)
     reward = run.trainer.callback_metrics.get("heldout/reward")
     return None if reward is None else float(reward)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -16,6 +17,7 @@ from herl.improve import Trajectory
 from herl.judge import Judge, JudgeDesk
 from herl.metrics.evaluation import Row, evaluation_rows, find_row
 from herl.metrics.rubric import fulfilled
+from herl.records import answer_record
 from herl.types import Judged, Rollout, Task
 
 
@@ -61,6 +63,20 @@ def judge_again(desk: JudgeDesk, tasks: Sequence[Task], rollouts: Sequence[Rollo
     judged = [found[place] for place in range(len(rollouts))]
     desk.watch(judged)
     return judged
+
+
+def trajectory_records(trajectories: Iterable[Trajectory]) -> Iterator[dict[str, Any]]:
+    """Yields one record for each answer: its round, from 0, and whether it is the best of its trajectory."""
+    for number, trajectory in enumerate(trajectories):
+        reward_of = {one.rollout.id: one.judgement.reward for one in trajectory.answers}
+        best = trajectory.best()
+        for round, judged in enumerate(trajectory.answers):
+            yield answer_record(trajectory.task, judged) | {
+                "parent_reward": reward_of.get(judged.rollout.parent_id or ""),
+                "trajectory": number,
+                "round": round,
+                "best": judged is best,
+            }
 
 
 def rounds_table(trajectories: Sequence[Trajectory], rounds: int, rows: Sequence[Row]) -> Table:
@@ -111,4 +127,4 @@ def rounds_picture(rows: Sequence[Row], path: Path) -> None:
     axes.set_ylabel("mean, 95 % interval")
     axes.grid(alpha=0.3)
     axes.legend()
-    FigureCanvasAgg(figure).print_png(str(path))  # type: ignore[no-untyped-call]
+    FigureCanvasAgg(figure).print_png(str(path))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import warnings
+import zipfile
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -51,10 +53,9 @@ def load_checkpoint(policy: PreTrainedModel, path: str | Path) -> None:
         ConfigError: there is no such checkpoint, or it is of another model.
     """
     path = Path(path)
-    if not path.exists():
-        raise ConfigError(f"checkpoint: expected a checkpoint written by herl fit, got '{path}'")
+    check_checkpoint_file("checkpoint", path)
     own = policy.state_dict()
-    weights = _read_sharded(path, own) if path.is_dir() else _read_file(path)
+    weights = _read_sharded(path, own) if path.is_dir() else _read_file("checkpoint", path)
     found = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
     there = {tensor.data_ptr() for name, tensor in own.items() if name in found}
     absent = [name for name, tensor in own.items() if tensor.data_ptr() not in there]  # tied ones come once
@@ -70,10 +71,30 @@ def load_checkpoint(policy: PreTrainedModel, path: str | Path) -> None:
         raise ConfigError(f"checkpoint: expected the weights of this model, got '{path}': {error}") from error
 
 
-def _read_file(path: Path) -> dict[str, torch.Tensor]:
-    weights: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)[
-        "state_dict"
-    ]
+def check_checkpoint_file(key: str, path: Path) -> None:
+    """Checks that a path is a checkpoint, a file or the folder of a sharded one; no weights are read.
+
+    Raises:
+        ConfigError: it is not; the message begins with the key.
+    """
+    if path.is_file():
+        _read_file(key, path)
+    elif not (path / ".metadata").is_file():
+        raise ConfigError(f"{key}: expected a checkpoint written by herl fit, got '{path}'")
+
+
+def _read_file(key: str, path: Path) -> dict[str, torch.Tensor]:
+    """Returns the weights in a checkpoint; they are read when they are used. Nothing in it is executed."""
+    expected = f"{key}: expected a checkpoint written by herl fit, got '{path}'"
+    if not zipfile.is_zipfile(path):
+        raise ConfigError(expected)
+    try:
+        weights: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)[
+            "state_dict"
+        ]
+    except (UnpicklingError, RuntimeError, LookupError, TypeError) as error:
+        said = (str(error).splitlines() or [""])[0]
+        raise ConfigError(f"{expected} ({type(error).__name__}: {said})") from error
     return weights
 
 

@@ -36,11 +36,6 @@ class Trajectory:
         """Returns the reward of the best answer; None where none could be judged."""
         return self.best(rounds).judgement.reward
 
-    @property
-    def tokens(self) -> int:
-        """Tokens sampled."""
-        return sum(len(judged.rollout.token_ids) for judged in self.answers)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Improvement:
@@ -61,7 +56,6 @@ def improve(
     attempts: int = 1,
     sampling: Sampling | None = None,
     clock: PhaseClock | None = None,
-    phase: str = "validate",
 ) -> Improvement:
     """Answers each prompt, and lets the policy revise its best answer so far up to `rounds` times.
 
@@ -74,7 +68,7 @@ def improve(
         rounds: Revisions of each attempt at most.
         attempts: Attempts at each prompt; each is revised on its own.
         sampling: How attempts are drawn; None for `stages.plan.attempt`.
-        clock: Adds up the time, under `phase`; waiting for the judge counts as "judge".
+        clock: Adds up the time, as "validate"; waiting for the judge counts as "judge".
 
     Raises:
         ConfigError: revisions are asked for, but there is nothing that writes revision prompts.
@@ -96,14 +90,14 @@ def improve(
         for task in tasks
         if task.id in prompts
     ]
-    judged = sample_and_judge(stages.sampler, stages.desk, tasks, requests, clock, phase)
+    judged = sample_and_judge(stages.sampler, stages.desk, tasks, requests, clock, "validate")
     found = [Trajectory(task=task, answers=(one,)) for task in tasks for one in judged[task.id]]
     revisions_dropped = 0
     for number in range(1, rounds + 1):
         asked = [_revision(one, stages, derive_seed(seed, number)) for one in found]
         requests = [request for some, _ in asked for request in some]
         revisions_dropped += sum(over_long for _, over_long in asked)
-        judged = sample_and_judge(stages.sampler, stages.desk, tasks, requests, clock, phase)
+        judged = sample_and_judge(stages.sampler, stages.desk, tasks, requests, clock, "validate")
         revision_of = {one.rollout.parent_id: one for group in judged.values() for one in group}
         found = [_extended(one, revision_of.get(one.best().rollout.id)) for one in found]
     dropped_all = {"prompts": dropped, "revision_prompts": revisions_dropped}

@@ -24,6 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from herl.errors import ConfigError, DataError
+from herl.records import record_files, whole_bytes
 
 Order = Literal["worst", "best", "improved", "broken", "first", "last"]
 _VERDICT = pa.struct([("criterion_id", pa.string()), ("fulfilled", pa.bool_())])
@@ -127,18 +128,6 @@ def find(folder: Path, query: Query) -> list[Found]:
     ]
 
 
-def record_files(folder: Path) -> list[Path]:
-    """Returns the files of recorded answers in a run's folder.
-
-    Raises:
-        DataError: there are none.
-    """
-    for place in (folder / "records", folder):
-        if files := sorted(place.glob("answers*.jsonl")):
-            return files
-    raise DataError(f"{folder}: expected the folder of a run with recorded answers (records/answers-*.jsonl)")
-
-
 def word_diff(before: str, after: str) -> list[tuple[Literal["same", "gone", "new"], str]]:
     """Returns what became of a text, in runs of words."""
     a, b = before.split(), after.split()
@@ -157,8 +146,12 @@ def word_diff(before: str, after: str) -> list[tuple[Literal["same", "gone", "ne
 def _batches(path: Path) -> Iterator[pa.RecordBatch]:
     options = arrow_json.ParseOptions(explicit_schema=_COLUMNS, unexpected_field_behavior="ignore")
     reading = arrow_json.ReadOptions(block_size=_BLOCK)
+    whole = whole_bytes(path)  # a killed run may have left half a line
+    if not whole:
+        return
+    source = path if whole == path.stat().st_size else pa.BufferReader(path.read_bytes()[:whole])
     try:
-        yield from arrow_json.open_json(path, read_options=reading, parse_options=options)
+        yield from arrow_json.open_json(source, read_options=reading, parse_options=options)
     except pa.ArrowInvalid as error:
         raise DataError(f"{path}: expected one JSON object a line, as a run records them: {error}") from error
 

@@ -17,7 +17,6 @@ from zlib import crc32
 
 import numpy as np
 
-from herl.errors import DataError
 from herl.types import Criterion, Task
 
 NEAR = 0.8
@@ -186,20 +185,6 @@ def _records(records: Iterable[Mapping[str, Any]]) -> Iterator[Finding]:
             yield Finding(
                 level="warning", kind="prompt without signal", where=f"records:{task_id}", detail=detail
             )
-
-
-def read_records(run: Path) -> Iterator[dict[str, Any]]:
-    """Yields the answers that a run recorded, one by one.
-
-    Raises:
-        DataError: the folder holds none.
-    """
-    files = sorted((run / "records").glob("answers-*.jsonl"))
-    if not files:
-        raise DataError(f"records: expected the folder of a run with records/answers-*.jsonl, got '{run}'")
-    for path in files:
-        with path.open(encoding="utf-8") as file:
-            yield from map(json.loads, file)
 
 
 def bad_rows(folder: Path) -> list[Finding]:

@@ -229,8 +229,10 @@ class HerlModule(L.LightningModule):
         """Takes the counts back.
 
         Raises:
-            ConfigError: the tokenizer or its chat template is another.
+            ConfigError: the tokenizer or its chat template is another, or herl did not write it.
         """
+        if "herl" not in checkpoint:
+            raise ConfigError("expected a checkpoint written by herl fit, got another program's")
         self.counts = Counter(checkpoint["herl"]["counts"])
         if checkpoint["herl"]["prompt"] != reading_sample(self.stages.tokenizer):
             raise ConfigError(
@@ -312,7 +314,7 @@ class HerlModule(L.LightningModule):
         optimizer.zero_grad()
         said = (
             f"the gradient norm after optimiser step {self.counts['optimizer_steps']} is {norm}, expected a "
-            f"finite number: {tensor} is not finite, nor is the loss of the answers {bad[:5]}"
+            f"finite number: {tensor} is not finite; answers whose loss is not: {bad[:5]}"
         )
         if self._skipped > self.most_skipped_steps:
             raise TrainingError(

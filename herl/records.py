@@ -7,57 +7,15 @@ datasets.load_dataset("json", data_files="runs/.../records/*.jsonl")
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from herl.experience import Collection
-from herl.improve import Trajectory
+from herl.errors import DataError
 from herl.types import Judged, Task
 
-
-def step_records(
-    collection: Collection, counts: Mapping[str, int], faults: Mapping[str, str] | None = None
-) -> Iterator[dict[str, Any]]:
-    """Yields one record for each answer of a step.
-
-    `advantage` is None for an answer that is no member of its group: revisions that did not join, attempts
-    that were replaced or could not be judged.
-
-    Args:
-        collection: The step.
-        counts: Of the run so far: optimizer_steps and answers_sampled.
-        faults: What was wrong in the update, by answer.
-    """
-    for group in collection.groups:
-        members = {member.judged.rollout.id: member for member in group.members}  # a copy comes twice
-        ids = [member.judged.rollout.id for member in group.members]
-        earned = dict(zip(ids, group.advantages, strict=True))
-        reward_of = {one.rollout.id: one.judgement.reward for one in group.attempts}
-        for judged in (*group.attempts, *group.revisions):
-            key = judged.rollout.id
-            yield answer_record(group.task, judged) | {
-                "parent_reward": reward_of.get(judged.rollout.parent_id or ""),
-                "bonus": members[key].bonus if key in members else None,
-                "advantage": earned.get(key),
-                "fault": (faults or {}).get(key),
-                "optimizer_steps": counts["optimizer_steps"],
-                "answers_sampled": counts["answers_sampled"],
-            }
-
-
-def trajectory_records(trajectories: Iterable[Trajectory]) -> Iterator[dict[str, Any]]:
-    """Yields one record for each answer: its round, from 0, and whether it is the best of its trajectory."""
-    for number, trajectory in enumerate(trajectories):
-        reward_of = {one.rollout.id: one.judgement.reward for one in trajectory.answers}
-        best = trajectory.best()
-        for round, judged in enumerate(trajectory.answers):
-            yield answer_record(trajectory.task, judged) | {
-                "parent_reward": reward_of.get(judged.rollout.parent_id or ""),
-                "trajectory": number,
-                "round": round,
-                "best": judged is best,
-            }
+_TAIL = 1 << 16
 
 
 def answer_record(task: Task, judged: Judged) -> dict[str, Any]:
@@ -96,3 +54,46 @@ def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     with path.open("w", encoding="utf-8") as file:
         for record in records:
             file.write(json.dumps(record) + "\n")
+
+
+def record_files(folder: Path) -> list[Path]:
+    """Returns the files of recorded answers in a run's folder, or in one that holds the files themselves.
+
+    Raises:
+        DataError: there are none.
+    """
+    for place in (folder / "records", folder):
+        if files := sorted(place.glob("answers*.jsonl")):
+            return files
+    raise DataError(f"{folder}: expected the folder of a run with recorded answers (records/answers-*.jsonl)")
+
+
+def read_records(folder: Path) -> Iterator[dict[str, Any]]:
+    """Yields the answers that a run recorded. A last line that a killed run left half is none.
+
+    Raises:
+        DataError: the folder holds none, or a line is not JSON.
+    """
+    for path in record_files(folder):
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if not line.endswith(b"\n"):
+                    break
+                try:
+                    yield json.loads(line)
+                except ValueError as error:
+                    raise DataError(f"{path}:{number}: expected one JSON object a line: {error}") from error
+
+
+def whole_bytes(path: Path) -> int:
+    """Returns how many bytes of a file are whole lines."""
+    with path.open("rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        while end > 0:
+            start = max(0, end - _TAIL)
+            file.seek(start)
+            newline = file.read(end - start).rfind(b"\n")
+            if newline >= 0:
+                return start + newline + 1
+            end = start
+    return 0

@@ -121,10 +121,12 @@ def _show(summary: Mapping[str, Any], folder: Path) -> None:
             value = ", ".join(f"{phase} {spent:g}" for phase, spent in value.items())
         if name == "example":
             value = "\n".join(f"{when}: {text}" for when, text in value.items())
+        if name == "best_checkpoint":
+            value = _from_here(Path(value))
         shown = f"{value:.3f}" if isinstance(value, float) else str(value)
-        table.add_row(name.replace("_", " "), Text(shown))
-    folder = Path(os.path.relpath(folder)) if folder.is_relative_to(Path.cwd()) else folder
-    table.add_row("folder", str(folder))
+        table.add_row(name.replace("_", " "), Text(shown, overflow="fold"))
+    folder = _from_here(folder)
+    table.add_row("folder", Text(str(folder), overflow="fold"))
     console = Console()
     console.print(table)
     if (folder / "tensorboard").is_dir():
@@ -133,6 +135,10 @@ def _show(summary: Mapping[str, Any], folder: Path) -> None:
         console.print(f"Answers: herl inspect {folder}", soft_wrap=True)
     if (folder / "checkpoints").is_dir():
         console.print(f"Use it: herl export run={folder} out=my_model", soft_wrap=True)
+
+
+def _from_here(path: Path) -> Path:
+    return Path(os.path.relpath(path)) if path.is_relative_to(Path.cwd()) else path
 
 
 def show_rows(rows: Sequence[Row]) -> None:

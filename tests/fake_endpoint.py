@@ -97,6 +97,8 @@ class FakeEndpoint:
         self.served[fault] += 1
         if fault == "hang":
             await asyncio.sleep(3600)
+        if fault == "close":
+            return False
         if fault == "cut":
             writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 900\r\n\r\n{")
             await writer.drain()

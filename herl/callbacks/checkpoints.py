@@ -14,7 +14,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
-from herl.distributed import gather
+from herl.distributed import gather, together
 from herl.errors import ConfigError, JudgeStop, RunStopped, SamplerError, TrainingError, check_at_least
 from herl.module import HerlModule
 
@@ -48,10 +48,12 @@ class Checkpoints(Checkpoint):
         self.every_n_batches = every_n_batches
         self.every_n_minutes = every_n_minutes
         self.keep = keep
+        self._begun = False
         self._saved_batches = 0
         self._saved_at = time.monotonic()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._begun = True
         self._saved_batches = cast(HerlModule, pl_module).counts["batches"]
         self._saved_at = time.monotonic()
 
@@ -72,9 +74,12 @@ class Checkpoints(Checkpoint):
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Saves where a run stops before the policy has learnt anything of the batch."""
+        """Saves where a run stops before the policy has learnt anything of the batch.
+
+        A run that fails before its first batch, while a checkpoint is restored say, has nothing to save.
+        """
         stops = JudgeStop | ConfigError | SamplerError | RunStopped
-        if isinstance(exception, stops) and trainer.state.fn == TrainerFn.FITTING:
+        if isinstance(exception, stops) and trainer.state.fn == TrainerFn.FITTING and self._begun:
             done = cast(HerlModule, pl_module).counts["batches"]
             self._save_between_batches(trainer, done, "-stopped")
             if trainer.is_global_zero:
@@ -104,9 +109,7 @@ class Checkpoints(Checkpoint):
         part = folder / f"{name}.part"
         try:
             trainer.save_checkpoint(part)
-            if trainer.is_global_zero:
-                _put_in_place(part, _free(folder / name))
-                self._forget_old(folder)
+            together(lambda: self._put_in_place(trainer, part, folder / name))
         except OSError as error:
             raise TrainingError(
                 f"cannot write the checkpoint {folder / name}: {error}. The one before it is whole: "
@@ -114,20 +117,23 @@ class Checkpoints(Checkpoint):
             ) from error
         self._saved_at = time.monotonic()
 
-    def _forget_old(self, folder: Path) -> None:
-        newest = (folder / LAST).resolve()
-        old = sorted(path for path in folder.glob("batch-*") if path != newest)
-        for path in old[: max(0, len(old) - self.keep + 1)]:
+    def _put_in_place(self, trainer: L.Trainer, part: Path, final: Path) -> None:
+        """Renames, and points the link there; each is one step that happens or does not."""
+        if not trainer.is_global_zero:
+            return
+        final = _free(final)
+        os.replace(part, final)
+        link = final.parent / f"{LAST}.part"
+        link.unlink(missing_ok=True)
+        link.symlink_to(final.name)
+        os.replace(link, final.parent / LAST)
+        self._forget_old(final)
+
+    def _forget_old(self, newest: Path) -> None:
+        old = sorted(path for path in newest.parent.glob("batch-*.ckpt") if path != newest)
+        unfinished = newest.parent.glob("batch-*.part")  # of a run that was killed
+        for path in (*old[: max(0, len(old) - self.keep + 1)], *unfinished):
             _remove(path)
-
-
-def _put_in_place(part: Path, final: Path) -> None:
-    """Renames, and points the link there; each is one step that happens or does not."""
-    os.replace(part, final)
-    link = final.parent / f"{LAST}.part"
-    link.unlink(missing_ok=True)
-    link.symlink_to(final.name)
-    os.replace(link, final.parent / LAST)
 
 
 def _free(path: Path) -> Path:

@@ -118,7 +118,7 @@ class Dashboard(L.Callback):
         module = cast(HerlModule, pl_module)
         assert module.collection is not None
         groups, step = module.collection.groups, module.counts[module.log_over]
-        self._remember("train", step, [(group.task, one) for group in groups for one in group.attempts])
+        self._remember("train", step, module.reported)
         self.batches += 1
         if (self.batches - 1) % self.every_n_batches:
             return
@@ -139,7 +139,8 @@ class Dashboard(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         module = cast(HerlModule, pl_module)
         step = module.counts[module.log_over]
-        self._remember("heldout", step, [(one.task, one.answers[0]) for one in module.heldout])
+        plain = [(one.task, one.answers[0]) for one in module.heldout]
+        self._remember("heldout", step, rubric_metrics("heldout", plain))
         first_of = {one.task.id: one for one in reversed(module.heldout)}
         shown = list(reversed(first_of.values()))[: self.heldout_prompts]
         for writer in _writers(trainer) if self._shown < step else ():
@@ -149,12 +150,10 @@ class Dashboard(L.Callback):
         if trainer.state.fn != TrainerFn.FITTING:
             self._draw(trainer, module)
 
-    def _remember(self, family: str, step: int, answers: list[tuple[Task, Judged]]) -> None:
+    def _remember(self, family: str, step: int, metrics: Mapping[str, float]) -> None:
         prefix = f"{family}_criterion/"
         shares = {
-            name.removeprefix(prefix): share
-            for name, share in rubric_metrics(family, answers).items()
-            if name.startswith(prefix)
+            name.removeprefix(prefix): share for name, share in metrics.items() if name.startswith(prefix)
         }
         past = self.history[family]
         if shares and len(shares) <= self.most_criteria and (not past or past[-1][0] < step):

@@ -42,5 +42,5 @@ def heat_map(history: Sequence[tuple[int, Mapping[str, float]]], title: str, x_l
     ends.tick_params(length=0)
     figure.colorbar(image, ax=axes, label="share of answers", pad=0.01)
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()  # type: ignore[no-untyped-call]
-    return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()  # type: ignore[no-untyped-call]
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
+from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -60,9 +61,6 @@ class ProgressBar(LightningProgressBar):
     def enable(self) -> None:
         self._enabled = True
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_progress": None, "console": None}  # of a terminal: cannot be copied
-
     # Training
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -99,11 +97,11 @@ class ProgressBar(LightningProgressBar):
         dataloader_idx: int = 0,
     ) -> None:
         total = trainer.num_val_batches[0]
-        if trainer.state.fn == "validate":
+        if trainer.state.fn == TrainerFn.VALIDATING:
             self._show(trainer, (batch_idx + 1) / total, f"batch {batch_idx + 1}/{total}")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.state.fn == "validate":
+        if trainer.state.fn == TrainerFn.VALIDATING:
             self._close()
 
     def on_exception(

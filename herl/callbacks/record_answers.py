@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from typing import Any
 import lightning as L
 
 from herl.errors import check_at_least
+from herl.experience import Collection
 from herl.module import HerlModule
-from herl.records import step_records
+from herl.records import answer_record
 
 LINES_PER_FILE = 10_000
 
@@ -59,10 +61,8 @@ class RecordAnswers(L.Callback):
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         left = None if self.most is None else max(0, self.most - self.written)
-        lines = [
-            json.dumps(one) + "\n"
-            for one in step_records(pl_module.collection, pl_module.counts, pl_module.faults)
-        ][:left]
+        found = step_records(pl_module.collection, pl_module.counts, pl_module.faults)
+        lines = [json.dumps(one) + "\n" for one in islice(found, left)]
         while lines:
             room = LINES_PER_FILE - self.written % LINES_PER_FILE
             name = f"answers-{self.written // LINES_PER_FILE:05d}.jsonl"
@@ -70,3 +70,33 @@ class RecordAnswers(L.Callback):
                 file.writelines(lines[:room])
             self.written += len(lines[:room])
             lines = lines[room:]
+
+
+def step_records(
+    collection: Collection, counts: Mapping[str, int], faults: Mapping[str, str] | None = None
+) -> Iterator[dict[str, Any]]:
+    """Yields one record for each answer of a step.
+
+    `advantage` is None for an answer that is no member of its group: revisions that did not join, attempts
+    that were replaced or could not be judged.
+
+    Args:
+        collection: The step.
+        counts: Of the run so far: optimizer_steps and answers_sampled.
+        faults: What was wrong in the update, by answer.
+    """
+    for group in collection.groups:
+        members = {member.judged.rollout.id: member for member in group.members}  # a copy comes twice
+        ids = [member.judged.rollout.id for member in group.members]
+        earned = dict(zip(ids, group.advantages, strict=True))
+        reward_of = {one.rollout.id: one.judgement.reward for one in group.attempts}
+        for judged in (*group.attempts, *group.revisions):
+            key = judged.rollout.id
+            yield answer_record(group.task, judged) | {
+                "parent_reward": reward_of.get(judged.rollout.parent_id or ""),
+                "bonus": members[key].bonus if key in members else None,
+                "advantage": earned.get(key),
+                "fault": (faults or {}).get(key),
+                "optimizer_steps": counts["optimizer_steps"],
+                "answers_sampled": counts["answers_sampled"],
+            }

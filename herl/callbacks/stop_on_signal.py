@@ -11,7 +11,7 @@ from typing import Any
 
 import lightning as L
 
-from herl.distributed import gather
+from herl.distributed import gather, rank
 from herl.errors import RunStopped
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -20,8 +20,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 class StopOnSignal(L.Callback):
     """Stops before the next batch, on all ranks at once; the checkpoint goes on from there.
 
-    The first Ctrl-C lets the batch finish, the second ends the process. SIGUSR1, which SLURM sends before the
-    time is up (`sbatch --signal=USR1@300`), also puts the job back into its queue.
+    The first Ctrl-C lets the batch finish, the second ends the process. After SIGUSR1, which SLURM sends
+    before the time is up (`sbatch --signal=USR1@300`), `herl fit` also puts the job back into its queue.
     """
 
     def __init__(self) -> None:
@@ -37,14 +37,16 @@ class StopOnSignal(L.Callback):
             signal.signal(signal.SIGINT, signal.default_int_handler)
             raise KeyboardInterrupt
         self._received = signal.Signals(number)
+        if rank() == 0:  # logging and print are not safe in a handler
+            again = "; again: at once" if number == signal.SIGINT else ""
+            said = f"\nherl: {self._received.name}: the run stops before the next batch{again}\n"
+            os.write(2, said.encode())
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         received = next(filter(None, gather(self._received)), None)
         if received is not None:
-            if trainer.is_global_zero and received == signal.SIGUSR1:
-                _requeue()
             raise RunStopped(f"stopped by {received.name}", received)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -61,7 +63,8 @@ class StopOnSignal(L.Callback):
         self._before = {}
 
 
-def _requeue() -> None:
+def requeue(stop: RunStopped) -> None:
+    """Puts a SLURM job that was warned of its end back into the queue, once its checkpoint is written."""
     job = os.environ.get("SLURM_JOB_ID")
-    if job is not None:
+    if stop.signal == signal.SIGUSR1 and job is not None:
         subprocess.run(["scontrol", "requeue", job], check=False)

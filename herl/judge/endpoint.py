@@ -16,6 +16,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+import aiohttp
 import openai
 
 from herl.errors import ConfigError, JudgeError, check_above, check_at_least
@@ -139,10 +140,11 @@ class Endpoint(Chat):
         try:
             # post() and not chat.completions.create(): plain dicts cost half the processor time per call
             return await self._client.post("/chat/completions", cast_to=object, body=body | self._extra)
-        except openai.APITimeoutError as error:
-            raise JudgeError(f"no reply within {self._timeout:g} s", "timeout", retry=True) from error
         except openai.APIConnectionError as error:
-            said = self._clean(f"{error} {error.__cause__ or ''}")
+            if _is_timeout(error):
+                raise JudgeError(f"no reply within {self._timeout:g} s", "timeout", retry=True) from error
+            root = _causes(error)[-1]
+            said = self._clean(str(root) or type(root).__name__)
             raise JudgeError(f"connection to {self.base_url}: {said}", "connection", retry=True) from error
         except openai.BadRequestError:
             raise
@@ -190,6 +192,22 @@ class Endpoint(Chat):
     def _clean(self, said: str) -> str:
         """What the other side said, short and without the key, which some repeat."""
         return (said.replace(self._key, "[key]") if self._key else said)[:300]
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """An error and what it came from, down to the root."""
+    chain = [error]
+    while (cause := chain[-1].__cause__) is not None:
+        chain.append(cause)
+    return chain
+
+
+def _is_timeout(error: openai.APIConnectionError) -> bool:
+    """Whether time was up. openai's aiohttp client also calls a refused or a closed connection a timeout."""
+    causes = _causes(error)
+    lost = any(isinstance(cause, aiohttp.ClientConnectionError | OSError) for cause in causes)
+    late = any(isinstance(cause, TimeoutError) for cause in causes)
+    return isinstance(error, openai.APITimeoutError) and (late or not lost)
 
 
 def _is_about_form(error: openai.APIStatusError) -> bool:

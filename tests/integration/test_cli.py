@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -157,3 +158,41 @@ def test_the_other_presets_run(tmp_path, algorithm):
     assert done.returncode == 0, done.stderr
     revised = summary_of(tmp_path / "run")["revisions_sampled"]
     assert (revised > 0) == (algorithm == "reference")
+
+
+def test_a_slurm_job_is_put_back_into_the_queue_once_its_checkpoint_is_there(tmp_path):
+    folder, asked = tmp_path / "run", tmp_path / "asked"
+    command = tmp_path / "bin" / "scontrol"
+    command.parent.mkdir()
+    command.write_text(f"#!/bin/sh\necho $@ $(readlink {folder}/checkpoints/last.ckpt) > {asked}\n")
+    command.chmod(0o755)
+    changed = {"PATH": f"{command.parent}:{os.environ['PATH']}", "SLURM_JOB_ID": "77"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "herl", "fit", "trainer.max_epochs=100", f"hydra.run.dir={folder}"],
+        cwd=tmp_path, env=os.environ | changed, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        while process.poll() is None and not (folder / "records").exists():
+            time.sleep(0.1)
+        process.send_signal(signal.SIGUSR1)
+        out, error = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 0, error
+    assert "SIGUSR1: the run stops before the next batch" in error
+    assert "stopped by SIGUSR1" in " ".join(out.split())
+    requeue, job, newest = asked.read_text().split()
+    assert (requeue, job) == ("requeue", "77")
+    assert newest == (folder / "checkpoints" / "last.ckpt").resolve().name
+
+
+def test_only_fit_takes_what_a_run_starts_with(tmp_path):
+    done = herl("validate", "resume=x", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "unknown key 'resume'" in done.stderr
+    done = herl(
+        "validate", "checkpoint=pyproject.toml", cwd=Path(__file__).parents[2], **{"PYTHONWARNINGS": "ignore"}
+    )
+    assert done.returncode == 2
+    assert "checkpoint: expected a checkpoint written by herl fit, got 'pyproject.toml'" in done.stderr
+    assert "Traceback" not in done.stderr

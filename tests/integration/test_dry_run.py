@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from herl.dry_run import _batches, _part, _validations
+from herl.estimate import _batches, _part, _validations
 from tests.configuration import composed
 from tests.integration.runs import HERL, environment
 

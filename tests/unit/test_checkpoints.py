@@ -75,7 +75,7 @@ def run(folder, *callbacks, resume=None, every=1, keep=2, tasks=TASKS, seen=None
         ],
     )  # fmt: skip
     data = RubricDataModule(tasks, TASKS[:2], prompts_per_batch=2)
-    trainer.fit(module, data, ckpt_path=resume, weights_only=False)
+    trainer.fit(module, data, ckpt_path=resume, weights_only=True)
     return module, seen
 
 
@@ -117,6 +117,14 @@ def test_the_newest_are_kept_and_the_link_points_to_the_last(tmp_path):
     assert names == ["batch-00000005.ckpt", "batch-00000006-epoch.ckpt", "last.ckpt"]
     assert (tmp_path / "c" / "last.ckpt").resolve().name == "batch-00000006-epoch.ckpt"
     assert os.readlink(tmp_path / "c" / "last.ckpt") == "batch-00000006-epoch.ckpt"  # the folder may be moved
+
+
+def test_what_a_killed_run_left_unfinished_is_removed_and_does_not_count(tmp_path):
+    (tmp_path / "c" / "batch-00000009.ckpt.part").mkdir(parents=True)
+    (tmp_path / "c" / "batch-00000008.ckpt.part").write_bytes(b"half of it")
+    run(tmp_path, keep=2)
+    names = sorted(path.name for path in (tmp_path / "c").iterdir())
+    assert names == ["batch-00000005.ckpt", "batch-00000006-epoch.ckpt", "last.ckpt"]
 
 
 def test_a_full_disk_is_a_clear_error_and_the_checkpoint_before_stays(tmp_path, monkeypatch, whole):
@@ -162,25 +170,13 @@ def test_a_signal_stops_between_batches_and_nothing_is_lost(tmp_path, whole, num
     assert torch.equal(weights(again), weights(whole[0]))
 
 
-def test_a_second_ctrl_c_ends_the_process(tmp_path):
+def test_a_second_ctrl_c_ends_the_process(tmp_path, capfd):
     with pytest.raises(SystemExit):
         run(tmp_path, Send(2, signal.SIGINT, times=2), StopOnSignal(), every=None)
+    assert "herl: SIGINT: the run stops before the next batch; again: at once\n" in capfd.readouterr().err
     assert signal.getsignal(signal.SIGINT) is not signal.SIG_IGN or signal.signal(
         signal.SIGINT, signal.default_int_handler
     )
-
-
-def test_a_slurm_job_is_put_back_into_the_queue(tmp_path, monkeypatch):
-    asked = tmp_path / "asked"
-    command = tmp_path / "bin" / "scontrol"
-    command.parent.mkdir()
-    command.write_text(f"#!/bin/sh\necho $@ > {asked}\n")
-    command.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{command.parent}:{os.environ['PATH']}")
-    monkeypatch.setenv("SLURM_JOB_ID", "77")
-    with pytest.raises(RunStopped):
-        run(tmp_path, Send(1, signal.SIGUSR1), StopOnSignal(), every=None)
-    assert asked.read_text().split() == ["requeue", "77"]
 
 
 def test_other_training_prompts_are_refused(tmp_path):
@@ -189,8 +185,10 @@ def test_other_training_prompts_are_refused(tmp_path):
         run(tmp_path, resume=str(tmp_path / "c" / "last.ckpt"), tasks=TASKS[:5])
 
 
-def test_another_chat_template_is_refused(tmp_path, monkeypatch):
+def test_another_chat_template_is_refused_and_the_checkpoint_stays(tmp_path, monkeypatch):
     run(tmp_path)
+    newest = tmp_path / "c" / "last.ckpt"
+    before = newest.resolve()
     from herl.model import PretrainedModel
 
     real = PretrainedModel.tokenizer
@@ -204,4 +202,6 @@ def test_another_chat_template_is_refused(tmp_path, monkeypatch):
     with pytest.raises(
         ConfigError, match="expected the tokenizer and chat template of the checkpoint, got others"
     ):
-        run(tmp_path, resume=str(tmp_path / "c" / "last.ckpt"))
+        run(tmp_path, resume=newest)
+    assert newest.resolve() == before  # nothing was saved in its place
+    assert len(list((tmp_path / "c").iterdir())) == 3

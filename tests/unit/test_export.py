@@ -1,4 +1,6 @@
 import json
+import pickle
+from collections import Counter
 
 import pytest
 import torch
@@ -36,6 +38,22 @@ def test_a_checkpoint_comes_back_as_a_folder_that_answers_the_same(tmp_path, tok
     expected = trained.eval().generate(**ids, max_new_tokens=24, do_sample=False)
     assert loaded.generate(**ids, max_new_tokens=24, do_sample=False).tolist() == expected.tolist()
     assert not torch.equal(loaded.lm_head.weight, PretrainedModel(path="tiny").load().lm_head.weight) or lora
+
+
+def test_what_is_no_checkpoint_is_a_clear_error(tmp_path):
+    policy = PretrainedModel(path="tiny").load()
+    places = {
+        name: tmp_path / name for name in ("absent", "folder", "text", "empty", "pickle", "other", "code")
+    }
+    places["folder"].mkdir()
+    places["text"].write_text("weights")
+    places["empty"].touch()
+    places["pickle"].write_bytes(pickle.dumps({"state_dict": Counter, "code": print}))
+    torch.save({"weights": {}}, places["other"])
+    torch.save({"state_dict": {}, "code": print}, places["code"])
+    for place in places.values():
+        with pytest.raises(ConfigError, match="checkpoint: expected a checkpoint written by herl fit, got '"):
+            load_checkpoint(policy, place)
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,11 @@
 import pytest
 
 from herl.errors import ConfigError
+from herl.evaluate import trajectory_records
 from herl.experience import RolloutPlan, Stages
 from herl.hindsight.revision import RevisionBuilder
 from herl.improve import Trajectory, improve, rewards_by_round
 from herl.judge import JudgeDesk
-from herl.records import trajectory_records
 from herl.sampler.scripted import ScriptedSampler
 from herl.testing import FakeJudge, make_judged, make_rollout, make_task
 from herl.types import Sampling

@@ -140,3 +140,15 @@ def test_markup_in_answers_is_shown_as_it_is(tmp_path, capsys):
     shown = " ".join(capsys.readouterr().out.split())
     assert "[red]not" in shown
     assert "[b]x[/b]" in shown
+
+
+@pytest.mark.parametrize("tail", ['{"id": "0:0:0:t', "x" * 200_000])
+def test_half_a_line_that_a_killed_run_left_is_passed_over(tmp_path, records, tail):
+    folder = written(tmp_path / "run", records, per_file=97)
+    expected = find(folder, Query(order="best", most=7))
+    newest = sorted((folder / "records").iterdir())[-1]
+    with newest.open("a") as file:
+        file.write(tail)
+    assert find(folder, Query(order="best", most=7)) == expected
+    newest.write_text(tail)
+    assert find(folder, Query(order="last", most=1))[0].answer == records[len(records) // 97 * 97 - 1]

@@ -152,7 +152,8 @@ def test_faults_are_counted_by_cause_as_the_server_made_them(faulty):
 
 @pytest.mark.parametrize(
     ("fault", "cause"),
-    [("server", "server"), ("hang", "timeout"), ("cut", "connection"), ("malformed", "malformed"),
+    [("server", "server"), ("hang", "timeout"), ("cut", "connection"), ("close", "connection"),
+     ("malformed", "malformed"),
      ("wrong_count", "wrong_count"), ("rate_limit", "rate_limit")],
 )  # fmt: skip
 def test_what_keeps_failing_abstains_with_its_cause_and_never_scores_0(fault, cause):
@@ -163,6 +164,15 @@ def test_what_keeps_failing_abstains_with_its_cause_and_never_scores_0(fault, ca
     assert all(verdict.met is None and verdict.reason for j in judgements for verdict in j.verdicts)
     assert desk.causes() == {cause: 4}
     assert endpoint.served == {fault: 4}
+
+
+def test_an_endpoint_that_is_not_there_is_no_timeout():
+    with FakeEndpoint() as endpoint:
+        judge = made(endpoint, limits=Limits(backoff_seconds=0.0, tries=2))
+    [judgement], desk = judge_all(judge, ["fish"])  # the port is closed by now
+    assert desk.causes() == {"connection": 2}
+    assert f"connection to {endpoint.url}" in judgement.verdicts[0].reason
+    assert "Connect call failed" in judgement.verdicts[0].reason
 
 
 def test_a_judge_that_always_fails_stops_the_run_within_the_window():

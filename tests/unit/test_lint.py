@@ -4,7 +4,8 @@ from dataclasses import replace
 import pytest
 
 from herl import Criterion, DataError, Rubric
-from herl.lint import bad_rows, findings, read_records
+from herl.lint import bad_rows, findings
+from herl.records import read_records
 from herl.testing import make_task
 
 LONG = "Describe the otter and tell where it lives, what it eats and how it raises its young in the river."
@@ -101,11 +102,17 @@ def test_records_show_what_says_nothing():
 
 
 def test_records_and_bad_rows_are_read_from_a_runs_folder(tmp_path):
-    with pytest.raises(DataError, match="records: expected the folder of a run"):
+    with pytest.raises(DataError, match="expected the folder of a run with recorded answers"):
         list(read_records(tmp_path))
     (tmp_path / "records").mkdir()
     (tmp_path / "records" / "answers-00000.jsonl").write_text(json.dumps(record("a", 0.5)) + "\n")
     assert [one["task_id"] for one in read_records(tmp_path)] == ["a"]
+    with (tmp_path / "records" / "answers-00000.jsonl").open("a") as file:
+        file.write('{"task_id": "half a li')
+    assert [one["task_id"] for one in read_records(tmp_path)] == ["a"]
+    (tmp_path / "records" / "answers-00000.jsonl").write_text('{"task_id": "a"}\n?\n')
+    with pytest.raises(DataError, match=r"answers-00000.jsonl:2: expected one JSON object a line"):
+        list(read_records(tmp_path))
     (tmp_path / "bad_rows_train.jsonl").write_text(
         json.dumps({"place": "x:1", "error": "no prompt", "row": {}})
     )
