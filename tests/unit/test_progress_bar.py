@@ -1,5 +1,4 @@
 import io
-import pickle
 
 import lightning as L
 import pytest
@@ -53,7 +52,3 @@ def test_a_run_is_as_far_as_the_limit_that_it_meets_first(tmp_path):
     )  # fmt: skip
     trainer.fit(module_of(), RubricDataModule(TASKS, prompts_per_batch=2))
     assert shares == pytest.approx([8 / 24, 16 / 24, 1.0])
-
-
-def test_a_bar_can_be_sent_to_other_processes():
-    assert pickle.loads(pickle.dumps(ProgressBar())).seconds_between_lines == 30.0
