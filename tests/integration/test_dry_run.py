@@ -5,6 +5,9 @@ import subprocess
 
 import pytest
 
+from herl.commands import validate
+from herl.dry_run import dry_run
+from herl.errors import ConfigError
 from herl.estimate import _batches, _part, _validations
 from tests.configuration import composed
 from tests.integration.runs import HERL, environment
@@ -14,7 +17,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 def test_a_dry_run_shows_prompts_and_estimates_and_writes_nothing_but_its_report(tmp_path):
     done = subprocess.run(
-        [*HERL, "fit", "dry_run=true", "rollout.attempt.max_new_tokens=32", f"hydra.run.dir={tmp_path}/run"],
+        [*HERL, "fit", "dry_run=true", "rollout.attempt.max_new_tokens=32", "cost.gpu=h100",
+         "cost.price=2", f"hydra.run.dir={tmp_path}/run"],
         cwd=tmp_path, capture_output=True, text=True, timeout=300, env=environment(),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
@@ -31,9 +35,50 @@ def test_a_dry_run_shows_prompts_and_estimates_and_writes_nothing_but_its_report
         sum(spent for name, spent in report["run_seconds"].items() if name != "total"), abs=0.5
     )
     assert report["longest_update"]["tokens"] == 512 - 32 + 8 * 32
+    gpus = report["gpus"]
+    assert (gpus["gpu"], gpus["devices"], gpus["parameters"], gpus["fits"]) == ("h100", 8, 430_752, True)
+    assert gpus["run_hours"] == pytest.approx(
+        sum(gpus["batch_seconds"].values()) * report["batches"] / 3600, abs=1e-3
+    )
+    assert gpus["price"] == pytest.approx(2 * gpus["gpu_hours"], abs=0.02)
+    assert "0.00 billion parameters on 8 x h100" in done.stdout
     assert report["memory_gib"]["memory_gib"] > 0.1
     assert "The draft misses:" in done.stdout
     assert f"{report['batches']} batches" in done.stdout
+
+
+def test_one_batch_is_enough_to_try(tmp_path):
+    report = dry_run(
+        composed(
+            "fit",
+            "dry_run=true",
+            "data.prompts_per_batch=288",
+            "rollout.attempts_per_prompt=2",
+            "rollout.attempt.max_new_tokens=8",
+            output_dir=tmp_path,
+        )
+    )
+    assert report["prompts"]["train"] == 288
+    assert report["longest_update"]["seconds"] > 0
+    assert report["memory_gib"]["memory_gib"] > 0
+
+
+def test_nothing_untrusted_is_made_to_see_how_long_a_run_is(tmp_path):
+    touched = tmp_path / "touched"
+    config = composed(
+        "fit",
+        "dry_run=true",
+        f"+callbacks.x={{_target_: pathlib.Path.touch, self: {touched}}}",
+        output_dir=tmp_path,
+    )
+    with pytest.raises(ConfigError, match=r"callbacks.x._target_: expected something of herl"):
+        dry_run(config)
+    config = composed(
+        "validate", "+further_judges.x={_target_: os.mkdir, path: " + str(touched) + "}", output_dir=tmp_path
+    )
+    with pytest.raises(ConfigError, match=r"further_judges.x._target_: expected something of herl"):
+        validate(config)
+    assert not touched.exists()
 
 
 @pytest.mark.parametrize(

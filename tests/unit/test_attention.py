@@ -83,6 +83,11 @@ def test_models_whose_attention_cannot_be_swapped_say_why(caplog):
     assert "Gemma2ForCausalLM is not trained on shared rows: " in caplog.text
 
 
+def test_rows_are_still_shared_where_bfloat16_rounds(policy):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert choose_packing(policy, torch.device("cpu")) == "shared"
+
+
 def test_a_model_with_a_state_is_trained_one_answer_at_a_time(caplog):
     model = model_of("mamba", state_size=4)
     assert choose_packing(model, torch.device("cpu")) == "single"
