@@ -16,6 +16,7 @@ import lightning as L
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 from transformers.utils import logging as transformers_logging
 
@@ -78,6 +79,9 @@ def make(node: DictConfig, **arguments: Any) -> Any:
     except InstantiationException as error:
         if isinstance(error.__cause__, HerlError):
             raise error.__cause__ from error
+        refused = isinstance(error.__cause__, MisconfigurationException | TypeError | ValueError)
+        if refused and str(node._target_).startswith("lightning."):
+            raise ConfigError(f"{node._get_full_key(None)}: {error.__cause__}") from error
         raise
 
 

@@ -201,11 +201,12 @@ def lint(config: DictConfig) -> list[Finding]:
     if OmegaConf.select(config, "data.train.on_bad_row") is not None:
         config.data.train.on_bad_row = "skip"  # all of them are to be listed
     data: Any = make(config.data)
-    tokenizer = make(config.model).tokenizer()
+    model = make(config.model)
+    tokenizer = model.tokenizer()
     found = findings(
         {"train": data.train, "heldout": data.heldout},
         prompt_tokens=lambda task: len(render(tokenizer, task.messages)),
-        max_prompt_tokens=config.rollout.max_prompt_tokens,
+        max_prompt_tokens=make(config.rollout).within(model.max_tokens()).max_prompt_tokens,
         records=read_records(Path(config.records)) if config.records else (),
     )
     found = bad_rows(Path(config.output_dir)) + found

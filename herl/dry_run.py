@@ -45,7 +45,7 @@ def dry_run(config: DictConfig) -> dict[str, Any]:
     size = model_size(config.cost.model or config.model.path) if cost else None
     tried = Tried()
     run = build(_trial_of(config), callbacks=[_Watch(tried)])  # called before the refresh
-    found = _lint(config, run)
+    found = _lint(run)
     with run.closing():
         run.trainer.fit(run.module, run.data)
         before = dict(run.module.clock.seconds)  # the model is warm by now
@@ -79,13 +79,13 @@ def _trial_of(config: DictConfig) -> DictConfig:
     return trial
 
 
-def _lint(config: DictConfig, run: Run) -> dict[str, int]:
+def _lint(run: Run) -> dict[str, int]:
     data: Any = run.data
     tokenizer = run.module.stages.tokenizer
     found = findings(
         {"train": data.train, "heldout": data.heldout},
         prompt_tokens=lambda task: len(render(tokenizer, task.messages)),
-        max_prompt_tokens=config.rollout.max_prompt_tokens,
+        max_prompt_tokens=run.module.stages.plan.max_prompt_tokens,
     )
     return dict(Counter(f"{one.level}: {one.kind}" for one in found))
 
@@ -134,11 +134,8 @@ class _Watch(L.Callback):
 
     def _longest(self, module: HerlModule) -> None:
         """Computes loss and gradient of a group as long as the configuration and the model allow."""
-        plan, policy = module.stages.plan, module.policy
-        assert policy is not None
-        most = getattr(policy.config.get_text_config(), "max_position_embeddings", 2**31)
-        answer = min(plan.attempt.max_new_tokens, most - 1)
-        context = max(1, min(plan.max_prompt_tokens, most - answer))
+        plan = module.stages.plan
+        context, answer = plan.max_prompt_tokens, plan.attempt.max_new_tokens
         scorer = module.scorer()
         experiences = [_made_up(i, context, answer) for i in range(plan.attempts_per_prompt)]
         batch = next(iter(scorer.micro_batches(experiences)))

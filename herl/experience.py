@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from herl.bonus import BonusReward, NoBonus
@@ -56,7 +56,8 @@ class RolloutPlan:
         heldout: How held-out prompts are answered; None for like `attempt`.
         training_context: The context that revisions are trained under: the `original` prompt, the
             `hindsight` prompt that they were sampled under, or `both`.
-        max_prompt_tokens: Longer prompts and revision prompts are dropped and counted, never cut.
+        max_prompt_tokens: Longer prompts and revision prompts are dropped and counted, never cut; so are
+            those that leave no room for the longest answer in the model.
     """
 
     attempts_per_prompt: int = 8
@@ -88,6 +89,26 @@ class RolloutPlan:
                 "rollout.attempt.temperature: expected a number above 0 (attempts must differ to be "
                 f"compared), got {self.attempt.temperature}"
             )
+
+    def within(self, most: int | None) -> RolloutPlan:
+        """Returns the plan with prompts so short that every answer has room in the model.
+
+        Args:
+            most: Tokens of a prompt with its answer that the model takes; None for any.
+
+        Raises:
+            ConfigError: an answer alone may fill it.
+        """
+        kinds = {"attempt": self.attempt, "revision": self.revision, "heldout": self.heldout or self.attempt}
+        name, longest = max(kinds.items(), key=lambda kind: kind[1].max_new_tokens)
+        if most is None:
+            return self
+        if longest.max_new_tokens >= most:
+            raise ConfigError(
+                f"rollout.{name}.max_new_tokens: expected less than the {most} tokens that the model takes "
+                f"of a prompt with its answer, got {longest.max_new_tokens}"
+            )
+        return replace(self, max_prompt_tokens=min(self.max_prompt_tokens, most - longest.max_new_tokens))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

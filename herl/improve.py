@@ -115,6 +115,15 @@ def check_rounds(key: str, rounds: int, stages: Stages) -> None:
         )
 
 
+def check_attempts(key: str, attempts: int, sampling: Sampling | None) -> None:
+    """Raises a ConfigError if that many attempts would all be the same."""
+    if attempts > 1 and sampling is not None and sampling.temperature == 0:
+        raise ConfigError(
+            f"{key}: expected 1 with rollout.heldout.temperature=0, under which all are the same, "
+            f"got {attempts}"
+        )
+
+
 def rewards_by_round(trajectories: Sequence[Trajectory], rounds: int) -> list[float]:
     """Returns the mean reward of the best answers after 0, 1, ... `rounds` revisions."""
     means = []

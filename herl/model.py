@@ -65,6 +65,22 @@ class PretrainedModel:
             raise ConfigError(f"model.path: cannot load '{self.path}': {error}") from error
         return self._prepared(model)
 
+    def max_tokens(self) -> int | None:
+        """Returns the most tokens of a prompt with its answer, by the model's configuration; None for any.
+
+        Raises:
+            ConfigError: there is no such model.
+        """
+        try:
+            config = AutoConfig.from_pretrained(self.source()).get_text_config()
+        except OSError as error:
+            raise ConfigError(f"model.path: cannot load '{self.path}': {error}") from error
+        most: int | None = getattr(config, "max_position_embeddings", None)
+        rope = getattr(config, "rope_parameters", None) or {}
+        if most is not None and rope.get("rope_type") in ("linear", "dynamic", "yarn"):
+            most = max(most, int(rope.get("original_max_position_embeddings", most) * rope["factor"]))
+        return most
+
     def skeleton(self) -> PreTrainedModel:
         """Returns the model with memory for its weights and nothing in it: another process fills it."""
         config = AutoConfig.from_pretrained(self.source())

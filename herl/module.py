@@ -28,7 +28,7 @@ from herl.batch import Packing, split_by_group
 from herl.bonus import BonusReward, NoBonus
 from herl.clock import PhaseClock
 from herl.distributed import gather, together, world_size
-from herl.errors import ConfigError, TrainingError
+from herl.errors import ConfigError, TrainingError, check_at_least
 from herl.experience import (
     Advantages,
     Collection,
@@ -39,7 +39,7 @@ from herl.experience import (
     reading_sample,
 )
 from herl.hindsight import HindsightBuilder, NoHindsight
-from herl.improve import Trajectory, check_rounds, improve, rewards_by_round
+from herl.improve import Trajectory, check_attempts, check_rounds, improve, rewards_by_round
 from herl.judge import Judge, JudgeDesk
 from herl.lora import has_adapters
 from herl.loss import PolicyLoss
@@ -121,13 +121,10 @@ class HerlModule(L.LightningModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        for name, value in (
-            ("updates_per_batch", updates_per_batch),
-            ("micro_batch_tokens", micro_batch_tokens),
-            ("validation_attempts", validation_attempts),
-        ):
-            if value < 1:
-                raise ConfigError(f"{name}: expected at least 1, got {value}")
+        check_at_least(
+            "module", 1, updates_per_batch=updates_per_batch, micro_batch_tokens=micro_batch_tokens,
+            validation_attempts=validation_attempts,
+        )  # fmt: skip
         self.model = model
         self.loss = loss or PolicyLoss()
         self.optimizer = optimizer
@@ -147,13 +144,14 @@ class HerlModule(L.LightningModule):
             tokenizer=model.tokenizer(),
             sampler=sampler,
             desk=judge_desk(judge),
-            plan=rollout or RolloutPlan(),
+            plan=(rollout or RolloutPlan()).within(model.max_tokens()),
             selection=selection,
             advantages=advantages,
             hindsight=hindsight or NoHindsight(),
             bonus=bonus or NoBonus(),
         )
         check_rounds("module.validation_revisions", validation_revisions, self.stages)
+        check_attempts("module.validation_attempts", validation_attempts, self.stages.plan.heldout)
         self.policy: PreTrainedModel | None = None
         # In a tuple, so that Lightning neither registers nor saves it.
         self._reference: tuple[PreTrainedModel, ...] = ()

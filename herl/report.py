@@ -74,7 +74,7 @@ def environment_unread() -> Iterator[None]:
 
 def _judge_summary(desk: JudgeDesk) -> dict[str, Any]:
     """What judging cost, where it cost something, and how many verdicts abstained, by cause."""
-    usage = desk.state_dict()
+    usage = desk.totals()
     counted = ("calls", "tokens", "cost", "cache_hits", "missing")
     cost = {name: round(usage[name], 6) for name in counted if usage.get(name)}
     faults = {name: int(n) for name, n in sorted(usage.items()) if name.startswith("fault_")}

@@ -80,7 +80,7 @@ class Sampling:
 
     temperature: float = 1.0
     top_p: float = 1.0
-    max_new_tokens: int = 512
+    max_new_tokens: int = 256
     """Tokens, end token included."""
 
 

@@ -93,6 +93,11 @@ class ServerProcess:
                     return
             time.sleep(0.5)
 
+    @property
+    def ended(self) -> bool:
+        """Whether the server runs no more."""
+        return self._process.poll() is not None
+
     def kill(self) -> None:
         """Ends the server and its engine at once."""
         self._signal(signal.SIGKILL)

@@ -10,7 +10,7 @@ from typing import Any
 
 import lightning as L
 
-from herl.errors import check_at_least
+from herl.errors import TrainingError, check_at_least
 from herl.experience import Collection
 from herl.module import HerlModule
 from herl.records import answer_record
@@ -66,8 +66,13 @@ class RecordAnswers(L.Callback):
         while lines:
             room = LINES_PER_FILE - self.written % LINES_PER_FILE
             name = f"answers-{self.written // LINES_PER_FILE:05d}.jsonl"
-            with (self.folder / name).open("a", encoding="utf-8") as file:
-                file.writelines(lines[:room])
+            try:
+                with (self.folder / name).open("a", encoding="utf-8") as file:
+                    file.writelines(lines[:room])
+            except OSError as error:
+                raise TrainingError(
+                    f"cannot record answers in {self.folder / name}: {error}. Make room, then resume the run"
+                ) from error
             self.written += len(lines[:room])
             lines = lines[room:]
 

@@ -185,20 +185,27 @@ class JudgeDesk:
         found = {name: count for name, count in self.usage.items() if name.startswith("abstained_")}
         return {name.removeprefix("abstained_"): int(count) for name, count in sorted(found.items())}
 
-    def state_dict(self) -> dict[str, float]:
-        """Returns what a resumed run needs to go on counting; a batch that was given up is paid for, too."""
+    def totals(self) -> dict[str, float]:
+        """Returns what judging took in the run so far; a batch that was given up is paid for, too."""
         return self.usage | {name: self.budget.spent(name) for name in ("calls", "tokens", "cost")}
 
-    def load_state_dict(self, state: Mapping[str, float]) -> None:
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what a resumed run needs to go on counting."""
+        return {"totals": self.totals(), "window": list(self._window), "failure": self._last_failure}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Adds what was counted before the run was resumed, costs included."""
-        self.usage.update(state)
-        self.budget.settle([state])
+        self.usage.update(state["totals"])
+        self.budget.settle([state["totals"]])
+        self._window.extend(state["window"])
+        self._last_failure = state["failure"]
 
     def _check_limit(self) -> None:
         abstained = sum(bad for bad, _ in self._window)
         total = sum(count for _, count in self._window)
         full = len(self._window) == self._window.maxlen
         if full and total and abstained / total > self.max_abstention:
+            self._window.clear()  # a run that is resumed, with a better judge, starts a window of its own
             causes = ", ".join(f"{cause} {count}" for cause, count in self.causes().items())
             raise AbstentionLimit(
                 f"the judge {type(self.judge).__name__} abstained on {abstained} of the last {total} "

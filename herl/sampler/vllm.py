@@ -11,7 +11,9 @@ Left out: penalties and stop strings, speculative decoding, engines on other mac
 
 from __future__ import annotations
 
+import gc
 import itertools
+import logging
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,12 +23,12 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from herl.distributed import rank, world_size
-from herl.errors import ConfigError, SamplerError
+from herl.errors import ConfigError, SamplerError, check_at_least
 from herl.sampler import More, StreamingSampler
 from herl.sampler.answer import end_token_ids, finished_answer
 from herl.seeds import derive_seed
 from herl.types import Rollout, SampleRequest
-from herl.weights import tied_embeddings, with_head
+from herl.weights import named_weights, tied_embeddings, with_head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from vllm.inputs import TokensPrompt
 
 GIB = 2**30
+logger = logging.getLogger(__name__)
 
 
 class VLLMSampler(StreamingSampler):
@@ -53,6 +56,8 @@ class VLLMSampler(StreamingSampler):
         enforce_eager: No CUDA graphs: a quicker start, slower tokens. Always so on a CPU.
         sleep: Move the engine's weights to the host and drop its cache during the update. GPU only.
         tensor_parallel_size: Neighbouring ranks that share one engine.
+        restarts: Times in a run that an engine which fails is built anew, with the policy's present weights,
+            and asked again for what it owed. On one process alone: several stop, with a checkpoint.
         engine: Further arguments of vllm.LLM.
     """
 
@@ -67,6 +72,7 @@ class VLLMSampler(StreamingSampler):
         enforce_eager: bool = False,
         sleep: bool = False,
         tensor_parallel_size: int = 1,
+        restarts: int = 1,
         engine: Mapping[str, Any] | None = None,
     ) -> None:
         if max_num_seqs < 1 or tensor_parallel_size < 1:
@@ -74,6 +80,7 @@ class VLLMSampler(StreamingSampler):
                 "sampler: expected max_num_seqs and tensor_parallel_size of at least 1, "
                 f"got {max_num_seqs} and {tensor_parallel_size}"
             )
+        check_at_least("sampler", 0, restarts=restarts)
         if not 0.0 < gpu_memory_utilization <= 1.0:
             raise ConfigError(
                 f"sampler.gpu_memory_utilization: expected a share in (0, 1], got {gpu_memory_utilization}"
@@ -82,6 +89,7 @@ class VLLMSampler(StreamingSampler):
         self.version: int | None = None
         self._sleeps = sleep
         self._asleep = False
+        self._restarts_left = restarts
         self._kv_cache_gib = kv_cache_gib
         self._block_size = block_size
         self._enforce_eager = enforce_eager
@@ -107,10 +115,14 @@ class VLLMSampler(StreamingSampler):
         self._tokenizer = tokenizer
         self._end_ids = end_token_ids(policy, tokenizer)
         self._tied = tied_embeddings(policy)
+        self._policy = policy
+        self._start_engine()
+
+    def _start_engine(self) -> None:
         # The engine reseeds the global generators, and on a CPU forbids to set the number of threads.
         set_num_threads, threads = torch.set_num_threads, torch.get_num_threads()
         with isolate_rng():
-            self._llm = self._build(str(policy.name_or_path))
+            self._llm = self._build(str(self._policy.name_or_path))
         torch.set_num_threads = set_num_threads
         torch.set_num_threads(threads)
 
@@ -169,32 +181,53 @@ class VLLMSampler(StreamingSampler):
         """Yields rollouts as they finish, from all requests at once; asks for more before every step.
 
         Raises:
-            SamplerError: the engine has no weights yet, or a prompt does not fit into it.
+            SamplerError: the engine has no weights yet or fails, or a prompt does not fit into it.
         """
         if self.version is None:
             raise SamplerError(
                 "the vLLM engine has no weights yet: add the callback herl.callbacks.RefreshSampler"
             )
         self._wake()
-        engine = self._llm.llm_engine
         waiting: dict[str, tuple[SampleRequest, int]] = {}
         keys = map(str, itertools.count())
         try:
-            while requests or engine.has_unfinished_requests():
+            while requests or waiting:
                 for request in requests:
                     self._check_length(request)
-                    prompt: TokensPrompt = {"prompt_token_ids": list(request.prompt_ids)}
-                    for index, key in zip(range(request.n), keys, strict=False):
-                        engine.add_request(key, prompt, self._settings(request, index))
-                        waiting[key] = request, index
-                with torch.autocast(self._device_type, enabled=False):  # that of the trainer's precision
-                    outputs = engine.step()
-                for output in outputs:
+                    asked = {key: (request, i) for i, key in zip(range(request.n), keys, strict=False)}
+                    waiting |= asked
+                    self._ask(asked)
+                for output in self._step(waiting):
                     if output.finished:
                         yield self._rollout(*waiting.pop(output.request_id), output)
-                requests = more(not engine.has_unfinished_requests())
+                requests = more(not waiting)
         finally:
-            engine.abort_request(list(waiting))
+            self._llm.llm_engine.abort_request(list(waiting))
+
+    def _ask(self, asked: Mapping[str, tuple[SampleRequest, int]]) -> None:
+        for key, (request, index) in asked.items():
+            prompt: TokensPrompt = {"prompt_token_ids": list(request.prompt_ids)}
+            self._llm.llm_engine.add_request(key, prompt, self._settings(request, index))
+
+    def _step(self, waiting: Mapping[str, tuple[SampleRequest, int]]) -> Sequence[Any]:
+        """Takes a step of the engine. One that fails is built anew and gets all that is waiting."""
+        try:
+            with torch.autocast(self._device_type, enabled=False):  # that of the trainer's precision
+                return list(self._llm.llm_engine.step())
+        except Exception as error:  # whatever goes wrong in there, the engine is of no use any more
+            said = f"the vLLM engine failed: {type(error).__name__}: {error}"
+            if world_size() > 1 or not self._restarts_left:
+                raise SamplerError(f"{said}. It was not built anew: see sampler.restarts") from error
+        self._restarts_left -= 1
+        logger.warning("%s. It is built anew; %d answers are sampled again", said, len(waiting))
+        self.close()
+        del self._llm
+        gc.collect()
+        self._start_engine()
+        assert self.version is not None
+        self.load_weights(named_weights(self._policy), self.version)
+        self._ask(waiting)
+        return ()
 
     def _check_length(self, request: SampleRequest) -> None:
         """The engine itself would cut an answer short where the room ends."""

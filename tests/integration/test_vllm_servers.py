@@ -26,8 +26,9 @@ ARGUMENTS = [
 @pytest.fixture(scope="module")
 def sampler(tmp_path_factory):
     sampler = VLLMServerSampler(
-        str(tmp_path_factory.mktemp("weights")), start=2, arguments=ARGUMENTS, requests_per_server=16
-    )
+        str(tmp_path_factory.mktemp("weights")), start=2, arguments=ARGUMENTS, requests_per_server=16,
+        restarts=3,
+    )  # fmt: skip
     try:
         sampler.start(MODEL.load(), MODEL.tokenizer())
         yield sampler
@@ -131,13 +132,26 @@ def test_a_server_killed_in_the_middle_loses_no_answer_and_doubles_none(sampler,
     assert len(found) == len(expected) == 64
     assert {rollout.id: rollout.token_ids for rollout in found} == expected
     assert [server.up for server in sampler.pool.servers] == [False, True]
-    # and the run goes on with the other one
+    # the next refresh starts it anew
     assert refresh(sampler, changed(policy, 0.02), 6)["sampler/probe_error"] < 1e-4
-    assert len(list(sampler.generate(requests(tokenizer, 2)))) == 16
+    assert [server.up for server in sampler.pool.servers] == [True, True]
 
 
-def test_with_no_server_left_the_error_says_what_became_of_each(sampler, tokenizer):
-    sampler.processes[1].kill()
+def test_when_all_servers_die_in_the_middle_they_are_started_anew_and_no_answer_is_lost(sampler, tokenizer):
+    expected = {rollout.id: rollout.token_ids for rollout in sampler.generate(requests(tokenizer))}
+    found = []
+    for rollout in sampler.generate(requests(tokenizer)):
+        found.append(rollout)
+        if len(found) == 5:
+            for process in sampler.processes:
+                process.kill()
+    assert len(found) == len(expected) == 64
+    assert {rollout.id: rollout.token_ids for rollout in found} == expected
+
+
+def test_with_no_server_and_no_restart_left_the_error_says_what_became_of_each(sampler, tokenizer):
+    for process in sampler.processes:
+        process.kill()
     with pytest.raises(SamplerError, match="no vLLM server is left") as error:
         list(sampler.generate(requests(tokenizer, 2)))
     assert all(process.url in str(error.value) for process in sampler.processes)
