@@ -159,6 +159,7 @@ def test_faults_are_counted_by_cause_as_the_server_made_them(faulty):
 def test_what_keeps_failing_abstains_with_its_cause_and_never_scores_0(fault, cause):
     limits = Limits(backoff_seconds=0.0, tries=2)
     with FakeEndpoint(fault_share=1.0, faults=(fault,), retry_after=0.01) as endpoint:
+        limits = Limits(backoff_seconds=0.0, tries=2)
         timeout = 0.2 if fault == "hang" else 30.0  # seconds
         judgements, desk = judge_all(made(endpoint, limits=limits, timeout=timeout), ["fish", "river"])
     assert [judgement.reward for judgement in judgements] == [None, None]
