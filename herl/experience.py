@@ -99,10 +99,10 @@ class RolloutPlan:
         Raises:
             ConfigError: an answer alone may fill it.
         """
-        kinds = {"attempt": self.attempt, "revision": self.revision, "heldout": self.heldout or self.attempt}
-        name, longest = max(kinds.items(), key=lambda kind: kind[1].max_new_tokens)
         if most is None:
             return self
+        kinds = {"attempt": self.attempt, "revision": self.revision, "heldout": self.heldout or self.attempt}
+        name, longest = max(kinds.items(), key=lambda kind: kind[1].max_new_tokens)
         if longest.max_new_tokens >= most:
             raise ConfigError(
                 f"rollout.{name}.max_new_tokens: expected less than the {most} tokens that the model takes "

@@ -54,6 +54,7 @@ from herl.schedule import Schedule, learning_rate_share, run_share
 from herl.scoring import Scorer
 from herl.selection import form_group
 from herl.sharding import FSDPStrategy, check_trainer, load_sharded
+from herl.teardown import TeardownOnError
 from herl.types import Experience, Task
 from herl.weights import first_not_finite, is_sharded, named_weights, whole
 
@@ -122,9 +123,9 @@ class HerlModule(L.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         check_at_least(
-            "module", 1, updates_per_batch=updates_per_batch, micro_batch_tokens=micro_batch_tokens,
-            validation_attempts=validation_attempts,
-        )  # fmt: skip
+            "module", 1, updates_per_batch=updates_per_batch, validation_attempts=validation_attempts
+        )
+        check_at_least("module", 1, micro_batch_tokens=micro_batch_tokens)
         self.model = model
         self.loss = loss or PolicyLoss()
         self.optimizer = optimizer
@@ -175,8 +176,7 @@ class HerlModule(L.LightningModule):
             self.policy = self._load(self.model).train()
             if self.loss.kl_coef > 0 and not has_adapters(self.policy):
                 self._reference = (self._load(self.model).eval().requires_grad_(False),)
-            policy = self.policy
-            together(lambda: self.stages.sampler.start(policy, self.stages.tokenizer))
+            together(partial(self.stages.sampler.start, self.policy, self.stages.tokenizer))
 
     def _load(self, model: PretrainedModel) -> PreTrainedModel:
         strategy = self.trainer.strategy
@@ -195,6 +195,10 @@ class HerlModule(L.LightningModule):
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]  # a sharded checkpoint brings back only what is there already
         return optimizer
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        """Adds the teardown after an error."""
+        return [TeardownOnError()]
 
     def setup(self, stage: str) -> None:
         """Opens the judge desk."""
@@ -278,8 +282,10 @@ class HerlModule(L.LightningModule):
     ) -> None:
         """Takes one optimiser step over these experiences."""
         optimizer = cast(torch.optim.Optimizer, self.optimizers())
+        done = run_share(self.trainer, self.trainer.fit_loop.batch_idx)  # nothing but the point of the run
+        rate = learning_rate_share(self.schedule, self.counts["optimizer_steps"], self.warmup_steps, done)
         for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * self._scheduled_rate()
+            group["lr"] = group["initial_lr"] * rate
         total, bad = 0.0, []
         batches = list(scorer.micro_batches(experiences, old_logprobs))
         for batch in batches:
@@ -341,11 +347,6 @@ class HerlModule(L.LightningModule):
             packing=self.packing,
             device=self.device,
         )
-
-    def _scheduled_rate(self) -> float:
-        """Share of the full learning rate at this point of the run, a function of nothing but the point."""
-        done = run_share(self.trainer, self.trainer.fit_loop.batch_idx)
-        return learning_rate_share(self.schedule, self.counts["optimizer_steps"], self.warmup_steps, done)
 
     # Validation
 

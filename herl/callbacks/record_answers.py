@@ -48,9 +48,8 @@ class RecordAnswers(L.Callback):
                 if path.name > last.name:
                     path.unlink()
             if last.exists():
-                with last.open("rb") as file:
-                    kept = list(islice(file, self.written % LINES_PER_FILE))
-                last.write_bytes(b"".join(kept))
+                with last.open("rb+") as file:
+                    file.truncate(sum(map(len, islice(file, self.written % LINES_PER_FILE))))
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -59,7 +58,6 @@ class RecordAnswers(L.Callback):
         assert pl_module.collection is not None
         if not trainer.is_global_zero:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
         left = None if self.most is None else max(0, self.most - self.written)
         found = step_records(pl_module.collection, pl_module.counts, pl_module.faults)
         lines = [json.dumps(one) + "\n" for one in islice(found, left)]
@@ -67,6 +65,7 @@ class RecordAnswers(L.Callback):
             room = LINES_PER_FILE - self.written % LINES_PER_FILE
             name = f"answers-{self.written // LINES_PER_FILE:05d}.jsonl"
             try:
+                self.folder.mkdir(parents=True, exist_ok=True)
                 with (self.folder / name).open("a", encoding="utf-8") as file:
                     file.writelines(lines[:room])
             except OSError as error:

@@ -202,7 +202,8 @@ class VLLMSampler(StreamingSampler):
                         yield self._rollout(*waiting.pop(output.request_id), output)
                 requests = more(not waiting)
         finally:
-            self._llm.llm_engine.abort_request(list(waiting))
+            if hasattr(self, "_llm"):  # else it could not be built anew
+                self._llm.llm_engine.abort_request(list(waiting))
 
     def _ask(self, asked: Mapping[str, tuple[SampleRequest, int]]) -> None:
         for key, (request, index) in asked.items():

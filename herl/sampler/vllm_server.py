@@ -3,7 +3,8 @@
 Answers are spread over the servers, each going to the one with most room. A server that dies is left out, and
 what it had not answered goes to the others: every answer comes exactly once. New weights are written as
 safetensors into a folder that all servers see, and each is asked to load them; servers that were away join
-again then. With several ranks, rank 0 writes and asks.
+again then, and those that were started here and died are started anew. With several ranks, rank 0 writes and
+asks.
 
 A server needs VLLM_SERVER_DEV_MODE=1, for reloading, and --logprobs-mode processed_logprobs. That mode lets
 anybody who reaches the port run the engine's methods: keep it in a private network.

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import threading
 from functools import partial
 
 import lightning as L
@@ -144,6 +145,35 @@ def test_a_full_disk_is_a_clear_error_and_the_checkpoint_before_stays(tmp_path, 
     assert newest.resolve().name == "batch-00000002.ckpt"
     again, _ = run(tmp_path, resume=str(newest))
     assert torch.equal(weights(again), weights(whole[0]))
+
+
+class NoFolder(L.Callback):
+    """From some batch on, nothing can be written into a folder."""
+
+    def __init__(self, folder, batch):
+        self.folder, self.batch = folder, batch
+
+    def on_train_batch_start(self, trainer, module, *_):
+        if module.counts["batches"] == self.batch:
+            self.folder.rename(f"{self.folder}-kept")
+            self.folder.write_text("not a folder")
+
+
+def test_answers_that_cannot_be_recorded_end_the_run_and_come_again_when_it_goes_on(tmp_path, whole):
+    records = tmp_path / "records"
+    with pytest.raises(TrainingError, match=r"cannot record answers in .*answers-00000.jsonl.*then resume"):
+        run(tmp_path, NoFolder(records, 2))
+    records.unlink()
+    (tmp_path / "records-kept").rename(records)
+    again, _ = run(tmp_path, resume=str(tmp_path / "c" / "last.ckpt"))
+    assert torch.equal(weights(again), weights(whole[0]))
+    assert recorded(tmp_path) == recorded(whole[2])
+
+
+def test_no_judge_thread_is_left_when_a_run_ends_with_an_error(tmp_path):
+    with pytest.raises(RuntimeError, match="killed"):
+        run(tmp_path, DieAt(1, "batch"))
+    assert not [thread for thread in threading.enumerate() if thread.name == "judge"]
 
 
 class Send(L.Callback):

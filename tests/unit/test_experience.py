@@ -150,6 +150,18 @@ def test_the_order_of_prompts_does_not_change_their_answers(stages, policy):
     assert texts(tasks) == texts(tasks[::-1])
 
 
+@pytest.mark.parametrize(("most", "expected"), [(None, 4096), (8192, 4096), (512, 448), (65, 1)])
+def test_prompts_leave_room_for_the_longest_answer_in_the_model(most, expected):
+    plan = RolloutPlan(attempt=Sampling(max_new_tokens=32), revision=Sampling(max_new_tokens=64))
+    assert plan.within(most).max_prompt_tokens == expected
+
+
+def test_an_answer_that_fills_the_model_is_refused():
+    plan = RolloutPlan(attempt=Sampling(max_new_tokens=32), revision=Sampling(max_new_tokens=64))
+    with pytest.raises(ConfigError, match=r"rollout.revision.max_new_tokens: .*less than the 64 .*got 64"):
+        plan.within(64)
+
+
 def test_bad_plans_are_refused():
     with pytest.raises(ConfigError, match="attempts_per_prompt"):
         RolloutPlan(attempts_per_prompt=0)

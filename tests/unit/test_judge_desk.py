@@ -74,6 +74,27 @@ def test_the_limit_is_a_share_over_a_sliding_window():
     assert len(judge_all(desk, ["river", "river", "fish", "fish"] * 3)) == 12
 
 
+def resumed(desk, judge):
+    again = JudgeDesk(judge, max_abstention=0.5, window=4)
+    again.load_state_dict(desk.state_dict())
+    return again
+
+
+def test_a_resumed_run_remembers_what_abstained_before():
+    desk = JudgeDesk(CrookedJudge(), max_abstention=0.5, window=4)
+    judge_all(desk, ["a"] * 3)
+    with pytest.raises(AbstentionLimit, match=r"abstained on 8 of the last 8.*ZeroDivisionError: a bug"):
+        judge_all(resumed(desk, CrookedJudge()), ["a"])
+    assert resumed(desk, FakeJudge()).totals() == desk.totals()
+
+
+def test_a_run_resumed_after_the_limit_with_a_better_judge_goes_on():
+    desk = JudgeDesk(CrookedJudge(), max_abstention=0.5, window=4)
+    with pytest.raises(AbstentionLimit):
+        judge_all(desk, ["a"] * 4)
+    assert len(judge_all(resumed(desk, FakeJudge()), ["fish"] * 4)) == 4
+
+
 class WithoutKey(FakeJudge):
     async def start(self, budget):
         raise ConfigError("no key")

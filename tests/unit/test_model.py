@@ -1,4 +1,5 @@
 import pytest
+from transformers import AutoConfig
 
 from herl import ConfigError
 from herl.model import PretrainedModel
@@ -17,6 +18,22 @@ def test_a_converted_model_is_found_in_the_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("HERL_CACHE", str(tmp_path))
     PretrainedModel(path="tiny").load().save_pretrained(tmp_path / "models" / "mine")
     assert PretrainedModel(path="mine").load().config.num_hidden_layers == 3
+
+
+@pytest.mark.parametrize(
+    ("rope", "expected"),
+    [
+        ({"rope_type": "default"}, 512),
+        ({"rope_type": "linear", "factor": 2.0}, 1024),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}, 2048),
+        ({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 128}, 512),
+    ],
+)
+def test_the_tokens_that_a_model_takes_count_its_stretched_positions(tmp_path, rope, expected):
+    config = AutoConfig.from_pretrained(PretrainedModel(path="tiny").source())
+    config.rope_parameters = {"rope_theta": 10000.0} | rope
+    config.save_pretrained(tmp_path)
+    assert PretrainedModel(path=str(tmp_path)).max_tokens() == expected
 
 
 def test_gradient_checkpointing_is_switched_on():

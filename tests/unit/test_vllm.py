@@ -197,6 +197,55 @@ def test_a_sleeping_engine_wakes_to_answer_and_to_take_weights(sampler, policy, 
     assert calls == ["sleep 1", "wake", "sleep 1", "wake"]
 
 
+class FakeFailingEngine:
+    """A real engine whose third step fails."""
+
+    def __init__(self, engine):
+        self._engine, self.steps = engine, 0
+
+    def __getattr__(self, name):
+        return getattr(self._engine, name)
+
+    def step(self):
+        self.steps += 1
+        if self.steps == 3:
+            raise RuntimeError("out of memory")
+        return self._engine.step()
+
+
+def test_an_engine_that_fails_is_built_anew_once_and_no_answer_is_lost_or_doubled(policy, tokenizer):
+    sampler = VLLMSampler(max_model_len=512, kv_cache_gib=0.25, restarts=1)
+    sampler.start(policy, tokenizer)
+    sampler.load_weights(named_weights(policy), 3)
+    asked = [request(tokenizer, animal, n=4, seed=i) for i, animal in enumerate(("otter", "fox"))]
+    expected = {rollout.id: rollout.token_ids for rollout in sampler.generate(asked)}
+    sampler._llm.llm_engine = FakeFailingEngine(sampler._llm.llm_engine)
+    found = list(sampler.generate(asked))
+    assert len(found) == 8
+    assert {rollout.id: rollout.token_ids for rollout in found} == expected
+    sampler._llm.llm_engine = FakeFailingEngine(sampler._llm.llm_engine)
+    with pytest.raises(
+        SamplerError, match="engine failed: RuntimeError: out of memory. It was not built anew"
+    ):
+        list(sampler.generate(asked))
+    sampler.close()
+
+
+def test_an_engine_that_cannot_be_built_anew_says_why(policy, tokenizer, monkeypatch):
+    sampler = VLLMSampler(max_model_len=512, kv_cache_gib=0.25, restarts=1)
+    sampler.start(policy, tokenizer)
+    sampler.load_weights(named_weights(policy), 3)
+    sampler._llm.llm_engine = FakeFailingEngine(sampler._llm.llm_engine)
+
+    def no_room(path):
+        raise MemoryError("no room for the cache")
+
+    monkeypatch.setattr(sampler, "_build", no_room)
+    with pytest.raises(MemoryError, match="no room for the cache"):
+        list(sampler.generate([request(tokenizer)]))
+    sampler.close()
+
+
 def test_an_engine_without_weights_refuses_to_answer(tokenizer):
     with pytest.raises(SamplerError, match="add the callback herl.callbacks.RefreshSampler"):
         list(VLLMSampler().generate([request(tokenizer)]))
