@@ -190,7 +190,12 @@ def _records(records: Iterable[Mapping[str, Any]]) -> Iterator[Finding]:
 def bad_rows(folder: Path) -> list[Finding]:
     """Returns a finding for each row that `read_tasks` put into quarantine in this folder."""
     return [
-        Finding(level="error", kind="bad row", where=row["place"], detail=row["error"])
+        Finding(
+            level="error",
+            kind="bad row",
+            where=row["place"],
+            detail=row["error"].removeprefix(f"{row['place']}: "),
+        )
         for path in sorted(folder.glob("bad_rows_*.jsonl"))
         for row in map(json.loads, path.read_text(encoding="utf-8").splitlines())
     ]

@@ -114,7 +114,8 @@ def test_records_and_bad_rows_are_read_from_a_runs_folder(tmp_path):
     with pytest.raises(DataError, match=r"answers-00000.jsonl:2: expected one JSON object a line"):
         list(read_records(tmp_path))
     (tmp_path / "bad_rows_train.jsonl").write_text(
-        json.dumps({"place": "x:1", "error": "no prompt", "row": {}})
+        json.dumps({"place": "x:1", "error": "x:1: no prompt", "row": {}})
     )
     [finding] = bad_rows(tmp_path)
     assert (finding.level, finding.kind, finding.where) == ("error", "bad row", "x:1")
+    assert finding.detail == "no prompt"
