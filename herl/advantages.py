@@ -60,6 +60,16 @@ def group_advantages(
     return advantages
 
 
+def ones(rewards: Sequence[Sequence[float]], own: Sequence[Sequence[bool]]) -> list[list[float]]:
+    """Returns 1 for every member: what was selected is learned from, and the selection has judged.
+
+    Args:
+        rewards: Rewards of each group's members.
+        own: Not used.
+    """
+    return [[1.0] * len(group) for group in rewards]
+
+
 def _centre(rewards: Sequence[float], counted: Sequence[bool], baseline: Baseline) -> list[float]:
     total = math.fsum(r for r, counts in zip(rewards, counted, strict=True) if counts)
     count = sum(counted)

@@ -57,7 +57,7 @@ class MicroBatch:
     weight: torch.Tensor
     """[N], float: what each token counts in the loss of the whole optimiser step."""
     revision: torch.Tensor
-    """[N], bool: the answer is a revision."""
+    """[N], bool: the answer is a revision, or replayed: not an attempt at the context it is trained under."""
     sampler_logprobs: torch.Tensor
     """[N], float: log-probs of the sampler, under the context that it was sampled under."""
     old_logprobs: torch.Tensor | None = None
@@ -272,7 +272,7 @@ def _row(
         row=row_of,
         advantage=per_token([e.advantage for e in chosen]),
         weight=per_token([weights[place] for place in rows]),
-        revision=torch.tensor([e.origin == "hindsight" for e in chosen])[row_of],
+        revision=torch.tensor([e.origin != "policy" for e in chosen])[row_of],
         sampler_logprobs=torch.tensor([p for e in chosen for p in e.rollout.logprobs]),
         old_logprobs=None if old_logprobs is None else torch.cat([_known(old_logprobs[i]) for i in rows]),
     )

@@ -144,8 +144,8 @@ def gpu_estimate(
     )
     settings = Settings(
         updates_per_batch=module.updates_per_batch,
-        reference=module.loss.kl_coef > 0,
-        second_model=module.loss.kl_coef > 0 and trained == 1.0,
+        reference=module.loss.needs_reference,
+        second_model=module.loss.needs_reference and trained == 1.0,
         trained_share=trained,
         checkpointing=module.model.gradient_checkpointing,
         tensor_parallel=config.sampler.get("tensor_parallel_size", 1),

@@ -20,6 +20,7 @@ from herl.distributed import gather
 from herl.errors import ConfigError
 from herl.hindsight import HindsightBuilder, NoHindsight
 from herl.judge import JudgeDesk
+from herl.memory import Memory, NoMemory
 from herl.rollouts import sample_and_judge, takes_follow_ups
 from herl.sampler import Sampler
 from herl.seeds import derive_seed
@@ -123,6 +124,7 @@ class Stages:
     advantages: Advantages
     hindsight: HindsightBuilder = field(default_factory=NoHindsight)
     bonus: BonusReward = field(default_factory=NoBonus)
+    memory: Memory = field(default_factory=NoMemory)
 
     def __post_init__(self) -> None:
         self.desk.needs_verdicts = self.hindsight.needs_verdicts
@@ -208,7 +210,7 @@ def collect(
     revisions = {id: [one for one in answers[id] if one.rollout.origin == "hindsight"] for id in answers}
 
     members = {
-        task.id: _members(stages, attempts[task.id], revisions[task.id], derive_seed(*key, task.id))
+        task.id: _members(stages, task.id, attempts[task.id], revisions[task.id], derive_seed(*key, task.id))
         for task in tasks
     }
     advantages = stages.advantages(
@@ -285,9 +287,10 @@ class _Reviser:
 
 
 def _members(
-    stages: Stages, attempts: Sequence[Judged], revisions: Sequence[Judged], seed: int
+    stages: Stages, task_id: str, attempts: Sequence[Judged], revisions: Sequence[Judged], seed: int
 ) -> list[Member]:
-    """Pays bonuses and lets revisions in. Answers that could not be judged leave the group here."""
+    """Pays bonuses and lets revisions in, new ones and remembered ones. Answers that could not be judged
+    leave the group here."""
     own = [judged for judged in attempts if judged.judgement.reward is not None]
     revised = [judged for judged in revisions if judged.judgement.reward is not None]
     by_parent: defaultdict[str | None, list[Judged]] = defaultdict(list)
@@ -298,7 +301,9 @@ def _members(
         for attempt in own
         if attempt.rollout.id in by_parent
     }
-    return stages.selection(own, revised, bonuses, seed)
+    members = stages.selection(own, [*revised, *stages.memory.recall(task_id)], bonuses, seed)
+    stages.memory.keep(task_id, members)
+    return members
 
 
 def _experiences(group: Group, training_context: TrainingContext) -> list[Experience]:

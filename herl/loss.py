@@ -12,13 +12,15 @@ the whole optimiser step (`token_weights`), so losses of micro-batches simply ad
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 
 from herl.errors import ConfigError
+from herl.types import Experience
 
 Aggregation = Literal["token_mean", "sequence_mean", "constant"]
 RevisionRatio = Literal["same_context", "policy_prob", "cross_context"]
@@ -154,12 +156,51 @@ class Tokens:
     revision: torch.Tensor
     row: torch.Tensor
     ref_logprobs: torch.Tensor | None = None
-    """None if and only if kl_coef is 0."""
+    """None unless the loss `needs_ref_logprobs`."""
+
+
+class Likelihoods(Protocol):
+    """Log-probs of whole answers, as `Loss.prepare` sees the models."""
+
+    def answer_logprobs(self, experiences: Sequence[Experience], *, reference: bool = False) -> list[float]:
+        """Returns the log-prob of each answer, in nats, summed over its tokens, on every rank."""
+        ...
+
+
+class Loss(ABC):
+    """The loss of one micro-batch, from its flat answer tokens."""
+
+    __slots__ = ()
+    aggregation: Aggregation
+    """How the tokens of an optimiser step are averaged (`token_weights`)."""
+    constant_length: int
+    entropy_coef: float
+    """0 keeps the entropy out of the graph."""
+
+    @abstractmethod
+    def __call__(self, tokens: Tokens) -> tuple[torch.Tensor, Stats]:
+        """Returns (loss, stats). The loss is a scalar, to be added to those of other micro-batches."""
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether a reference model is loaded."""
+        return False
+
+    @property
+    def needs_ref_logprobs(self) -> bool:
+        """Whether `Tokens.ref_logprobs` are computed."""
+        return False
+
+    def prepare(
+        self, experiences: Sequence[Experience], scorer: Likelihoods
+    ) -> tuple[list[Experience], Stats]:
+        """Returns what an optimiser step trains on, with statistics, right before it. By default as it is."""
+        return list(experiences), Stats()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PolicyLoss:
-    """The loss of one micro-batch.
+class PolicyLoss(Loss):
+    """PPO's clipped loss on rubric advantages, with what HeRL adds for revisions.
 
     Args:
         clip_low, clip_high: PPO clip range below and above 1.
@@ -198,8 +239,18 @@ class PolicyLoss:
                 f"got {self.dual_clip}"
             )
 
+    @property
+    def needs_reference(self) -> bool:
+        """Whether there is a KL to a reference."""
+        return self.kl_coef > 0
+
+    @property
+    def needs_ref_logprobs(self) -> bool:
+        """Whether there is a KL to a reference."""
+        return self.kl_coef > 0
+
     def __call__(self, tokens: Tokens) -> tuple[torch.Tensor, Stats]:
-        """Returns (loss, stats). The loss is a scalar, to be added to those of other micro-batches."""
+        """Returns (loss, stats)."""
         behaviour = self._behaviour(tokens)
         rho = ratio(tokens.logprobs, behaviour)
         if self.revision_ratio == "cross_context":

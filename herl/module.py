@@ -42,7 +42,8 @@ from herl.hindsight import HindsightBuilder, NoHindsight
 from herl.improve import Trajectory, check_attempts, check_rounds, improve, rewards_by_round
 from herl.judge import Judge, JudgeDesk
 from herl.lora import has_adapters
-from herl.loss import PolicyLoss
+from herl.loss import Loss, PolicyLoss
+from herl.memory import Memory, NoMemory
 from herl.metrics.collection import collection_counts, collection_metrics
 from herl.metrics.rubric import rubric_metrics
 from herl.metrics.running import RunningStats
@@ -53,7 +54,7 @@ from herl.sampler import Sampler
 from herl.schedule import Schedule, learning_rate_share, run_share
 from herl.scoring import Scorer
 from herl.selection import form_group
-from herl.sharding import FSDPStrategy, check_trainer, load_sharded
+from herl.sharding import check_trainer, load
 from herl.teardown import TeardownOnError
 from herl.types import Experience, Task
 from herl.weights import first_not_finite, is_sharded, named_weights, whole
@@ -74,6 +75,7 @@ class HerlModule(L.LightningModule):
         judge: Judges them (stage 3).
         hindsight: Writes revision prompts (stage 4).
         bonus: Pays attempts for their potential (stage 5).
+        memory: Good answers of earlier batches, between stages 5 and 6.
         selection: `herl.selection.form_group` with its options (stage 6).
         advantages: `herl.advantages.group_advantages` with its options (stage 7).
         loss: Stage 11.
@@ -102,9 +104,10 @@ class HerlModule(L.LightningModule):
         judge: Judge,
         hindsight: HindsightBuilder | None = None,
         bonus: BonusReward | None = None,
+        memory: Memory | None = None,
         selection: Selection = form_group,
         advantages: Advantages = group_advantages,
-        loss: PolicyLoss | None = None,
+        loss: Loss | None = None,
         rollout: RolloutPlan | None = None,
         judge_desk: Callable[[Judge], JudgeDesk] = JudgeDesk,
         optimizer: Optimizer = ADAMW,
@@ -122,9 +125,8 @@ class HerlModule(L.LightningModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        check_at_least(
-            "module", 1, updates_per_batch=updates_per_batch, validation_attempts=validation_attempts
-        )
+        check_at_least("module", 1, updates_per_batch=updates_per_batch)
+        check_at_least("module", 1, validation_attempts=validation_attempts)
         check_at_least("module", 1, micro_batch_tokens=micro_batch_tokens)
         self.model = model
         self.loss = loss or PolicyLoss()
@@ -150,6 +152,7 @@ class HerlModule(L.LightningModule):
             advantages=advantages,
             hindsight=hindsight or NoHindsight(),
             bonus=bonus or NoBonus(),
+            memory=memory or NoMemory(),
         )
         check_rounds("module.validation_revisions", validation_revisions, self.stages)
         check_attempts("module.validation_attempts", validation_attempts, self.stages.plan.heldout)
@@ -173,21 +176,10 @@ class HerlModule(L.LightningModule):
             return
         check_trainer(self.trainer)
         with torch.device("cpu"):  # Lightning makes the GPU the default here, and moves the model itself
-            self.policy = self._load(self.model).train()
-            if self.loss.kl_coef > 0 and not has_adapters(self.policy):
-                self._reference = (self._load(self.model).eval().requires_grad_(False),)
+            self.policy = load(self.model, self.trainer).train()
+            if self.loss.needs_reference and not has_adapters(self.policy):
+                self._reference = (load(self.model, self.trainer).eval().requires_grad_(False),)
             together(partial(self.stages.sampler.start, self.policy, self.stages.tokenizer))
-
-    def _load(self, model: PretrainedModel) -> PreTrainedModel:
-        strategy = self.trainer.strategy
-        if not isinstance(strategy, FSDPStrategy):
-            return together(model.load)
-        return load_sharded(
-            model,
-            strategy.device_mesh["data_parallel"],
-            bf16=self.trainer.precision == "bf16-mixed",
-            cpu_offload=strategy.cpu_offload,
-        )
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Builds the optimizer. Its learning rate is set before each step, from the run's progress."""
@@ -221,8 +213,10 @@ class HerlModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the counts, so that a resumed run goes on counting."""
-        counted = {"counts": dict(self.counts), "judge": self.stages.desk.state_dict()}
-        checkpoint["herl"] = counted | {
+        checkpoint["herl"] = {
+            "counts": dict(self.counts),
+            "judge": self.stages.desk.state_dict(),
+            "memory": self.stages.memory.state_dict(),
             "seconds": dict(self.clock.seconds),
             "prompt": reading_sample(self.stages.tokenizer),
         }
@@ -245,6 +239,7 @@ class HerlModule(L.LightningModule):
             self.clock.add(checkpoint["herl"]["seconds"])
             self.clock.lap()
             self.stages.desk.load_state_dict(checkpoint["herl"]["judge"])
+            self.stages.memory.load_state_dict(checkpoint["herl"].get("memory", {}))
 
     # Training
 
@@ -270,7 +265,9 @@ class HerlModule(L.LightningModule):
         # Before the first step the current log-probs are the old ones: that part needs no extra pass.
         old = [None if i == 0 else scorer.logprobs(part) for i, part in enumerate(parts)]
         for part, old_logprobs in zip(parts, old, strict=True):
-            self._optimizer_step(scorer, part, old_logprobs, stats)
+            prepared, prepared_stats = self.loss.prepare(part, scorer)
+            stats.add_stats(prepared_stats)
+            self._optimizer_step(scorer, prepared, old_logprobs, stats)
         return {f"update/{name}": value for name, value in stats.compute().items()}
 
     def _optimizer_step(

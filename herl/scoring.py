@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from herl.batch import MicroBatch, Packing, micro_batches, unjudged
-from herl.distributed import rank, world_size
+from herl.distributed import gather, rank, world_size
 from herl.logprobs import answer_logprobs
 from herl.lora import adapters_off
-from herl.loss import PolicyLoss, Stats, Tokens
+from herl.loss import Loss, Stats, Tokens
 from herl.types import Experience, Rollout
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class Scorer:
     policy: PreTrainedModel
     reference: PreTrainedModel | None
     """None where there is none, or where it is the policy without its adapters."""
-    loss: PolicyLoss
+    loss: Loss
     temperature: float
     """That attempts are sampled at."""
     max_tokens: int
@@ -57,7 +57,7 @@ class Scorer:
 
     def compute_loss(self, batch: MicroBatch) -> tuple[torch.Tensor, Stats]:
         """Returns the loss of a micro-batch, with gradient, and its statistics."""
-        ref_logprobs = self._ref_logprobs(batch) if self.loss.kl_coef > 0 else None
+        ref_logprobs = self._ref_logprobs(batch) if self.loss.needs_ref_logprobs else None
         logprobs, entropy = answer_logprobs(
             self.policy, batch, self.temperature, entropy_grad=self.loss.entropy_coef != 0
         )
@@ -92,6 +92,26 @@ class Scorer:
         """
         found = self._logprobs(self.micro_batches(experiences))
         return [found.get(place) for place in range(len(experiences))]
+
+    @torch.no_grad()
+    def answer_logprobs(self, experiences: Sequence[Experience], *, reference: bool = False) -> list[float]:
+        """Returns the log-prob of each answer under its training context, in nats, summed over its tokens.
+
+        Args:
+            experiences: The answers. Each rank computes its share and gets all.
+            reference: By the reference model instead of the policy.
+        """
+        found: dict[int, float] = {}
+        for batch in self.micro_batches(experiences):
+            if reference:
+                logprobs = self._ref_logprobs(batch)
+            else:
+                logprobs = answer_logprobs(self.policy, batch, self.temperature)[0]
+            if not batch.filler:
+                sums = [float(one.sum()) for one in logprobs.cpu().split(batch.answer_lengths)]
+                found.update(zip(batch.rows, sums, strict=True))
+        shared = {place: value for part in gather(found) for place, value in part.items()}
+        return [shared[place] for place in range(len(experiences))]
 
     def own_logprobs(self, rollouts: Sequence[Rollout]) -> torch.Tensor:
         """Returns the policy's log-probs of answers that only this rank has, [N] in their order, on the CPU.

@@ -58,6 +58,44 @@ def form_group(
     return _place(members, joining, placement, seed)
 
 
+def keep_best(
+    attempts: Sequence[Judged],
+    revisions: Sequence[Judged],
+    bonuses: Mapping[str, float],
+    seed: int,
+    *,
+    top_n: int = 1,
+    at_least: float = 0.0,
+) -> list[Member]:
+    """Returns the best answers, attempts and revisions alike: rejection sampling. Bonuses are not paid.
+
+    Args:
+        attempts: The policy's own answers to the prompt.
+        revisions: The revisions of some of them.
+        bonuses: Not used.
+        seed: Not used.
+        top_n: Answers that stay.
+        at_least: Reward under which an answer does not stay.
+    """
+    ranked = sorted([*attempts, *revisions], key=_reward, reverse=True)[:top_n]
+    return [Member(judged=one, reward=_reward(one)) for one in ranked if _reward(one) >= at_least]
+
+
+def keep_extremes(
+    attempts: Sequence[Judged], revisions: Sequence[Judged], bonuses: Mapping[str, float], seed: int
+) -> list[Member]:
+    """Returns the best answer and the worst one, for a loss on pairs; nothing where there is only one.
+
+    Args:
+        attempts: The policy's own answers to the prompt.
+        revisions: The revisions of some of them.
+        bonuses: Not used.
+        seed: Not used.
+    """
+    ranked = sorted([*attempts, *revisions], key=_reward, reverse=True)
+    return [Member(judged=one, reward=_reward(one)) for one in (ranked[0], ranked[-1])] if ranked[1:] else []
+
+
 def _place(members: list[Member], joining: list[Member], placement: Placement, seed: int) -> list[Member]:
     if placement == "append":
         return members + joining

@@ -1,6 +1,6 @@
 """Fully sharded data parallel (FSDP2): every rank holds a part of each weight, gradient and moment.
 
-`FSDPStrategy` tells Lightning how many parts, `load_sharded` makes the model, `check_trainer` says what goes
+`FSDPStrategy` tells Lightning how many parts, `load` makes the model, `check_trainer` says what goes
 together. Each block of the architecture is gathered just before it computes and dropped right after.
 
 Tried on CPU with gloo over one to four processes. On GPUs the same calls run over NCCL.
@@ -88,6 +88,19 @@ def check_trainer(trainer: L.Trainer) -> None:
             "trainer.use_distributed_sampler: expected False, got True: with several processes herl itself "
             "deals out the prompts of a batch"
         )
+
+
+def load(model: PretrainedModel, trainer: L.Trainer) -> PreTrainedModel:
+    """Loads a model as the trainer's strategy wants it: whole on each rank, or in parts."""
+    strategy = trainer.strategy
+    if not isinstance(strategy, FSDPStrategy):
+        return together(model.load)
+    return load_sharded(
+        model,
+        strategy.device_mesh["data_parallel"],
+        bf16=trainer.precision == "bf16-mixed",
+        cpu_offload=strategy.cpu_offload,
+    )
 
 
 def load_sharded(

@@ -16,14 +16,28 @@ works."""
 
 
 def animals(
-    regime: Literal["tight", "loose"] = "tight", prompts_per_batch: int = 16, seed: int = 0
+    regime: Literal["tight", "loose"] = "tight",
+    prompts_per_batch: int = 16,
+    tuning: bool = False,
+    seed: int = 0,
 ) -> RubricDataModule:
-    """Returns 288 training and 72 held-out prompts: two animals per verb and class are held out."""
+    """Returns 288 training and 72 held-out prompts: two animals per verb and class are held out.
+
+    Args:
+        regime: How much the word limit weighs (`LENGTH_WEIGHT`).
+        prompts_per_batch: Prompts of one rollout batch.
+        tuning: Holds out every fourth training prompt instead, so that settings are chosen without a look
+            at the held-out ones.
+        seed: Of the order of the prompts.
+    """
     splits: dict[str, list[Task]] = {}
     with as_file(files("herl").joinpath("assets", "animals.jsonl")) as path:
         for split in ("train", "heldout"):
             tasks = read_tasks(path, where={"split": split})
             splits[split] = [_with_length_weight(task, LENGTH_WEIGHT[regime]) for task in tasks]
+    if tuning:
+        splits["heldout"] = splits["train"][::4]
+        splits["train"] = [task for place, task in enumerate(splits["train"]) if place % 4]
     return RubricDataModule(
         splits["train"], splits["heldout"], prompts_per_batch=prompts_per_batch, seed=seed
     )

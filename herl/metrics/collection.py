@@ -40,6 +40,8 @@ def collection_metrics(collection: Collection, policy_version: int = 0) -> dict[
         "bonus/mean": [m.bonus for group in groups for m in group.members if m.bonus != 0.0],
         "bonus/paid": [m.bonus != 0.0 for group in groups for m in group.members if m.origin == "policy"],
     }
+    if recalled := [any(m.origin == "memory" for m in group.members) for group in groups]:
+        lists["memory/joined"] = recalled if any(recalled) else []
     if revised:
         lists |= _changes(revised)
         lists["hindsight/gradient_share"] = _gradient_share(collection.experiences)

@@ -1,0 +1,111 @@
+"""Stage 11 without policy gradients: likelihood of good answers, and preference of good over bad ones.
+
+    LikelihoodLoss   -A log pi: with A = 1 on the best answers it is rejection fine-tuning
+    PreferenceLoss   -log sigmoid(beta (m_good - m_bad)), m = log pi(y) - log pi_ref(y): DPO
+
+A pair's two answers need not stand in one micro-batch, nor on one rank: the gradient of DPO is that of
+-w (log pi(good) - log pi(bad)) with w = beta sigmoid(-margin), a number that is computed before the step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+import torch
+
+from herl.errors import ConfigError
+from herl.loss import Aggregation, Likelihoods, Loss, Stats, Tokens
+from herl.types import Experience
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LikelihoodLoss(Loss):
+    """-A log pi for every answer token.
+
+    Args:
+        aggregation: See `herl.loss.token_weights`.
+        constant_length: Tokens, for the aggregation `constant`.
+        entropy_coef: Weight of the entropy bonus.
+    """
+
+    aggregation: Aggregation = "token_mean"
+    constant_length: int = 1
+    entropy_coef: float = 0.0
+
+    def __call__(self, tokens: Tokens) -> tuple[torch.Tensor, Stats]:
+        """Returns (loss, stats)."""
+        per_token = -tokens.advantage * tokens.logprobs - self.entropy_coef * tokens.entropy
+        count = torch.tensor(len(tokens.logprobs))
+        with torch.no_grad():
+            means = {
+                "entropy": (tokens.entropy.sum(), count),
+                "logprob": (tokens.logprobs.sum(), count),
+            }
+        return (tokens.weight * per_token).sum(), Stats(means=means)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreferenceLoss(LikelihoodLoss):
+    """DPO (arXiv:2305.18290) on pairs: in each group the members above the mean against those below.
+
+    Args:
+        aggregation: `constant`, with a length of 1: log-probs of an answer are summed over its tokens.
+        beta: Inverse temperature: how far the policy may move from the reference.
+    """
+
+    aggregation: Aggregation = "constant"
+    beta: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.beta <= 0 or self.aggregation != "constant" or self.constant_length != 1:
+            raise ConfigError(
+                "loss: expected beta above 0, aggregation constant and constant_length 1, "
+                f"got {self.beta}, {self.aggregation} and {self.constant_length}"
+            )
+
+    @property
+    def needs_reference(self) -> bool:
+        """True."""
+        return True
+
+    def prepare(
+        self, experiences: Sequence[Experience], scorer: Likelihoods
+    ) -> tuple[list[Experience], Stats]:
+        """Replaces advantages by the weights of pairs under the policy as it is now.
+
+        Each group has one answer with an advantage above 0 and one below, of the selection `extremes`.
+        """
+        moved = [
+            policy - reference
+            for policy, reference in zip(
+                scorer.answer_logprobs(experiences),
+                scorer.answer_logprobs(experiences, reference=True),
+                strict=True,
+            )
+        ]
+        prepared = list(experiences)
+        margins = []
+        places = range(len(experiences))
+        for _, group in groupby(places, key=lambda place: experiences[place].rollout.group_id):
+            bad, good = sorted(group, key=lambda place: experiences[place].advantage)
+            margins.append(self.beta * (moved[good] - moved[bad]))
+            # the loss is averaged over answers, DPO's over pairs: twice
+            weight = 2.0 * self.beta / (1.0 + math.exp(margins[-1]))
+            prepared[good] = replace(experiences[good], advantage=weight)
+            prepared[bad] = replace(experiences[bad], advantage=-weight)
+        return prepared, _preference_stats(torch.tensor(margins, dtype=torch.float64))
+
+
+def _preference_stats(margins: torch.Tensor) -> Stats:
+    count = torch.tensor(len(margins))
+    loss = -torch.nn.functional.logsigmoid(margins)
+    return Stats(
+        means={
+            "preference_loss": (loss.sum(), count),
+            "preference_margin": (margins.sum(), count),
+            "preference_accuracy": ((margins > 0).double().sum(), count),
+        }
+    )

@@ -1,0 +1,125 @@
+"""Between stages 5 and 6: good answers of earlier batches join the group when their prompt returns.
+
+`Memory` is the interface. `Replay` keeps the best answers of each prompt; `NoMemory` keeps none. A remembered
+answer costs no sampling and no judging: selection treats it like a revision, and it is trained on like one,
+with log-probs of the policy as it is then.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from herl.errors import check_at_least
+from herl.types import Judged, Judgement, Member, Rollout, Verdict
+
+
+class Memory(ABC):
+    """Keeps answers for the next time their prompt comes up."""
+
+    @abstractmethod
+    def recall(self, task_id: str) -> list[Judged]:
+        """Returns what is kept for a prompt, with origin "memory", as candidates for its group."""
+
+    @abstractmethod
+    def keep(self, task_id: str, members: Sequence[Member]) -> None:
+        """Takes in what is worth keeping of a prompt's final group."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what a resumed run needs: mappings, lists, strings and numbers."""
+
+    @abstractmethod
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes it back."""
+
+
+class NoMemory(Memory):
+    """Keeps nothing."""
+
+    def recall(self, task_id: str) -> list[Judged]:
+        """Returns an empty list."""
+        return []
+
+    def keep(self, task_id: str, members: Sequence[Member]) -> None:
+        """Does nothing."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns an empty dictionary."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Does nothing."""
+
+
+@dataclass(slots=True)
+class _Kept:
+    judged: Judged
+    uses: int = 0
+
+
+class Replay(Memory):
+    """Keeps the best answers of each prompt until they have been recalled often enough.
+
+    Args:
+        of: What is kept of a group: its `revisions` that joined it, or its `best` member, whoever wrote it.
+        size: Answers of a prompt at most; the better ones stay.
+        uses: Times that an answer is recalled before it is forgotten; None for no limit.
+    """
+
+    def __init__(
+        self, of: Literal["revisions", "best"] = "revisions", size: int = 1, uses: int | None = 1
+    ) -> None:
+        check_at_least("memory", 1, size=size, uses=uses)
+        self.of = of
+        self.size = size
+        self.uses = uses
+        self._kept: dict[str, list[_Kept]] = {}
+
+    def recall(self, task_id: str) -> list[Judged]:
+        """Returns the kept answers of a prompt, the best first, and counts it as a use of each."""
+        kept = self._kept.get(task_id, [])
+        for one in kept:
+            one.uses += 1
+        found = [one.judged for one in kept]
+        self._kept[task_id] = [one for one in kept if self.uses is None or one.uses < self.uses]
+        return found
+
+    def keep(self, task_id: str, members: Sequence[Member]) -> None:
+        """Keeps new answers of a prompt's group; what was recalled for it is not kept again."""
+        fresh = [member for member in members if member.origin != "memory"]
+        if self.of == "revisions":
+            chosen = [member for member in fresh if member.origin == "hindsight"]
+        else:
+            chosen = [max(fresh, key=lambda member: member.reward)] if fresh else []
+        kept = self._kept.setdefault(task_id, [])
+        kept += [_Kept(_remembered(member.judged)) for member in chosen]
+        kept.sort(key=lambda one: -(one.judged.judgement.reward or 0.0))
+        del kept[self.size :]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the answers by prompt."""
+        return {
+            task_id: [{"uses": one.uses, "judged": asdict(one.judged)} for one in kept]
+            for task_id, kept in self._kept.items()
+            if kept
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes the answers back."""
+        self._kept = {
+            task_id: [_Kept(_judged(one["judged"]), one["uses"]) for one in kept]
+            for task_id, kept in state.items()
+        }
+
+
+def _remembered(judged: Judged) -> Judged:
+    return replace(judged, rollout=replace(judged.rollout, origin="memory", parent_id=None))
+
+
+def _judged(plain: Mapping[str, Any]) -> Judged:
+    judgement = dict(plain["judgement"])
+    judgement["verdicts"] = tuple(Verdict(**verdict) for verdict in judgement["verdicts"])
+    return Judged(rollout=Rollout(**plain["rollout"]), judgement=Judgement(**judgement))

@@ -1,0 +1,101 @@
+"""Answers that come back when their prompt does."""
+
+import json
+from functools import partial
+
+import pytest
+import torch
+
+from herl.errors import ConfigError
+from herl.hindsight.revision import RevisionBuilder
+from herl.memory import NoMemory, Replay
+from herl.testing import make_judged
+from herl.types import Member
+from tests.unit.test_module import TASKS, fit, module_of
+
+
+def member(reward, parent_id=None, id="group/0"):
+    return Member(judged=make_judged(reward, met={"fish": True}, id=id, parent_id=parent_id), reward=reward)
+
+
+def rewards(found):
+    return [judged.judgement.reward for judged in found]
+
+
+def test_an_accepted_revision_comes_back_once():
+    memory = Replay()
+    memory.keep("t", [member(0.4), member(0.9, parent_id="group/0", id="group/0/0")])
+    assert memory.recall("other") == []
+    [back] = memory.recall("t")
+    assert (back.judgement.reward, back.rollout.origin, back.rollout.parent_id) == (0.9, "memory", None)
+    assert memory.recall("t") == []
+
+
+def test_attempts_are_kept_where_the_best_is_wanted():
+    for of, expected in (("revisions", []), ("best", [0.8])):
+        memory = Replay(of=of)
+        memory.keep("t", [member(0.4), member(0.8, id="group/1")])
+        assert rewards(memory.recall("t")) == expected
+
+
+def test_the_better_ones_stay_and_uses_are_counted():
+    memory = Replay(of="best", size=2, uses=2)
+    for reward in (0.5, 0.9, 0.3, 0.7):
+        memory.keep("t", [member(reward)])
+    assert rewards(memory.recall("t")) == [0.9, 0.7]
+    memory.keep("t", [member(0.8)])
+    assert rewards(memory.recall("t")) == [0.9, 0.8]
+    assert rewards(memory.recall("t")) == [0.8]
+    endless = Replay(of="best", uses=None)
+    endless.keep("t", [member(0.5)])
+    assert [rewards(endless.recall("t")) for _ in range(3)] == [[0.5]] * 3
+
+
+def test_what_was_recalled_is_not_kept_as_new():
+    memory = Replay(of="best")
+    memory.keep("t", [member(0.9)])
+    [back] = memory.recall("t")
+    memory.keep("t", [Member(judged=back, reward=0.9), member(0.5, id="group/1")])
+    assert rewards(memory.recall("t")) == [0.5]
+
+
+def test_the_state_goes_through_a_checkpoint_whole():
+    memory = Replay(of="best", size=2, uses=3)
+    memory.keep("t", [member(0.9)])
+    memory.recall("t")
+    state = memory.state_dict()
+    json.dumps(state)  # plain values alone: a checkpoint is loaded without pickle
+    other = Replay(of="best", size=2, uses=3)
+    other.load_state_dict(state)
+    assert other.state_dict() == state
+    assert other.recall("t") == memory.recall("t")
+
+
+@pytest.mark.parametrize("wrong", [{"size": 0}, {"uses": 0}])
+def test_impossible_settings_are_refused(wrong):
+    with pytest.raises(ConfigError, match=r"memory\.(size|uses): expected"):
+        Replay(**wrong)
+
+
+def test_a_remembered_revision_joins_the_group_of_a_later_epoch(tmp_path):
+    answers = {task.id: ["It eats fish.", "It is brown.", "no", "nothing"] for task in TASKS}
+    made = partial(
+        module_of, answers, hindsight=RevisionBuilder(), optimizer=partial(torch.optim.SGD, lr=0.01)
+    )
+    module, without = made(memory=Replay()), made()
+    fit(without, tmp_path, max_epochs=2)
+    fit(module, tmp_path, max_epochs=1)
+    assert "memory/joined" not in module.reported, "nothing to remember in the first epoch"
+    module = made(memory=Replay())
+    seen = []
+    real = module.stages.memory.recall
+    module.stages.memory.recall = lambda task_id: seen.append((task_id, found := real(task_id))) or found
+    fit(module, tmp_path, max_epochs=2)
+    assert [bool(found) for _, found in seen] == [False, False, True, True]
+    assert module.counts["answers_sampled"] == without.counts["answers_sampled"], "a memory costs no sampling"
+
+
+def test_no_memory_keeps_nothing():
+    memory = NoMemory()
+    memory.keep("t", [member(0.9)])
+    assert (memory.recall("t"), memory.state_dict()) == ([], {})

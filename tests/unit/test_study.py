@@ -1,0 +1,102 @@
+"""What tools/study makes of finished runs."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+STUDY = Path(__file__).parents[2] / "tools" / "study"
+pytestmark = pytest.mark.skipif(not STUDY.is_dir(), reason="the tools are not installed")
+sys.path.insert(0, str(STUDY))
+
+from report import Outcome, compare, draw, interval, table  # noqa: E402
+from study import jobs_of, read  # noqa: E402
+
+from runs import Job, run_all  # noqa: E402
+
+
+def run(seed, *rewards, step=100):
+    answers = np.arange(len(rewards)) * step
+    return Outcome(seed=seed, answers=answers, rewards=np.array(rewards), extra={})
+
+
+ARMS = {
+    "grpo": [run(0, 0.0, 0.5, 0.6), run(1, 0.0, 0.3, 0.4)],
+    "herl": [run(1, 0.0, 0.4, 0.6), run(0, 0.0, 0.6, 0.8)],  # another order: pairs go by seed
+}
+
+
+def test_differences_are_paired_by_seed():
+    found = compare(ARMS, "grpo", 200)
+    assert found["herl"]["final"]["mean"] == pytest.approx(0.7)
+    difference = found["herl"]["difference"]
+    assert (difference["mean"], difference["std"]) == (pytest.approx(0.2), pytest.approx(0.0, abs=1e-9))
+    assert difference["low"] == pytest.approx(difference["high"])
+    assert found["grpo"]["difference"]["mean"] == 0.0
+
+
+def test_answers_to_the_baselines_final_and_area():
+    found = compare(ARMS, "grpo", 200)  # level 0.5
+    assert found["herl"]["answers_to_baseline"]["mean"] == pytest.approx((84 + 150) / 2, abs=1)
+    assert found["grpo"]["never_reached"] == 1
+    assert ARMS["grpo"][0].mean_until(200) == pytest.approx((0.25 + 0.55) / 2, abs=1e-3)
+
+
+def test_the_interval_covers_the_mean_and_a_single_seed_has_none():
+    found = interval([0.1, 0.2, 0.3, 0.4, 0.5])
+    assert 0.1 < found["low"] < found["mean"] < found["high"] < 0.5
+    assert interval([0.3]) == {"mean": 0.3, "std": 0.0, "low": 0.3, "high": 0.3}
+
+
+def test_table_and_picture(tmp_path):
+    text = table(compare(ARMS, "grpo", 200), "grpo")
+    assert "| herl | 0.700 ± 0.141 |" in text
+    assert "+0.200, +0.200 to +0.200" in text
+    draw(ARMS, 200, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_study_file_and_the_command_line_go_together(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "arms:\n  wide: {overrides: [algorithm=herl, rollout.attempts_per_prompt=12]}\nseeds: 3\n"
+    )
+    study = read([f"study={path}", "algorithms=grpo", "seeds=2"])
+    assert (list(study.arms), study.seeds, study.out) == (["wide", "grpo"], 2, "runs/study_mine")
+    [first, _] = jobs_of(study, tmp_path, study.arms["wide"].overrides, range(5, 7))
+    assert "rollout.attempts_per_prompt=12" in first.overrides
+    assert f"hydra.run.dir='{tmp_path}/5'" in first.overrides
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["algoritms=grpo"], "algoritms"),
+        (["algorithms=grpo", "seeds=many"], "many"),
+        (["algorithms=grpo", "baseline=herl"], "got arms .'grpo'., baseline 'herl'"),
+        ([], "expected algorithms="),
+        (["study=nowhere.yaml"], "nowhere.yaml"),
+    ],
+)
+def test_what_does_not_fit_is_refused(arguments, message):
+    with pytest.raises(SystemExit, match=message):
+        read(arguments)
+
+
+def test_a_finished_run_is_kept_and_one_with_other_settings_refused(tmp_path):
+    job = Job(tmp_path, ["algorithm=grpo"])
+    (tmp_path / "overrides.json").write_text(json.dumps(["algorithm=grpo"]))
+    (tmp_path / "summary.json").write_text("{}")
+    run_all([job], 1)
+    with pytest.raises(SystemExit, match="expected a run with .*herl"):
+        run_all([Job(tmp_path, ["algorithm=herl"])], 1)
+
+
+def test_a_study_in_which_nothing_works_stops_early(tmp_path, capfd):
+    jobs = [Job(tmp_path / str(i), ["algorithm=nothing"]) for i in range(40)]
+    with pytest.raises(SystemExit, match="runs failed"):
+        run_all(jobs, 1)
+    assert "ended with code" in capfd.readouterr().out
+    assert not (tmp_path / "39").exists()

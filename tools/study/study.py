@@ -1,0 +1,175 @@
+"""Compares algorithms over seeds at an equal budget of sampled answers, attempts and revisions together.
+
+    tools/study/run algorithms=grpo,herl seeds=5
+    tools/study/run experiment=smollm2_if algorithms=grpo,herl seeds=3 answers=4000 jobs=1
+    tools/study/run study=tools/study/main.yaml
+
+One process per run, `jobs` of them side by side. Finished runs are kept: the same command goes on where it
+was stopped. Arms with `tries` are tuned first: each try runs on the tuning seeds with the tuning overrides,
+and the arm goes on with the one whose mean is best. Writes into `out`: runs/, tuning/, study.json, table.md
+and curves.png.
+
+A study file holds the same keys as the command line, which goes before it. See `Study` for all of them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from report import Outcome, compare, draw, outcome, table
+
+from runs import Job, run_all
+
+
+@dataclass
+class Arm:
+    """One line of the table."""
+
+    overrides: list[str] = field(default_factory=list)
+    """Of herl fit."""
+    tries: list[list[str]] = field(default_factory=list)
+    """Settings to choose among on the tuning seeds, as overrides; none: nothing is tuned."""
+
+
+@dataclass
+class Tuning:
+    seeds: int = 2
+    first_seed: int = 1000
+    overrides: list[str] = field(default_factory=list)
+    """For the tuning runs alone, e.g. other held-out prompts."""
+    tries: list[list[str]] = field(default_factory=list)
+    """For arms that have none of their own."""
+
+
+@dataclass
+class Study:
+    experiment: str = "embedded"
+    answers: int = 8192
+    """Sampled answers of each run."""
+    algorithms: str = ""
+    """Presets, separated by commas: arms without further overrides."""
+    arms: dict[str, Arm] = field(default_factory=dict)
+    baseline: str = ""
+    """The arm that others are compared with; the first one unless given."""
+    seeds: int = 5
+    first_seed: int = 0
+    overrides: list[str] = field(default_factory=list)
+    """Of every run."""
+    tuning: Tuning = field(default_factory=Tuning)
+    jobs: int = 1
+    """Runs side by side; each gets an equal share of the cores."""
+    out: str = MISSING
+
+
+def read(arguments: list[str]) -> Study:
+    """Returns the study of a command line.
+
+    Raises:
+        SystemExit: a key or value that does not fit, by name.
+    """
+    try:
+        given = OmegaConf.from_dotlist([one for one in arguments if not one.startswith("study=")])
+        files = [one.partition("=")[2] for one in arguments if one.startswith("study=")]
+        named = {"out": f"runs/study_{Path(files[0]).stem}" if files else "runs/study"}
+        merged = OmegaConf.merge(OmegaConf.structured(Study), named, *map(OmegaConf.load, files), given)
+        study = OmegaConf.to_object(merged)
+    except (OmegaConfBaseException, OSError) as error:
+        raise SystemExit(f"tools/study/run: {error}") from None
+    assert isinstance(study, Study)
+    for name in filter(None, study.algorithms.split(",")):
+        study.arms.setdefault(name, Arm(overrides=[f"algorithm={name}"]))
+    study.baseline = study.baseline or next(iter(study.arms), "")
+    if study.baseline not in study.arms or study.seeds < 1 or study.jobs < 1:
+        raise SystemExit(
+            "tools/study/run: expected algorithms= or arms, a baseline among them, and seeds and jobs of at "
+            f"least 1, got arms {list(study.arms)}, baseline {study.baseline!r}, "
+            f"seeds {study.seeds}, jobs {study.jobs}"
+        )
+    return study
+
+
+def jobs_of(study: Study, folder: Path, overrides: list[str], seeds: range) -> list[Job]:
+    budget = [f"experiment={study.experiment}", f"callbacks.answer_budget.answers={study.answers}"]
+    shared = [*budget, "resume=auto", *study.overrides, *overrides]
+    return [
+        Job(folder / str(seed), [*shared, f"seed={seed}", f"hydra.run.dir='{folder / str(seed)}'"])
+        for seed in seeds
+    ]
+
+
+def tune(study: Study) -> dict[str, dict[str, Any]]:
+    """Chooses among each arm's tries; returns, for each arm, what was chosen and how all tries ended."""
+    seeds = range(study.tuning.first_seed, study.tuning.first_seed + study.tuning.seeds)
+    tries = {name: arm.tries or study.tuning.tries for name, arm in study.arms.items()}
+    jobs = {
+        (name, number): jobs_of(
+            study,
+            Path(study.out) / "tuning" / name / folder_name(tried),
+            [*study.arms[name].overrides, *tried, *study.tuning.overrides],
+            seeds,
+        )
+        for name in study.arms
+        for number, tried in enumerate(tries[name])
+    }
+    run_all([job for several in jobs.values() for job in several], study.jobs)
+    tuned: dict[str, dict[str, Any]] = {}
+    for name in study.arms:
+        finals = [
+            [outcome(job.folder).final for job in jobs[name, number]] for number in range(len(tries[name]))
+        ]
+        means = [float(np.mean(several)) for several in finals]
+        chosen = tries[name][int(np.argmax(means))] if means else []
+        tuned[name] = {
+            "chosen": chosen,
+            "tries": [
+                {"overrides": tried, "finals": several, "mean": mean}
+                for tried, several, mean in zip(tries[name], finals, means, strict=True)
+            ],
+        }
+        if means:
+            told = ", ".join(f"{' '.join(t)}: {m:.3f}" for t, m in zip(tries[name], means, strict=True))
+            print(f"{name}: {told}")
+    return tuned
+
+
+def folder_name(overrides: list[str]) -> str:
+    return re.sub(r"[^\w.-]+", "_", ",".join(overrides)) or "as_is"
+
+
+def main() -> None:
+    study = read(sys.argv[1:])
+    out = Path(study.out)
+    out.mkdir(parents=True, exist_ok=True)
+    tuned = tune(study)
+    seeds = range(study.first_seed, study.first_seed + study.seeds)
+    jobs = {
+        name: jobs_of(study, out / "runs" / name, [*arm.overrides, *tuned[name]["chosen"]], seeds)
+        for name, arm in study.arms.items()
+    }
+    run_all([job for several in zip(*jobs.values(), strict=True) for job in several], study.jobs)
+    found: dict[str, list[Outcome]] = {
+        name: [outcome(job.folder) for job in several] for name, several in jobs.items()
+    }
+    compared = compare(found, study.baseline, study.answers)
+    written = {
+        "study": OmegaConf.to_container(OmegaConf.structured(study)),
+        "tuning": tuned,
+        "arms": compared,
+    }
+    (out / "study.json").write_text(json.dumps(written, indent=2) + "\n")
+    (out / "table.md").write_text(table(compared, study.baseline))
+    draw(found, study.answers, out / "curves.png")
+    print((out / "table.md").read_text())
+    print(f"{out}/study.json, table.md, curves.png; all curves: tensorboard --logdir {out}/runs")
+
+
+if __name__ == "__main__":
+    main()
