@@ -20,7 +20,6 @@ from typing import Any, Literal, cast
 import lightning as L
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
-from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from herl.advantages import group_advantages
@@ -54,7 +53,7 @@ from herl.sampler import Sampler
 from herl.schedule import Schedule, learning_rate_share, run_share
 from herl.scoring import Scorer
 from herl.selection import form_group
-from herl.sharding import check_trainer, load
+from herl.sharding import check_trainer, load, synchronise_gradients
 from herl.teardown import TeardownOnError
 from herl.types import Experience, Task
 from herl.weights import first_not_finite, is_sharded, named_weights, whole
@@ -125,9 +124,10 @@ class HerlModule(L.LightningModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        check_at_least("module", 1, updates_per_batch=updates_per_batch)
+        check_at_least(
+            "module", 1, updates_per_batch=updates_per_batch, micro_batch_tokens=micro_batch_tokens
+        )
         check_at_least("module", 1, validation_attempts=validation_attempts)
-        check_at_least("module", 1, micro_batch_tokens=micro_batch_tokens)
         self.model = model
         self.loss = loss or PolicyLoss()
         self.optimizer = optimizer
@@ -165,6 +165,7 @@ class HerlModule(L.LightningModule):
         self.reported: dict[str, float] = {}  # by the last training step
         self.faults: dict[str, str] = {}  # of the last step: what was wrong, by answer
         self._skipped = 0  # optimiser steps in a row
+        self.answer_budget: int | None = None  # of the whole run, set by `herl.callbacks.AnswerBudget`
         self.heldout: list[Trajectory] = []  # of the last validation
         self._dropped: Counter[str] = Counter()  # held-out prompts that were too long
 
@@ -279,14 +280,14 @@ class HerlModule(L.LightningModule):
     ) -> None:
         """Takes one optimiser step over these experiences."""
         optimizer = cast(torch.optim.Optimizer, self.optimizers())
-        done = run_share(self.trainer, self.trainer.fit_loop.batch_idx)  # nothing but the point of the run
+        done = self.share_done(self.trainer.fit_loop.batch_idx)  # nothing but the point of the run
         rate = learning_rate_share(self.schedule, self.counts["optimizer_steps"], self.warmup_steps, done)
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * rate
         total, bad = 0.0, []
         batches = list(scorer.micro_batches(experiences, old_logprobs))
         for batch in batches:
-            self._synchronise_gradients(batch is batches[-1])
+            synchronise_gradients(self.trainer, batch is batches[-1])
             loss, batch_stats = scorer.compute_loss(batch)
             self.manual_backward(loss * world_size())  # the strategies average gradients over ranks
             total += float(loss.detach())
@@ -304,6 +305,11 @@ class HerlModule(L.LightningModule):
         stats.add("loss", sum(gather(total)))
         stats.add("grad_norm", norm)
         stats.add("learning_rate", optimizer.param_groups[0]["lr"])
+
+    def share_done(self, batches: int) -> float:
+        """Returns how much of the run is done, in [0, 1], after so many batches of the present epoch."""
+        spent = self.counts["answers_sampled"] / self.answer_budget if self.answer_budget else 0.0
+        return run_share(self.trainer, batches, spent)
 
     def _skip_step(self, optimizer: torch.optim.Optimizer, norm: float, answers: Iterable[str]) -> None:
         """Leaves an optimiser step out, and remembers the answers whose loss is not finite."""
@@ -323,12 +329,6 @@ class HerlModule(L.LightningModule):
                 f"{self.most_skipped_steps}. Lower optimizer.lr, or train in float32"
             )
         logger.warning("%s. The step is skipped", said)
-
-    def _synchronise_gradients(self, on: bool) -> None:
-        """Under DDP only the last micro-batch of a step exchanges gradients; sharded ones always do."""
-        replicas = self.trainer.strategy.model
-        if isinstance(replicas, DistributedDataParallel):
-            replicas.require_backward_grad_sync = on
 
     def scorer(self) -> Scorer:
         """Returns what computes log-probs and losses with the models as they are now."""

@@ -26,17 +26,16 @@ def learning_rate_share(schedule: Schedule, step: int, warmup_steps: int, progre
     return warm * course[schedule]
 
 
-def run_share(trainer: L.Trainer, batches: int) -> float:
-    """Returns how much of a run is done, in [0, 1], by its epochs or its steps, whichever ends it first.
-
-    An answer budget is not looked at.
+def run_share(trainer: L.Trainer, batches: int, answers: float = 0.0) -> float:
+    """Returns how much of a run is done, in [0, 1]: by its epochs, steps or answers, whichever end it first.
 
     Args:
         trainer: Knows max_epochs and max_steps.
         batches: Batches of the present epoch that are done.
+        answers: Share of the answer budget that is spent.
     """
     epochs = trainer.max_epochs or 0
     done = trainer.current_epoch + batches / trainer.num_training_batches
     by_epoch = done / epochs if epochs > 0 else 0.0
     by_step = trainer.global_step / trainer.max_steps if trainer.max_steps > 0 else 0.0
-    return min(1.0, max(by_epoch, by_step))
+    return min(1.0, max(by_epoch, by_step, answers))

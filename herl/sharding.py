@@ -17,6 +17,7 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Sin
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from herl.distributed import gather, rank, together
@@ -101,6 +102,13 @@ def load(model: PretrainedModel, trainer: L.Trainer) -> PreTrainedModel:
         bf16=trainer.precision == "bf16-mixed",
         cpu_offload=strategy.cpu_offload,
     )
+
+
+def synchronise_gradients(trainer: L.Trainer, on: bool) -> None:
+    """Says whether a backward pass exchanges gradients. Under DDP that of the last micro-batch is enough."""
+    replicas = trainer.strategy.model
+    if isinstance(replicas, DistributedDataParallel):
+        replicas.require_backward_grad_sync = on
 
 
 def load_sharded(

@@ -22,6 +22,11 @@ class AnswerBudget(L.Callback):
             raise ConfigError(f"callbacks.answer_budget.answers: expected at least 1, or null, got {answers}")
         self.answers = answers
 
+    def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        """Tells the module, whose learning rate may fall over the run."""
+        assert isinstance(module, HerlModule)
+        module.answer_budget = self.answers
+
     def on_train_batch_end(
         self,
         trainer: L.Trainer,

@@ -20,11 +20,9 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from herl.callbacks.answer_budget import AnswerBudget
 from herl.clock import PhaseClock
 from herl.errors import check_at_least
 from herl.module import SHOWN, HerlModule
-from herl.schedule import run_share
 
 DOING = {
     "sample": "sampling",
@@ -75,7 +73,7 @@ class ProgressBar(LightningProgressBar):
         where = (
             f"epoch {trainer.current_epoch + 1}{epochs}, batch {batch_idx + 1}/{trainer.num_training_batches}"
         )
-        self._show(trainer, share_done(trainer, module), where)
+        self._show(trainer, module.share_done(trainer.fit_loop.batch_idx + 1), where)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._close()
@@ -158,15 +156,6 @@ class ProgressBar(LightningProgressBar):
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
-
-
-def share_done(trainer: L.Trainer, module: HerlModule) -> float:
-    """Returns how much of a run is done, in [0, 1], by the limit that it will meet first."""
-    shares = [run_share(trainer, trainer.fit_loop.batch_idx + 1)]
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, AnswerBudget) and callback.answers is not None:
-            shares.append(module.counts["answers_sampled"] / callback.answers)
-    return min(1.0, max(shares))
 
 
 class _PhaseColumn(ProgressColumn):

@@ -182,6 +182,18 @@ def test_learning_rate_share(schedule, step, warmup, progress, share):
     assert learning_rate_share(schedule, step, warmup, progress) == pytest.approx(share)
 
 
+def test_the_learning_rate_falls_over_the_answer_budget(tmp_path):
+    rates = []
+
+    class Watching(L.Callback):
+        def on_train_batch_end(self, trainer, module, *_):
+            rates.append(module.reported["update/learning_rate"])
+
+    module = module_of(schedule="linear", updates_per_batch=1)
+    fit(module, tmp_path, callbacks=[AnswerBudget(32), Watching()], max_epochs=100)
+    assert rates == pytest.approx([0.1, 0.075, 0.05, 0.025])  # 8 answers a batch
+
+
 def test_bad_settings_are_refused():
     with pytest.raises(ConfigError, match="updates_per_batch: expected at least 1, got 0"):
         module_of(updates_per_batch=0)

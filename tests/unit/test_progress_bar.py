@@ -5,7 +5,6 @@ import pytest
 from rich.console import Console
 
 from herl.callbacks import AnswerBudget, ProgressBar
-from herl.callbacks.progress_bar import share_done
 from herl.data import RubricDataModule
 from herl.hindsight.revision import RevisionBuilder
 from tests.unit.test_module import TASKS, module_of
@@ -43,7 +42,7 @@ def test_a_run_is_as_far_as_the_limit_that_it_meets_first(tmp_path):
 
     class Watching(L.Callback):
         def on_train_batch_end(self, trainer, module, *_):
-            shares.append(share_done(trainer, module))
+            shares.append(module.share_done(trainer.fit_loop.batch_idx + 1))
 
     trainer = L.Trainer(
         accelerator="cpu", logger=False, enable_checkpointing=False, enable_model_summary=False,

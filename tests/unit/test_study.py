@@ -73,7 +73,7 @@ def test_a_study_file_and_the_command_line_go_together(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["algoritms=grpo"], "algoritms"),
+        (["presets=grpo"], "presets"),
         (["algorithms=grpo", "seeds=many"], "many"),
         (["algorithms=grpo", "baseline=herl"], "got arms .'grpo'., baseline 'herl'"),
         ([], "expected algorithms="),
@@ -88,7 +88,9 @@ def test_what_does_not_fit_is_refused(arguments, message):
 def test_a_finished_run_is_kept_and_one_with_other_settings_refused(tmp_path):
     job = Job(tmp_path, ["algorithm=grpo"])
     (tmp_path / "overrides.json").write_text(json.dumps(["algorithm=grpo"]))
-    (tmp_path / "summary.json").write_text("{}")
+    (tmp_path / "summary.json").write_text('{"stopped": "stopped by SIGTERM"}')
+    assert not job.done
+    (tmp_path / "summary.json").write_text('{"heldout_reward_after": 0.5}')
     run_all([job], 1)
     with pytest.raises(SystemExit, match="expected a run with .*herl"):
         run_all([Job(tmp_path, ["algorithm=herl"])], 1)

@@ -25,7 +25,14 @@ class Job:
 
     @property
     def done(self) -> bool:
-        return (self.folder / "summary.json").is_file()
+        """Whether it came to its end; one that was stopped has a summary, too."""
+        return self.final is not None
+
+    @property
+    def final(self) -> float | None:
+        """Held-out reward at the end; None before it."""
+        path = self.folder / "summary.json"
+        return json.loads(path.read_text()).get("heldout_reward_after") if path.is_file() else None
 
     def check(self) -> None:
         """Stops where the folder holds a run with other settings.
@@ -85,8 +92,7 @@ def run_all(jobs: Sequence[Job], side_by_side: int) -> None:
                     break
                 continue
             remaining = (time.perf_counter() - started) / number * (len(left) - number)
-            result = json.loads((job.folder / "summary.json").read_text())["heldout_reward_after"]
-            said = f"{number}/{len(left)} {job.folder}: {result:.3f} in {future.result():.0f} s"
+            said = f"{number}/{len(left)} {job.folder}: {job.final:.3f} in {future.result():.0f} s"
             console.print(f"{said}, {remaining / 60:.0f} min left", soft_wrap=True, highlight=False)
     if failed:
         raise SystemExit(f"{len(failed)} of {len(left)} runs failed; run the same command again to go on")
