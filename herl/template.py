@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from importlib.resources import files
 
 from herl.errors import ConfigError
@@ -16,15 +16,16 @@ def load(package: str, name: str) -> str:
     return files(package).joinpath(name).read_text(encoding="utf-8").strip()
 
 
-def check(key: str, template: str, fields: set[str]) -> None:
-    """Checks that a template has exactly these fields.
+def check(key: str, template: str, fields: Set[str], optional: Set[str] = frozenset()) -> None:
+    """Checks that a template has exactly these fields, and optional ones or not.
 
     Raises:
         ConfigError: names the key.
     """
     got = set(_FIELD.findall(template))
-    if got != fields:
-        raise ConfigError(f"{key}: expected exactly the fields {sorted(fields)}, got {sorted(got)}")
+    if got - optional != fields:
+        more = f", and {sorted(optional)} or not" if optional else ""
+        raise ConfigError(f"{key}: expected exactly the fields {sorted(fields)}{more}, got {sorted(got)}")
 
 
 def fill(template: str, fields: Mapping[str, str]) -> str:

@@ -39,6 +39,11 @@ def top_k(group: Sequence[Judged], *, k: int = 1) -> list[Judged]:
     return _ranked(group)[:k]
 
 
+def bottom_k(group: Sequence[Judged], *, k: int = 1) -> list[Judged]:
+    """Returns the k worst, the worst first."""
+    return _ranked(group)[::-1][:k]
+
+
 def all_imperfect(group: Sequence[Judged], *, perfect: float = 1.0) -> list[Judged]:
     """Returns every attempt with a reward below `perfect`, best first."""
     return [judged for judged in _ranked(group) if _reward(judged) < perfect - TIE]

@@ -18,7 +18,7 @@ Candidates = Callable[[Sequence[Judged]], list[Judged]]
 """A function of `herl.hindsight.candidates` with its options bound."""
 ONE_BEST: Candidates = partial(top_k, k=1)
 
-_FIELDS = {"request", "draft", "met", "missed"}
+_FIELDS, _OPTIONAL = {"request"}, {"draft", "met", "missed"}
 
 
 class RevisionBuilder(HindsightBuilder):
@@ -27,7 +27,8 @@ class RevisionBuilder(HindsightBuilder):
     Args:
         candidates: Which attempts to revise (`herl.hindsight.candidates`).
         perfect: Reward from which on a group's best attempt needs no hindsight.
-        template: Text with the fields {request}, {draft}, {met} and {missed}; None for `revision.txt`.
+        template: Text with the field {request}, and {draft}, {met} and {missed} or some of them; None for
+            `revision.txt`.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class RevisionBuilder(HindsightBuilder):
         self.candidates = candidates
         self.perfect = perfect
         self.template = (template or templates.load("herl.hindsight", "revision.txt")).strip()
-        templates.check("hindsight.template", self.template, _FIELDS)
+        templates.check("hindsight.template", self.template, _FIELDS, _OPTIONAL)
 
     def build(self, task: Task, group: Sequence[Judged]) -> list[Hindsight]:
         """Returns a revision prompt for each candidate that missed something."""

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from herl import ConfigError, Criterion, NoHindsight, Rubric, Task
-from herl.hindsight.candidates import all_imperfect, tied_best, top_k
+from herl.hindsight.candidates import all_imperfect, bottom_k, tied_best, top_k
 from herl.hindsight.revision import RevisionBuilder
 from herl.testing import check_hindsight_builder, make_judged, make_rollout, make_task
 
@@ -33,6 +33,10 @@ def test_top_k_takes_the_best_and_breaks_ties_by_met_criteria_then_by_order():
     judged = group(0.5, 0.7, 0.7, 0.6, met=(0, 1, 1, 0))
     assert ids(top_k(judged, k=1)) == ["group/1"]
     assert ids(top_k(judged, k=3)) == ["group/1", "group/2", "group/3"]
+
+
+def test_bottom_k_takes_the_worst():
+    assert ids(bottom_k(group(0.5, 0.7, 0.2, 0.6), k=2)) == ["group/2", "group/0"]
 
 
 def test_all_imperfect_takes_everything_below_perfect():
@@ -83,6 +87,19 @@ def test_an_attempt_that_missed_nothing_that_could_be_judged_is_not_revised():
 def test_a_template_without_its_fields_is_refused():
     with pytest.raises(ConfigError, match=r"hindsight.template: expected exactly the fields"):
         RevisionBuilder(template="Improve {draft}.")
+    with pytest.raises(ConfigError, match=r"'met', 'missed'\] or not, got \['reply', 'request'\]"):
+        RevisionBuilder(template="{request} {reply}")
+
+
+def test_a_template_may_leave_out_draft_and_criteria():
+    task = make_task()
+    judged = make_judged(0.6, met={"fish": True, "river": False}, rollout=make_rollout("It eats fish."))
+    for template, expected in (
+        ("{request} Mend: {missed}", "Describe the otter. Mend: - Says river. (2)"),
+        ("Better: {request}", "Better: Describe the otter."),
+    ):
+        [hindsight] = RevisionBuilder(template=template).build(task, [judged])
+        assert hindsight.messages[-1]["content"] == expected
 
 
 @pytest.mark.parametrize("builder", [NoHindsight(), RevisionBuilder(), RevisionBuilder(partial(top_k, k=3))])
