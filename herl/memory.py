@@ -67,15 +67,21 @@ class Replay(Memory):
         of: What is kept of a group: its `revisions` that joined it, or its `best` member, whoever wrote it.
         size: Answers of a prompt at most; the better ones stay.
         uses: Times that an answer is recalled before it is forgotten; None for no limit.
+        most_prompts: Prompts whose answers are kept; of more, those that came up longest ago are forgotten.
     """
 
     def __init__(
-        self, of: Literal["revisions", "best"] = "revisions", size: int = 1, uses: int | None = 1
+        self,
+        of: Literal["revisions", "best"] = "revisions",
+        size: int = 1,
+        uses: int | None = 1,
+        most_prompts: int = 4096,
     ) -> None:
-        check_at_least("memory", 1, size=size, uses=uses)
+        check_at_least("memory", 1, size=size, uses=uses, most_prompts=most_prompts)
         self.of = of
         self.size = size
         self.uses = uses
+        self.most_prompts = most_prompts
         self._kept: dict[str, list[_Kept]] = {}
 
     def recall(self, task_id: str) -> list[Judged]:
@@ -84,7 +90,8 @@ class Replay(Memory):
         for one in kept:
             one.uses += 1
         found = [one.judged for one in kept]
-        self._kept[task_id] = [one for one in kept if self.uses is None or one.uses < self.uses]
+        if kept:
+            self._kept[task_id] = [one for one in kept if self.uses is None or one.uses < self.uses]
         return found
 
     def keep(self, task_id: str, members: Sequence[Member]) -> None:
@@ -94,10 +101,13 @@ class Replay(Memory):
             chosen = [member for member in fresh if member.origin == "hindsight"]
         else:
             chosen = [max(fresh, key=lambda member: member.reward)] if fresh else []
-        kept = self._kept.setdefault(task_id, [])
+        kept = self._kept.pop(task_id, [])
         kept += [_Kept(_remembered(member.judged)) for member in chosen]
         kept.sort(key=lambda one: -(one.judged.judgement.reward or 0.0))
-        del kept[self.size :]
+        if kept:
+            self._kept[task_id] = kept[: self.size]  # now the newest
+        if len(self._kept) > self.most_prompts:
+            del self._kept[next(iter(self._kept))]
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the answers by prompt."""

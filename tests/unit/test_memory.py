@@ -51,6 +51,17 @@ def test_the_better_ones_stay_and_uses_are_counted():
     assert [rewards(endless.recall("t")) for _ in range(3)] == [[0.5]] * 3
 
 
+def test_prompts_that_came_up_longest_ago_are_forgotten():
+    memory = Replay(of="best", most_prompts=2)
+    for task_id in ("a", "b", "a", "c"):
+        memory.keep(task_id, [member(0.5)])
+    assert {task_id: rewards(memory.recall(task_id)) for task_id in "abc"} == {
+        "a": [0.5],
+        "b": [],
+        "c": [0.5],
+    }
+
+
 def test_what_was_recalled_is_not_kept_as_new():
     memory = Replay(of="best")
     memory.keep("t", [member(0.9)])
