@@ -126,7 +126,8 @@ class Replay(Memory):
 
 
 def _remembered(judged: Judged) -> Judged:
-    return replace(judged, rollout=replace(judged.rollout, origin="memory", parent_id=None))
+    rollout = replace(judged.rollout, origin="memory", parent_id=None)
+    return Judged(rollout=rollout, judgement=replace(judged.judgement, usage={}))  # paid for once
 
 
 def _judged(plain: Mapping[str, Any]) -> Judged:

@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 
 from herl import BonusReward, ConfigError, HindsightBuilder, Judge, Sampler
 from herl.config import check, conf_dir
+from herl.likelihood import LikelihoodLoss
 from herl.loss import PolicyLoss
 from tests.configuration import composed
 
@@ -118,6 +119,8 @@ def test_presets_are_what_they_say():
     assert (herl.bonus.alpha, herl.bonus.mode) == (0.05, "signed")
     assert (herl.loss.revision_ratio, herl.loss.revision_shaping) == ("same_context", "clip")
     assert herl.loss.entropy_coef == 0.01
+    assert (herl.memory._target_, herl.module.updates_per_batch) == ("herl.memory.Replay", 4)
+    assert grpo.memory._target_.endswith("NoMemory")
     assert reference.rollout.training_context == "hindsight"
     assert reference.hindsight.candidates._target_.endswith("tied_best")
     assert reference.selection.fallback_copies is True
@@ -125,6 +128,20 @@ def test_presets_are_what_they_say():
     assert (reference.loss.revision_shaping, reference.loss.entropy_coef) == ("shaped", 0.0)
     assert grpo.hindsight._target_.endswith("NoHindsight")
     assert grpo.bonus._target_.endswith("NoBonus")
+
+
+def test_presets_of_baselines_are_what_they_say():
+    critique, sft, dpo = (composed("fit", f"algorithm={a}") for a in ("critique", "sft", "dpo"))
+    assert (critique.loss.revision_ratio, critique.loss.revision_shaping) == ("policy_prob", "shaped")
+    assert critique.rollout.training_context == "original"
+    assert critique.bonus._target_.endswith("NoBonus")
+    for config in (sft, dpo):
+        assert config.hindsight._target_.endswith("NoHindsight")
+        assert config.memory._target_.endswith("NoMemory")
+    assert isinstance(instantiate(sft.loss), LikelihoodLoss)
+    assert instantiate(dpo.loss).beta == 0.1
+    assert instantiate(sft.selection).func.__name__ == "keep_best"
+    assert instantiate(dpo.selection).func.__name__ == "keep_extremes"
 
 
 def test_an_experiment_overrides_components():

@@ -14,7 +14,9 @@ from herl.callbacks import Checkpoints, RecordAnswers, RefreshSampler, StopOnSig
 from herl.data import RubricDataModule
 from herl.errors import ConfigError, DataError, RunStopped, TrainingError
 from herl.hindsight.revision import RevisionBuilder
+from herl.memory import Replay
 from herl.sampler.scripted import ScriptedSampler
+from herl.selection import form_group
 from herl.testing import make_task
 from tests.unit.test_module import module_of, weights
 
@@ -103,6 +105,21 @@ def test_a_run_that_dies_anywhere_goes_on_with_the_same_numbers(tmp_path, whole,
     assert first.rewards | rest.rewards == expected.rewards
     assert {**first.heldout, **rest.heldout} == expected.heldout
     assert recorded(tmp_path) == recorded(folder)
+
+
+@pytest.mark.parametrize("batch", [2, 4])
+def test_a_memory_goes_on_with_what_it_kept(tmp_path, whole, batch):
+    def both():  # a new revision and a remembered one may join
+        return {"memory": Replay(), "selection": partial(form_group, top_n=2)}
+
+    module, expected = run(tmp_path / "whole", **both())
+    assert not torch.equal(weights(module), weights(whole[0])), "the memory is used"
+    with pytest.raises(RuntimeError, match="killed"):
+        run(tmp_path, DieAt(batch, "batch"), **both())
+    again, rest = run(tmp_path, resume=str(tmp_path / "c" / "last.ckpt"), **both())
+    assert torch.equal(weights(again), weights(module))
+    assert rest.rewards.items() <= expected.rewards.items()
+    assert again.stages.memory.state_dict() == module.stages.memory.state_dict()
 
 
 def recorded(folder):
