@@ -6,7 +6,7 @@ python tools/kill_and_resume.py --kills 5 --tolerance 1e-4 sampler=vllm sampler.
     sampler.max_model_len=512
 
 Equal means: every weight bit for bit, all counts, every recorded answer with its reward and advantage, and
-the held-out reward at the end; with a tolerance, weights, rewards and advantages to that much. The moments are
+the held-out reward at the end; with a tolerance, numbers to that much. The moments are
 spread over the whole life of the process, start-up included.
 """
 
