@@ -35,6 +35,11 @@ class LikelihoodLoss(Loss):
     constant_length: int = 1
     entropy_coef: float = 0.0
 
+    @property
+    def needs_old_logprobs(self) -> bool:
+        """False: there is no ratio."""
+        return False
+
     def __call__(self, tokens: Tokens) -> tuple[torch.Tensor, Stats]:
         """Returns (loss, stats)."""
         per_token = -tokens.advantage * tokens.logprobs - self.entropy_coef * tokens.entropy
@@ -77,6 +82,9 @@ class PreferenceLoss(LikelihoodLoss):
         """Replaces advantages by the weights of pairs under the policy as it is now.
 
         Each group has one answer with an advantage above 0 and one below, of the selection `extremes`.
+
+        Raises:
+            ConfigError: a group has more answers, or fewer.
         """
         moved = [
             policy - reference
@@ -90,10 +98,16 @@ class PreferenceLoss(LikelihoodLoss):
         margins = []
         places = range(len(experiences))
         for _, group in groupby(places, key=lambda place: experiences[place].rollout.group_id):
-            bad, good = sorted(group, key=lambda place: experiences[place].advantage)
+            pair = sorted(group, key=lambda place: experiences[place].advantage)
+            if len(pair) != 2:
+                raise ConfigError(
+                    f"loss: expected two answers of each group, got {len(pair)}: use selection=extremes, "
+                    "and one rollout.training_context"
+                )
+            bad, good = pair
             margins.append(self.beta * (moved[good] - moved[bad]))
             # the loss is averaged over answers, DPO's over pairs: twice
-            weight = 2.0 * self.beta / (1.0 + math.exp(margins[-1]))
+            weight = 2.0 * self.beta / (1.0 + math.exp(min(margins[-1], 700.0)))
             prepared[good] = replace(experiences[good], advantage=weight)
             prepared[bad] = replace(experiences[bad], advantage=-weight)
         return prepared, _preference_stats(torch.tensor(margins, dtype=torch.float64))

@@ -191,6 +191,11 @@ class Loss(ABC):
         """Whether `Tokens.ref_logprobs` are computed."""
         return False
 
+    @property
+    def needs_old_logprobs(self) -> bool:
+        """Whether log-probs from before the first optimiser step of a batch are kept for the later ones."""
+        return True
+
     def prepare(
         self, experiences: Sequence[Experience], scorer: Likelihoods
     ) -> tuple[list[Experience], Stats]:

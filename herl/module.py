@@ -264,7 +264,8 @@ class HerlModule(L.LightningModule):
         stats, scorer = RunningStats(), self.scorer()
         parts = split_by_group(experiences, self.updates_per_batch)
         # Before the first step the current log-probs are the old ones: that part needs no extra pass.
-        old = [None if i == 0 else scorer.logprobs(part) for i, part in enumerate(parts)]
+        later = self.loss.needs_old_logprobs
+        old = [scorer.logprobs(part) if i and later else None for i, part in enumerate(parts)]
         for part, old_logprobs in zip(parts, old, strict=True):
             prepared, prepared_stats = self.loss.prepare(part, scorer)
             stats.add_stats(prepared_stats)

@@ -125,6 +125,20 @@ def test_an_impossible_preference_loss_is_refused():
         PreferenceLoss(beta=0.0)
 
 
+def test_a_preference_loss_needs_pairs(policy):
+    three = [*pairs(1), pairs(1)[0]]
+    loss = PreferenceLoss()
+    with pytest.raises(ConfigError, match=r"two answers of each group, got 3: use selection=extremes"):
+        loss.prepare(three, scorer(policy, loss, reference=policy))
+
+
+def test_no_old_logprobs_where_there_is_no_ratio(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(Scorer, "logprobs", lambda *a, **k: calls.append(1))
+    fit(module_of(loss=LikelihoodLoss(), updates_per_batch=2), tmp_path)
+    assert calls == []
+
+
 def test_dpo_trains_with_a_reference_and_lowers_its_loss(tmp_path):
     module = module_of(loss=PreferenceLoss(beta=0.5), selection=keep_extremes, updates_per_batch=1)
     fit(module, tmp_path)
