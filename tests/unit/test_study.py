@@ -12,9 +12,8 @@ pytestmark = pytest.mark.skipif(not STUDY.is_dir(), reason="the tools are not in
 sys.path.insert(0, str(STUDY))
 
 from report import Outcome, compare, draw, interval, table  # noqa: E402
-from study import jobs_of, read  # noqa: E402
-
 from runs import Job, run_all  # noqa: E402
+from study import jobs_of, read  # noqa: E402
 
 
 def run(seed, *rewards, step=100):

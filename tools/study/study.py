@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from report import Outcome, compare, draw, outcome, table
 
+from report import Outcome, compare, draw, outcome, table
 from runs import Job, run_all
 
 
