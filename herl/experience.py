@@ -20,7 +20,7 @@ from herl.distributed import gather
 from herl.errors import ConfigError
 from herl.hindsight import HindsightBuilder, NoHindsight
 from herl.judge import JudgeDesk
-from herl.memory import Memory, NoMemory
+from herl.memory import Memory, NoMemory, Replay
 from herl.rollouts import sample_and_judge, takes_follow_ups
 from herl.sampler import Sampler
 from herl.seeds import derive_seed
@@ -128,6 +128,12 @@ class Stages:
 
     def __post_init__(self) -> None:
         self.desk.needs_verdicts = self.hindsight.needs_verdicts
+        if (
+            isinstance(self.memory, Replay)
+            and self.memory.of == "revisions"
+            and isinstance(self.hindsight, NoHindsight)
+        ):
+            raise ConfigError("memory.of: expected 'best' without hindsight, got 'revisions': there are none")
         if self.plan.attempts_per_prompt == 1 and isinstance(self.hindsight, NoHindsight):
             raise ConfigError(
                 "rollout.attempts_per_prompt: expected at least 2 without hindsight, got 1: an answer "
@@ -301,7 +307,8 @@ def _members(
         for attempt in own
         if attempt.rollout.id in by_parent
     }
-    members = stages.selection(own, [*revised, *stages.memory.recall(task_id)], bonuses, seed)
+    recalled = stages.memory.recall(task_id, own[0].rollout.group_id) if own else []
+    members = stages.selection(own, [*revised, *recalled], bonuses, seed)
     stages.memory.keep(task_id, members)
     return members
 

@@ -105,6 +105,11 @@ class PreferenceLoss(LikelihoodLoss):
                     "and one rollout.training_context"
                 )
             bad, good = pair
+            if experiences[bad].advantage >= experiences[good].advantage:
+                raise ConfigError(
+                    "loss: expected a better and a worse answer of each group, got equal advantages: use "
+                    "advantages=group"
+                )
             margins.append(self.beta * (moved[good] - moved[bad]))
             # the loss is averaged over answers, DPO's over pairs: twice
             weight = 2.0 * self.beta / (1.0 + math.exp(min(margins[-1], 700.0)))

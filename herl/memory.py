@@ -20,8 +20,8 @@ class Memory(ABC):
     """Keeps answers for the next time their prompt comes up."""
 
     @abstractmethod
-    def recall(self, task_id: str) -> list[Judged]:
-        """Returns what is kept for a prompt, with origin "memory", as candidates for its group."""
+    def recall(self, task_id: str, group_id: str) -> list[Judged]:
+        """Returns what is kept for a prompt, with origin "memory", as candidates for this group of it."""
 
     @abstractmethod
     def keep(self, task_id: str, members: Sequence[Member]) -> None:
@@ -39,7 +39,7 @@ class Memory(ABC):
 class NoMemory(Memory):
     """Keeps nothing."""
 
-    def recall(self, task_id: str) -> list[Judged]:
+    def recall(self, task_id: str, group_id: str) -> list[Judged]:
         """Returns an empty list."""
         return []
 
@@ -84,12 +84,12 @@ class Replay(Memory):
         self.most_prompts = most_prompts
         self._kept: dict[str, list[_Kept]] = {}
 
-    def recall(self, task_id: str) -> list[Judged]:
+    def recall(self, task_id: str, group_id: str) -> list[Judged]:
         """Returns the kept answers of a prompt, the best first, and counts it as a use of each."""
         kept = self._kept.get(task_id, [])
         for one in kept:
             one.uses += 1
-        found = [one.judged for one in kept]
+        found = [replace(one.judged, rollout=replace(one.judged.rollout, group_id=group_id)) for one in kept]
         if kept:
             self._kept[task_id] = [one for one in kept if self.uses is None or one.uses < self.uses]
         return found

@@ -119,7 +119,8 @@ def test_presets_are_what_they_say():
     assert (herl.bonus.alpha, herl.bonus.mode) == (0.05, "signed")
     assert (herl.loss.revision_ratio, herl.loss.revision_shaping) == ("same_context", "clip")
     assert herl.loss.entropy_coef == 0.01
-    assert (herl.memory._target_, herl.module.updates_per_batch) == ("herl.memory.Replay", 4)
+    assert herl.module.updates_per_batch == 4
+    assert herl.memory._target_.endswith("NoMemory")
     assert grpo.memory._target_.endswith("NoMemory")
     assert reference.rollout.training_context == "hindsight"
     assert reference.hindsight.candidates._target_.endswith("tied_best")

@@ -1,6 +1,7 @@
 """Likelihood and preference losses against autograd of their definitions on a real model."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -130,6 +131,13 @@ def test_a_preference_loss_needs_pairs(policy):
     loss = PreferenceLoss()
     with pytest.raises(ConfigError, match=r"two answers of each group, got 3: use selection=extremes"):
         loss.prepare(three, scorer(policy, loss, reference=policy))
+
+
+def test_a_pair_needs_a_better_answer(policy):
+    same = [replace(e, advantage=1.0) for e in pairs(1)]
+    loss = PreferenceLoss()
+    with pytest.raises(ConfigError, match="a better and a worse answer of each group, got equal advantages"):
+        loss.prepare(same, scorer(policy, loss, reference=policy))
 
 
 def test_no_old_logprobs_where_there_is_no_ratio(tmp_path, monkeypatch):

@@ -1,14 +1,17 @@
 """Answers that come back when their prompt does."""
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 
+from herl.batch import split_by_group
 from herl.errors import ConfigError
 from herl.hindsight.revision import RevisionBuilder
 from herl.memory import NoMemory, Replay
+from herl.selection import form_group
 from herl.testing import make_judged
 from herl.types import Member
 from tests.unit.test_module import TASKS, fit, module_of
@@ -25,37 +28,37 @@ def rewards(found):
 def test_an_accepted_revision_comes_back_once():
     memory = Replay()
     memory.keep("t", [member(0.4), member(0.9, parent_id="group/0", id="group/0/0")])
-    assert memory.recall("other") == []
-    [back] = memory.recall("t")
+    assert memory.recall("other", "now") == []
+    [back] = memory.recall("t", "now")
     assert (back.judgement.reward, back.rollout.origin, back.rollout.parent_id) == (0.9, "memory", None)
-    assert memory.recall("t") == []
+    assert memory.recall("t", "now") == []
 
 
 def test_attempts_are_kept_where_the_best_is_wanted():
     for of, expected in (("revisions", []), ("best", [0.8])):
         memory = Replay(of=of)
         memory.keep("t", [member(0.4), member(0.8, id="group/1")])
-        assert rewards(memory.recall("t")) == expected
+        assert rewards(memory.recall("t", "now")) == expected
 
 
 def test_the_better_ones_stay_and_uses_are_counted():
     memory = Replay(of="best", size=2, uses=2)
     for reward in (0.5, 0.9, 0.3, 0.7):
         memory.keep("t", [member(reward)])
-    assert rewards(memory.recall("t")) == [0.9, 0.7]
+    assert rewards(memory.recall("t", "now")) == [0.9, 0.7]
     memory.keep("t", [member(0.8)])
-    assert rewards(memory.recall("t")) == [0.9, 0.8]
-    assert rewards(memory.recall("t")) == [0.8]
+    assert rewards(memory.recall("t", "now")) == [0.9, 0.8]
+    assert rewards(memory.recall("t", "now")) == [0.8]
     endless = Replay(of="best", uses=None)
     endless.keep("t", [member(0.5)])
-    assert [rewards(endless.recall("t")) for _ in range(3)] == [[0.5]] * 3
+    assert [rewards(endless.recall("t", "now")) for _ in range(3)] == [[0.5]] * 3
 
 
 def test_prompts_that_came_up_longest_ago_are_forgotten():
     memory = Replay(of="best", most_prompts=2)
     for task_id in ("a", "b", "a", "c"):
         memory.keep(task_id, [member(0.5)])
-    assert {task_id: rewards(memory.recall(task_id)) for task_id in "abc"} == {
+    assert {task_id: rewards(memory.recall(task_id, "now")) for task_id in "abc"} == {
         "a": [0.5],
         "b": [],
         "c": [0.5],
@@ -65,21 +68,21 @@ def test_prompts_that_came_up_longest_ago_are_forgotten():
 def test_what_was_recalled_is_not_kept_as_new():
     memory = Replay(of="best")
     memory.keep("t", [member(0.9)])
-    [back] = memory.recall("t")
+    [back] = memory.recall("t", "now")
     memory.keep("t", [Member(judged=back, reward=0.9), member(0.5, id="group/1")])
-    assert rewards(memory.recall("t")) == [0.5]
+    assert rewards(memory.recall("t", "now")) == [0.5]
 
 
 def test_the_state_goes_through_a_checkpoint_whole():
     memory = Replay(of="best", size=2, uses=3)
     memory.keep("t", [member(0.9)])
-    memory.recall("t")
+    memory.recall("t", "now")
     state = memory.state_dict()
     json.dumps(state)  # plain values alone: a checkpoint is loaded without pickle
     other = Replay(of="best", size=2, uses=3)
     other.load_state_dict(state)
     assert other.state_dict() == state
-    assert other.recall("t") == memory.recall("t")
+    assert other.recall("t", "now") == memory.recall("t", "now")
 
 
 @pytest.mark.parametrize("wrong", [{"size": 0}, {"uses": 0}])
@@ -100,13 +103,33 @@ def test_a_remembered_revision_joins_the_group_of_a_later_epoch(tmp_path):
     module = made(memory=Replay())
     seen = []
     real = module.stages.memory.recall
-    module.stages.memory.recall = lambda task_id: seen.append((task_id, found := real(task_id))) or found
+    module.stages.memory.recall = lambda *where: seen.append((where, found := real(*where))) or found
     fit(module, tmp_path, max_epochs=2)
     assert [bool(found) for _, found in seen] == [False, False, True, True]
     assert module.counts["answers_sampled"] == without.counts["answers_sampled"], "a memory costs no sampling"
 
 
+def test_a_replay_belongs_to_the_group_that_it_joins(tmp_path):
+    """Groups are never torn apart between optimiser steps."""
+    answers = {task.id: ["It eats fish.", "It is brown.", "no", "nothing"] for task in TASKS}
+    module = module_of(
+        answers, memory=Replay(of="best", uses=None), optimizer=partial(torch.optim.SGD, lr=0.0)
+    )
+    module.stages = replace(module.stages, selection=partial(form_group, strict=False))
+    fit(module, tmp_path, max_epochs=2)
+    experiences = module.collection.experiences
+    assert {e.origin for e in experiences} == {"policy", "memory"}
+    parts = split_by_group(experiences, 8)
+    assert len(parts) == len(TASKS)
+    assert all(len({e.rollout.task_id for e in part}) == 1 for part in parts)
+
+
+def test_revisions_cannot_be_kept_where_none_are_made():
+    with pytest.raises(ConfigError, match="memory.of: expected 'best' without hindsight"):
+        module_of(memory=Replay())
+
+
 def test_no_memory_keeps_nothing():
     memory = NoMemory()
     memory.keep("t", [member(0.9)])
-    assert (memory.recall("t"), memory.state_dict()) == ([], {})
+    assert (memory.recall("t", "now"), memory.state_dict()) == ([], {})
