@@ -15,6 +15,8 @@ SMALL = (
     "data.prompts_per_batch=7",  # uneven shares for two ranks, and for four
     "rollout.attempts_per_prompt=4",
     "rollout.attempt.max_new_tokens=24",
+    "module.updates_per_batch=2",
+    "module.schedule=constant",  # a falling one depends on where the run would end
     # Adam's first step is the sign of the gradient, where that is mere rounding too: damp it
     "+optimizer.eps=1e-6",
 )

@@ -126,7 +126,7 @@ def test_fit_writes_summary_config_curves_and_checkpoint(tmp_path):
     assert 0 < summary["heldout_reward_after"] < 1
     assert summary["answers_sampled"] == 2 * 16 * 4 + summary["revisions_sampled"]
     assert 0 < summary["revisions_sampled"] <= 32
-    assert summary["optimizer_steps"] == 4
+    assert summary["optimizer_steps"] == 8
     assert {"total", "sample", "judge", "revise", "update", "validate"} <= set(summary["seconds"])
     assert {"herl", "torch", "lightning", "transformers", "python"} <= set(summary["versions"])
     assert (tmp_path / "run" / "config.yaml").is_file()

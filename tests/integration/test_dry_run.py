@@ -86,7 +86,7 @@ def test_nothing_untrusted_is_made_to_see_how_long_a_run_is(tmp_path):
     [
         ((), 57, 9),
         (("callbacks.answer_budget.answers=null",), 180, 30),
-        (("callbacks.answer_budget.answers=null", "trainer.max_steps=30"), 15, 2),
+        (("callbacks.answer_budget.answers=null", "trainer.max_steps=60"), 15, 2),
         (("experiment=none",), 18, 1),
         (("experiment=none", "trainer.max_epochs=3", "trainer.val_check_interval=0.5"), 54, 6),
         (("experiment=none", "trainer.max_epochs=4", "trainer.check_val_every_n_epoch=2"), 72, 2),

@@ -56,6 +56,8 @@ RARE = {
     "judge/calls", "judge/tokens", "judge/cost", "judge/cache_hit_share", "judge/agreement",  # rules are free
     "sampler/probe_error", "sampler/refresh_seconds",  # the sampler reads the live policy
     "train_category/<name>",  # no categories in these rubrics
+    "update/logprob", "update/preference_loss",  # of sft and dpo
+    "memory/joined<name>",  # no memory
 }  # fmt: skip
 """Curves of the README that a run of the default has none of."""
 UNLISTED = re.compile(r"(final|hp_\w+)/|(train|revision|heldout)_criterion/|.*/seconds_max|throughput/")

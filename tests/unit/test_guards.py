@@ -10,15 +10,15 @@ import torch
 from herl.callbacks import Alarms, RecordAnswers, RefreshSampler
 from herl.data import RubricDataModule
 from herl.errors import ConfigError, TrainingError
-from herl.loss import PolicyLoss
+from herl.loss import Loss, PolicyLoss
 from herl.weights import first_not_finite
 from tests.unit.test_module import ANSWERS, TASKS, fit, initial, module_of, weights
 
 
-class FakeNanLoss:
+class FakeNanLoss(Loss):
     """A loss that is no number in some calls."""
 
-    aggregation, constant_length, kl_coef, entropy_coef = "token_mean", 1, 0.0, 0.0
+    aggregation, constant_length, entropy_coef = "token_mean", 1, 0.0
 
     def __init__(self, *calls):
         self.calls, self.called = set(calls), 0

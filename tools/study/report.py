@@ -46,17 +46,18 @@ class Outcome:
         return float(above[0]) if len(above) else float(budget)
 
 
-def outcome(folder: Path) -> Outcome:
-    """Reads a finished run."""
+def outcome(folder: Path, budget: int) -> Outcome:
+    """Reads a finished run up to its budget: the batch that reaches it may go beyond."""
     events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0})
     events.Reload()
     points = {event.step: event.value for event in events.Scalars(REWARD)}  # of two at one step the last
-    steps = sorted(points)
+    every = sorted(points)
+    steps = [step for step in every if step < budget] + [min(budget, every[-1])]
     tags = set(events.Tags()["scalars"])
     return Outcome(
         seed=json.loads((folder / "summary.json").read_text())["seed"],
         answers=np.array(steps),
-        rewards=np.array([points[step] for step in steps]),
+        rewards=np.interp(steps, every, [points[step] for step in every]),
         extra={name: events.Scalars(tag)[-1].value for name, tag in EXTRA.items() if tag in tags},
     )
 

@@ -123,7 +123,8 @@ def tune(study: Study) -> dict[str, dict[str, Any]]:
     tuned: dict[str, dict[str, Any]] = {}
     for name in study.arms:
         finals = [
-            [outcome(job.folder).final for job in jobs[name, number]] for number in range(len(tries[name]))
+            [outcome(job.folder, study.answers).final for job in jobs[name, number]]
+            for number in range(len(tries[name]))
         ]
         means = [float(np.mean(several)) for several in finals]
         chosen = tries[name][int(np.argmax(means))] if means else []
@@ -156,7 +157,7 @@ def main() -> None:
     }
     run_all([job for several in zip(*jobs.values(), strict=True) for job in several], study.jobs)
     found: dict[str, list[Outcome]] = {
-        name: [outcome(job.folder) for job in several] for name, several in jobs.items()
+        name: [outcome(job.folder, study.answers) for job in several] for name, several in jobs.items()
     }
     compared = compare(found, study.baseline, study.answers)
     written = {
