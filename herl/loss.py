@@ -50,6 +50,8 @@ def token_weights(lengths: Sequence[int], aggregation: Aggregation, constant_len
         constant_length: Tokens, for `constant`.
     """
     count = len(lengths)
+    if not count:
+        return []
     if aggregation == "token_mean":
         return [1.0 / sum(lengths)] * count
     if aggregation == "sequence_mean":

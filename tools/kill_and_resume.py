@@ -104,7 +104,7 @@ def same(expected: Any, got: Any, tolerance: float) -> bool:
     if isinstance(expected, list | tuple):
         return len(expected) == len(got) and all(map(same, expected, got, [tolerance] * len(got)))
     if isinstance(expected, float):
-        return abs(expected - got) <= tolerance
+        return isinstance(got, float) and abs(expected - got) <= tolerance
     return bool(expected == got)
 
 

@@ -208,3 +208,8 @@ def test_mismatch_statistics_compare_the_sampler_with_the_trainer_before_the_upd
 def test_a_dual_clip_within_the_clip_range_is_refused():
     with pytest.raises(ConfigError, match="dual_clip: expected more than"):
         PolicyLoss(dual_clip=1.1)
+
+
+@pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean", "constant"])
+def test_a_step_without_answers_has_no_weights(aggregation):
+    assert token_weights([], aggregation) == []
