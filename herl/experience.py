@@ -1,7 +1,7 @@
 """Stage 8: collect() runs stages 2 to 7 for a batch of prompts, as straight-line code.
 
     prompts -> attempts -> verdicts -> revision prompts -> revisions -> verdicts
-            -> bonus, selection -> advantages -> experiences
+            -> bonus, answers from the memory, selection -> advantages -> experiences
 
 This is the only place where the stages meet. It knows their interfaces, not their classes. With several
 processes, sampling and judging are shared out by prompts; all else is the same on every rank.
@@ -20,7 +20,7 @@ from herl.distributed import gather
 from herl.errors import ConfigError
 from herl.hindsight import HindsightBuilder, NoHindsight
 from herl.judge import JudgeDesk
-from herl.memory import Memory, NoMemory, Replay
+from herl.memory import Memory, NoMemory
 from herl.rollouts import sample_and_judge, takes_follow_ups
 from herl.sampler import Sampler
 from herl.seeds import derive_seed
@@ -128,11 +128,7 @@ class Stages:
 
     def __post_init__(self) -> None:
         self.desk.needs_verdicts = self.hindsight.needs_verdicts
-        if (
-            isinstance(self.memory, Replay)
-            and self.memory.of == "revisions"
-            and isinstance(self.hindsight, NoHindsight)
-        ):
+        if self.memory.needs_revisions and isinstance(self.hindsight, NoHindsight):
             raise ConfigError("memory.of: expected 'best' without hindsight, got 'revisions': there are none")
         if self.plan.attempts_per_prompt == 1 and isinstance(self.hindsight, NoHindsight):
             raise ConfigError(
@@ -154,6 +150,8 @@ class Group:
     prompt_ids: tuple[int, ...]
     attempts: tuple[Judged, ...]
     revisions: tuple[Judged, ...] = ()
+    recalled: tuple[Judged, ...] = ()
+    """From the memory: candidates like revisions, sampled for an earlier batch."""
     members: tuple[Member, ...] = ()
     """Attempts that could be judged, after revisions have taken their places."""
     advantages: tuple[float, ...] = ()
@@ -215,10 +213,18 @@ def collect(
     attempts = {id: [one for one in answers[id] if one.rollout.origin == "policy"] for id in answers}
     revisions = {id: [one for one in answers[id] if one.rollout.origin == "hindsight"] for id in answers}
 
-    members = {
-        task.id: _members(stages, task.id, attempts[task.id], revisions[task.id], derive_seed(*key, task.id))
+    recalled = {
+        task.id: stages.memory.recall(task.id, _name(*key, task.id)) if _rewarded(attempts[task.id]) else []
         for task in tasks
     }
+    members = {
+        task.id: _members(
+            stages, attempts[task.id], revisions[task.id], recalled[task.id], derive_seed(*key, task.id)
+        )
+        for task in tasks
+    }
+    for task in tasks:
+        stages.memory.keep(task.id, members[task.id], _rewarded(answers[task.id]))
     advantages = stages.advantages(
         [[member.total for member in members[task.id]] for task in tasks],
         [[member.origin == "policy" for member in members[task.id]] for task in tasks],
@@ -229,6 +235,7 @@ def collect(
             prompt_ids=prompts[task.id],
             attempts=tuple(attempts[task.id]),
             revisions=tuple(revisions[task.id]),
+            recalled=tuple(recalled[task.id]),
             members=tuple(members[task.id]),
             advantages=tuple(values),
         )
@@ -292,13 +299,19 @@ class _Reviser:
         )
 
 
+def _rewarded(answers: Sequence[Judged]) -> list[Judged]:
+    return [judged for judged in answers if judged.judgement.reward is not None]
+
+
 def _members(
-    stages: Stages, task_id: str, attempts: Sequence[Judged], revisions: Sequence[Judged], seed: int
+    stages: Stages,
+    attempts: Sequence[Judged],
+    revisions: Sequence[Judged],
+    recalled: Sequence[Judged],
+    seed: int,
 ) -> list[Member]:
-    """Pays bonuses and lets revisions in, new ones and remembered ones. Answers that could not be judged
-    leave the group here."""
-    own = [judged for judged in attempts if judged.judgement.reward is not None]
-    revised = [judged for judged in revisions if judged.judgement.reward is not None]
+    """Pays bonuses and lets revisions in, new and recalled. Answers that could not be judged leave here."""
+    own, revised = _rewarded(attempts), _rewarded(revisions)
     by_parent: defaultdict[str | None, list[Judged]] = defaultdict(list)
     for revision in revised:
         by_parent[revision.rollout.parent_id].append(revision)
@@ -307,10 +320,7 @@ def _members(
         for attempt in own
         if attempt.rollout.id in by_parent
     }
-    recalled = stages.memory.recall(task_id, own[0].rollout.group_id) if own else []
-    members = stages.selection(own, [*revised, *recalled], bonuses, seed)
-    stages.memory.keep(task_id, members)
-    return members
+    return stages.selection(own, [*revised, *recalled], bonuses, seed)
 
 
 def _experiences(group: Group, training_context: TrainingContext) -> list[Experience]:

@@ -84,7 +84,7 @@ class PreferenceLoss(LikelihoodLoss):
         Each group has one answer with an advantage above 0 and one below, of the selection `extremes`.
 
         Raises:
-            ConfigError: a group has more answers, or fewer.
+            ConfigError: a group is no such pair, or its answers stand under different contexts.
         """
         moved = [
             policy - reference
@@ -99,23 +99,32 @@ class PreferenceLoss(LikelihoodLoss):
         places = range(len(experiences))
         for _, group in groupby(places, key=lambda place: experiences[place].rollout.group_id):
             pair = sorted(group, key=lambda place: experiences[place].advantage)
-            if len(pair) != 2:
-                raise ConfigError(
-                    f"loss: expected two answers of each group, got {len(pair)}: use selection=extremes, "
-                    "and one rollout.training_context"
-                )
+            _check_pair([experiences[place] for place in pair])
             bad, good = pair
-            if experiences[bad].advantage >= experiences[good].advantage:
-                raise ConfigError(
-                    "loss: expected a better and a worse answer of each group, got equal advantages: use "
-                    "advantages=group"
-                )
             margins.append(self.beta * (moved[good] - moved[bad]))
             # the loss is averaged over answers, DPO's over pairs: twice
             weight = 2.0 * self.beta / (1.0 + math.exp(min(margins[-1], 700.0)))
             prepared[good] = replace(experiences[good], advantage=weight)
             prepared[bad] = replace(experiences[bad], advantage=-weight)
         return prepared, _preference_stats(torch.tensor(margins, dtype=torch.float64))
+
+
+def _check_pair(pair: Sequence[Experience]) -> None:
+    if len(pair) != 2:
+        raise ConfigError(
+            f"loss: expected two answers of each group, got {len(pair)}: use selection=extremes"
+        )
+    bad, good = pair
+    if bad.advantage >= good.advantage:
+        raise ConfigError(
+            "loss: expected a better and a worse answer of each group, got equal advantages: use "
+            "advantages=group"
+        )
+    if bad.context_ids != good.context_ids:
+        raise ConfigError(
+            "loss: expected both answers of a group under one context, got two: use "
+            "rollout.training_context=original"
+        )
 
 
 def _preference_stats(margins: torch.Tensor) -> Stats:

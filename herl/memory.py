@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from herl.errors import check_at_least
@@ -19,13 +19,22 @@ from herl.types import Judged, Judgement, Member, Rollout, Verdict
 class Memory(ABC):
     """Keeps answers for the next time their prompt comes up."""
 
+    needs_revisions: bool = False
+    """True for a memory that keeps nothing without hindsight."""
+
     @abstractmethod
     def recall(self, task_id: str, group_id: str) -> list[Judged]:
         """Returns what is kept for a prompt, with origin "memory", as candidates for this group of it."""
 
     @abstractmethod
-    def keep(self, task_id: str, members: Sequence[Member]) -> None:
-        """Takes in what is worth keeping of a prompt's final group."""
+    def keep(self, task_id: str, members: Sequence[Member], answers: Sequence[Judged]) -> None:
+        """Takes in what is worth keeping of a prompt.
+
+        Args:
+            task_id: The prompt.
+            members: Its final group.
+            answers: All attempts and revisions of this batch; their rewards are never None.
+        """
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
@@ -43,7 +52,7 @@ class NoMemory(Memory):
         """Returns an empty list."""
         return []
 
-    def keep(self, task_id: str, members: Sequence[Member]) -> None:
+    def keep(self, task_id: str, members: Sequence[Member], answers: Sequence[Judged]) -> None:
         """Does nothing."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -64,7 +73,7 @@ class Replay(Memory):
     """Keeps the best answers of each prompt until they have been recalled often enough.
 
     Args:
-        of: What is kept of a group: its `revisions` that joined it, or its `best` member, whoever wrote it.
+        of: What is kept: the `revisions` that joined the group, or the `best` new answer, whoever wrote it.
         size: Answers of a prompt at most; the better ones stay.
         uses: Times that an answer is recalled before it is forgotten; None for no limit.
         most_prompts: Prompts whose answers are kept; of more, those that came up longest ago are forgotten.
@@ -78,7 +87,7 @@ class Replay(Memory):
         most_prompts: int = 4096,
     ) -> None:
         check_at_least("memory", 1, size=size, uses=uses, most_prompts=most_prompts)
-        self.of = of
+        self.needs_revisions = of == "revisions"
         self.size = size
         self.uses = uses
         self.most_prompts = most_prompts
@@ -94,16 +103,15 @@ class Replay(Memory):
             self._kept[task_id] = [one for one in kept if self.uses is None or one.uses < self.uses]
         return found
 
-    def keep(self, task_id: str, members: Sequence[Member]) -> None:
-        """Keeps new answers of a prompt's group; what was recalled for it is not kept again."""
-        fresh = [member for member in members if member.origin != "memory"]
-        if self.of == "revisions":
-            chosen = [member for member in fresh if member.origin == "hindsight"]
+    def keep(self, task_id: str, members: Sequence[Member], answers: Sequence[Judged]) -> None:
+        """Keeps new answers; what was recalled for the group is not kept again."""
+        if self.needs_revisions:
+            chosen = [member.judged for member in members if member.origin == "hindsight"]
         else:
-            chosen = [max(fresh, key=lambda member: member.reward)] if fresh else []
+            chosen = sorted(answers, key=_reward, reverse=True)[:1]
         kept = self._kept.pop(task_id, [])
-        kept += [_Kept(_remembered(member.judged)) for member in chosen]
-        kept.sort(key=lambda one: -(one.judged.judgement.reward or 0.0))
+        kept += [_Kept(_remembered(judged)) for judged in chosen]
+        kept.sort(key=lambda one: _reward(one.judged), reverse=True)
         if kept:
             self._kept[task_id] = kept[: self.size]  # now the newest
         if len(self._kept) > self.most_prompts:
@@ -112,7 +120,7 @@ class Replay(Memory):
     def state_dict(self) -> dict[str, Any]:
         """Returns the answers by prompt."""
         return {
-            task_id: [{"uses": one.uses, "judged": asdict(one.judged)} for one in kept]
+            task_id: [{"uses": one.uses, **_plain(one.judged)} for one in kept]
             for task_id, kept in self._kept.items()
             if kept
         }
@@ -120,14 +128,24 @@ class Replay(Memory):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes the answers back."""
         self._kept = {
-            task_id: [_Kept(_judged(one["judged"]), one["uses"]) for one in kept]
-            for task_id, kept in state.items()
+            task_id: [_Kept(_judged(one), one["uses"]) for one in kept] for task_id, kept in state.items()
         }
+
+
+def _reward(judged: Judged) -> float:
+    assert judged.judgement.reward is not None
+    return judged.judgement.reward
 
 
 def _remembered(judged: Judged) -> Judged:
     rollout = replace(judged.rollout, origin="memory", parent_id=None)
     return Judged(rollout=rollout, judgement=replace(judged.judgement, usage={}))  # paid for once
+
+
+def _plain(judged: Judged) -> dict[str, Any]:
+    """An answer without its classes; token ids are not copied: there may be millions."""
+    rollout = {field.name: getattr(judged.rollout, field.name) for field in fields(Rollout)}
+    return {"rollout": rollout, "judgement": asdict(judged.judgement)}
 
 
 def _judged(plain: Mapping[str, Any]) -> Judged:

@@ -52,48 +52,44 @@ def form_group(
     qualified = [r for r in revisions if _reward(r) > best or (not strict and _reward(r) >= best)]
     chosen = sorted(qualified, key=_reward, reverse=True)[:top_n]
     joining = [Member(judged=revision, reward=_reward(revision)) for revision in chosen]
-    if not joining and fallback_copies:
+    made = any(revision.rollout.origin == "hindsight" for revision in revisions)
+    if not joining and made and fallback_copies:
         joining = [replace(max(members, key=_rank))]
         placement = "replace_random"
     return _place(members, joining, placement, seed)
 
 
-def keep_best(
+def keep_ranked(
     attempts: Sequence[Judged],
     revisions: Sequence[Judged],
     bonuses: Mapping[str, float],
     seed: int,
     *,
-    top_n: int = 1,
-    at_least: float = 0.0,
+    best: int = 1,
+    worst: int = 0,
+    at_least: float | None = None,
 ) -> list[Member]:
-    """Returns the best answers, attempts and revisions alike: rejection sampling. Bonuses are not paid.
+    """Returns the best and the worst answers, attempts and revisions alike; bonuses are not paid.
+
+    The best one alone is rejection sampling, the best and the worst are a pair to prefer by.
 
     Args:
         attempts: The policy's own answers to the prompt.
         revisions: The revisions of some of them.
         bonuses: Not used.
         seed: Not used.
-        top_n: Answers that stay.
-        at_least: Reward under which an answer does not stay.
+        best: Best answers that stay.
+        worst: Worst answers that stay. Where there are not enough for both, nothing stays.
+        at_least: Reward under which no answer stays; None for no limit.
     """
-    ranked = sorted([*attempts, *revisions], key=_reward, reverse=True)[:top_n]
-    return [Member(judged=one, reward=_reward(one)) for one in ranked if _reward(one) >= at_least]
-
-
-def keep_extremes(
-    attempts: Sequence[Judged], revisions: Sequence[Judged], bonuses: Mapping[str, float], seed: int
-) -> list[Member]:
-    """Returns the best answer and the worst one, for a loss on pairs; nothing where there is only one.
-
-    Args:
-        attempts: The policy's own answers to the prompt.
-        revisions: The revisions of some of them.
-        bonuses: Not used.
-        seed: Not used.
-    """
-    ranked = sorted([*attempts, *revisions], key=_reward, reverse=True)
-    return [Member(judged=one, reward=_reward(one)) for one in (ranked[0], ranked[-1])] if ranked[1:] else []
+    ranked = [
+        Member(judged=judged, reward=_reward(judged))
+        for judged in sorted([*attempts, *revisions], key=_reward, reverse=True)
+        if at_least is None or _reward(judged) >= at_least
+    ]
+    if worst and len(ranked) < best + worst:
+        return []
+    return ranked[:best] + ranked[len(ranked) - worst :]
 
 
 def _place(members: list[Member], joining: list[Member], placement: Placement, seed: int) -> list[Member]:

@@ -141,8 +141,8 @@ def test_presets_of_baselines_are_what_they_say():
         assert config.memory._target_.endswith("NoMemory")
     assert isinstance(instantiate(sft.loss), LikelihoodLoss)
     assert instantiate(dpo.loss).beta == 0.1
-    assert instantiate(sft.selection).func.__name__ == "keep_best"
-    assert instantiate(dpo.selection).func.__name__ == "keep_extremes"
+    assert (sft.selection.best, sft.selection.worst, sft.selection.at_least) == (1, 0, None)
+    assert (dpo.selection.best, dpo.selection.worst) == (1, 1)
 
 
 def test_an_experiment_overrides_components():

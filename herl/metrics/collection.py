@@ -38,10 +38,11 @@ def collection_metrics(collection: Collection, policy_version: int = 0) -> dict[
         "hindsight/accepted": [any(m.origin == "hindsight" for m in group.members) for group in revised],
         "sampler/staleness": [policy_version - judged.rollout.policy_version for _, judged in attempts],
         "bonus/mean": [m.bonus for group in groups for m in group.members if m.bonus != 0.0],
+        "memory/joined": [
+            any(m.origin == "memory" for m in group.members) for group in groups if group.recalled
+        ],
         "bonus/paid": [m.bonus != 0.0 for group in groups for m in group.members if m.origin == "policy"],
     }
-    if recalled := [any(m.origin == "memory" for m in group.members) for group in groups]:
-        lists["memory/joined"] = recalled if any(recalled) else []
     if revised:
         lists |= _changes(revised)
         lists["hindsight/gradient_share"] = _gradient_share(collection.experiences)
@@ -92,7 +93,7 @@ def _turned(task: Task, parent: Judged, revision: Judged) -> list[tuple[str, boo
 
 
 def _gradient_share(experiences: Sequence[Experience]) -> list[float]:
-    """Share of revisions in the sum of |advantage| x tokens over what is trained on."""
-    pulls = [(abs(e.advantage) * len(e.rollout.token_ids), e.origin == "hindsight") for e in experiences]
+    """Share of revisions, new and replayed, in the sum of |advantage| x tokens over what is trained on."""
+    pulls = [(abs(e.advantage) * len(e.rollout.token_ids), e.origin != "policy") for e in experiences]
     total = sum(pull for pull, _ in pulls)
     return [sum(pull for pull, revision in pulls if revision) / total] if total else []

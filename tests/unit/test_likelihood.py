@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import torch
 from herl.errors import ConfigError
 from herl.likelihood import LikelihoodLoss, PreferenceLoss
 from herl.scoring import Scorer
-from herl.selection import keep_best, keep_extremes
+from herl.selection import keep_ranked
 from herl.testing import make_experience, make_judged, make_rollout
 from tests.naive import padded_logprobs
 from tests.unit.test_batch import several
@@ -110,15 +111,15 @@ def test_the_likelihood_loss_is_the_weighted_mean_of_log_probs(policy, aggregati
 def test_the_best_answers_stay_and_bad_ones_are_not_learned_from():
     attempts = [make_judged(r, id=f"group/{i}") for i, r in enumerate((0.2, 0.6, 0.4))]
     revision = make_judged(0.5, id="group/1/0", parent_id="group/1")
-    kept = keep_best(attempts, [revision], {}, 0, top_n=3, at_least=0.45)
+    kept = keep_ranked(attempts, [revision], {}, 0, best=3, at_least=0.45)
     assert [member.reward for member in kept] == [0.6, 0.5]
-    assert keep_best(attempts, [], {}, 0, at_least=0.7) == []
+    assert keep_ranked(attempts, [], {}, 0, at_least=0.7) == []
 
 
 def test_the_best_and_the_worst_answer_form_a_pair():
     attempts = [make_judged(r, id=f"group/{i}") for i, r in enumerate((0.4, 0.2, 0.6))]
-    assert [member.reward for member in keep_extremes(attempts, [], {}, 0)] == [0.6, 0.2]
-    assert keep_extremes(attempts[:1], [], {}, 0) == []
+    assert [member.reward for member in keep_ranked(attempts, [], {}, 0, worst=1)] == [0.6, 0.2]
+    assert keep_ranked(attempts[:1], [], {}, 0, worst=1) == []
 
 
 def test_an_impossible_preference_loss_is_refused():
@@ -140,6 +141,18 @@ def test_a_pair_needs_a_better_answer(policy):
         loss.prepare(same, scorer(policy, loss, reference=policy))
 
 
+def test_a_pair_stands_under_one_context(policy):
+    good, bad = pairs(1)
+    loss = PreferenceLoss()
+    with pytest.raises(ConfigError, match="under one context, got two"):
+        loss.prepare([good, replace(bad, context_ids=(1, 2))], scorer(policy, loss, reference=policy))
+
+
+def test_negative_rewards_are_learned_from_unless_a_limit_is_set():
+    attempts = [make_judged(r, id=f"group/{i}") for i, r in enumerate((-0.5, -0.2))]
+    assert [member.reward for member in keep_ranked(attempts, [], {}, 0)] == [-0.2]
+
+
 def test_no_old_logprobs_where_there_is_no_ratio(tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr(Scorer, "logprobs", lambda *a, **k: calls.append(1))
@@ -148,12 +161,16 @@ def test_no_old_logprobs_where_there_is_no_ratio(tmp_path, monkeypatch):
 
 
 def test_dpo_trains_with_a_reference_and_lowers_its_loss(tmp_path):
-    module = module_of(loss=PreferenceLoss(beta=0.5), selection=keep_extremes, updates_per_batch=1)
+    module = module_of(
+        loss=PreferenceLoss(beta=0.5), selection=partial(keep_ranked, worst=1), updates_per_batch=1
+    )
     fit(module, tmp_path)
     first = module.reported["update/preference_loss"]
     assert first == pytest.approx(0.6931, abs=1e-3)  # policy and reference are the same: log 2
     assert len(module._reference) == 1
-    longer = module_of(loss=PreferenceLoss(beta=0.5), selection=keep_extremes, updates_per_batch=1)
+    longer = module_of(
+        loss=PreferenceLoss(beta=0.5), selection=partial(keep_ranked, worst=1), updates_per_batch=1
+    )
     fit(longer, tmp_path, max_epochs=4)
     assert longer.reported["update/preference_loss"] < first
     assert not torch.equal(weights(longer), initial())

@@ -10,9 +10,10 @@ import torch
 from herl.batch import split_by_group
 from herl.errors import ConfigError
 from herl.hindsight.revision import RevisionBuilder
+from herl.judge import JudgeDesk
 from herl.memory import NoMemory, Replay
 from herl.selection import form_group
-from herl.testing import make_judged
+from herl.testing import FakeJudge, make_judged
 from herl.types import Member
 from tests.unit.test_module import TASKS, fit, module_of
 
@@ -21,13 +22,17 @@ def member(reward, parent_id=None, id="group/0"):
     return Member(judged=make_judged(reward, met={"fish": True}, id=id, parent_id=parent_id), reward=reward)
 
 
+def keep(memory, task_id, *members):
+    memory.keep(task_id, members, [m.judged for m in members if m.origin != "memory"])
+
+
 def rewards(found):
     return [judged.judgement.reward for judged in found]
 
 
 def test_an_accepted_revision_comes_back_once():
     memory = Replay()
-    memory.keep("t", [member(0.4), member(0.9, parent_id="group/0", id="group/0/0")])
+    keep(memory, "t", member(0.4), member(0.9, parent_id="group/0", id="group/0/0"))
     assert memory.recall("other", "now") == []
     [back] = memory.recall("t", "now")
     assert (back.judgement.reward, back.rollout.origin, back.rollout.parent_id) == (0.9, "memory", None)
@@ -37,27 +42,27 @@ def test_an_accepted_revision_comes_back_once():
 def test_attempts_are_kept_where_the_best_is_wanted():
     for of, expected in (("revisions", []), ("best", [0.8])):
         memory = Replay(of=of)
-        memory.keep("t", [member(0.4), member(0.8, id="group/1")])
+        keep(memory, "t", member(0.4), member(0.8, id="group/1"))
         assert rewards(memory.recall("t", "now")) == expected
 
 
 def test_the_better_ones_stay_and_uses_are_counted():
     memory = Replay(of="best", size=2, uses=2)
     for reward in (0.5, 0.9, 0.3, 0.7):
-        memory.keep("t", [member(reward)])
+        keep(memory, "t", member(reward))
     assert rewards(memory.recall("t", "now")) == [0.9, 0.7]
-    memory.keep("t", [member(0.8)])
+    keep(memory, "t", member(0.8))
     assert rewards(memory.recall("t", "now")) == [0.9, 0.8]
     assert rewards(memory.recall("t", "now")) == [0.8]
     endless = Replay(of="best", uses=None)
-    endless.keep("t", [member(0.5)])
+    keep(endless, "t", member(0.5))
     assert [rewards(endless.recall("t", "now")) for _ in range(3)] == [[0.5]] * 3
 
 
 def test_prompts_that_came_up_longest_ago_are_forgotten():
     memory = Replay(of="best", most_prompts=2)
     for task_id in ("a", "b", "a", "c"):
-        memory.keep(task_id, [member(0.5)])
+        keep(memory, task_id, member(0.5))
     assert {task_id: rewards(memory.recall(task_id, "now")) for task_id in "abc"} == {
         "a": [0.5],
         "b": [],
@@ -67,15 +72,15 @@ def test_prompts_that_came_up_longest_ago_are_forgotten():
 
 def test_what_was_recalled_is_not_kept_as_new():
     memory = Replay(of="best")
-    memory.keep("t", [member(0.9)])
+    keep(memory, "t", member(0.9))
     [back] = memory.recall("t", "now")
-    memory.keep("t", [Member(judged=back, reward=0.9), member(0.5, id="group/1")])
+    keep(memory, "t", Member(judged=back, reward=0.9), member(0.5, id="group/1"))
     assert rewards(memory.recall("t", "now")) == [0.5]
 
 
 def test_the_state_goes_through_a_checkpoint_whole():
     memory = Replay(of="best", size=2, uses=3)
-    memory.keep("t", [member(0.9)])
+    keep(memory, "t", member(0.9))
     memory.recall("t", "now")
     state = memory.state_dict()
     json.dumps(state)  # plain values alone: a checkpoint is loaded without pickle
@@ -129,7 +134,32 @@ def test_revisions_cannot_be_kept_where_none_are_made():
         module_of(memory=Replay())
 
 
+def test_the_best_answer_is_kept_even_if_it_is_no_member():
+    """A selection may leave it out."""
+    memory = Replay(of="best")
+    memory.keep("t", [member(0.1)], [make_judged(0.9), make_judged(0.1, id="group/1")])
+    assert rewards(memory.recall("t", "now")) == [0.9]
+
+
+def test_nothing_is_used_up_where_no_attempt_could_be_judged(tmp_path):
+    memory, (first, second) = Replay(), TASKS
+    for task in TASKS:
+        keep(memory, task.id, member(0.1, parent_id="group/0", id="group/0/0"))
+    answers = {first.id: ["unreadable"] * 4, second.id: ["It eats fish.", "no", "no", "no"]}
+    desk = partial(JudgeDesk, max_abstention=0.9)
+    module = module_of(
+        answers,
+        memory=memory,
+        hindsight=RevisionBuilder(),
+        judge=FakeJudge(fail_on="unreadable"),
+        judge_desk=desk,
+    )
+    fit(module, tmp_path)
+    assert rewards(memory.recall(first.id, "now")) == [0.1]
+    assert 0.1 not in rewards(memory.recall(second.id, "now"))
+
+
 def test_no_memory_keeps_nothing():
     memory = NoMemory()
-    memory.keep("t", [member(0.9)])
+    keep(memory, "t", member(0.9))
     assert (memory.recall("t", "now"), memory.state_dict()) == ([], {})
