@@ -14,6 +14,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+LINES = 20
+"""Of a run's output, shown when it fails."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -35,13 +38,13 @@ class Job:
         return json.loads(path.read_text()).get("heldout_reward_after") if path.is_file() else None
 
     def check(self) -> None:
-        """Stops where the folder holds a run with other settings.
+        """Stops where the folder holds a run with other settings, which this one would go on with.
 
         Raises:
             SystemExit: with both.
         """
-        path = self.folder / "overrides.json"
-        if path.is_file() and (before := json.loads(path.read_text())) != self.overrides:
+        path, began = self.folder / "overrides.json", self.done or (self.folder / "checkpoints").is_dir()
+        if path.is_file() and began and (before := json.loads(path.read_text())) != self.overrides:
             raise SystemExit(
                 f"{self.folder}: expected a run with {self.overrides}, got one with {before}: "
                 "remove it, or choose another out="
@@ -64,8 +67,9 @@ class Job:
                 env=os.environ | {"OMP_NUM_THREADS": str(threads)},
             )
         if code or not self.done:
-            end = "\n".join((self.folder / "output.log").read_text(errors="replace").splitlines()[-8:])
-            raise RuntimeError(f"{self.folder}: ended with code {code}\n{end}")
+            log = self.folder / "output.log"
+            end = "\n".join(log.read_text(errors="replace").splitlines()[-LINES:])
+            raise RuntimeError(f"{self.folder}: ended with code {code}; the end of {log}:\n{end}")
         return time.perf_counter() - started
 
 
