@@ -198,18 +198,7 @@ def collect(
         for task in tasks
         if task.id in prompts
     ]
-    reviser = _Reviser(stages, key)
-    if takes_follow_ups(stages.sampler):
-        answers = sample_and_judge(
-            stages.sampler, stages.desk, tasks, requests, clock, follow_up=reviser.requests
-        )
-        revision_over_long = sum(gather(reviser.over_long))  # each rank revises the prompts that it sampled
-    else:
-        answers = sample_and_judge(stages.sampler, stages.desk, tasks, requests, clock)
-        requests = [request for task in tasks for request in reviser.requests(task, answers[task.id])]
-        revised = sample_and_judge(stages.sampler, stages.desk, tasks, requests, clock, "revise")
-        answers = {task.id: answers[task.id] + revised[task.id] for task in tasks}
-        revision_over_long = reviser.over_long
+    answers, revisions_over_long = _attempt_and_revise(tasks, requests, stages, key, clock)
     attempts = {id: [one for one in answers[id] if one.rollout.origin == "policy"] for id in answers}
     revisions = {id: [one for one in answers[id] if one.rollout.origin == "hindsight"] for id in answers}
 
@@ -245,7 +234,7 @@ def collect(
     return Collection(
         groups=tuple(groups),
         experiences=tuple(e for group in groups for e in _experiences(group, plan.training_context)),
-        dropped={"prompts": over_long, "revision_prompts": revision_over_long},
+        dropped={"prompts": over_long, "revision_prompts": revisions_over_long},
     )
 
 
@@ -270,6 +259,30 @@ def render_all(
     rendered = {key: render(stages.tokenizer, messages) for key, messages in conversations.items()}
     fitting = {key: ids for key, ids in rendered.items() if len(ids) <= stages.plan.max_prompt_tokens}
     return fitting, len(rendered) - len(fitting)
+
+
+def _attempt_and_revise(
+    tasks: Sequence[Task],
+    requests: Sequence[SampleRequest],
+    stages: Stages,
+    key: Sequence[int | str],
+    clock: PhaseClock,
+) -> tuple[dict[str, list[Judged]], int]:
+    """Stages 2 to 4: judged attempts and revisions by task, and the number of over-long revision prompts.
+
+    Each group is revised as soon as it is judged where the sampler takes requests while it works, else all
+    groups are once the last one is.
+    """
+    reviser = _Reviser(stages, key)
+    if takes_follow_ups(stages.sampler):
+        answers = sample_and_judge(
+            stages.sampler, stages.desk, tasks, requests, clock, follow_up=reviser.requests
+        )
+        return answers, sum(gather(reviser.over_long))  # each rank revises the prompts that it sampled
+    answers = sample_and_judge(stages.sampler, stages.desk, tasks, requests, clock)
+    requests = [request for task in tasks for request in reviser.requests(task, answers[task.id])]
+    revised = sample_and_judge(stages.sampler, stages.desk, tasks, requests, clock, "revise")
+    return {task.id: answers[task.id] + revised[task.id] for task in tasks}, reviser.over_long
 
 
 class _Reviser:
