@@ -20,6 +20,7 @@ from herl.errors import (
 )
 from herl.hindsight import HindsightBuilder, NoHindsight
 from herl.judge import Judge
+from herl.memory import Memory, NoMemory
 from herl.sampler import Sampler, StreamingSampler
 from herl.types import (
     Criterion,
@@ -56,9 +57,11 @@ __all__ = [
     "Judged",
     "Judgement",
     "Member",
+    "Memory",
     "Message",
     "NoBonus",
     "NoHindsight",
+    "NoMemory",
     "Rollout",
     "Rubric",
     "RunStopped",

@@ -27,6 +27,7 @@ from herl.seeds import derive_seed
 from herl.types import (
     Experience,
     Judged,
+    Judgement,
     Member,
     Message,
     Rollout,
@@ -236,6 +237,29 @@ def collect(
         experiences=tuple(e for group in groups for e in _experiences(group, plan.training_context)),
         dropped={"prompts": over_long, "revision_prompts": revisions_over_long},
     )
+
+
+def trial_advantages(stages: Stages) -> list[float]:
+    """Returns the advantages of a made-up group whose attempts earn from 0 to 1: what a loss will get."""
+    count = max(2, stages.plan.attempts_per_prompt)
+    attempts = []
+    for place in range(count):
+        rollout = Rollout(
+            id=f"trial/{place}",
+            task_id="trial",
+            group_id="trial",
+            prompt_ids=(),
+            token_ids=(),
+            logprobs=(),
+            text="",
+            finish_reason="stop",
+            policy_version=0,
+        )
+        judgement = Judgement(rollout_id=rollout.id, verdicts=(), reward=place / (count - 1))
+        attempts.append(Judged(rollout=rollout, judgement=judgement))
+    members = stages.selection(attempts, [], {}, 0)
+    [advantages] = stages.advantages([[m.total for m in members]], [[True] * len(members)])
+    return advantages
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> tuple[int, ...]:

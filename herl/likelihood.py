@@ -16,7 +16,7 @@ from itertools import groupby
 
 import torch
 
-from herl.errors import ConfigError
+from herl.errors import ConfigError, TrainingError
 from herl.loss import Aggregation, Likelihoods, Loss, Stats, Tokens
 from herl.types import Experience
 
@@ -39,6 +39,14 @@ class LikelihoodLoss(Loss):
     def needs_old_logprobs(self) -> bool:
         """False: there is no ratio."""
         return False
+
+    def check(self, advantages: Sequence[float], training_context: str) -> None:
+        """Refuses advantages of 0: those of one answer alone, compared with itself."""
+        if not any(advantages):
+            raise ConfigError(
+                "loss: expected members to learn from, got a selection and advantages that leave "
+                f"{list(advantages)} of a group: use advantages=ones"
+            )
 
     def __call__(self, tokens: Tokens) -> tuple[torch.Tensor, Stats]:
         """Returns (loss, stats)."""
@@ -76,6 +84,23 @@ class PreferenceLoss(LikelihoodLoss):
         """True."""
         return True
 
+    def check(self, advantages: Sequence[float], training_context: str) -> None:
+        """Refuses groups that are no pairs of a better and a worse answer under one context."""
+        if len(advantages) != 2:
+            raise ConfigError(
+                f"loss: expected two answers of each group, got {len(advantages)}: use selection=extremes"
+            )
+        if max(advantages) <= 0 or min(advantages) >= 0:
+            raise ConfigError(
+                "loss: expected a better and a worse answer of each group, got advantages of "
+                f"{list(advantages)}: use advantages=group"
+            )
+        if training_context != "original":
+            raise ConfigError(
+                "rollout.training_context: expected original, under which both answers of a pair stand, got "
+                f"{training_context}"
+            )
+
     def prepare(
         self, experiences: Sequence[Experience], scorer: Likelihoods
     ) -> tuple[list[Experience], Stats]:
@@ -84,7 +109,7 @@ class PreferenceLoss(LikelihoodLoss):
         Each group has one answer with an advantage above 0 and one below, of the selection `extremes`.
 
         Raises:
-            ConfigError: a group is no such pair, or its answers stand under different contexts.
+            TrainingError: a group is no such pair.
         """
         moved = [
             policy - reference
@@ -99,7 +124,11 @@ class PreferenceLoss(LikelihoodLoss):
         places = range(len(experiences))
         for _, group in groupby(places, key=lambda place: experiences[place].rollout.group_id):
             pair = sorted(group, key=lambda place: experiences[place].advantage)
-            _check_pair([experiences[place] for place in pair])
+            earned = [experiences[place].advantage for place in pair]
+            if len(pair) != 2 or earned[0] >= earned[1]:
+                raise TrainingError(
+                    f"loss: expected a worse and a better answer of each group, got advantages of {earned}"
+                )
             bad, good = pair
             margins.append(self.beta * (moved[good] - moved[bad]))
             # the loss is averaged over answers, DPO's over pairs: twice
@@ -107,24 +136,6 @@ class PreferenceLoss(LikelihoodLoss):
             prepared[good] = replace(experiences[good], advantage=weight)
             prepared[bad] = replace(experiences[bad], advantage=-weight)
         return prepared, _preference_stats(torch.tensor(margins, dtype=torch.float64))
-
-
-def _check_pair(pair: Sequence[Experience]) -> None:
-    if len(pair) != 2:
-        raise ConfigError(
-            f"loss: expected two answers of each group, got {len(pair)}: use selection=extremes"
-        )
-    bad, good = pair
-    if bad.advantage >= good.advantage:
-        raise ConfigError(
-            "loss: expected a better and a worse answer of each group, got equal advantages: use "
-            "advantages=group"
-        )
-    if bad.context_ids != good.context_ids:
-        raise ConfigError(
-            "loss: expected both answers of a group under one context, got two: use "
-            "rollout.training_context=original"
-        )
 
 
 def _preference_stats(margins: torch.Tensor) -> Stats:

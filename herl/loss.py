@@ -198,6 +198,18 @@ class Loss(ABC):
         """Whether log-probs from before the first optimiser step of a batch are kept for the later ones."""
         return True
 
+    def check(self, advantages: Sequence[float], training_context: str) -> None:
+        """Refuses settings that it cannot learn from, before anything is loaded. By default none.
+
+        Args:
+            advantages: Of the members that are left of a group whose attempts all differ.
+            training_context: `herl.experience.RolloutPlan.training_context`.
+
+        Raises:
+            ConfigError: says what to use instead.
+        """
+        return None
+
     def prepare(
         self, experiences: Sequence[Experience], scorer: Likelihoods
     ) -> tuple[list[Experience], Stats]:

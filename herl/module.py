@@ -36,6 +36,7 @@ from herl.experience import (
     Stages,
     collect,
     reading_sample,
+    trial_advantages,
 )
 from herl.hindsight import HindsightBuilder, NoHindsight
 from herl.improve import Trajectory, check_attempts, check_rounds, improve, rewards_by_round
@@ -154,6 +155,7 @@ class HerlModule(L.LightningModule):
             bonus=bonus or NoBonus(),
             memory=memory or NoMemory(),
         )
+        self.loss.check(trial_advantages(self.stages), self.stages.plan.training_context)
         check_rounds("module.validation_revisions", validation_revisions, self.stages)
         check_attempts("module.validation_attempts", validation_attempts, self.stages.plan.heldout)
         self.policy: PreTrainedModel | None = None

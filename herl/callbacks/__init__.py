@@ -5,6 +5,7 @@ from herl.callbacks.answer_budget import AnswerBudget
 from herl.callbacks.best_checkpoint import BestCheckpoint
 from herl.callbacks.checkpoints import Checkpoints
 from herl.callbacks.dashboard import Dashboard
+from herl.callbacks.hindsight_gate import HindsightGate
 from herl.callbacks.progress_bar import ProgressBar
 from herl.callbacks.record_answers import RecordAnswers
 from herl.callbacks.refresh_sampler import RefreshSampler
@@ -16,6 +17,7 @@ __all__ = [
     "BestCheckpoint",
     "Checkpoints",
     "Dashboard",
+    "HindsightGate",
     "ProgressBar",
     "RecordAnswers",
     "RefreshSampler",

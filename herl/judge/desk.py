@@ -141,7 +141,7 @@ class JudgeDesk:
             started = time.perf_counter()
             seen = replace(rollout, text=without_thinking(rollout.text)) if self._strip_thinking else rollout
             try:
-                judgement = await self.judge.judge(task, seen)
+                judgement = _plain(await self.judge.judge(task, seen))
                 self._check(task, judgement)
             except (JudgeStop, ConfigError):
                 raise
@@ -213,6 +213,20 @@ class JudgeDesk:
                 f"Causes in the whole run: {causes}. "
                 f"Last failure: {self._last_failure or 'verdicts with met=None'}"
             )
+
+
+def _plain(judgement: Judgement) -> Judgement:
+    """With Python's own numbers: a judge of one's own may return numpy's, which no checkpoint brings back."""
+    verdicts = tuple(
+        replace(
+            verdict,
+            met=None if verdict.met is None else bool(verdict.met),
+            score=None if verdict.score is None else float(verdict.score),
+        )
+        for verdict in judgement.verdicts
+    )
+    reward = None if judgement.reward is None else float(judgement.reward)
+    return replace(judgement, verdicts=verdicts, reward=reward)
 
 
 def _abstained(task: Task, rollout: Rollout, error: Exception) -> Judgement:

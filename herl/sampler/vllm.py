@@ -152,6 +152,9 @@ class VLLMSampler(StreamingSampler):
         kv_cache_gib = self._kv_cache_gib or (1.0 if cpu else None)
         if kv_cache_gib is not None:
             arguments["kv_cache_memory_bytes"] = int(kv_cache_gib * GIB)
+        if cpu:
+            # A prompt that is split between two steps ends the engine: its seed cannot be turned back.
+            arguments["enable_chunked_prefill"] = False
         if self._block_size or cpu:
             arguments["block_size"] = self._block_size or 32
         self._sleeps = self._sleeps and not cpu

@@ -7,7 +7,9 @@ from functools import partial
 import pytest
 import torch
 
-from herl.errors import ConfigError
+from herl.advantages import ones
+from herl.errors import ConfigError, TrainingError
+from herl.experience import RolloutPlan
 from herl.likelihood import LikelihoodLoss, PreferenceLoss
 from herl.scoring import Scorer
 from herl.selection import keep_ranked
@@ -15,6 +17,8 @@ from herl.testing import make_experience, make_judged, make_rollout
 from tests.naive import padded_logprobs
 from tests.unit.test_batch import several
 from tests.unit.test_module import fit, initial, module_of, weights
+
+PAIR = partial(keep_ranked, worst=1)
 
 
 def pairs(groups=3, seed=0):
@@ -127,25 +131,29 @@ def test_an_impossible_preference_loss_is_refused():
         PreferenceLoss(beta=0.0)
 
 
-def test_a_preference_loss_needs_pairs(policy):
-    three = [*pairs(1), pairs(1)[0]]
+@pytest.mark.parametrize(
+    ("loss", "options", "message"),
+    [
+        (PreferenceLoss(), {}, "two answers of each group, got 4: use selection=extremes"),
+        (PreferenceLoss(), {"selection": PAIR, "advantages": ones}, "a better and a worse answer"),
+        (
+            PreferenceLoss(),
+            {"selection": PAIR, "rollout": RolloutPlan(attempts_per_prompt=4, training_context="hindsight")},
+            "training_context: expected original",
+        ),
+        (LikelihoodLoss(), {"selection": keep_ranked}, "use advantages=ones"),
+    ],
+)
+def test_settings_that_a_loss_cannot_learn_from_are_refused_before_a_model_loads(loss, options, message):
+    with pytest.raises(ConfigError, match=message):
+        module_of(loss=loss, **options)
+
+
+def test_a_step_of_no_pairs_fails(policy):
     loss = PreferenceLoss()
-    with pytest.raises(ConfigError, match=r"two answers of each group, got 3: use selection=extremes"):
-        loss.prepare(three, scorer(policy, loss, reference=policy))
-
-
-def test_a_pair_needs_a_better_answer(policy):
-    same = [replace(e, advantage=1.0) for e in pairs(1)]
-    loss = PreferenceLoss()
-    with pytest.raises(ConfigError, match="a better and a worse answer of each group, got equal advantages"):
-        loss.prepare(same, scorer(policy, loss, reference=policy))
-
-
-def test_a_pair_stands_under_one_context(policy):
-    good, bad = pairs(1)
-    loss = PreferenceLoss()
-    with pytest.raises(ConfigError, match="under one context, got two"):
-        loss.prepare([good, replace(bad, context_ids=(1, 2))], scorer(policy, loss, reference=policy))
+    for wrong in ([*pairs(1), pairs(1)[0]], [replace(e, advantage=1.0) for e in pairs(1)]):
+        with pytest.raises(TrainingError, match="a worse and a better answer of each group"):
+            loss.prepare(wrong, scorer(policy, loss, reference=policy))
 
 
 def test_negative_rewards_are_learned_from_unless_a_limit_is_set():

@@ -1,17 +1,21 @@
 """What tools/study makes of finished runs."""
 
+import _thread
 import json
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from torch.utils.tensorboard import SummaryWriter
 
 STUDY = Path(__file__).parents[2] / "tools" / "study"
-pytestmark = pytest.mark.skipif(not STUDY.is_dir(), reason="the tools are not installed")
+if not STUDY.is_dir():
+    pytest.skip("the tools are not there", allow_module_level=True)
 sys.path.insert(0, str(STUDY))
 
-from report import Outcome, compare, draw, interval, table  # noqa: E402
+from report import Outcome, compare, draw, interval, outcome, table  # noqa: E402
 from runs import Job, run_all  # noqa: E402
 from study import jobs_of, read  # noqa: E402
 
@@ -46,13 +50,46 @@ def test_answers_to_the_baselines_final_and_area():
 def test_the_interval_covers_the_mean_and_a_single_seed_has_none():
     found = interval([0.1, 0.2, 0.3, 0.4, 0.5])
     assert 0.1 < found["low"] < found["mean"] < found["high"] < 0.5
-    assert interval([0.3]) == {"mean": 0.3, "std": 0.0, "low": 0.3, "high": 0.3}
+    assert found["t_low"] == pytest.approx(0.3 - 2.776 * 0.158114 / 5**0.5, abs=1e-4)
+    assert found["t_low"] < found["low"] < found["high"] < found["t_high"]
+    assert interval([0.3]) == {"mean": 0.3}
+    assert "| herl | 0.600 |  | +0.000 |  |" in table(
+        compare({"grpo": [run(0, 0.6)], "herl": [run(0, 0.6)]}, "grpo", 1), "grpo"
+    )
+
+
+def events(folder, curves, seed=3):
+    with SummaryWriter(folder / "tensorboard") as writer:
+        for tag, points in curves.items():
+            for step, value in points:
+                writer.add_scalar(tag, value, step)
+    (folder / "summary.json").write_text(json.dumps({"seed": seed, "heldout_reward_after": 0.9}))
+
+
+def test_a_run_is_read_up_to_its_budget(tmp_path):
+    events(
+        tmp_path,
+        {
+            "heldout/reward": [(0, 0.1), (50, 0.5), (150, 0.9)],
+            "heldout_criterion/tip": [(0, 0.0), (150, 0.6)],
+            "update/entropy": [(10, 9.0), (80, 1.0), (100, 3.0), (150, 9.0)],
+        },
+    )
+    found = outcome(tmp_path, 100, ["tip"])
+    assert found.seed == 3
+    assert found.answers.tolist() == [0, 50, 100]
+    assert found.rewards.tolist() == pytest.approx([0.1, 0.5, 0.7])
+    assert found.extra == pytest.approx({"entropy": 2.0, "chosen": 0.4})
+    with pytest.raises(SystemExit, match="expected a run of 151 sampled answers, got 150"):
+        outcome(tmp_path, 151)
+    with pytest.raises(SystemExit, match=r"expected some of .'tip'., got .'top'."):
+        outcome(tmp_path, 100, ["top"])
 
 
 def test_table_and_picture(tmp_path):
     text = table(compare(ARMS, "grpo", 200), "grpo")
     assert "| herl | 0.700 ± 0.141 |" in text
-    assert "+0.200, +0.200 to +0.200" in text
+    assert "| +0.200 | +0.200 to +0.200 |" in text
     draw(ARMS, 200, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
@@ -77,6 +114,8 @@ def test_a_study_file_and_the_command_line_go_together(tmp_path):
         (["algorithms=grpo", "baseline=herl"], "got arms .'grpo'., baseline 'herl'"),
         ([], "expected algorithms="),
         (["study=nowhere.yaml"], "nowhere.yaml"),
+        (["algorithms=grpo", "tuning.tries=[[seed=1]]", "tuning.first_seed=4"], "other seeds than"),
+        (["algorithms=grpo", "tuning.tries=[[seed=1]]", "tuning.seeds=0"], "tuning.seeds of at least 1"),
     ],
 )
 def test_what_does_not_fit_is_refused(arguments, message):
@@ -94,6 +133,21 @@ def test_a_finished_run_is_kept_and_one_with_other_settings_refused(tmp_path):
     run_all([job], 1)
     with pytest.raises(SystemExit, match="expected a run with .*herl"):
         run_all([Job(tmp_path, ["algorithm=herl"])], 1)
+
+
+def test_ctrl_c_begins_no_further_run(tmp_path, monkeypatch):
+    begun = []
+
+    def interrupted(job, threads):
+        begun.append(job.folder.name)
+        _thread.interrupt_main()
+        time.sleep(0.2)
+        return 0.2
+
+    monkeypatch.setattr(Job, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_all([Job(tmp_path / str(i), []) for i in range(40)], 1)
+    assert len(begun) < 3
 
 
 def test_a_study_in_which_nothing_works_stops_early(tmp_path, capfd):

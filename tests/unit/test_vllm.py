@@ -78,6 +78,22 @@ def test_answers_come_as_they_finish_and_a_consumer_that_leaves_leaves_nothing_b
     assert len(first.token_ids) == min(len(rollout.token_ids) for rollout in again)
 
 
+def test_prompts_of_more_tokens_than_a_step_takes_are_not_split(sampler, tokenizer, policy):
+    """A prompt that is split between two steps would end the engine on a CPU, which cannot turn a seed back."""
+    assert not sampler._llm.llm_engine.vllm_config.scheduler_config.enable_chunked_prefill
+    most = sampler._llm.llm_engine.vllm_config.scheduler_config.max_num_batched_tokens
+    requests = [
+        replace(request(tokenizer, n=1, seed=seed, max_new_tokens=4), task_id=str(seed), group_id=str(seed))
+        for seed in range(2 * most // 300)
+    ]
+    long = [
+        replace(one, prompt_ids=(*one.prompt_ids, *range(3, 303), *one.prompt_ids[: i % 7 + 1]))
+        for i, one in enumerate(requests)
+    ]
+    assert len(list(sampler.generate(long))) == len(long)
+    assert sampler._restarts_left == 1
+
+
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
 def test_sampler_logprobs_equal_trainer_logprobs(sampler, policy, tokenizer, temperature):
     experiences = [

@@ -2,64 +2,115 @@
 
     python tools/study/criteria.py runs/study_main/runs/herl runs/study_main/runs/grpo
 
-For each folder of runs that differ in their seeds: attempts and revisions over the first and the last quarter
-of the sampled answers, and held-out answers at the end; means over seeds, as a Markdown table. Criteria stand
-in the order of how rarely attempts meet them at first.
+For each folder of runs that differ in their seeds, two Markdown tables of means over seeds. The first: all
+attempts, the drafts that were revised, and their revisions, over the first and the last quarter of the
+sampled answers, and held-out attempts at the end; criteria stand in the order of how rarely attempts meet
+them at first. The second, by quarter of the run: the bonus of revised attempts, and how it goes with what
+their revisions mend.
 """
 
 from __future__ import annotations
 
 import sys
 from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-COLUMNS = {
-    "attempts, first": ("train_criterion", 0.0, 0.25),
-    "revisions, first": ("revision_criterion", 0.0, 0.25),
-    "attempts, last": ("train_criterion", 0.75, 1.0),
-    "revisions, last": ("revision_criterion", 0.75, 1.0),
-    "held out, end": ("heldout_criterion", 1.0, 1.0),
-}
+from herl.records import read_records
+from report import CRITERION, last_values
+from runs import Job
+
+QUARTERS = ("first", "second", "third", "last")
 
 
-def rates(run: Path) -> dict[str, dict[str, float]]:
-    """Returns the rate of each criterion under each column that the run has."""
-    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
-    events.Reload()
-    curves = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
-    last = max(event.step for event in curves["heldout/reward"])
-    found: dict[str, dict[str, float]] = defaultdict(dict)
-    for tag, points in curves.items():
-        family, _, criterion = tag.partition("/")
-        for column, (wanted, start, end) in COLUMNS.items():
-            inside = [p.value for p in points if start * last <= p.step <= end * last]
-            if family == wanted and inside:
-                found[criterion][column] = float(np.mean(inside))
+def quarter(record: Mapping[str, Any], budget: int) -> str:
+    return QUARTERS[min(3, 4 * int(record["answers_sampled"]) // (budget + 1))]
+
+
+def kinds(records: Iterable[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields what an answer counts as: an attempt, a revision, and for each revision its draft once more."""
+    attempts: dict[str, dict[str, Any]] = {}
+    for record in records:
+        if record["parent_id"] is None:
+            attempts[record["id"]] = record
+            yield "attempts", record
+        else:
+            yield "drafts", attempts[record["parent_id"]]
+            yield "revisions", record
+
+
+def rates(run: Path) -> dict[tuple[str, str], float]:
+    """Returns the rate of each (criterion, column) of a run, e.g. ("tip", "drafts, first")."""
+    records = list(read_records(run))
+    budget = max(record["answers_sampled"] for record in records)
+    found: dict[tuple[str, str], list[bool]] = defaultdict(list)
+    for kind, record in kinds(records):
+        for verdict in record["verdicts"]:
+            if verdict["fulfilled"] is not None:
+                key = verdict["criterion_id"], f"{kind}, {quarter(record, budget)}"
+                found[key].append(verdict["fulfilled"])
+    held_out = {(name, "held out, end"): rate for name, rate in last_values(run, CRITERION).items()}
+    return {key: float(np.mean(values)) for key, values in found.items()} | held_out
+
+
+def bonuses(run: Path) -> dict[tuple[str, str], float]:
+    """Returns, by (quarter, column), what the bonus of revised attempts is and what it goes with."""
+    records = list(read_records(run))
+    budget = max(record["answers_sampled"] for record in records)
+    drafts = {record["id"]: record for record in records if record["parent_id"] is None}
+    pairs: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
+    for record in records:
+        draft = drafts.get(record["parent_id"])
+        if draft is not None and None not in (draft["reward"], record["reward"], draft["bonus"]):
+            missed = [v for v in draft["verdicts"] if v["fulfilled"] is False]
+            fulfilled = {v["criterion_id"]: v["fulfilled"] for v in record["verdicts"]}
+            mended = np.mean([bool(fulfilled.get(v["criterion_id"])) for v in missed]) if missed else 0.0
+            pairs[quarter(record, budget)].append((draft["bonus"], draft["reward"], float(mended)))
+    found = {}
+    for name, several in pairs.items():
+        bonus, reward, mended = np.array(several).T
+        found[name, "bonus"] = float(bonus.mean())
+        found[name, "paid, share above 0"] = float((bonus > 0).mean())
+        found[name, "reward of the draft"] = float(reward.mean())
+        found[name, "share mended"] = float(mended.mean())
+        if bonus.std() > 0 and reward.std() > 0 and mended.std() > 0:
+            found[name, "correlation with mended"] = float(np.corrcoef(bonus, mended)[0, 1])
+            found[name, "correlation with reward"] = float(np.corrcoef(bonus, reward)[0, 1])
     return found
+
+
+def show(title: str, runs: list[dict[tuple[str, str], float]], columns: list[str], order: list[str]) -> None:
+    """Prints the means over runs as a Markdown table."""
+    kept = [column for column in columns if any(column == key[1] for run in runs for key in run)]
+    print(f"\n{title}\n\n| | " + " | ".join(kept) + " |\n| --- |" + " --: |" * len(kept))
+    for row in order:
+        values = [[run[row, column] for run in runs if (row, column) in run] for column in kept]
+        print(f"| {row} | " + " | ".join(f"{np.mean(one):.2f}" if one else "" for one in values) + " |")
 
 
 def main() -> None:
     for arm in map(Path, sys.argv[1:]):
-        runs = [rates(run) for run in sorted(arm.iterdir()) if (run / "summary.json").is_file()]
-        if not runs:
+        folders = [run for run in sorted(arm.iterdir()) if run.is_dir() and Job(run, []).done]
+        if not folders:
             raise SystemExit(f"{arm}: expected folders of finished runs, found none")
-        mean = {
-            criterion: {
-                column: float(np.mean(values))
-                for column in COLUMNS
-                if (values := [run[criterion][column] for run in runs if column in run.get(criterion, {})])
-            }
-            for criterion in runs[0]
+        found = [rates(run) for run in folders]
+        columns = [
+            f"{kind}, {when}" for when in ("first", "last") for kind in ("attempts", "drafts", "revisions")
+        ]
+        first = {
+            row: np.mean([run.get((row, columns[0]), 1.0) for run in found])
+            for run in found
+            for row, _ in run
         }
-        columns = [column for column in COLUMNS if any(column in row for row in mean.values())]
-        print(f"\n{arm.name}, {len(runs)} seeds\n\n| criterion | " + " | ".join(columns) + " |")
-        print("| --- |" + " --: |" * len(columns))
-        for criterion, row in sorted(mean.items(), key=lambda item: item[1].get(columns[0], 1.0)):
-            cells = [f"{row[column]:.2f}" if column in row else "" for column in columns]
-            print(f"| {criterion} | " + " | ".join(cells) + " |")
+        order = sorted(first, key=lambda row: first[row])
+        show(f"{arm.name}, {len(folders)} seeds", found, [*columns, "held out, end"], order)
+        paid = [bonuses(run) for run in folders]
+        if any(paid):
+            columns = list(dict.fromkeys(column for run in paid for _, column in run))
+            show(f"{arm.name}: the bonus of revised attempts", paid, columns, list(QUARTERS))
 
 
 if __name__ == "__main__":

@@ -15,8 +15,25 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 COLORS = ("#1b7f5c", "#5b6abf", "#c2701c", "#a3324b", "#7a6a2f", "#3a8fb7", "#6b4c8a", "#777777")
 RESAMPLES = 10_000
 REWARD = "heldout/reward"
-EXTRA = {"revised": "heldout/reward_revised_1", "entropy": "update/entropy"}
-"""Further last values, where a run has them."""
+REVISED, ENTROPY, CRITERION = "heldout/reward_revised_1", "update/entropy", "heldout_criterion/"
+T_975 = (
+    12.706,
+    4.303,
+    3.182,
+    2.776,
+    2.571,
+    2.447,
+    2.365,
+    2.306,
+    2.262,
+    2.228,
+    2.201,
+    2.179,
+    2.160,
+    2.145,
+    2.131,
+)
+"""97.5 % quantiles of Student's t for 1, 2, ... degrees of freedom; 1.96 to 2.13 beyond."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +46,8 @@ class Outcome:
     rewards: np.ndarray
     """Held-out reward of plain attempts there."""
     extra: dict[str, float]
+    """Further numbers at the end: `revised` (held-out reward, best of an attempt and its revision), `entropy`
+    of what was trained on in the last quarter, in nats, `chosen` (mean rate of the criteria asked for)."""
 
     @property
     def final(self) -> float:
@@ -46,35 +65,86 @@ class Outcome:
         return float(above[0]) if len(above) else float(budget)
 
 
-def outcome(folder: Path, budget: int) -> Outcome:
-    """Reads a finished run up to its budget: the batch that reaches it may go beyond."""
+def read_curves(folder: Path) -> dict[str, dict[int, float]]:
+    """Returns the curves of a run by tag, as value by step; of two at one step the last."""
     events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0})
     events.Reload()
-    points = {event.step: event.value for event in events.Scalars(REWARD)}  # of two at one step the last
-    every = sorted(points)
-    steps = [step for step in every if step < budget] + [min(budget, every[-1])]
-    tags = set(events.Tags()["scalars"])
-    return Outcome(
-        seed=json.loads((folder / "summary.json").read_text())["seed"],
-        answers=np.array(steps),
-        rewards=np.interp(steps, every, [points[step] for step in every]),
-        extra={name: events.Scalars(tag)[-1].value for name, tag in EXTRA.items() if tag in tags},
-    )
+    return {tag: {e.step: e.value for e in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
+
+
+def last_values(folder: Path, prefix: str) -> dict[str, float]:
+    """Returns the last value of each curve whose tag begins so, by the rest of the tag."""
+    curves = read_curves(folder)
+    return {
+        tag.removeprefix(prefix): points[max(points)]
+        for tag, points in curves.items()
+        if tag.startswith(prefix)
+    }
+
+
+def outcome(folder: Path, budget: int, criteria: Sequence[str] = ()) -> Outcome:
+    """Reads a finished run up to its budget: the batch that reaches it may go beyond.
+
+    Args:
+        folder: Of the run.
+        budget: Sampled answers.
+        criteria: Whose mean rate on held-out attempts is wanted, by id.
+
+    Raises:
+        SystemExit: the run ended before its budget, or knows no such criterion.
+    """
+    curves = read_curves(folder)
+    every = sorted(curves[REWARD])
+    if every[-1] < budget:
+        raise SystemExit(
+            f"{folder}: expected a run of {budget} sampled answers, got {every[-1]}: give it more data, more "
+            "trainer.max_epochs, or a smaller answers="
+        )
+
+    def until_budget(tag: str) -> tuple[list[int], np.ndarray]:
+        steps = sorted(curves[tag])
+        kept = [step for step in steps if step < budget] + [min(budget, steps[-1])]
+        return kept, np.interp(kept, steps, [curves[tag][step] for step in steps])
+
+    steps, rewards = until_budget(REWARD)
+    extra = {"revised": float(until_budget(REVISED)[1][-1])} if REVISED in curves else {}
+    if ENTROPY in curves:
+        late = [value for step, value in curves[ENTROPY].items() if 0.75 * budget <= step <= budget]
+        extra["entropy"] = float(np.mean(late))
+    if criteria:
+        missing = [name for name in criteria if CRITERION + name not in curves]
+        if missing:
+            raise SystemExit(
+                f"criteria: expected some of {sorted(last_values(folder, CRITERION))}, got {missing}"
+            )
+        extra["chosen"] = float(np.mean([until_budget(CRITERION + name)[1][-1] for name in criteria]))
+    seed = json.loads((folder / "summary.json").read_text())["seed"]
+    return Outcome(seed=seed, answers=np.array(steps), rewards=rewards, extra=extra)
 
 
 def interval(values: Sequence[float]) -> dict[str, float]:
-    """Mean, standard deviation and 95 % interval of the mean, by bootstrap over seeds."""
+    """Mean, standard deviation and 95 % intervals of the mean over seeds; of one seed there are none.
+
+    `low` and `high` are of a percentile bootstrap, too narrow for few seeds; `t_low` and `t_high` of
+    Student's t.
+    """
     array = np.asarray(values, dtype=float)
+    found = {"mean": float(array.mean())}
+    if len(array) == 1:
+        return found
     drawn = np.random.default_rng(0).integers(len(array), size=(RESAMPLES, len(array)))
     low, high = np.percentile(array[drawn].mean(1), [2.5, 97.5])
-    std = float(array.std(ddof=1)) if len(array) > 1 else 0.0
-    return {"mean": float(array.mean()), "std": std, "low": float(low), "high": float(high)}
+    std = float(array.std(ddof=1))
+    half = T_975[min(len(array) - 1, len(T_975)) - 1] * std / len(array) ** 0.5
+    found |= {"std": std, "low": float(low), "high": float(high)}
+    return found | {"t_low": found["mean"] - half, "t_high": found["mean"] + half}
 
 
 def compare(arms: Mapping[str, Sequence[Outcome]], baseline: str, budget: int) -> dict[str, dict[str, Any]]:
     """Returns the numbers of each arm; `difference` is paired by seed with the baseline."""
     level = float(np.mean([one.final for one in arms[baseline]]))
     base = {one.seed: one.final for one in arms[baseline]}
+    extra = dict.fromkeys(key for several in arms.values() for one in several for key in one.extra)
     return {
         name: {
             "final": interval([one.final for one in several]),
@@ -84,7 +154,7 @@ def compare(arms: Mapping[str, Sequence[Outcome]], baseline: str, budget: int) -
             "never_reached": sum(bool(one.rewards.max() < level) for one in several),
             **{
                 key: interval([one.extra[key] for one in several])
-                for key in EXTRA
+                for key in extra
                 if all(key in one.extra for one in several)
             },
             "runs": [
@@ -102,24 +172,30 @@ def compare(arms: Mapping[str, Sequence[Outcome]], baseline: str, budget: int) -
 
 def table(arms: Mapping[str, Mapping[str, Any]], baseline: str) -> str:
     """Returns a Markdown table."""
-    extra = [key for key in EXTRA if any(key in arm for arm in arms.values())]
-    heads = ["", "final", "95 %", f"minus {baseline}, 95 %", "area", f"answers to {baseline}'s final", *extra]
+    extra = [key for key in ("revised", "chosen", "entropy") if any(key in arm for arm in arms.values())]
+    heads = ["", "final", "95 %", f"minus {baseline}", "95 %, paired", "area", "answers to its final", *extra]
     lines = [heads, ["---", *["--:"] * (len(heads) - 1)]]
     for name, arm in arms.items():
         final, difference, needed = arm["final"], arm["difference"], arm["answers_to_baseline"]
         never = f", {arm['never_reached']} never" if arm["never_reached"] else ""
+        spread = f" ± {final['std']:.3f}" if "std" in final else ""
         lines.append(
             [
                 name,
-                f"{final['mean']:.3f} ± {final['std']:.3f}",
-                f"{final['low']:.3f} to {final['high']:.3f}",
-                f"{difference['mean']:+.3f}, {difference['low']:+.3f} to {difference['high']:+.3f}",
+                f"{final['mean']:.3f}{spread}",
+                _range(final, ".3f"),
+                "" if name == baseline else f"{difference['mean']:+.3f}",
+                "" if name == baseline else _range(difference, "+.3f"),
                 f"{arm['area']['mean']:.3f}",
                 f"{needed['mean']:.0f}{never}",
                 *(f"{arm[key]['mean']:.3f}" if key in arm else "" for key in extra),
             ]
         )
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def _range(found: Mapping[str, float], form: str) -> str:
+    return f"{found['t_low']:{form}} to {found['t_high']:{form}}" if "t_low" in found else ""
 
 
 def draw(arms: Mapping[str, Sequence[Outcome]], budget: int, path: Path) -> None:

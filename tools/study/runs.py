@@ -86,17 +86,19 @@ def run_all(jobs: Sequence[Job], side_by_side: int) -> None:
     console, failed, started = Console(), [], time.perf_counter()
     with ThreadPoolExecutor(side_by_side) as pool:
         futures = {pool.submit(job.run, threads): job for job in left}
-        for number, future in enumerate(as_completed(futures), start=1):
-            job = futures[future]
-            if error := future.exception():
-                failed.append(job)
-                console.print(str(error), markup=False, soft_wrap=True)
-                if len(failed) == number >= side_by_side:  # none has worked so far
-                    pool.shutdown(cancel_futures=True)
-                    break
-                continue
-            remaining = (time.perf_counter() - started) / number * (len(left) - number)
-            said = f"{number}/{len(left)} {job.folder}: {job.final:.3f} in {future.result():.0f} s"
-            console.print(f"{said}, {remaining / 60:.0f} min left", soft_wrap=True, highlight=False)
+        try:
+            for number, future in enumerate(as_completed(futures), start=1):
+                job = futures[future]
+                if error := future.exception():
+                    failed.append(job)
+                    console.print(str(error), markup=False, soft_wrap=True)
+                    if len(failed) == number >= side_by_side:  # none has worked so far
+                        break
+                    continue
+                remaining = (time.perf_counter() - started) / number * (len(left) - number)
+                said = f"{number}/{len(left)} {job.folder}: {job.final:.3f} in {future.result():.0f} s"
+                console.print(f"{said}, {remaining / 60:.0f} min left", soft_wrap=True, highlight=False)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # after Ctrl-C, too: none begins any more
     if failed:
         raise SystemExit(f"{len(failed)} of {len(left)} runs failed; run the same command again to go on")

@@ -4,9 +4,10 @@
     tools/study/run experiment=smollm2_if algorithms=grpo,herl seeds=3 answers=4000 jobs=1
     tools/study/run study=tools/study/main.yaml
 
-One process per run, `jobs` of them side by side. Finished runs are kept: the same command goes on where it
-was stopped. Arms with `tries` are tuned first: each try runs on the tuning seeds with the tuning overrides,
-and the arm goes on with the one whose mean is best. Writes into `out`: runs/, tuning/, study.json, table.md
+One process per run, `jobs` of them side by side. Each ends with the batch in which its budget is spent,
+however many epochs that takes. Finished runs are kept: the same command goes on where it was stopped. Arms
+with `tries` are tuned first: each try runs on the tuning seeds with the tuning overrides, and the arm goes on
+with the one whose mean is best. Writes into `out`: runs/, tuning/, study.json, table.md
 and curves.png.
 
 A study file holds the same keys as the command line, which goes before it. See `Study` for all of them.
@@ -63,6 +64,8 @@ class Study:
     first_seed: int = 0
     overrides: list[str] = field(default_factory=list)
     """Of every run."""
+    criteria: list[str] = field(default_factory=list)
+    """Ids of criteria whose mean rate on held-out attempts gets a column, `chosen`."""
     tuning: Tuning = field(default_factory=Tuning)
     jobs: int = 1
     """Runs side by side; each gets an equal share of the cores."""
@@ -93,11 +96,28 @@ def read(arguments: list[str]) -> Study:
             f"least 1, got arms {list(study.arms)}, baseline {study.baseline!r}, "
             f"seeds {study.seeds}, jobs {study.jobs}"
         )
+    _check_tuning(study)
     return study
 
 
+def _check_tuning(study: Study) -> None:
+    if not any(arm.tries for arm in study.arms.values()) and not study.tuning.tries:
+        return
+    tuning, compared = study.tuning, range(study.first_seed, study.first_seed + study.seeds)
+    if tuning.seeds < 1 or set(range(tuning.first_seed, tuning.first_seed + tuning.seeds)) & set(compared):
+        raise SystemExit(
+            "tools/study/run: expected tuning.seeds of at least 1 and other seeds than the comparison's "
+            f"{compared[0]} to {compared[-1]}, got {tuning.seeds} from {tuning.first_seed} on"
+        )
+
+
 def jobs_of(study: Study, folder: Path, overrides: list[str], seeds: range) -> list[Job]:
-    budget = [f"experiment={study.experiment}", f"callbacks.answer_budget.answers={study.answers}"]
+    budget = [  # alone ends a run
+        f"experiment={study.experiment}",
+        f"callbacks.answer_budget.answers={study.answers}",
+        "trainer.max_epochs=-1",
+        "trainer.max_steps=-1",
+    ]
     shared = [*budget, "resume=auto", *study.overrides, *overrides]
     return [
         Job(folder / str(seed), [*shared, f"seed={seed}", f"hydra.run.dir='{folder / str(seed)}'"])
@@ -157,7 +177,8 @@ def main() -> None:
     }
     run_all([job for several in zip(*jobs.values(), strict=True) for job in several], study.jobs)
     found: dict[str, list[Outcome]] = {
-        name: [outcome(job.folder, study.answers) for job in several] for name, several in jobs.items()
+        name: [outcome(job.folder, study.answers, study.criteria) for job in several]
+        for name, several in jobs.items()
     }
     compared = compare(found, study.baseline, study.answers)
     written = {
