@@ -6,10 +6,11 @@ The only file that knows hydra.main. Heavy imports wait until a command runs: `h
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from importlib.metadata import version
 from signal import SIGINT
@@ -75,10 +76,12 @@ def _as_overrides(verb: str, arguments: list[str]) -> list[str]:
     """`herl inspect RUN --json` as Hydra wants it; all other verbs take nothing but overrides and options."""
     if verb != "inspect":
         return arguments
-    first, rest = arguments[:1], arguments[1:]
-    if first and "=" not in first[0] and not first[0].startswith("-"):
-        first = [f"run='{first[0]}'"]
-    return ["json=true" if argument == "--json" else argument for argument in (*first, *rest)]
+    given = ["json=true" if argument == "--json" else argument for argument in arguments]
+    after_option = [False, *(one.startswith("--") and "=" not in one for one in given)]
+    return [
+        f"run='{one}'" if not (value or "=" in one or one.startswith("-")) else one
+        for one, value in zip(given, after_option, strict=False)
+    ]
 
 
 def _overrides_of_run(arguments: list[str]) -> list[str]:
@@ -91,8 +94,17 @@ def _overrides_of_run(arguments: list[str]) -> list[str]:
         _fail(f"run: expected the folder of a run with {path}, got '{folders[-1]}'")
     from omegaconf import OmegaConf
 
+    from herl.config import conf_dir
+
+    keys = [argument.partition("=")[0] for argument in arguments]
+    chosen = {key for key in keys if (conf_dir() / key).is_dir()}  # the settings of another choice do not fit
     past = [str(override) for override in OmegaConf.load(path)]
-    return [override for override in past if not override.startswith(NOT_OF_A_RUN)]
+    return [
+        override
+        for override in past
+        if not override.startswith(NOT_OF_A_RUN)
+        and re.split(r"[./=]", override.lstrip("+~"), maxsplit=1)[0] not in chosen
+    ]
 
 
 def _run_hydra(verb: str) -> None:
@@ -145,6 +157,7 @@ def _run_folder() -> Iterator[None]:
 def _suggest(verb: str) -> None:
     """After Hydra refused the configuration: says which key or group was probably meant."""
     from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
 
     from herl.config import conf_dir, known_keys
 
@@ -155,8 +168,12 @@ def _suggest(verb: str) -> None:
     }
     given = [a.split("=", 1) for a in sys.argv[2:] if "=" in a and not a.startswith(("-", "+", "~", "hydra"))]
     chosen = [f"{key}={value}" for key, value in given if value in groups.get(key, ())]
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        known = [*groups, *known_keys(compose(verb, chosen, return_hydra_config=False))]
+    known = list(groups)
+    with (
+        initialize_config_dir(str(conf_dir()), version_base="1.3"),
+        suppress(HydraException),  # the choices alone do not fit each other: Hydra has said so
+    ):
+        known += known_keys(compose(verb, chosen, return_hydra_config=False))
     for key, _ in given:
         if key not in known:
             print(f"herl: unknown key '{key}'.{did_you_mean(key, known)}", file=sys.stderr)

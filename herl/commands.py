@@ -13,6 +13,7 @@ import json
 import sys
 import time
 from collections import Counter
+from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -53,15 +54,17 @@ def fit(config: DictConfig) -> dict[str, Any]:
             results["heldout_reward_before"], first = _heldout(run, resume), _example(run)
             run.trainer.fit(run.module, run.data, ckpt_path=resume, weights_only=True)
             results["heldout_reward_after"], last = _heldout(run), _example(run)
+            _keep_if_best(run, results["heldout_reward_after"])
         except (JudgeStop, RunStopped) as stop:
-            summary = finish(config, run, started, results | {"stopped": str(stop)} | _counts(run))
+            results |= {"stopped": str(stop)} | _best(run)
+            summary = finish(config, run, started, results | _counts(run))
             if isinstance(stop, BudgetSpent):  # as asked for
                 return summary
             if isinstance(stop, RunStopped) and run.trainer.is_global_zero:
                 requeue(stop)
             raise
-    log_hyperparameters(config, run, results)
     results |= _best(run)
+    log_hyperparameters(config, run, results)
     if first and last:
         results["example"] = {"request": first[0], "before": first[1], "after": last[1]}
     return finish(config, run, started, results | _counts(run))
@@ -103,6 +106,7 @@ def improve(config: DictConfig) -> dict[str, Any]:
 def _evaluated(config: DictConfig, data: Any = None) -> tuple[Run, list[Row]]:
     """Answers the held-out prompts and writes the answers."""
     checkpoint = _checkpoint(config)
+    config, data = _benchmarked(config, data)
     run = build(config, data)
     judges = {str(name): make(node) for name, node in config.further_judges.items()}
     check_checkpoint("checkpoint", checkpoint, run)
@@ -120,13 +124,33 @@ def _evaluated(config: DictConfig, data: Any = None) -> tuple[Run, list[Row]]:
     return run, rows
 
 
+def _benchmarked(config: DictConfig, data: Any) -> tuple[DictConfig, Any]:
+    """Puts a benchmark's own prompts, judges and way of answering in place of the configuration's."""
+    benchmark = OmegaConf.select(config, "benchmark")
+    if data is not None or benchmark is None or benchmark.data is None:
+        return config, data
+    check(config)
+    config = deepcopy(config)
+    config.module.judge = benchmark.judge
+    config.module.validation_attempts = benchmark.attempts
+    config.rollout.heldout = benchmark.heldout
+    config.further_judges = {**benchmark.further_judges, **config.further_judges}
+    return config, make(config.benchmark.data)
+
+
 def _results(run: Run, rows: list[Row]) -> dict[str, Any]:
     reward = run.trainer.callback_metrics.get("heldout/reward")
     answers = [judged for one in run.module.heldout for judged in one.answers]
+    dropped = {
+        name.removeprefix("heldout/"): int(n)
+        for name, n in run.trainer.callback_metrics.items()
+        if name.startswith("heldout/dropped_")
+    }
     return {
         "heldout_reward": None if reward is None else float(reward),
         "heldout_answers": len(answers),
         "heldout_tokens": sum(len(judged.rollout.token_ids) for judged in answers),
+        **dropped,  # prompts that were too long: the numbers are without them
         "results": [asdict(row) for row in rows],
     }
 
@@ -149,6 +173,13 @@ def _example(run: Run) -> tuple[str, str] | None:
 def _counts(run: Run) -> dict[str, int]:
     names = ("prompts", "answers_sampled", "revisions_sampled", "tokens_sampled", "optimizer_steps")
     return {name: run.module.counts[name] for name in names}
+
+
+def _keep_if_best(run: Run, reward: float | None) -> None:
+    """The last validation is one after training: the end of a run may be its best."""
+    for callback in run.trainer.checkpoint_callbacks:
+        if isinstance(callback, BestCheckpoint) and reward is not None:
+            callback.keep_if_best(run.trainer, reward)
 
 
 def _best(run: Run) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load as load_sharded
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
@@ -25,9 +25,16 @@ PREFIX = "policy."
 """Of the policy's weights in a checkpoint."""
 FACTS = (
     "experiment", "algorithm", "seed", "heldout_reward_before", "heldout_reward_after", "heldout_reward_best",
-    "prompts", "answers_sampled", "revisions_sampled", "tokens_sampled", "optimizer_steps",
+    "prompts", "answers_sampled", "revisions_sampled", "tokens_sampled", "optimizer_steps", "judge.calls",
+    "judge.tokens", "judge.cost", "processes", "seconds.total", "versions.torch", "versions.transformers",
 )  # fmt: skip
 """Of a run's summary, on the model card."""
+SETTINGS = (
+    "model.path", "data._target_", "data.train.path", "judge._target_", "judge.chat.model", "optimizer.lr",
+    "rollout.attempts_per_prompt", "rollout.attempt.temperature", "rollout.attempt.max_new_tokens",
+    "trainer.precision",
+)  # fmt: skip
+"""Of a run's configuration, on the model card."""
 CARD = """---
 library_name: {library}
 base_model: {base}
@@ -35,15 +42,26 @@ pipeline_tag: text-generation
 tags: [herl, rubric-rewards, hindsight-experience]
 ---
 
-# {base}, trained with herl
+# {title}
 
-Trained with herl {version} by reinforcement learning from rubric rewards and hindsight experience
-(arXiv:2603.20046).
+{text}
 
 | fact | |
 |---|---|
 {rows}
+
+```python
+from transformers import pipeline
+
+answer = pipeline("text-generation", "path/to/this/folder")
+print(answer([{{"role": "user", "content": "..."}}])[0]["generated_text"][-1]["content"])
+```
 """
+TRAINED = (
+    "Trained with herl {version} by reinforcement learning from rubric rewards and hindsight experience\n"
+    "(arXiv:2603.20046). The licence is that of {base}."
+)
+AS_IT_WAS = "Written by herl {version} as it was: not trained. The licence is that of {base}."
 
 
 def load_checkpoint(policy: PreTrainedModel, path: str | Path) -> None:
@@ -168,11 +186,33 @@ def model_card(base: str, checkpoint: str | None, *, adapter: bool = False) -> s
         adapter: Whether these are adapters alone.
     """
     name = Path(base).name if Path(base).is_dir() else base
-    run = Path(checkpoint).parents[1] if checkpoint else None
-    facts: dict[str, Any] = {}
-    if run is not None and (run / "summary.json").is_file():
-        facts = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-    rows = [f"| {key.replace('_', ' ')} | {facts[key]} |" for key in FACTS if facts.get(key) is not None]
-    rows += [f"| checkpoint | {Path(checkpoint).name} |"] if checkpoint else []
-    library = "peft" if adapter else "transformers"
-    return CARD.format(library=library, base=name, version=version("herl"), rows="\n".join(rows))
+    rows = []
+    if checkpoint is not None:
+        path = Path(checkpoint).absolute()
+        rows = [f"| {key.replace('_', ' ')} | {value} |" for key, value in _facts(path.parents[1])]
+        rows.append(f"| checkpoint | {path.name} |")
+    return CARD.format(
+        library="peft" if adapter else "transformers",
+        base=name,
+        title=f"{name}, trained with herl" if checkpoint else name,
+        text=(TRAINED if checkpoint else AS_IT_WAS).format(base=name, version=version("herl")),
+        rows="\n".join(rows),
+    )
+
+
+def _facts(run: Path) -> list[tuple[str, Any]]:
+    """What a run's folder tells of it, by name; nothing where it has no summary."""
+    found: list[tuple[str, Any]] = []
+    for file, keys in (("summary.json", FACTS), ("config.yaml", SETTINGS)):
+        if (run / file).is_file():
+            read = OmegaConf.load(run / file)
+            told = [(key, OmegaConf.select(read, key)) for key in keys]
+            found += [
+                (key.replace("._target_", ""), _shown(value)) for key, value in told if value is not None
+            ]
+    return found
+
+
+def _shown(value: Any) -> Any:
+    """A path of this machine means nothing elsewhere: its name is enough."""
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value

@@ -35,7 +35,7 @@ _COLUMNS = pa.schema(
         ("parent_id", pa.string()),
         ("reward", pa.float64()),
         ("parent_reward", pa.float64()),
-        ("optimizer_steps", pa.int64()),
+        ("policy_version", pa.int64()),
         ("verdicts", pa.list_(_VERDICT)),
     ]
 )
@@ -93,7 +93,7 @@ def inspect(config: DictConfig) -> None:
     )
     found = find(Path(config.run), query)
     if not config.json:
-        return show(found)
+        return show(found) if found else print(_nothing(query))
     for one in found:
         print(json.dumps({"answer": one.answer, "draft": one.draft}))
 
@@ -126,6 +126,16 @@ def find(folder: Path, query: Query) -> list[Found]:
     return [
         Found(answer=lines[number, line], draft=drafts.get(parent)) for _, _, number, line, parent in best
     ]
+
+
+def _nothing(query: Query) -> str:
+    """What to look for instead."""
+    hints = []
+    if query.order in ("improved", "broken"):
+        hints.append(f"order={query.order} shows revisions: a run without hindsight has order=worst or best")
+    if query.criterion is not None:
+        hints.append("ids of criteria stand in brackets behind them, as order=first shows")
+    return "No recorded answer fits" + "".join(f"; {hint}" for hint in hints) + "."
 
 
 def word_diff(before: str, after: str) -> list[tuple[Literal["same", "gone", "new"], str]]:
@@ -162,18 +172,18 @@ def _ranked(batch: pa.RecordBatch, query: Query) -> tuple[np.ndarray, np.ndarray
     gain = pc.subtract(reward, batch.column("parent_reward"))
     sign = {"best": 1.0, "worst": -1.0, "improved": 1.0, "broken": -1.0}.get(query.order, 0.0)
     by = gain if query.order in ("improved", "broken") else reward
-    keep = pc.is_valid(by)
+    keep = pc.is_valid(batch.column("id") if query.order in ("first", "last") else by)
     if query.task is not None:
         keep = pc.and_(keep, pc.equal(batch.column("task_id"), query.task))
     if query.steps is not None:
-        steps = pc.fill_null(batch.column("optimizer_steps"), -1)
+        steps = pc.fill_null(batch.column("policy_version"), -1)
         first, last = query.steps
         keep = pc.and_(keep, pc.and_(pc.greater_equal(steps, first), pc.less_equal(steps, last)))
     places = np.flatnonzero(keep.to_numpy(zero_copy_only=False))
     if query.criterion is not None:
         wanted = query.order in ("best", "improved")
         places = np.intersect1d(places, _with_verdict(batch.column("verdicts"), query.criterion, wanted))
-    ranks = sign * by.to_numpy(zero_copy_only=False)[places]
+    ranks = sign * pc.fill_null(by, 0.0).to_numpy(zero_copy_only=False)[places]
     if query.order == "last":
         return places[-query.most :], ranks[-query.most :]
     order = np.argsort(-ranks, kind="stable")[: query.most]
@@ -218,13 +228,15 @@ def _read_drafts(files: Sequence[Path], wanted: set[tuple[int, str]]) -> dict[st
 def show(found: Sequence[Found]) -> None:
     """Prints answers; revisions beside their drafts, with what changed marked."""
     console = Console()
-    if not found:
-        console.print("No recorded answer fits.")
     for one in found:
         answer, draft = one.answer, one.draft
-        steps = answer.get("optimizer_steps")
-        when = "" if steps is None else f", after {steps} optimiser steps"
-        console.rule(Text(f"{answer['task_id']}{when}"))
+        earned = ", ".join(
+            f"{name} {answer[name]:.3f}" for name in ("bonus", "advantage") if answer.get(name) is not None
+        )
+        facts = [answer["task_id"], f"after {answer['policy_version']} optimiser steps", earned]
+        console.rule(Text(", ".join(filter(None, facts))))
+        if answer.get("fault"):
+            console.print(Text(f"skipped in the update: {answer['fault']}", style="red"))
         console.print(Text(answer["request"], style="bold"))
         table = Table(show_header=True, header_style="", expand=True)
         table.add_column("criterion", ratio=2)
@@ -241,7 +253,8 @@ def show(found: Sequence[Found]) -> None:
             cells = [_verdict(verdict)]
             if draft is not None:
                 cells.insert(0, _verdict(before.get(verdict["criterion_id"], {})))
-            table.add_row(Text(f"{verdict['criterion']} ({abs(verdict['weight']):g})"), *cells)
+            name = f"{verdict['criterion']} ({abs(verdict['weight']):g}) [{verdict['criterion_id']}]"
+            table.add_row(Text(name), *cells)
         console.print(table)
 
 

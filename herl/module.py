@@ -384,7 +384,8 @@ class HerlModule(L.LightningModule):
         """How far the run is, and how fast this step was, with the refresh before it."""
         numbers = {f"progress/{name}": float(count) for name, count in sorted(self.counts.items())}
         numbers["progress/epoch"] = float(self.current_epoch)
-        return numbers | throughput_metrics(collection, self.clock.lap())
+        measured = throughput_metrics(collection, self.clock.lap())
+        return numbers | measured | {k: max(gather(v)) for k, v in measured.items() if k.endswith("_gib")}
 
     def _report(self, metrics: Mapping[str, float]) -> None:
         """Logs metrics, for callbacks and the progress bar too. Every rank has the same."""

@@ -81,7 +81,7 @@ def _judge_summary(desk: JudgeDesk) -> dict[str, Any]:
     return cost | faults | ({"abstained": causes} if (causes := desk.causes()) else {})
 
 
-def log_hyperparameters(config: DictConfig, run: Run, metrics: Mapping[str, float | None]) -> None:
+def log_hyperparameters(config: DictConfig, run: Run, metrics: Mapping[str, Any]) -> None:
     """Gives the loggers what was chosen for the run, and how it ended: TensorBoard compares sweeps by it."""
     if not run.trainer.is_global_zero:
         return
@@ -91,8 +91,11 @@ def log_hyperparameters(config: DictConfig, run: Run, metrics: Mapping[str, floa
     hydra = HydraConfig.get()
     given = {override.lstrip("+~").partition("=")[0] for override in hydra.overrides.task}
     parameters = {key: value for key, value in _leaves(plain) if key in {"seed", "optimizer.lr"} | given}
-    parameters |= {group: str(hydra.runtime.choices[group]) for group in ("algorithm", "experiment")}
-    final = {f"final/{name}": value for name, value in metrics.items() if value is not None}
+    choices = hydra.runtime.choices
+    parameters |= {
+        name: str(choices[name]) for name in ("algorithm", "experiment", *given) if name in choices
+    }
+    final = {f"final/{name}": value for name, value in metrics.items() if isinstance(value, float)}
     for logger in run.trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.log_hyperparams(parameters, final, step=run.module.counts[run.module.log_over])
@@ -117,8 +120,9 @@ def _show(summary: Mapping[str, Any], folder: Path) -> None:
     for name, value in summary.items():
         if name in ("experiment", "algorithm", "versions", "results") or value in (None, {}):
             continue
-        if name == "seconds":
-            value = ", ".join(f"{phase} {spent:g}" for phase, spent in value.items())
+        if name in ("seconds", "judge"):
+            parts = {key: _listed(part) if isinstance(part, Mapping) else part for key, part in value.items()}
+            value = _listed(parts)
         if name == "example":
             value = "\n".join(f"{when}: {text}" for when, text in value.items())
         if name == "best_checkpoint":
@@ -135,6 +139,11 @@ def _show(summary: Mapping[str, Any], folder: Path) -> None:
         console.print(f"Answers: herl inspect {folder}", soft_wrap=True)
     if (folder / "checkpoints").is_dir():
         console.print(f"Use it: herl export run={folder} out=my_model", soft_wrap=True)
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    shown = {name: f"{value:g}" if isinstance(value, float) else value for name, value in values.items()}
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in shown.items())
 
 
 def _from_here(path: Path) -> Path:

@@ -38,6 +38,9 @@ class Criterion:
     """True where *met* means that something bad happened."""
     gate: bool = False
     """True where an answer that fails it earns nothing (aggregation `gated`)."""
+    named: bool = True
+    """False where `id` is but a place in the rubric: in another rubric it is another criterion, so curves and
+    tables by criterion leave it out."""
 
     @property
     def wish(self) -> str:

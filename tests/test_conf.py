@@ -7,6 +7,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 
 from herl import BonusReward, ConfigError, HindsightBuilder, Judge, Memory, Sampler
+from herl.commands import _benchmarked
 from herl.config import check, conf_dir
 from herl.likelihood import LikelihoodLoss
 from herl.loss import Loss, PolicyLoss
@@ -52,6 +53,23 @@ def test_every_choice_of_every_group_checks(group, choice):
 @pytest.mark.parametrize("verb", ["test", "improve"])
 def test_every_benchmark_checks(verb, benchmark):
     check(composed(verb, f"benchmark={benchmark}"))
+
+
+@pytest.mark.parametrize("experiment", choices("experiment"))
+def test_a_benchmark_goes_with_every_experiment(experiment, monkeypatch):
+    """An experiment has settings of its own for data and judge: the benchmark's are others."""
+    config = composed("test", "benchmark=ifbench", f"experiment={experiment}")
+    check(config)
+    monkeypatch.setattr("herl.commands.make", lambda node: node._target_)
+    benchmarked, data = _benchmarked(config, None)
+    assert data == "herl.data.prompts.ifbench"
+    assert benchmarked.module.judge._target_.endswith("InstructionFollowingJudge")
+    assert (benchmarked.module.rollout.heldout.temperature, benchmarked.module.validation_attempts) == (
+        0.0,
+        1,
+    )
+    assert list(benchmarked.further_judges) == ["loose"]
+    assert OmegaConf.is_interpolation(config.module, "judge"), "the configuration given stays as it is"
 
 
 def test_several_loggers_write_at_once():

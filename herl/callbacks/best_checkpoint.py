@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 
@@ -31,3 +34,11 @@ class BestCheckpoint(ModelCheckpoint):
         """Does nothing where no held-out answer could be judged."""
         if self.monitor in trainer.callback_metrics:
             super().on_validation_end(trainer, pl_module)
+
+    def keep_if_best(self, trainer: L.Trainer, score: float) -> None:
+        """Takes in a validation after training, in which Lightning saves nothing. All ranks must call it."""
+        if self.best_model_score is not None and score <= float(self.best_model_score):
+            return
+        path = Path(str(self.dirpath)) / f"{self.filename}{self.FILE_EXTENSION}"
+        trainer.save_checkpoint(path, weights_only=True)
+        self.best_model_score, self.best_model_path = torch.tensor(score), str(path)

@@ -20,57 +20,50 @@ from herl.types import Judged, Task
 
 
 def _chart(*curves: str) -> list[Any]:
-    """A chart of these curves. TensorBoard gives those of a run one colour, and each a mark of its own."""
+    """A chart of these curves. TensorBoard gives those of a run one colour, and each a mark of its own, which
+    its list "Matches" under the chart explains."""
     return ["Multiline", [f"^{curve}$" for curve in curves]]
 
 
 LAYOUT: dict[str, dict[str, list[Any]]] = {
     "1 Does it learn?": {
-        "Reward: \u25a0 held-out, + attempts, \u25b2 revisions": _chart(
-            "heldout/reward", "train/reward", "revision/reward"
-        ),
-        "Criteria met: \u25a0 held-out, + attempts, \u25b2 revisions": _chart(
-            "heldout/criteria_met", "train/criteria_met", "revision/criteria_met"
-        ),
-        "Perfect answers: \u25a0 held-out, + attempts, \u25b2 revisions": _chart(
-            "heldout/perfect", "train/perfect", "revision/perfect"
-        ),
+        "Reward: held-out": _chart("heldout/reward"),
+        "Reward: attempts, revisions": _chart("train/reward", "revision/reward"),
+        "Criteria met: held-out": _chart("heldout/criteria_met"),
+        "Criteria met: attempts, revisions": _chart("train/criteria_met", "revision/criteria_met"),
+        "Perfect answers: held-out, attempts": _chart("heldout/perfect", "train/perfect"),
+        "Tokens of an answer: held-out, attempts": _chart("heldout/answer_tokens", "train/answer_tokens"),
     },
-    "2 Does hindsight help?": {
+    "2 What does it learn? (by criterion and category; heat maps under Images)": {
+        "Held-out, by criterion": _chart("heldout_criterion/.*"),
+        "Attempts, by criterion": _chart("train_criterion/.*"),
+        "Held-out, by category": _chart("heldout_category/.*"),
+    },
+    "3 Does hindsight help?": {
         "Uplift: reward of a revision minus its draft's": _chart("hindsight/uplift"),
-        "Criteria: \u25a0 mended, + broken": _chart("hindsight/mended", "hindsight/broken"),
-        "\u25a0 groups revised, + revisions joined, \u25b2 share of gradient": _chart(
-            "hindsight/revised_groups", "hindsight/accepted", "hindsight/gradient_share"
-        ),
-        "Revisions: \u25a0 share of words changed, + copies": _chart(
-            "hindsight/edit_distance", "hindsight/copies"
-        ),
+        "Missed criteria mended": _chart("hindsight/mended"),
+        "Met criteria broken": _chart("hindsight/broken"),
+        "Groups revised, revisions that joined": _chart("hindsight/revised_groups", "hindsight/accepted"),
+        "Revisions' share of the gradient": _chart("hindsight/gradient_share"),
+        "Revisions: words changed, copies": _chart("hindsight/edit_distance", "hindsight/copies"),
         "Bonus paid": _chart("bonus/mean"),
     },
-    "3 Is the policy healthy?": {
+    "4 Is the policy healthy?": {
         "Entropy": _chart("update/entropy"),
-        "KL: \u25a0 to old, + to reference, \u25b2 of the sampler": _chart(
-            "update/kl_to_old", "update/kl_to_reference", "update/mismatch_kl"
-        ),
+        "KL to the policy before the batch": _chart("update/kl_to_old"),
+        "KL to the reference": _chart("update/kl_to_reference"),
+        "KL between sampler and trainer": _chart("update/mismatch_kl"),
         "Gradient norm": _chart("update/grad_norm"),
-        "Tokens clipped: \u25a0 below, + above": _chart(
-            "update/clip_fraction_low", "update/clip_fraction_high"
-        ),
-        "Tokens of an answer: \u25a0 held-out, + attempts": _chart(
-            "heldout/answer_tokens", "train/answer_tokens"
-        ),
-        "Lost: \u25a0 groups without signal, + truncated, \u25b2 abstained verdicts": _chart(
-            "train/zero_signal_groups", "train/truncated", "train/abstained"
-        ),
+        "Learning rate": _chart("update/learning_rate"),
+        "Tokens clipped, below and above": _chart("update/clip_fraction_low", "update/clip_fraction_high"),
+        "Groups without signal": _chart("train/zero_signal_groups"),
+        "Truncated attempts, abstained verdicts": _chart("train/truncated", "train/abstained"),
     },
-    "4 Where does the time go?": {
-        "Seconds of a step: \u25a0 sample, + judge, \u25b2 revise": _chart(
-            "time/sample", "time/judge", "time/revise"
-        ),
-        "Seconds of a step: \u25a0 update, + refresh, \u25b2 probe": _chart(
-            "time/update", "time/refresh", "time/probe"
-        ),
-        "Tokens per second: \u25a0 sampled, + trained": _chart(
+    "5 Where does the time go?": {
+        "Seconds of a step": _chart("time/step"),
+        "Seconds of a step: sample, judge, revise": _chart("time/sample", "time/judge", "time/revise"),
+        "Seconds of a step: update, refresh, probe": _chart("time/update", "time/refresh", "time/probe"),
+        "Tokens per second: sampled, trained": _chart(
             "throughput/sampled_tokens_per_second", "throughput/trained_tokens_per_second"
         ),
     },

@@ -51,6 +51,7 @@ class ProgressBar(LightningProgressBar):
         self._enabled = True
         self._progress: Progress | None = None
         self._started = self._spoke = 0.0
+        self._begun_at = 0.0  # share that was done before: a resumed run does not begin at 0
 
     def disable(self) -> None:
         """Lightning calls it on all ranks but the first."""
@@ -63,7 +64,8 @@ class ProgressBar(LightningProgressBar):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        self._open(cast(HerlModule, pl_module), "training")
+        module = cast(HerlModule, pl_module)
+        self._open(module, "training", module.share_done(trainer.fit_loop.batch_idx + 1))
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -112,8 +114,9 @@ class ProgressBar(LightningProgressBar):
 
     # The line
 
-    def _open(self, module: HerlModule, what: str) -> None:
+    def _open(self, module: HerlModule, what: str, share: float = 0.0) -> None:
         self._close()
+        self._begun_at = share
         self._started = self._spoke = time.monotonic()
         if not self._enabled or not self.console.is_terminal:
             return
@@ -133,6 +136,7 @@ class ProgressBar(LightningProgressBar):
             speed_estimate_period=600,
         )
         self._progress.add_task(what, total=1.0, rewards="", speed="")
+        self._progress.update(self._progress.task_ids[0], completed=share)
         self._progress.start()
 
     def _show(self, trainer: L.Trainer, share: float, where: str) -> None:
@@ -148,7 +152,8 @@ class ProgressBar(LightningProgressBar):
             )
         elif self._enabled and time.monotonic() - self._spoke >= self.seconds_between_lines:
             self._spoke = time.monotonic()
-            left = (self._spoke - self._started) * (1 - share) / share if share else 0.0
+            done = share - self._begun_at
+            left = (self._spoke - self._started) * (1 - share) / done if done > 0 else 0.0
             parts = [where, f"{share:.0%} done, {left:.0f} s left", speed, rewards and f"reward: {rewards}"]
             self.console.print("; ".join(filter(None, parts)), markup=False, highlight=False, soft_wrap=True)
 

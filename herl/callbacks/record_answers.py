@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -15,6 +16,7 @@ from herl.experience import Collection
 from herl.module import HerlModule
 from herl.records import answer_record
 
+logger = logging.getLogger(__name__)
 LINES_PER_FILE = 10_000
 
 
@@ -59,8 +61,10 @@ class RecordAnswers(L.Callback):
         if not trainer.is_global_zero:
             return
         left = None if self.most is None else max(0, self.most - self.written)
-        found = step_records(pl_module.collection, pl_module.counts, pl_module.faults)
+        found = list(step_records(pl_module.collection, pl_module.counts, pl_module.faults))
         lines = [json.dumps(one) + "\n" for one in islice(found, left)]
+        if left and len(found) > left:
+            logger.warning("%d answers are recorded: no more (callbacks.record_answers.most)", self.most)
         while lines:
             room = LINES_PER_FILE - self.written % LINES_PER_FILE
             name = f"answers-{self.written // LINES_PER_FILE:05d}.jsonl"
@@ -81,8 +85,9 @@ def step_records(
 ) -> Iterator[dict[str, Any]]:
     """Yields one record for each answer of a step.
 
-    `advantage` is None for an answer that is no member of its group: revisions that did not join, attempts
-    that were replaced or could not be judged.
+    Attempts and revisions, and answers from the memory that joined a group once more. `advantage` is None for
+    one that is no member of its group: revisions that did not join, attempts that were replaced or could not
+    be judged.
 
     Args:
         collection: The step.
@@ -94,7 +99,8 @@ def step_records(
         ids = [member.judged.rollout.id for member in group.members]
         earned = dict(zip(ids, group.advantages, strict=True))
         reward_of = {one.rollout.id: one.judgement.reward for one in group.attempts}
-        for judged in (*group.attempts, *group.revisions):
+        again = [member.judged for member in group.members if member.origin == "memory"]
+        for judged in (*group.attempts, *group.revisions, *again):
             key = judged.rollout.id
             yield answer_record(group.task, judged) | {
                 "parent_reward": reward_of.get(judged.rollout.parent_id or ""),

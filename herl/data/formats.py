@@ -313,6 +313,7 @@ def _native_task(row: _Native, number: int, reading: Reading) -> Task:
         Criterion(
             **criterion.model_dump(exclude={"id", "undesirable"}),
             id=criterion.id or f"c{number}",
+            named=bool(criterion.id),
             undesirable=bool(criterion.undesirable),
         )
         for number, criterion in enumerate(parsed, start=1)

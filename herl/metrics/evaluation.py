@@ -91,7 +91,8 @@ def _values(pair: Pair) -> Iterator[tuple[str, float]]:
     for criterion in task.rubric.criteria:
         if criterion.id in good:
             yield "criteria_met", float(good[criterion.id])
-            yield f"criterion/{criterion.id}", float(good[criterion.id])
+            if criterion.named:
+                yield f"criterion/{criterion.id}", float(good[criterion.id])
             if criterion.category:
                 yield f"category/{criterion.category}", float(good[criterion.id])
 

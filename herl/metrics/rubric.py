@@ -83,10 +83,10 @@ class RubricMetrics:
                 found[f"{self.family}/criteria_met"].append(sum(good.values()) / len(good))
                 found[f"{self.family}/perfect"].append(is_perfect(task, judged))
             for criterion in task.rubric.criteria:
-                if criterion.id in good:
+                if criterion.id in good and criterion.named:
                     found[f"{self.family}_criterion/{criterion.id}"].append(good[criterion.id])
-                    if criterion.category:
-                        found[f"{self.family}_category/{criterion.category}"].append(good[criterion.id])
+                if criterion.id in good and criterion.category:
+                    found[f"{self.family}_category/{criterion.category}"].append(good[criterion.id])
         return {name: values for name, values in found.items() if values}
 
 

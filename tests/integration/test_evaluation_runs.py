@@ -20,18 +20,18 @@ README = Path(__file__).parents[2] / "README.md"
 RUN = (
     "trainer.limit_train_batches=6", "trainer.max_epochs=1", "trainer.limit_val_batches=2",
     "trainer.val_check_interval=3", "rollout.attempts_per_prompt=4", "rollout.attempt.max_new_tokens=32",
-    "logger=[tensorboard,csv]", "loss.kl_coef=0.01", "callbacks.dashboard.every_n_batches=2", "seed=7",
+    "logger=[tensorboard,csv]", "loss.kl_coef=0.01", "callbacks.dashboard.every_n_batches=2", "seed=7", "bonus=improvement",
 )  # fmt: skip
 
 
-def herl(*arguments, cwd, stdin=None):
+def herl(*arguments, cwd, stdin=None, allow=""):
     done = subprocess.run(
         [*HERL, *arguments],
         cwd=cwd,
         capture_output=True,
         text=True,
         timeout=300,
-        env=environment(),
+        env=environment(HERL_ALLOW_TARGETS=allow),
         input=stdin,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
@@ -57,7 +57,7 @@ RARE = {
     "sampler/probe_error", "sampler/refresh_seconds",  # the sampler reads the live policy
     "train_category/<name>",  # no categories in these rubrics
     "update/logprob", "update/preference_loss",  # of sft and dpo
-    "memory/joined<name>",  # no memory
+    "memory/recalled<name>", "memory/joined<name>",  # no memory
 }  # fmt: skip
 """Curves of the README that a run of the default has none of."""
 UNLISTED = re.compile(r"(final|hp_\w+)/|(train|revision|heldout)_criterion/|.*/seconds_max|throughput/")
@@ -86,7 +86,7 @@ def test_the_first_page_shows_curves_that_are_there(run):
     found = curves(run)
     shown = [curve for section in LAYOUT.values() for _, tags in section.values() for curve in tags]
     absent = [curve for curve in shown if not any(re.match(curve, tag) for tag in found)]
-    assert absent == ["^time/probe$"]
+    assert absent == ["^heldout_category/.*$", "^time/probe$"]
 
 
 def test_pictures_texts_and_hyperparameters_are_there(run):
@@ -99,6 +99,8 @@ def test_pictures_texts_and_hyperparameters_are_there(run):
     plugin = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     assert b"optimizer.lr" in plugin
     assert b"loss.kl_coef" in plugin
+    assert b"improvement" in plugin, "a group that was chosen"
+    assert "final/heldout_reward_best" in tags["scalars"]
     assert b"max_prompt_tokens" not in plugin
 
 
@@ -111,7 +113,7 @@ def test_the_best_checkpoint_is_kept_and_named(run):
 def test_inspect_browses_the_answers_of_a_run(run):
     shown = herl("inspect", str(run), "most=2", cwd=run)
     assert shown.count("draft: ") == shown.count("revision: ") == 2
-    [line] = herl("inspect", str(run), "--json", "order=best", "most=1", cwd=run).splitlines()
+    [line] = herl("inspect", "--json", "order=best", str(run), "most=1", cwd=run).splitlines()
     best = json.loads(line)["answer"]["reward"]
     recorded = (run / "records" / "answers-00000.jsonl").read_text().splitlines()
     assert best == max(json.loads(one)["reward"] for one in recorded)
@@ -158,13 +160,45 @@ def test_one_prompt_is_improved_from_standard_input(tmp_path):
 
 def test_ifbench_is_judged_strictly_and_loosely(tmp_path):
     herl(
-        "test", "benchmark=ifbench", "data.most=4", "rollout.heldout.max_new_tokens=32", f"hydra.run.dir={tmp_path}",
+        "test", "benchmark=ifbench", "benchmark.data.most=4", "benchmark.heldout.max_new_tokens=32", f"hydra.run.dir={tmp_path}",
         cwd=tmp_path,
     )  # fmt: skip
     rows = summary(tmp_path)["results"]
     means = {row["judge"]: row["mean"] for row in rows if row["name"] == "criteria_met"}
     assert means[""] <= means["loose"]
     assert {row["name"] for row in rows} >= {"perfect", "criteria_met", "abstained", "source/ifbench"}
+
+
+def test_a_benchmark_is_the_same_whatever_the_run_was_trained_on(run, tmp_path):
+    """The run has settings of its own for its data, its judge and how held-out prompts are answered."""
+    herl(
+        "test", f"run={run}", "benchmark=ifbench", "benchmark.data.most=2", "benchmark.heldout.max_new_tokens=16",
+        "data.regime=loose", "rollout.heldout.temperature=1.0", f"hydra.run.dir={tmp_path}", cwd=tmp_path,
+    )  # fmt: skip
+    facts = summary(tmp_path)
+    assert facts["heldout_answers"] == 2
+    assert {row["name"] for row in facts["results"]} >= {"source/ifbench"}
+    assert {row["judge"] for row in facts["results"]} == {"", "loose"}
+
+
+def test_a_run_improves_answers_to_other_prompts(run, tmp_path):
+    rows = [{"prompt": f"Describe the {one}.", "rubric": ["Is kind."]} for one in ("otter", "owl")]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "kind.py").write_text("def f(task, text):\n    return {'c1': 'thank' in text.lower()}\n")
+    run_folder = tmp_path / "loose"
+    herl("fit", *RUN, "data.regime=loose", "trainer.limit_train_batches=1", "trainer.limit_val_batches=1",
+         "trainer.val_check_interval=1", f"hydra.run.dir={run_folder}", cwd=tmp_path)  # fmt: skip
+    herl("improve", f"run={run_folder}", "data=heldout", "data.path=p.jsonl", "judge=function",
+         "judge.function=kind.f", "rounds=1", f"hydra.run.dir={tmp_path}/improved", cwd=tmp_path,
+         allow="kind")  # fmt: skip
+    facts = summary(tmp_path / "improved")
+    assert facts["heldout_answers"] >= 2
+    assert not any(row["name"].startswith("criterion/") for row in facts["results"]), "c1 is but a place"
+
+
+def test_the_checkpoint_of_a_run_may_be_named_without_its_folder(run, tmp_path):
+    herl("export", "checkpoint=best.ckpt", f"out={tmp_path}/model", cwd=run / "checkpoints")
+    assert "| checkpoint | best.ckpt |" in (tmp_path / "model" / "README.md").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -212,6 +246,8 @@ print(json.dumps([list(answer.outputs[0].token_ids) for answer in found]))
 def test_an_exported_model_says_where_it_comes_from(exported):
     card = (exported / "README.md").read_text()
     assert "| algorithm | herl |" in card
+    assert "| judge | herl.judge.rule.RuleJudge |" in card
+    assert "| optimizer.lr | 0.001 |" in card
     assert "| checkpoint | best.ckpt |" in card
     assert {"config.json", "generation_config.json", "chat_template.jinja", "model.safetensors"} <= {
         path.name for path in exported.iterdir()

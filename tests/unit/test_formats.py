@@ -97,6 +97,7 @@ def test_rar():
         ("Recommends a plain film alone.", -1.0, "pitfall", True),
     ]
     assert not read(RAR, negative_weight="met_is_good").rubric.criteria[2].undesirable
+    assert not any(criterion.named for criterion in task.rubric.criteria), "c1 is another one in every row"
 
 
 def test_healthbench():

@@ -4,16 +4,17 @@ import json
 import random
 
 import pytest
+from omegaconf import OmegaConf
 
 from herl.errors import ConfigError, DataError
-from herl.inspection import Query, find, show, word_diff
+from herl.inspection import Query, find, inspect, show, word_diff
 
 
 def record(number, **changes):
     return {
         "id": f"0:0:0:t{number}/0", "task_id": f"t{number % 7}", "parent_id": None, "origin": "policy",
         "request": "Describe the otter.", "text": f"answer {number}", "reward": 0.5, "parent_reward": None,
-        "optimizer_steps": number // 10, "verdicts": [],
+        "policy_version": number // 10, "verdicts": [],
     } | changes  # fmt: skip
 
 
@@ -59,7 +60,7 @@ NAIVE = {
     "worst": (lambda r: r["reward"] is not None, lambda r: r["reward"]),
     "improved": (lambda r: r["parent_reward"] is not None, lambda r: -gain(r)),
     "broken": (lambda r: r["parent_reward"] is not None, gain),
-    "first": (lambda r: r["reward"] is not None, lambda r: 0),
+    "first": (lambda r: True, lambda r: 0),
 }
 
 
@@ -72,7 +73,7 @@ def test_orders_are_those_of_a_plain_sort(folder, records, order, most):
 
 
 def test_the_last_come_last_first(folder, records):
-    expected = [one for one in records if one["reward"] is not None][::-1][:5]
+    expected = records[::-1][:5]
     assert [one.answer for one in find(folder, Query(order="last"))] == expected
 
 
@@ -82,7 +83,7 @@ def test_answers_are_found_by_task_step_and_criterion(folder, records):
     fits = [
         r
         for r in records
-        if r["task_id"] == "t3" and 2 <= r["optimizer_steps"] <= 20 and r["reward"] is not None
+        if r["task_id"] == "t3" and 2 <= r["policy_version"] <= 20 and r["reward"] is not None
         and any(v["criterion_id"] == "food" and v["fulfilled"] is False for v in r["verdicts"])
     ]  # fmt: skip
     assert found == [r["id"] for r in sorted(fits, key=lambda r: r["reward"])[:9]]
@@ -139,7 +140,17 @@ def test_markup_in_answers_is_shown_as_it_is(tmp_path, capsys):
     show(find(written(tmp_path, [record(0, text=text, verdicts=[verdict])]), Query(order="first")))
     shown = " ".join(capsys.readouterr().out.split())
     assert "[red]not" in shown
-    assert "[b]x[/b]" in shown
+    assert "[b]x[/b] (1) [a]" in shown
+    assert "after 0 optimiser steps" in shown
+
+
+def test_where_nothing_fits_it_says_what_to_look_for(tmp_path, capsys):
+    folder = written(tmp_path, [record(0)])
+    query = {"order": "improved", "most": 1, "task": None, "criterion": "fod", "steps": None, "json": False}
+    inspect(OmegaConf.create({"run": str(folder)} | query))
+    said = capsys.readouterr().out
+    assert "a run without hindsight has order=worst or best" in said
+    assert "ids of criteria" in said
 
 
 @pytest.mark.parametrize("tail", ['{"id": "0:0:0:t', "x" * 200_000])

@@ -1,9 +1,10 @@
 import threading
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from herl import AbstentionLimit, ConfigError, Judge, Judgement
+from herl import AbstentionLimit, ConfigError, Judge, Judgement, Verdict
 from herl.judge import JudgeDesk
 from herl.testing import FakeJudge, make_rollout, make_task
 
@@ -50,6 +51,21 @@ def test_a_judge_that_leaves_out_criteria_abstains():
 class NanJudge(FakeJudge):
     async def judge(self, task, rollout) -> Judgement:
         return replace(await super().judge(task, rollout), reward=float("nan"))
+
+
+def test_numbers_of_numpy_become_pythons_own():
+    class NumpyJudge(Judge):
+        async def judge(self, task, rollout):
+            verdicts = tuple(
+                Verdict(criterion_id=c.id, met=np.bool_(True), score=np.float32(0.5))
+                for c in task.rubric.criteria
+            )
+            return Judgement(rollout_id=rollout.id, verdicts=verdicts, reward=np.float64(0.25))
+
+    with JudgeDesk(NumpyJudge()) as desk:
+        judgement = desk.submit(make_task(), make_rollout()).result().judgement
+    assert type(judgement.reward) is float
+    assert {(type(v.met), type(v.score)) for v in judgement.verdicts} == {(bool, float)}
 
 
 def test_a_reward_that_is_no_number_abstains():

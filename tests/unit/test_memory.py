@@ -1,9 +1,9 @@
 """Answers that come back when their prompt does."""
 
-import json
 from dataclasses import replace
 from functools import partial
 
+import lightning as L
 import pytest
 import torch
 
@@ -78,12 +78,13 @@ def test_what_was_recalled_is_not_kept_as_new():
     assert rewards(memory.recall("t", "now")) == [0.5]
 
 
-def test_the_state_goes_through_a_checkpoint_whole():
+def test_the_state_goes_through_a_checkpoint_whole(tmp_path):
     memory = Replay(of="best", size=2, uses=3)
     keep(memory, "t", member(0.9))
     memory.recall("t", "now")
     state = memory.state_dict()
-    json.dumps(state)  # plain values alone: a checkpoint is loaded without pickle
+    torch.save(state, tmp_path / "state")
+    state = torch.load(tmp_path / "state", weights_only=True)  # as a checkpoint is loaded
     other = Replay(of="best", size=2, uses=3)
     other.load_state_dict(state)
     assert other.state_dict() == state
@@ -109,8 +110,17 @@ def test_a_remembered_revision_joins_the_group_of_a_later_epoch(tmp_path):
     seen = []
     real = module.stages.memory.recall
     module.stages.memory.recall = lambda *where: seen.append((where, found := real(*where))) or found
-    fit(module, tmp_path, max_epochs=2)
+
+    class Forget(L.Callback):
+        """From the second epoch on revisions are worse than what is remembered."""
+
+        def on_train_epoch_start(self, trainer, module):
+            if trainer.current_epoch:
+                module.stages.sampler.revisions = {task.id: ["no"] for task in TASKS}
+
+    fit(module, tmp_path, max_epochs=2, callbacks=[Forget()])
     assert [bool(found) for _, found in seen] == [False, False, True, True]
+    assert module.reported["memory/joined"] == module.reported["memory/recalled"] == 1.0
     assert module.counts["answers_sampled"] == without.counts["answers_sampled"], "a memory costs no sampling"
 
 

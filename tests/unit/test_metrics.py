@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torchmetrics import MeanMetric
@@ -6,6 +8,7 @@ from herl.clock import PhaseClock
 from herl.experience import Collection, Group
 from herl.loss import Stats
 from herl.metrics.collection import collection_metrics
+from herl.metrics.evaluation import evaluation_rows
 from herl.metrics.rubric import RubricMetrics, rubric_metrics
 from herl.metrics.running import MOST_SAMPLES, RunningStats
 from herl.metrics.throughput import throughput_metrics
@@ -134,6 +137,29 @@ def test_categories_have_curves_and_too_many_criteria_have_none():
         "train_category/A": 1.0,
         "train_category/B": 0.0,
     }
+
+
+def test_a_criterion_whose_id_is_but_its_place_has_no_curve_of_its_own():
+    task = replace(
+        make_task(),
+        rubric=Rubric(
+            criteria=(
+                Criterion(id="c1", text="a", category="facts", named=False),
+                Criterion(id="tone", text="b", category="style"),
+            )
+        ),
+    )
+    pairs = [(task, make_judged(0.5, met={"c1": True, "tone": False}))]
+    found = rubric_metrics("train", pairs)
+    assert {name: value for name, value in found.items() if "_" in name.split("/")[0]} == {
+        "train_category/facts": 1.0,
+        "train_category/style": 0.0,
+        "train_criterion/tone": 0.0,
+    }
+    assert found["train/criteria_met"] == 0.5
+    rows = {row.name for row in evaluation_rows(pairs)}
+    assert "criterion/tone" in rows
+    assert "criterion/c1" not in rows
 
 
 def test_what_revisions_changed():

@@ -1,6 +1,7 @@
 """HerlModule with a real model and trainer on scripted answers."""
 
 from functools import partial
+from pathlib import Path
 
 import lightning as L
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from herl import ConfigError, Sampling
 from herl.batch import split_by_group
-from herl.callbacks import AnswerBudget, RefreshSampler
+from herl.callbacks import AnswerBudget, BestCheckpoint, RefreshSampler
 from herl.data import RubricDataModule
 from herl.experience import RolloutPlan
 from herl.hindsight.revision import RevisionBuilder
@@ -48,6 +49,17 @@ def fit(module, tmp_path, tasks=TASKS, callbacks=(), **trainer):
     made = L.Trainer(**(settings | quiet | trainer), callbacks=[RefreshSampler(), *callbacks])
     made.fit(module, RubricDataModule(tasks, prompts_per_batch=2))
     return made
+
+
+def test_the_end_of_a_run_may_be_its_best(tmp_path):
+    best = BestCheckpoint(str(tmp_path))
+    trainer = fit(module_of(), tmp_path, callbacks=[best], enable_checkpointing=True)
+    best.keep_if_best(trainer, 0.5)
+    first = (tmp_path / "best.ckpt").stat()
+    best.keep_if_best(trainer, 0.4)
+    assert (tmp_path / "best.ckpt").stat().st_mtime_ns == first.st_mtime_ns
+    assert (float(best.best_model_score), Path(best.best_model_path)) == (0.5, tmp_path / "best.ckpt")
+    assert "optimizer_states" not in torch.load(tmp_path / "best.ckpt", weights_only=True)
 
 
 def weights(module):

@@ -31,6 +31,18 @@ def test_without_a_terminal_there_are_plain_lines(tmp_path):
     assert not any("\x1b" in line or "\r" in line for line in said)
 
 
+def test_what_is_left_of_a_resumed_run_is_judged_by_what_it_has_done_itself():
+    bar = ProgressBar(seconds_between_lines=0.0)
+    bar.console = Console(file=io.StringIO(), force_terminal=False, width=300)
+    bar._open(module_of(), "training", share=0.9)
+    bar._started -= 60.0
+    trainer = L.Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
+    )
+    bar._show(trainer, 0.95, "batch 95/100")
+    assert "95% done, 60 s left" in bar.console.file.getvalue()
+
+
 def test_in_a_terminal_there_is_one_live_line_that_leaves_no_trace(tmp_path):
     shown = watched(tmp_path, Console(file=io.StringIO(), force_terminal=True, width=200))
     assert "epoch 2/2, batch 1/1" in shown
