@@ -14,6 +14,7 @@ from torch.utils.tensorboard.writer import SummaryWriter
 from herl.callbacks.heat_map import heat_map
 from herl.callbacks.markup import answer_markdown, revision_markdown
 from herl.errors import check_at_least
+from herl.hindsight import NoHindsight
 from herl.metrics.rubric import rewards, rubric_metrics
 from herl.module import HerlModule
 from herl.types import Judged, Task
@@ -71,6 +72,24 @@ LAYOUT: dict[str, dict[str, list[Any]]] = {
 """TensorBoard's page "Custom Scalars": sections of charts, each with the curves it holds."""
 
 
+def layout(module: HerlModule) -> dict[str, dict[str, list[Any]]]:
+    """Returns `LAYOUT` without the charts that this run has no curves for."""
+    absent = []
+    if not any(c.category for one in module.heldout for c in one.task.rubric.criteria):
+        absent.append("^heldout_category/")
+    if not module.loss.needs_reference:
+        absent.append("^update/kl_to_reference")
+    if isinstance(module.stages.hindsight, NoHindsight):
+        absent += ["^hindsight/", "^bonus/"]
+    kept = {
+        section: {
+            title: chart for title, chart in charts.items() if not chart[1][0].startswith(tuple(absent))
+        }
+        for section, charts in LAYOUT.items()
+    }
+    return {section: charts for section, charts in kept.items() if charts}
+
+
 class Dashboard(L.Callback):
     """Writes to the run's TensorBoard logger, on rank 0; without one it does nothing.
 
@@ -103,7 +122,7 @@ class Dashboard(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         for writer in _writers(trainer):
-            writer.add_custom_scalars(LAYOUT)
+            writer.add_custom_scalars(layout(cast(HerlModule, pl_module)))
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -1,5 +1,6 @@
 """What TensorBoard shows beside curves, read back from real event files."""
 
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import lightning as L
@@ -10,12 +11,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugin_util import markdown_to_safe_html
 
 from herl.callbacks import BestCheckpoint, Dashboard, RecordAnswers
+from herl.callbacks.dashboard import LAYOUT, layout
 from herl.callbacks.heat_map import heat_map
 from herl.callbacks.markup import answer_markdown, plain, revision_markdown
 from herl.data import RubricDataModule
 from herl.hindsight.revision import RevisionBuilder
+from herl.improve import Trajectory
 from herl.inspection import Query, find
+from herl.loss import PolicyLoss
 from herl.testing import make_judged, make_rollout, make_task
+from herl.types import Rubric
 from tests.unit.injections import INJECTIONS
 from tests.unit.test_module import TASKS, module_of
 
@@ -181,3 +186,16 @@ def test_the_x_axis_may_be_optimiser_steps(tmp_path):
     events.Reload()
     assert [event.step for event in events.Scalars("train/reward")] == [1, 2]
     assert [event.value for event in events.Scalars("progress/answers_sampled")] == [8, 16]
+
+
+def test_the_first_page_has_no_chart_without_curves():
+    few = layout(module_of())
+    assert "3 Does hindsight help?" not in few
+    titles = {title for charts in few.values() for title in charts}
+    assert not titles & {"Held-out, by category", "KL to the reference", "Bonus paid"}
+    full = module_of(hindsight=RevisionBuilder(), loss=PolicyLoss(kl_coef=0.1))
+    task = make_task()
+    [first, *others] = task.rubric.criteria
+    task = replace(task, rubric=Rubric(criteria=(replace(first, category="facts"), *others)))
+    full.heldout = [Trajectory(task=task, answers=(make_judged(0.5),))]
+    assert layout(full) == LAYOUT
