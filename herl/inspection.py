@@ -231,7 +231,7 @@ def show(found: Sequence[Found]) -> None:
     for one in found:
         answer, draft = one.answer, one.draft
         earned = ", ".join(
-            f"{name} {answer[name]:.3f}" for name in ("bonus", "advantage") if answer.get(name) is not None
+            f"{name} {answer[name]:.3f}" for name in ("bonus", "advantage") if answer.get(name)
         )
         facts = [answer["task_id"], f"after {answer['policy_version']} optimiser steps", earned]
         console.rule(Text(", ".join(filter(None, facts))))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import lightning as L
@@ -91,8 +92,18 @@ def fingerprint(tasks: Sequence[Task], most: int = 256) -> str:
     )
     found = hashlib.sha256(str(len(tasks)).encode())
     for place in places:
-        found.update(repr(tasks[place]).encode())
+        found.update(repr(_told(tasks[place])).encode())
     return found.hexdigest()
+
+
+def _told(value: Any) -> Any:
+    """What a record says, without fields at their defaults: a later version may have more of them."""
+    if isinstance(value, tuple):
+        return [_told(one) for one in value]
+    if not is_dataclass(value):
+        return value
+    named = ((field, getattr(value, field.name)) for field in fields(value))
+    return {field.name: _told(one) for field, one in named if one != field.default}
 
 
 class PromptLoader(DataLoader[Any]):

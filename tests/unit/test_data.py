@@ -1,11 +1,15 @@
+from dataclasses import dataclass, replace
+
 import pytest
 
 from herl import ConfigError, DataError
 from herl.data import RubricDataModule
 from herl.data.animals import animals
+from herl.data.datamodule import fingerprint
 from herl.data.instructions import KINDS, TOPICS, instruction_tasks, verifiable_instructions
 from herl.judge.instruction_following import load_checkers
 from herl.testing import make_task
+from herl.types import Criterion, Rubric
 
 TASKS = [make_task(id=str(i)) for i in range(10)]
 
@@ -92,3 +96,19 @@ def test_every_kind_has_a_checker_that_takes_its_arguments():
                 instruction = criterion.check["instruction_id"]
                 checker = checkers[instruction](instruction)
                 assert isinstance(checker.build_description(**criterion.check["kwargs"]), str)
+
+
+def test_a_fingerprint_tells_other_prompts_apart_and_bears_fields_that_a_later_version_adds():
+    @dataclass(frozen=True, slots=True, kw_only=True)
+    class LaterCriterion(Criterion):
+        later: bool = True
+
+    def task(kind, **changes):
+        criterion = {"id": "a", "text": "Says a.", "check": {"kind": "contains", "text": "a"}} | changes
+        return replace(make_task(), rubric=Rubric(criteria=(kind(**criterion),)))
+
+    known = fingerprint([task(Criterion)])
+    assert fingerprint([task(LaterCriterion)]) == known
+    for changes in ({"weight": 2.0}, {"later": False}, {"check": {"kind": "contains", "text": "b"}}):
+        assert fingerprint([task(LaterCriterion, **changes)]) != known
+    assert fingerprint([task(Criterion)] * 2) != known
