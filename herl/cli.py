@@ -77,7 +77,7 @@ def _as_overrides(verb: str, arguments: list[str]) -> list[str]:
     if verb != "inspect":
         return arguments
     given = ["json=true" if argument == "--json" else argument for argument in arguments]
-    after_option = [False, *(one.startswith("--") and "=" not in one for one in given)]
+    after_option = [False, *(one.startswith("-") and "=" not in one for one in given)]
     return [
         f"run='{one}'" if not (value or "=" in one or one.startswith("-")) else one
         for one, value in zip(given, after_option, strict=False)

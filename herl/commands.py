@@ -86,6 +86,8 @@ test = validate
 def improve(config: DictConfig) -> dict[str, Any]:
     """Lets a model revise its own answers, and returns the summary that it also writes."""
     started = time.perf_counter()
+    config = deepcopy(config)
+    config.module.validation_revisions = config.rounds  # a run may have had other ideas for its validations
     data = None
     if config.prompt is not None:
         text = sys.stdin.read() if config.prompt == "-" else str(config.prompt)

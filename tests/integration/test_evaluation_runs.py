@@ -187,12 +187,13 @@ def test_a_run_improves_answers_to_other_prompts(run, tmp_path):
     (tmp_path / "kind.py").write_text("def f(task, text):\n    return {'c1': 'thank' in text.lower()}\n")
     run_folder = tmp_path / "loose"
     herl("fit", *RUN, "data.regime=loose", "trainer.limit_train_batches=1", "trainer.limit_val_batches=1",
-         "trainer.val_check_interval=1", f"hydra.run.dir={run_folder}", cwd=tmp_path)  # fmt: skip
+         "trainer.val_check_interval=1", "module.validation_revisions=0", f"hydra.run.dir={run_folder}",
+         cwd=tmp_path)  # fmt: skip
     herl("improve", f"run={run_folder}", "data=heldout", "data.path=p.jsonl", "judge=function",
-         "judge.function=kind.f", "rounds=1", f"hydra.run.dir={tmp_path}/improved", cwd=tmp_path,
+         "judge.function=kind.f", "rounds=2", f"hydra.run.dir={tmp_path}/improved", cwd=tmp_path,
          allow="kind")  # fmt: skip
     facts = summary(tmp_path / "improved")
-    assert facts["heldout_answers"] >= 2
+    assert max(row["revisions"] for row in facts["results"]) == 2, "whatever the run's validations were"
     assert not any(row["name"].startswith("criterion/") for row in facts["results"]), "c1 is but a place"
 
 
