@@ -75,7 +75,9 @@ class HindsightGate(L.Callback):
             level = -inf
         elif self.below_median and self.best:
             level = median(self.best)
-        pl_module.stages = replace(self._ungated, hindsight=BelowLevel(self._ungated.hindsight, level))
+        if level < inf:
+            gated = BelowLevel(self._ungated.hindsight, level)
+            pl_module.stages = replace(self._ungated, hindsight=gated)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
