@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -201,16 +202,26 @@ def model_card(base: str, checkpoint: str | None, *, adapter: bool = False) -> s
 
 
 def _facts(run: Path) -> list[tuple[str, Any]]:
-    """What a run's folder tells of it, by name; nothing where it has no summary."""
-    found: list[tuple[str, Any]] = []
-    for file, keys in (("summary.json", FACTS), ("config.yaml", SETTINGS)):
-        if (run / file).is_file():
-            read = OmegaConf.load(run / file)
-            told = [(key, OmegaConf.select(read, key)) for key in keys]
-            found += [
-                (key.replace("._target_", ""), _shown(value)) for key, value in told if value is not None
-            ]
-    return found
+    """What a run's folder tells of it, by name; nothing where it has no summary.
+
+    Texts stay as they are written: `${oc.env:NAME}` may stand for a secret, and a model may have written `${`.
+    """
+    told: dict[str, Any] = {}
+    if (run / "summary.json").is_file():
+        summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+        told |= {key: _at(summary, key) for key in FACTS}
+    if (run / "config.yaml").is_file():
+        config = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"), resolve=False)
+        told |= {key: _at(config, key) for key in SETTINGS}
+    known = ((key.replace("._target_", ""), value) for key, value in told.items())
+    return [(name, _shown(value)) for name, value in known if value is not None]
+
+
+def _at(node: Any, key: str) -> Any:
+    """What stands under a dotted key; None where nothing does."""
+    for name in key.split("."):
+        node = node.get(name) if isinstance(node, dict) else None
+    return node
 
 
 def _shown(value: Any) -> Any:

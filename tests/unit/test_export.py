@@ -104,7 +104,7 @@ def test_tied_weights_may_come_under_one_name(tmp_path):
     assert torch.equal(other.lm_head.weight, policy.model.embed_tokens.weight)
 
 
-def test_the_card_tells_the_facts_of_the_run_and_no_path_of_the_machine(tmp_path):
+def test_the_card_tells_the_facts_of_the_run_and_no_path_of_the_machine(tmp_path, monkeypatch):
     (tmp_path / "checkpoints").mkdir()
     facts = {
         "algorithm": "herl",
@@ -112,11 +112,18 @@ def test_the_card_tells_the_facts_of_the_run_and_no_path_of_the_machine(tmp_path
         "heldout_reward_after": 0.8,
         "best_checkpoint": "/home/x/best.ckpt",
     }
-    (tmp_path / "summary.json").write_text(json.dumps(facts))
+    (tmp_path / "summary.json").write_text(json.dumps(facts | {"example": {"after": "costs ${ 5"}}))
+    monkeypatch.setenv("WHERE", "a-secret")
+    (tmp_path / "config.yaml").write_text(
+        "model: {path: '${oc.env:WHERE}'}\ndata: {train: {path: /home/x/rows.jsonl}}\n"
+    )
     card = model_card(str(tmp_path), str(tmp_path / "checkpoints" / "best.ckpt"))
     assert "| algorithm | herl |" in card
     assert "| heldout reward after | 0.8 |" in card
     assert "| checkpoint | best.ckpt |" in card
+    assert "| data.train.path | rows.jsonl |" in card
+    assert "| model.path | ${oc.env:WHERE} |" in card
+    assert "a-secret" not in card
     assert str(tmp_path.parent) not in card
     assert "base_model: tiny" in model_card("tiny", None)
     assert "library_name: peft" in model_card("tiny", None, adapter=True)
