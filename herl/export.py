@@ -204,7 +204,7 @@ def model_card(base: str, checkpoint: str | None, *, adapter: bool = False) -> s
 def _facts(run: Path) -> list[tuple[str, Any]]:
     """What a run's folder tells of it, by name; nothing where it has no summary.
 
-    Texts stay as they are written: `${oc.env:NAME}` may stand for a secret, and a model may have written `${`.
+    Texts stay as they are written: ${oc.env:NAME} may stand for a secret, and a model may write such things.
     """
     told: dict[str, Any] = {}
     if (run / "summary.json").is_file():

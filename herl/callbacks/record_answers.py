@@ -63,7 +63,7 @@ class RecordAnswers(L.Callback):
         left = None if self.most is None else max(0, self.most - self.written)
         found = list(step_records(pl_module.collection, pl_module.counts, pl_module.faults))
         lines = [json.dumps(one) + "\n" for one in islice(found, left)]
-        if left and len(found) > left:
+        if left and len(found) >= left:
             logger.warning("%d answers are recorded: no more (callbacks.record_answers.most)", self.most)
         while lines:
             room = LINES_PER_FILE - self.written % LINES_PER_FILE

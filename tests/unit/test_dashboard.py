@@ -22,7 +22,7 @@ from herl.loss import PolicyLoss
 from herl.testing import make_judged, make_rollout, make_task
 from herl.types import Rubric
 from tests.unit.injections import INJECTIONS
-from tests.unit.test_module import TASKS, module_of
+from tests.unit.test_module import TASKS, fit, module_of
 
 MARKUP = (
     "<script>alert(1)</script>", "<b>bold</b>", "**bold** _it_ `code` # head", "| a | b |\n|---|---|\n| 1 | 2 |",
@@ -199,3 +199,11 @@ def test_the_first_page_has_no_chart_without_curves():
     task = replace(task, rubric=Rubric(criteria=(replace(first, category="facts"), *others)))
     full.heldout = [Trajectory(task=task, answers=(make_judged(0.5),))]
     assert layout(full) == LAYOUT
+
+
+def test_the_limit_of_records_is_said_once(tmp_path, caplog):
+    recorder = RecordAnswers(str(tmp_path / "records"), most=8)
+    fit(module_of(), tmp_path, callbacks=[recorder], max_epochs=3)  # 8 answers a batch
+    lines = (tmp_path / "records" / "answers-00000.jsonl").read_text().splitlines()
+    assert len(lines) == 8
+    assert caplog.text.count("8 answers are recorded: no more") == 1
