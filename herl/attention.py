@@ -82,6 +82,8 @@ def attention(
     if isinstance(attention_mask, BlockMask):
         return flex_attention_forward(module, query, key, value, attention_mask, **settings)
     if contexts is None:
+        if query.shape[2] == 1 and settings.get("position_bias") is None:
+            return one_token_attention(query, key, value, attention_mask, **settings), None
         return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
     return blockwise_attention(query, key, value, contexts, **settings), None
 
@@ -139,6 +141,26 @@ def blockwise_attention(
         outputs += _context_attention(qc, kc, vc, sliding_window, settings)
         outputs += _answer_attention(qa, (kc, ka), (vc, va), one.answer_lengths, sliding_window, settings)
     return torch.cat(outputs)[None]
+
+
+def one_token_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **_: Any,
+) -> torch.Tensor:
+    """Returns the output for one token of each row, [B, 1, heads, D]: a step of sampling.
+
+    Args:
+        mask: [B, 1, 1, keys], bool or added to the scores; None where all keys are seen.
+    """
+    stacked = _stacked(query, key.shape[1])
+    output = scaled_dot_product_attention(stacked, key, value, mask, dropout_p=dropout, scale=scaling)
+    return output.flatten(1, 2)[:, None]
 
 
 def _context_attention(

@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel, Pr
 from herl.errors import ConfigError
 from herl.sampler import Sampler
 from herl.sampler.answer import end_token_ids, finished_answer
+from herl.sampler.growing_cache import growing_cache
 from herl.seeds import derive_seed
 from herl.types import Rollout, SampleRequest
 from herl.weights import is_sharded
@@ -112,7 +113,7 @@ class TransformersSampler(Sampler):
         for row, prompt in enumerate(prompts):
             ids[row, width - len(prompt) :] = torch.tensor(prompt)
             mask[row, width - len(prompt) :] = 1
-        cache = DynamicCache(config=self._policy.config)
+        cache = growing_cache(self._policy.config)
         logits = self._forward(ids.to(device), mask.to(device), cache)
         rows = torch.tensor([row_of[answer.request.prompt_ids] for answer in answers], device=device)
         cache.batch_select_indices(rows)
@@ -187,23 +188,24 @@ def _draw(logits: torch.Tensor, answers: list[_Answer]) -> tuple[list[int], list
     """
     settings = [answer.request.sampling for answer in answers]
     temperature = torch.tensor([s.temperature for s in settings], device=logits.device)
-    top_p = torch.tensor([s.top_p for s in settings], device=logits.device, dtype=torch.float64)
     uniform = torch.tensor(
         np.array([answer.uniforms[len(answer.token_ids)] for answer in answers]), device=logits.device
     )
     greedy = temperature == 0
     logprobs = torch.log_softmax(logits / torch.where(greedy, 1.0, temperature)[:, None], dim=-1)
     # float64: at a vocabulary of 150k the running sum in float32 is off by more than rare tokens weigh
-    if bool((top_p < 1).any()):
-        mass, order = logprobs.double().exp().sort(dim=-1, descending=True)
-        running = mass.cumsum(-1)
+    if any(s.top_p < 1 for s in settings):
+        top_p = torch.tensor([s.top_p for s in settings], device=logits.device, dtype=torch.float64)
+        mass, order = logprobs.exp().sort(dim=-1, descending=True)
+        running = mass.cumsum(-1, dtype=torch.float64)
         nucleus = running - mass < top_p[:, None]
-        running = (mass * nucleus).cumsum(-1)
+        running = (mass * nucleus).cumsum(-1, dtype=torch.float64)
         place = _inverse(running, uniform)
         chosen = order.gather(1, place)[:, 0]
     else:
-        chosen = _inverse(logprobs.double().exp().cumsum(-1), uniform)[:, 0]
-    chosen = torch.where(greedy, logits.argmax(-1), chosen)
+        chosen = _inverse(logprobs.exp().cumsum(-1, dtype=torch.float64), uniform)[:, 0]
+    if any(s.temperature == 0 for s in settings):
+        chosen = torch.where(greedy, logits.argmax(-1), chosen)
     return chosen.tolist(), logprobs.gather(1, chosen[:, None])[:, 0].tolist()
 
 

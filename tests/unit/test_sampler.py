@@ -3,14 +3,17 @@ from collections import Counter
 
 import pytest
 import torch
+from transformers import DynamicCache
 
 from herl import ConfigError, SampleRequest, SamplerError, Sampling
 from herl.batch import micro_batches
 from herl.experience import render
 from herl.logprobs import answer_logprobs
+from herl.sampler.growing_cache import GrowingLayer, growing_cache
 from herl.sampler.scripted import ScriptedSampler
 from herl.sampler.transformers import TransformersSampler
 from herl.testing import check_sampler, make_experience
+from tests.unit.test_attention import ARCHITECTURES, model_of
 
 PROMPTS = {
     "otter": "Describe the otter, a mammal.",
@@ -103,6 +106,37 @@ def test_greedy_takes_the_likeliest_token_and_top_p_the_nucleus(sampler, policy,
         ids.append(token)
     [tiny_nucleus] = sampler.generate([request(tokenizer, "otter", n=1, top_p=1e-6)])
     assert tiny_nucleus.token_ids == rollout.token_ids
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text"])
+def test_the_growing_cache_equals_transformers_own(kind, monkeypatch):
+    monkeypatch.setattr("herl.sampler.growing_cache.ROOM", 3)
+    model = model_of(kind, **ARCHITECTURES[kind])
+    ids = torch.randint(3, 1000, (2, 12), generator=torch.Generator().manual_seed(0))
+    logits = {}
+    for make in (growing_cache, lambda config: DynamicCache(config=config)):
+        cache, found, rows = make(model.config), [], torch.tensor([1, 0, 1])
+        found.append(model(input_ids=ids, past_key_values=cache).logits[:, -1])
+        cache.batch_select_indices(rows)
+        for step in range(9):
+            found.append(model(input_ids=ids[rows, step, None], past_key_values=cache).logits[:, -1])
+            if step == 4:
+                rows = rows[1:]
+                cache.batch_select_indices(torch.tensor([1, 2]))
+        logits[make] = torch.cat(found)
+    assert len(cache.layers) == 2
+    torch.testing.assert_close(*logits.values(), rtol=1e-5, atol=1e-5)
+
+
+def test_a_token_is_written_in_place():
+    layer = GrowingLayer()
+    first = torch.randn(2, 3, 5, 4)
+    layer.update(first, first)
+    place = layer.keys.data_ptr()
+    keys, values = layer.update(first[:, :, :1], first[:, :, 1:2])
+    assert layer.keys.data_ptr() == place
+    assert torch.equal(keys, torch.cat([first, first[:, :, :1]], dim=2))
+    assert torch.equal(values, torch.cat([first, first[:, :, 1:2]], dim=2))
 
 
 def test_sampling_leaves_the_callers_gradient_mode_alone(sampler, tokenizer):
