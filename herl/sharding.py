@@ -20,6 +20,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, Offlo
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
+from herl.allocator import keep_freed_memory
 from herl.distributed import gather, rank, together
 from herl.errors import ConfigError
 from herl.model import PretrainedModel, blocks
@@ -94,6 +95,8 @@ def check_trainer(trainer: L.Trainer) -> None:
 def load(model: PretrainedModel, trainer: L.Trainer) -> PreTrainedModel:
     """Loads a model as the trainer's strategy wants it: whole on each rank, or in parts."""
     strategy = trainer.strategy
+    if strategy.root_device.type == "cpu":
+        keep_freed_memory()
     if not isinstance(strategy, FSDPStrategy):
         return together(model.load)
     return load_sharded(

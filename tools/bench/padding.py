@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from workload import arguments_of, experiences_of, median, report, write
 
+from herl.allocator import keep_freed_memory
 from herl.batch import micro_batches
 from herl.logprobs import answer_logprobs
 from herl.model import PretrainedModel
@@ -90,6 +91,7 @@ WAYS = {"padded": padded, "packed": rows_of("packed"), "shared": rows_of("shared
 
 def main() -> None:
     arguments = arguments_of(__doc__, cases="even,uneven,long", rounds=3, layers=10)
+    keep_freed_memory()  # as a run does
     model = PretrainedModel(path=arguments.model).load().train()
     del model.base_model.layers[arguments.layers :]
     figures: dict[str, object] = {}

@@ -14,6 +14,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from workload import arguments_of, experiences_of, gemm_gflops, median, report, write
 
+from herl.allocator import keep_freed_memory
 from herl.loss import PolicyLoss
 from herl.model import PretrainedModel
 from herl.scoring import Scorer
@@ -23,6 +24,7 @@ def main() -> None:
     arguments = arguments_of(
         __doc__, groups=4, answers=4, context=40, tokens=48, rounds=3, micro_batch_tokens=512
     )
+    keep_freed_memory()  # as a run does
     policy = PretrainedModel(path=arguments.model).load().train()
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-6, fused=True)
     experiences = experiences_of(arguments.groups, arguments.answers, arguments.context, arguments.tokens)
