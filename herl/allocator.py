@@ -1,8 +1,8 @@
 """Memory that tensors free is used again, instead of being handed back to the system and asked for anew.
 
-On a CPU every large tensor comes from glibc's malloc, which maps fresh pages for it and returns them when it is
-freed; the system zeroes them each time. In an update, where the same sizes come and go in every layer, that is
-a fifth to a quarter of the time (`tools/bench/update.py`).
+On a CPU every large tensor comes from glibc's malloc, which maps fresh pages for it and returns them when it
+is freed; the system zeroes them each time. In an update, where the same sizes come and go in every layer,
+that is a fifth to a quarter of the time (`tools/bench/update.py`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 def keep_freed_memory() -> None:
     """Has this process keep what it frees. Does nothing where the C library is not glibc.
 
-    Who has set glibc's thresholds by MALLOC_TRIM_THRESHOLD_, MALLOC_MMAP_THRESHOLD_ or GLIBC_TUNABLES keeps them.
+    Thresholds that the user set by MALLOC_TRIM_THRESHOLD_, MALLOC_MMAP_THRESHOLD_ or GLIBC_TUNABLES stay.
     """
     chosen = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"} & os.environ.keys()
     if chosen or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "") or sys.platform != "linux":
