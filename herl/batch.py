@@ -13,9 +13,11 @@ changes nothing.
 from __future__ import annotations
 
 import heapq
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from itertools import accumulate, chain, groupby, pairwise
 from typing import Any, Literal
 
@@ -25,9 +27,14 @@ from herl.attention import SharedContext
 from herl.loss import Aggregation, token_weights
 from herl.types import Experience, Judgement, Rollout
 
+logger = logging.getLogger(__name__)
+
 Packing = Literal["shared", "packed", "single"]
 """`shared`: one context for all its answers. `packed`: each answer behind a context of its own, several in a
 row, told apart by their positions. `single`: one answer in a row."""
+
+WORTH_A_WARNING = 0.25
+"""Share of a group's tokens that rows repeat because they are too short for the group."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,8 +224,21 @@ def _fitting(piece: _Piece, max_tokens: int) -> list[_Piece]:
     for count in range(fewest, len(piece.answers)):
         parts = piece.split(count)
         if all(part.tokens <= max_tokens or len(part.answers) == 1 for part in parts):
-            return parts
-    return piece.split(len(piece.answers))
+            break
+    else:
+        parts = piece.split(len(piece.answers))
+    if (len(parts) - 1) * piece.context > WORTH_A_WARNING * piece.tokens:
+        _advise(max_tokens)
+    return parts
+
+
+@cache
+def _advise(max_tokens: int) -> None:  # once
+    logger.warning(
+        "a group of answers with a long context does not fit into module.micro_batch_tokens=%d: the "
+        "context is computed in several rows; more tokens are faster, where memory allows them",
+        max_tokens,
+    )
 
 
 def _even(items: Sequence[Any], lengths: Sequence[int], parts: int) -> Iterator[tuple[Any, int]]:

@@ -144,3 +144,11 @@ def test_one_answer_on_many_ranks_is_repeated_as_a_filler():
         for rank in range(3)
     ]
     assert [[batch.filler for batch in share] for share in shares] == [[False], [True], [True]]
+
+
+def test_a_long_context_that_rows_repeat_for_want_of_tokens_is_said_once(caplog):
+    experiences = [experience(range(3, 103), [1, 2, 3], index=index) for index in range(4)]
+    for max_tokens in (200, 111, 110, 110):
+        batches = list(micro_batches(experiences, max_tokens=max_tokens, aggregation="token_mean"))
+        assert len(batches) == {200: 1, 111: 2, 110: 2}[max_tokens]
+    assert [record.args for record in caplog.records] == [(111,), (110,)]
