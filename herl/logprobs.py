@@ -29,7 +29,7 @@ CHUNK_LOGITS = 2**24
 """Beyond that, logits in memory at once: 64 MiB in float32."""
 
 PART_LOGITS = 2**21
-"""Logits whose entropy is summed at once."""
+"""Logits whose entropy is summed, or whose gradient is computed, at once."""
 
 
 def answer_logprobs(
@@ -94,31 +94,41 @@ def _chunk(
 
 
 class _Scores(torch.autograd.Function):
-    """Log-softmax at some ids, and entropy; one tensor [n, vocabulary] is kept, and reused in backward."""
+    """Log-softmax at some ids, and entropy. The logits [n, vocabulary] become the distribution, and in
+    backward the gradient: there is no second tensor of that size."""
 
     @staticmethod
     def forward(
         ctx: Any, logits: torch.Tensor, ids: torch.Tensor, entropy_grad: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        distribution = torch.log_softmax(logits, dim=-1)
-        parts = distribution.split(max(1, PART_LOGITS // distribution.shape[1]))
-        entropy = -torch.cat([(part.exp() * part).sum(-1) for part in parts])
+        entropy = logits.new_empty(len(logits), 1)
+        for rows in _parts(logits):
+            part = logits[rows]
+            part -= part.logsumexp(-1, keepdim=True)  # in place: nothing else needs the logits
+            entropy[rows] = -(part.exp() * part).sum(-1, keepdim=True)
         ctx.entropy_grad = entropy_grad
-        ctx.save_for_backward(distribution, ids, entropy)
+        ctx.save_for_backward(logits, ids, entropy)
         if not entropy_grad:
             ctx.mark_non_differentiable(entropy)
-        return distribution.gather(-1, ids[:, None])[:, 0], entropy
+        return logits.gather(-1, ids[:, None])[:, 0], entropy[:, 0]
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         """d logprob = [id] - p and d entropy = -p (log p + entropy), by logits."""
         distribution, ids, entropy = ctx.saved_tensors
         logprob_gradient, entropy_gradient = (gradient[:, None] for gradient in gradients)
-        factor = -logprob_gradient
-        if ctx.entropy_grad:
-            factor = factor - entropy_gradient * (distribution + entropy[:, None])
-        gradient = distribution.exp_().mul_(factor)  # in place: a second backward is refused by autograd
-        return gradient.scatter_add_(1, ids[:, None], logprob_gradient), None, None
+        for rows in _parts(distribution):
+            part, factor = distribution[rows], -logprob_gradient[rows]
+            if ctx.entropy_grad:
+                factor = factor - entropy_gradient[rows] * (part + entropy[rows])
+            part.exp_().mul_(factor)  # in place: a second backward is refused by autograd
+        return distribution.scatter_add_(1, ids[:, None], logprob_gradient), None, None
+
+
+def _parts(logits: torch.Tensor) -> Iterator[slice]:
+    """Rows of a few logits each, so that what is computed on the way to a sum is small."""
+    count = max(1, PART_LOGITS // logits.shape[1])
+    return (slice(start, start + count) for start in range(0, len(logits), count))
 
 
 def _logits(model: PreTrainedModel, body: ModelOutput, hidden: torch.Tensor) -> torch.Tensor:
