@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 
-ROOM = 64
+ROOM = 16
 """Tokens that buffers grow by when they are full."""
 
 

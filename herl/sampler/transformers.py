@@ -12,6 +12,7 @@ Left out: beam search, penalties, paged attention. For those and for speed use a
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -24,6 +25,7 @@ from herl.errors import ConfigError
 from herl.sampler import Sampler
 from herl.sampler.answer import end_token_ids, finished_answer
 from herl.sampler.growing_cache import growing_cache
+from herl.sampler.packed_linears import packed_linears
 from herl.seeds import derive_seed
 from herl.types import Rollout, SampleRequest
 from herl.weights import is_sharded
@@ -45,12 +47,15 @@ class TransformersSampler(Sampler):
 
     Args:
         batch_size: Answers sampled at the same time.
+        pack_weights: Whether sampling on a CPU uses a second copy of the weights, in the layout that is
+            fast for few rows (`herl.sampler.packed_linears`). It is there only while answers are sampled.
     """
 
-    def __init__(self, batch_size: int = 128) -> None:
+    def __init__(self, batch_size: int = 128, pack_weights: bool = True) -> None:
         if batch_size < 1:
             raise ConfigError(f"sampler.batch_size: expected at least 1, got {batch_size}")
         self.batch_size = batch_size
+        self.pack_weights = pack_weights
         self.version = 0
 
     def start(self, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -78,9 +83,11 @@ class TransformersSampler(Sampler):
         ]
         was_training = self._policy.training
         self._policy.eval()
+        packed = packed_linears(self._policy, min(self.batch_size, len(answers)))
         try:
-            for start in range(0, len(answers), self.batch_size):
-                yield from self._sample(answers[start : start + self.batch_size])
+            with packed if self.pack_weights else nullcontext():
+                for start in range(0, len(answers), self.batch_size):
+                    yield from self._sample(answers[start : start + self.batch_size])
         finally:
             self._policy.train(was_training)
 

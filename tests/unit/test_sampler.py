@@ -10,6 +10,7 @@ from herl.batch import micro_batches
 from herl.experience import render
 from herl.logprobs import answer_logprobs
 from herl.sampler.growing_cache import GrowingLayer, growing_cache
+from herl.sampler.packed_linears import packed_linears
 from herl.sampler.scripted import ScriptedSampler
 from herl.sampler.transformers import TransformersSampler
 from herl.testing import check_sampler, make_experience
@@ -137,6 +138,37 @@ def test_a_token_is_written_in_place():
     assert layer.keys.data_ptr() == place
     assert torch.equal(keys, torch.cat([first, first[:, :, :1]], dim=2))
     assert torch.equal(values, torch.cat([first, first[:, :, 1:2]], dim=2))
+
+
+def test_packed_linears_compute_the_same_and_leave_the_model_as_it_was(monkeypatch):
+    model = model_of("qwen2")  # with biases
+    ids = torch.randint(3, 1000, (2, 9), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = model(input_ids=ids).logits
+        with packed_linears(model, rows=2):
+            assert not packed(model), "a small model is in the cache"
+        monkeypatch.setattr("herl.sampler.packed_linears.FEWEST", 1)
+        with packed_linears(model, rows=2):
+            assert len(packed(model)) == 2 * 7 + 1
+            torch.testing.assert_close(model(input_ids=ids).logits, expected, rtol=1e-5, atol=1e-4)
+        assert not packed(model)
+        assert torch.equal(model(input_ids=ids).logits, expected)
+
+
+def packed(model):
+    return [layer for layer in model.modules() if "forward" in vars(layer)]
+
+
+def test_packed_weights_are_the_present_ones(sampler, policy, tokenizer, monkeypatch):
+    monkeypatch.setattr("herl.sampler.packed_linears.FEWEST", 1)
+    wanted = request(tokenizer, "otter", n=4)
+    for scale in (1.0, 0.5):
+        with torch.no_grad():
+            policy.get_output_embeddings().weight.mul_(scale)
+        experiences = [make_experience(rollout) for rollout in sampler.generate([wanted])]
+        [batch] = micro_batches(experiences, max_tokens=500, aggregation="token_mean")
+        ours, _ = answer_logprobs(policy, batch, 1.0)
+        torch.testing.assert_close(ours, batch.sampler_logprobs, rtol=0, atol=1e-4)
 
 
 def test_sampling_leaves_the_callers_gradient_mode_alone(sampler, tokenizer):

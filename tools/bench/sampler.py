@@ -1,19 +1,23 @@
-"""herl's vLLM sampler against the bare engine, on the same requests with the same settings.
+"""herl's samplers against the bare vLLM engine, on the same requests with the same settings.
 
     python tools/bench/sampler.py [--prompts 8] [--answers 4] [--new-tokens 48] [--words 60] [--rounds 3]
 
 Both use one engine. bare: LLM.generate, an answer with a seed of its own being a request, as herl asks for
-them. bare, n at once: one request for all answers to a prompt. Ways alternate, prefix caches are reset.
+them. bare, n at once: one request for all answers to a prompt. transformers: its sampler with packed weights,
+and with plain ones. Ways alternate, prefix caches are reset.
 """
 
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 from workload import arguments_of, endless, median, report, requests_of, write
 
 from herl.experience import render
 from herl.model import PretrainedModel
+from herl.sampler import Sampler
+from herl.sampler.transformers import TransformersSampler
 from herl.sampler.vllm import VLLMSampler
 from herl.types import SampleRequest, Sampling
 from herl.weights import named_weights
@@ -27,6 +31,9 @@ def main() -> None:
         sampler = VLLMSampler(max_model_len=1024, kv_cache_gib=0.5)
         sampler.start(policy, tokenizer)
         sampler.load_weights(named_weights(policy), 0)
+        in_process = {packed: TransformersSampler(pack_weights=packed) for packed in (True, False)}
+        for one in in_process.values():
+            one.start(policy, tokenizer)
     requests = [
         SampleRequest(
             task_id=str(place),
@@ -39,8 +46,8 @@ def main() -> None:
         for place, text in enumerate(requests_of(arguments.prompts, arguments.words))
     ]
 
-    def herl() -> int:
-        return sum(len(rollout.token_ids) for rollout in sampler.generate(requests))
+    def sampled(by: Sampler) -> int:
+        return sum(len(rollout.token_ids) for rollout in by.generate(requests))
 
     def bare() -> int:
         prompts = [{"prompt_token_ids": list(r.prompt_ids)} for r in requests for _ in range(r.n)]
@@ -57,9 +64,15 @@ def main() -> None:
     def tokens(outputs: list) -> int:  # type: ignore[type-arg]
         return sum(len(answer.token_ids) for output in outputs for answer in output.outputs)
 
-    ways = {"bare": bare, "bare, n at once": together, "herl": herl}
+    ways = {
+        "bare": bare,
+        "bare, n at once": together,
+        "vllm": partial(sampled, sampler),
+        "transformers": partial(sampled, in_process[True]),
+        "transformers, plain": partial(sampled, in_process[False]),
+    }
     rates: dict[str, list[float]] = {name: [] for name in ways}
-    herl()  # warms up
+    sampled(sampler)  # warms up
     for turn in range(arguments.rounds):
         for name in list(ways)[:: 1 if turn % 2 else -1]:
             sampler._llm.reset_prefix_cache()
