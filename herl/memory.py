@@ -74,7 +74,8 @@ class Replay(Memory):
 
     Args:
         of: What is kept: the `revisions` that joined the group, or the `best` new answer, whoever wrote it.
-        size: Answers of a prompt at most; the better ones stay.
+        size: Answers of a prompt at most; the better ones stay. Above 1 only where `uses` is, too: a batch
+            adds one answer to a prompt, and a recall takes all of them.
         uses: Times that an answer is recalled before it is forgotten; None for no limit.
         most_prompts: Prompts whose answers are kept; of more, those that came up longest ago are forgotten.
     """
