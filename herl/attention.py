@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
@@ -61,6 +61,15 @@ class SharedContext:
         return [end - start for start, end in zip(self.answers, self.answers[1:], strict=False)]
 
 
+class PromptCache(Protocol):
+    """Knows prompts that the rows of a batch share (`herl.sampler.prompt_cache`)."""
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
+    ) -> torch.Tensor:
+        """Returns a layer's output, [rows, 1, heads, D], for the newest token of each row."""
+
+
 def attention(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -69,6 +78,7 @@ def attention(
     attention_mask: torch.Tensor | BlockMask | None,
     *,
     contexts: Sequence[SharedContext] | None = None,
+    prompts: PromptCache | None = None,
     **settings: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """What a layer calls, by the signature of transformers' attention interface.
@@ -78,12 +88,14 @@ def attention(
         key, value: [B, key/value heads, T, D].
         attention_mask: What `shared_mask` returned, where there are contexts.
         contexts: The row's layout; None for an ordinary batch.
+        prompts: Where rows are answers in the making, and share their prompts' keys and values.
     """
+    if prompts is not None:
+        layer = cast(int, module.layer_idx)
+        return prompts.attend(layer, query, key, value, settings.get("scaling")), None
     if isinstance(attention_mask, BlockMask):
         return flex_attention_forward(module, query, key, value, attention_mask, **settings)
     if contexts is None:
-        if query.shape[2] == 1 and settings.get("position_bias") is None:
-            return one_token_attention(query, key, value, attention_mask, **settings), None
         return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
     return blockwise_attention(query, key, value, contexts, **settings), None
 
@@ -141,26 +153,6 @@ def blockwise_attention(
         outputs += _context_attention(qc, kc, vc, sliding_window, settings)
         outputs += _answer_attention(qa, (kc, ka), (vc, va), one.answer_lengths, sliding_window, settings)
     return torch.cat(outputs)[None]
-
-
-def one_token_attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-    *,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    **_: Any,
-) -> torch.Tensor:
-    """Returns the output for one token of each row, [B, 1, heads, D]: a step of sampling.
-
-    Args:
-        mask: [B, 1, 1, keys], bool or added to the scores; None where all keys are seen.
-    """
-    stacked = _stacked(query, key.shape[1])
-    output = scaled_dot_product_attention(stacked, key, value, mask, dropout_p=dropout, scale=scaling)
-    return output.flatten(1, 2)[:, None]
 
 
 def _context_attention(

@@ -2,9 +2,9 @@
 
 Where the trainer's model is sharded, no rank could run it alone: each then keeps a whole copy.
 
-One prompt is computed once for all its n answers: its key/value cache is repeated, not its forward
-pass. Answers that are finished leave the batch. Answer i of a request draws its tokens by inverse
-transform from its own stream of uniform numbers, so it is the same in any batch.
+One prompt is computed once for all its n answers, which share its keys and values; where a model cannot do
+that, each gets a copy. Answers that are finished leave the batch. Answer i of a request draws its tokens by
+inverse transform from its own stream of uniform numbers, so it is the same in any batch.
 
 Left out: beam search, penalties, paged attention. For those and for speed use a vLLM sampler.
 """
@@ -19,13 +19,13 @@ from typing import cast
 import numpy as np
 import torch
 from torch.distributed.tensor import DTensor
-from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from herl.errors import ConfigError
 from herl.sampler import Sampler
 from herl.sampler.answer import end_token_ids, finished_answer
-from herl.sampler.growing_cache import growing_cache
 from herl.sampler.packed_linears import packed_linears
+from herl.sampler.prompt_cache import PromptCache, last_logits, prompt_cache
 from herl.seeds import derive_seed
 from herl.types import Rollout, SampleRequest
 from herl.weights import is_sharded
@@ -64,6 +64,7 @@ class TransformersSampler(Sampler):
         self._policy = policy if self.live else _empty_copy(policy)
         self._tokenizer = tokenizer
         self._end_ids = end_token_ids(policy, tokenizer)
+        self._new_cache = prompt_cache(self._policy)
 
     def load_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
         """Notes the version. A live policy's weights are there already: nothing of the stream is read."""
@@ -109,8 +110,8 @@ class TransformersSampler(Sampler):
             logits, mask = self._step(cache, mask, token_ids, going if finished else None)
 
     @torch.no_grad()
-    def _prefill(self, answers: list[_Answer]) -> tuple[torch.Tensor, DynamicCache, torch.Tensor]:
-        """Runs each distinct prompt once, left-padded, and repeats its cache for its answers."""
+    def _prefill(self, answers: list[_Answer]) -> tuple[torch.Tensor, PromptCache, torch.Tensor]:
+        """Runs each distinct prompt once, left-padded, and opens rows for its answers."""
         device = self._policy.device
         prompts = list(dict.fromkeys(answer.request.prompt_ids for answer in answers))
         row_of = {prompt: row for row, prompt in enumerate(prompts)}
@@ -120,15 +121,16 @@ class TransformersSampler(Sampler):
         for row, prompt in enumerate(prompts):
             ids[row, width - len(prompt) :] = torch.tensor(prompt)
             mask[row, width - len(prompt) :] = 1
-        cache = growing_cache(self._policy.config)
-        logits = self._forward(ids.to(device), mask.to(device), cache)
+        mask = mask.to(device)
+        cache = self._new_cache()
+        logits = last_logits(self._policy, ids.to(device), mask, cache)
         rows = torch.tensor([row_of[answer.request.prompt_ids] for answer in answers], device=device)
-        cache.batch_select_indices(rows)
-        return logits[rows], cache, mask.to(device)[rows]
+        cache.share(rows, mask)
+        return logits[rows], cache, mask[rows]
 
     @torch.no_grad()
     def _step(
-        self, cache: DynamicCache, mask: torch.Tensor, token_ids: list[int], keep: list[int] | None
+        self, cache: PromptCache, mask: torch.Tensor, token_ids: list[int], keep: list[int] | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Feeds the tokens just drawn, for the rows still going."""
         ids = torch.tensor(token_ids, device=mask.device)
@@ -137,22 +139,7 @@ class TransformersSampler(Sampler):
             cache.batch_select_indices(rows)
             mask, ids = mask[rows], ids[rows]
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        return self._forward(ids[:, None], mask, cache), mask
-
-    def _forward(self, ids: torch.Tensor, mask: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
-        """Returns the logits of the last position, [rows, vocabulary], in float32."""
-        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        with torch.compiler.set_stance("force_eager"):  # what is compiled is for the update
-            output = self._policy(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-        logits: torch.Tensor = output.logits[:, -1].float()
-        return logits
+        return last_logits(self._policy, ids[:, None], mask, cache), mask
 
     def _is_finished(self, answer: _Answer) -> bool:
         return (

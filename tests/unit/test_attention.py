@@ -4,11 +4,10 @@ import warnings
 
 import pytest
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from herl import attention
-from herl.attention import SharedContext, blockwise_attention, one_token_attention, shared_mask
+from herl.attention import SharedContext, blockwise_attention, shared_mask
 from herl.batch import micro_batches
 from herl.logprobs import answer_logprobs
 from herl.packing import choose_packing
@@ -147,22 +146,6 @@ def test_flex_attention_gets_a_mask_for_each_type_of_layer():
     }
     assert seen["full_attention"] == [True] * 8
     assert seen["sliding_attention"] == [False] * 4 + [True] * 4
-
-
-@pytest.mark.parametrize("kind_of_mask", ["none", "bool", "added"])
-@pytest.mark.parametrize("shared_heads", [1, 2, 6])
-def test_one_token_attends_as_sdpa_with_repeated_keys(kind_of_mask, shared_heads):
-    draw = torch.Generator().manual_seed(0)
-    query = torch.randn(3, 6, 1, 8, generator=draw)
-    key, value = torch.randn(2, 3, shared_heads, 10, 8, generator=draw)
-    mask = (torch.rand(3, 1, 1, 10, generator=draw) > 0.3) | (torch.arange(10) == 9)
-    mask = {"none": None, "bool": mask, "added": torch.where(mask, 0.0, -torch.inf)}[kind_of_mask]
-    repeats = 6 // shared_heads
-    expected = scaled_dot_product_attention(
-        query, key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1), mask, scale=0.3
-    )
-    found = one_token_attention(query, key, value, mask, scaling=0.3)
-    torch.testing.assert_close(found, expected.transpose(1, 2), rtol=1e-5, atol=1e-6)
 
 
 def test_without_shared_contexts_the_model_computes_as_before(policy):

@@ -3,14 +3,13 @@ from collections import Counter
 
 import pytest
 import torch
-from transformers import DynamicCache
 
 from herl import ConfigError, SampleRequest, SamplerError, Sampling
 from herl.batch import micro_batches
 from herl.experience import render
 from herl.logprobs import answer_logprobs
-from herl.sampler.growing_cache import GrowingLayer, growing_cache
 from herl.sampler.packed_linears import packed_linears
+from herl.sampler.prompt_cache import CopiedPrompts, SharedPrompts, last_logits, prompt_cache
 from herl.sampler.scripted import ScriptedSampler
 from herl.sampler.transformers import TransformersSampler
 from herl.testing import check_sampler, make_experience
@@ -109,35 +108,64 @@ def test_greedy_takes_the_likeliest_token_and_top_p_the_nucleus(sampler, policy,
     assert tiny_nucleus.token_ids == rollout.token_ids
 
 
-@pytest.mark.parametrize("kind", ["llama", "gemma3_text"])
-def test_the_growing_cache_equals_transformers_own(kind, monkeypatch):
-    monkeypatch.setattr("herl.sampler.growing_cache.ROOM", 3)
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "olmo2", "phi3", "granite", "cohere", "mixtral"])
+def test_answers_that_share_their_prompt_are_those_with_a_copy_of_it(kind, monkeypatch):
+    monkeypatch.setattr("herl.sampler.prompt_cache.ROOM", 3)
     model = model_of(kind, **ARCHITECTURES[kind])
-    ids = torch.randint(3, 1000, (2, 12), generator=torch.Generator().manual_seed(0))
-    logits = {}
-    for make in (growing_cache, lambda config: DynamicCache(config=config)):
-        cache, found, rows = make(model.config), [], torch.tensor([1, 0, 1])
-        found.append(model(input_ids=ids, past_key_values=cache).logits[:, -1])
-        cache.batch_select_indices(rows)
-        for step in range(9):
-            found.append(model(input_ids=ids[rows, step, None], past_key_values=cache).logits[:, -1])
-            if step == 4:
-                rows = rows[1:]
-                cache.batch_select_indices(torch.tensor([1, 2]))
-        logits[make] = torch.cat(found)
-    assert len(cache.layers) == 2
-    torch.testing.assert_close(*logits.values(), rtol=1e-5, atol=1e-5)
+    draw = torch.Generator().manual_seed(0)
+    prompts, tokens = (
+        torch.randint(3, 1000, (3, 12), generator=draw),
+        torch.randint(3, 1000, (6, 9), generator=draw),
+    )
+    mask = (torch.arange(12) >= torch.tensor([[0], [5], [11]])).long()
+    make = prompt_cache(model)
+    assert isinstance(make(), SharedPrompts)
+    found = {}
+    for cache in (make(), CopiedPrompts(config=model.config)):
+        owner = torch.tensor([1, 0, 2, 1, 1, 0])
+        with torch.no_grad():
+            logits = [last_logits(model, prompts, mask, cache)]
+            cache.share(owner, mask)
+            so_far, ids = mask[owner], tokens
+            for step in range(9):
+                if step in (
+                    2,
+                    5,
+                ):  # the third prompt has no answer left; then the others are in another order
+                    kept = torch.tensor({2: [0, 1, 3, 4], 5: [3, 1]}[step])
+                    cache.batch_select_indices(kept)
+                    so_far, ids = so_far[kept], ids[kept]
+                so_far = torch.cat([so_far, so_far.new_ones(len(so_far), 1)], dim=1)
+                logits.append(last_logits(model, ids[:, step, None], so_far, cache))
+        found[type(cache)] = torch.cat(logits)
+    torch.testing.assert_close(found[SharedPrompts], found[CopiedPrompts], rtol=1e-4, atol=1e-4)
 
 
-def test_a_token_is_written_in_place():
-    layer = GrowingLayer()
-    first = torch.randn(2, 3, 5, 4)
-    layer.update(first, first)
-    place = layer.keys.data_ptr()
-    keys, values = layer.update(first[:, :, :1], first[:, :, 1:2])
-    assert layer.keys.data_ptr() == place
-    assert torch.equal(keys, torch.cat([first, first[:, :, :1]], dim=2))
-    assert torch.equal(values, torch.cat([first, first[:, :, 1:2]], dim=2))
+@pytest.mark.parametrize("kind", ["gemma3_text", "mistral", "qwen3-sliding"])
+def test_windows_of_attention_get_a_copy_of_the_prompt(kind, caplog):
+    caplog.set_level("INFO")
+    model = model_of(kind.split("-")[0], **ARCHITECTURES[kind])
+    assert isinstance(prompt_cache(model)(), CopiedPrompts)
+    assert "do not share their prompt's keys and values: its layers do not all see" in caplog.text
+
+
+def test_a_model_that_computes_something_else_with_shared_prompts_gets_copies(policy, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    assert isinstance(prompt_cache(policy)(), SharedPrompts)
+    attend = SharedPrompts.attend
+    monkeypatch.setattr(SharedPrompts, "attend", lambda *arguments: 1.1 * attend(*arguments))
+    assert isinstance(prompt_cache(policy)(), CopiedPrompts)
+    assert "log-probs deviate by" in caplog.text
+
+
+def test_sampled_answers_are_the_same_with_a_copy_of_the_prompt(sampler, policy, tokenizer):
+    requests = [request(tokenizer, name, seed=i, n=5) for i, name in enumerate(PROMPTS)]
+    sampler.batch_size = 100
+    shared = by_id(sampler.generate(requests))
+    sampler._new_cache = lambda: CopiedPrompts(config=policy.config)
+    for id, rollout in by_id(sampler.generate(requests)).items():
+        assert rollout.token_ids == shared[id].token_ids
+        assert rollout.logprobs == pytest.approx(shared[id].logprobs, abs=1e-4)
 
 
 def test_packed_linears_compute_the_same_and_leave_the_model_as_it_was(monkeypatch):

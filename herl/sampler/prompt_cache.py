@@ -1,0 +1,221 @@
+"""Key/value caches for several answers to each prompt. In `SharedPrompts` they share the prompt's.
+
+    prompt 1 [W] <── answer 1 | answer 2 | ...        each row holds its own answer alone,
+    prompt 2 [W] <── answer 1 | answer 2 | ...        and is written in place, token by token
+
+Rows are sampled in step: those that are still going are all equally long, and only prompts are padded. The
+queries of all answers to a prompt meet its keys in one product. It is for models whose layers see everything
+before a token; whether a model computes what it computes with `CopiedPrompts` is found out by trying.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch.nn.functional import pad
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import Cache, DynamicLayer
+
+from herl import attention
+
+ROOM = 16
+"""Tokens that the buffers of answers grow by when they are full."""
+
+logger = logging.getLogger(__name__)
+
+
+class CopiedPrompts(DynamicCache):
+    """transformers' own cache: a row holds a prompt and an answer."""
+
+    def share(self, owner: torch.Tensor, mask: torch.Tensor) -> None:
+        """Opens rows for answers; see `SharedPrompts`."""
+        self.batch_select_indices(owner)
+
+    def arguments(self, mask: torch.Tensor) -> dict[str, Any]:
+        """Returns what a pass of the model needs beside its tokens; `mask` is [rows, tokens]."""
+        return {"past_key_values": self, "attention_mask": mask}
+
+
+class SharedPrompts(Cache):
+    """Keys and values of a few prompts, and of the answers to them.
+
+    The first pass puts the prompts in, `share` opens rows, and every pass after it adds a token to each.
+    """
+
+    def __init__(self, layers: int) -> None:
+        self._layers = [_Layer() for _ in range(layers)]  # type: ignore[no-untyped-call]
+        super().__init__(layers=list(self._layers))
+        self._owner: torch.Tensor | None = None
+
+    def share(self, owner: torch.Tensor, mask: torch.Tensor) -> None:
+        """Opens rows for answers.
+
+        Args:
+            owner: [rows], long: the prompt that each row answers.
+            mask: [prompts, W]: 1 where there is a token, 0 where there is padding.
+        """
+        self._hidden = torch.zeros(mask.shape, device=mask.device).masked_fill(mask == 0, -torch.inf)
+        for layer in self._layers:
+            layer.open(len(owner))
+        self._arrange(owner)
+
+    def arguments(self, mask: torch.Tensor) -> dict[str, Any]:
+        """Returns what a pass of the model needs beside its tokens; `mask` is [rows, tokens]."""
+        if self._owner is None:
+            return {"past_key_values": self, "attention_mask": mask}
+        # transformers leaves a mask of four dimensions as it is, and `attend` does not look at it.
+        return {"past_key_values": self, "attention_mask": mask.new_ones(1, 1, 1, 1), "prompts": self}
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keeps these rows, in this order, and the prompts that they answer."""
+        assert self._owner is not None
+        prompts, owner = self._owner[indices].unique(return_inverse=True)
+        for layer in self._layers:
+            layer.answers = [states[indices] for states in layer.answers]
+            if len(prompts) < len(self._hidden):
+                layer.batch_select_indices(prompts)
+        self._hidden = self._hidden[prompts]
+        self._arrange(owner)
+
+    def _arrange(self, owner: torch.Tensor) -> None:
+        """Gives each row a place beside the others that answer its prompt: [prompts, most answers]."""
+        counts = owner.bincount(minlength=len(self._hidden))
+        self._owner, self._most = owner, int(counts.max())
+        order = owner.argsort(stable=True)
+        sorted_owner = owner[order]
+        rank = torch.arange(len(owner), device=owner.device) - (counts.cumsum(0) - counts)[sorted_owner]
+        self._place = torch.empty_like(order)
+        self._place[order] = sorted_owner * self._most + rank
+        self._row = order.new_zeros(len(self._hidden) * self._most)
+        self._row[self._place] = torch.arange(len(owner), device=owner.device)  # elsewhere row 0, for nobody
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
+    ) -> torch.Tensor:
+        """Returns a layer's output for the newest token of each row, [rows, 1, heads, D].
+
+        Args:
+            layer: Its index.
+            query: [rows, heads, 1, D].
+            key, value: Of the answers, [rows, key/value heads, tokens, D].
+            scaling: Of the scores; None for 1 / sqrt(D).
+        """
+        keys, values = self._layers[layer].prompts()
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        grouped = (query * scale).reshape(len(query), key.shape[1], -1, query.shape[-1])
+        of_prompt = self._by_row(self._by_prompt(grouped) @ keys.transpose(-1, -2))
+        of_prompt = of_prompt + self._hidden[self._owner][:, None, None]
+        scores = torch.cat([of_prompt, grouped @ key.transpose(-1, -2)], dim=-1)
+        weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
+        of_prompt, of_answer = weights.split([keys.shape[2], key.shape[2]], dim=-1)
+        output: torch.Tensor = of_answer @ value + self._by_row(self._by_prompt(of_prompt) @ values)
+        return output.flatten(1, 2)[:, None]
+
+    def _by_prompt(self, of_rows: torch.Tensor) -> torch.Tensor:
+        """[rows, shared heads, heads each, X] -> [prompts, shared heads, most answers x heads each, X]."""
+        by_prompt: torch.Tensor = of_rows[self._row].unflatten(0, (-1, self._most))
+        return by_prompt.transpose(1, 2).flatten(2, 3)
+
+    def _by_row(self, of_prompts: torch.Tensor) -> torch.Tensor:
+        """The way back."""
+        by_answer: torch.Tensor = of_prompts.unflatten(2, (self._most, -1))
+        return by_answer.transpose(1, 2).flatten(0, 1)[self._place]
+
+
+class _Layer(DynamicLayer):
+    """One layer: prompts, and two buffers for answers, [rows, heads, tokens and room, D]."""
+
+    answers: Sequence[torch.Tensor] = ()
+    tokens = 0
+
+    def prompts(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns their keys and values, [prompts, heads, W, D] each."""
+        assert self.keys is not None
+        assert self.values is not None
+        return self.keys, self.values
+
+    def open(self, rows: int) -> None:
+        """Makes empty buffers for answers: what is here so far are prompts."""
+        self.answers = [
+            states.new_empty(rows, states.shape[1], ROOM, states.shape[3]) for states in self.prompts()
+        ]
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Takes prompts in and returns them. Once open, takes a token of each answer, and returns answers."""
+        if not self.answers:
+            return super().update(key_states, value_states)
+        self.tokens += 1
+        if self.tokens > self.answers[0].shape[2]:
+            self.answers = [pad(states, (0, 0, 0, ROOM)) for states in self.answers]
+        for buffer, states in zip(self.answers, (key_states, value_states), strict=True):
+            buffer[:, :, self.tokens - 1 : self.tokens] = states
+        keys, values = (states[:, :, : self.tokens] for states in self.answers)
+        return keys, values
+
+    def get_seq_length(self) -> int:
+        """Tokens of a row and its prompt."""
+        return int(super().get_seq_length()) + self.tokens
+
+
+PromptCache = CopiedPrompts | SharedPrompts
+
+
+def last_logits(
+    model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, cache: PromptCache
+) -> torch.Tensor:
+    """Runs a pass over further tokens and returns the logits of the last, [rows, vocabulary], in float32.
+
+    Args:
+        ids: [rows, new tokens].
+        mask: [rows, tokens], of all tokens so far.
+    """
+    positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+    with torch.compiler.set_stance("force_eager"):  # what is compiled is for the update
+        output = model(
+            input_ids=ids, position_ids=positions, use_cache=True, logits_to_keep=1, **cache.arguments(mask)
+        )
+    logits: torch.Tensor = output.logits[:, -1].float()
+    return logits
+
+
+def prompt_cache(model: PreTrainedModel) -> Callable[[], PromptCache]:
+    """Returns what makes an empty cache for a model; says why, where answers cannot share their prompts."""
+    copied = partial(CopiedPrompts, config=model.config)
+    layers = copied().layers
+    reason = "its layers do not all see everything before a token, or attend in another way"
+    if attention.installed(model) and layers and all(type(layer) is DynamicLayer for layer in layers):
+        shared = partial(SharedPrompts, len(layers))
+        was_training = model.training
+        model.eval()
+        deviation = float((_trial(model, shared()) - _trial(model, copied())).abs().max())
+        model.train(was_training)
+        if deviation <= (1e-3 if model.dtype == torch.float32 else 0.1):
+            return shared
+        reason = f"log-probs deviate by {deviation:.2g} nats"
+    logger.info("answers of %s do not share their prompt's keys and values: %s", type(model).__name__, reason)
+    return copied
+
+
+@torch.no_grad()
+def _trial(model: PreTrainedModel, cache: PromptCache) -> torch.Tensor:
+    """Log-probs of three tokens of three answers to two prompts, all of random tokens, [9]."""
+    draw = torch.Generator().manual_seed(0)
+    vocabulary = model.config.get_text_config().vocab_size
+    prompts = torch.randint(vocabulary, (2, 7), generator=draw).to(model.device)
+    answers = torch.randint(vocabulary, (3, 4), generator=draw).to(model.device)
+    mask = torch.ones_like(prompts)
+    last_logits(model, prompts, mask, cache)
+    owner = torch.tensor([0, 1, 0], device=model.device)
+    cache.share(owner, mask)
+    mask, found = mask[owner], []
+    for place in range(3):
+        mask = torch.cat([mask, mask.new_ones(3, 1)], dim=1)
+        logits = last_logits(model, answers[:, place, None], mask, cache)
+        found.append(logits.log_softmax(-1).gather(1, answers[:, place + 1, None])[:, 0])
+    return torch.cat(found)
