@@ -21,8 +21,8 @@ FEWEST = 2**23
 def packed_linears(model: torch.nn.Module, rows: int) -> Iterator[None]:
     """Within the block the model's linear layers compute by packed copies of their present weights.
 
-    Only for passes without gradient. Layers that are not plain float32 ones on a CPU are left as they are,
-    and all of them where they fit into the cache.
+    Only for passes without gradient: others are refused. Layers that are not plain float32 ones on a CPU are
+    left as they are, and all of them where they fit into the cache.
 
     Args:
         model: Its weights must not change within the block.
@@ -51,5 +51,7 @@ def _packable(layer: Linear) -> bool:
 
 
 def _product(weight: torch.Tensor, bias: torch.Tensor | None, inputs: torch.Tensor) -> torch.Tensor:
+    if torch.is_grad_enabled():
+        raise RuntimeError("expected torch.no_grad() while sampling: packed weights carry no gradient")
     product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
     return product

@@ -179,6 +179,8 @@ def test_packed_linears_compute_the_same_and_leave_the_model_as_it_was(monkeypat
         with packed_linears(model, rows=2):
             assert len(packed(model)) == 2 * 7 + 1
             torch.testing.assert_close(model(input_ids=ids).logits, expected, rtol=1e-5, atol=1e-4)
+            with torch.enable_grad(), pytest.raises(RuntimeError, match="packed weights carry no gradient"):
+                model(input_ids=ids)
         assert not packed(model)
         assert torch.equal(model(input_ids=ids).logits, expected)
 
