@@ -1,21 +1,22 @@
 """Memory that tensors free is used again, instead of being handed back to the system and asked for anew.
 
-On a CPU every large tensor comes from glibc's malloc, which maps fresh pages for it and returns them when it
-is freed; the system zeroes them each time. In an update, where the same sizes come and go in every layer,
-that is a fifth to a quarter of the time (`tools/bench/update.py`).
+On a CPU tensors come from glibc's malloc, which returns the free end of its heap to the system whenever that
+is more than 64 MiB, and gets it back page by page, zeroed. In an update, where the same sizes come and go in
+every layer, that is a fifth to a quarter of the time (`tools/bench/update.py`).
 """
 
 from __future__ import annotations
 
 import ctypes
-import logging
 import os
 import sys
 
-logger = logging.getLogger(__name__)
+KEPT = 2**31 - 1
+"""Bytes of free memory at the end of the heap that are kept: the most that mallopt can be told."""
 
-LARGEST = 2**31 - 1
-"""Bytes: blocks up to this size, and so much free memory, are kept. More than an int, mallopt cannot take."""
+MAPPED = 2**25
+"""Bytes from which on a block is mapped by itself and given back. It is where glibc's own threshold ends, and
+the most that older versions take; blocks of all sizes on one heap would leave holes that only grow."""
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Of malloc.h."""
@@ -24,12 +25,13 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 def keep_freed_memory() -> None:
     """Has this process keep what it frees. Does nothing where the C library is not glibc.
 
-    Thresholds that the user set by MALLOC_TRIM_THRESHOLD_, MALLOC_MMAP_THRESHOLD_ or GLIBC_TUNABLES stay.
+    Whoever set MALLOC_TRIM_THRESHOLD_, MALLOC_MMAP_THRESHOLD_ or something of glibc.malloc in GLIBC_TUNABLES
+    keeps that, and nothing is set here.
     """
     chosen = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"} & os.environ.keys()
     if chosen or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "") or sys.platform != "linux":
         return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    # Both: by setting either, glibc stops moving the other one up from its small start.
-    if mallopt and not all(mallopt(option, LARGEST) for option in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD)):
-        logger.warning("glibc did not take the thresholds of malloc: updates on the CPU will be slower")
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+        # Both: once one is set, glibc no longer moves the other up from its small start.
+        mallopt(M_MMAP_THRESHOLD, MAPPED)
+        mallopt(M_TRIM_THRESHOLD, KEPT)

@@ -61,7 +61,7 @@ class SharedContext:
         return [end - start for start, end in zip(self.answers, self.answers[1:], strict=False)]
 
 
-class PromptCache(Protocol):
+class SharedKeys(Protocol):
     """Knows prompts that the rows of a batch share (`herl.sampler.prompt_cache`)."""
 
     def attend(
@@ -78,7 +78,7 @@ def attention(
     attention_mask: torch.Tensor | BlockMask | None,
     *,
     contexts: Sequence[SharedContext] | None = None,
-    prompts: PromptCache | None = None,
+    prompts: SharedKeys | None = None,
     **settings: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """What a layer calls, by the signature of transformers' attention interface.
@@ -91,6 +91,8 @@ def attention(
         prompts: Where rows are answers in the making, and share their prompts' keys and values.
     """
     if prompts is not None:
+        if settings.get("position_bias") is not None:
+            raise NotImplementedError("attention scores with a bias by position")
         layer = cast(int, module.layer_idx)
         return prompts.attend(layer, query, key, value, settings.get("scaling")), None
     if isinstance(attention_mask, BlockMask):

@@ -232,8 +232,8 @@ def _fitting(piece: _Piece, max_tokens: int) -> list[_Piece]:
     return parts
 
 
-@cache
-def _advise(max_tokens: int) -> None:  # once
+@cache  # once
+def _advise(max_tokens: int) -> None:
     logger.warning(
         "a group of answers with a long context does not fit into module.micro_batch_tokens=%d: the "
         "context is computed in several rows; more tokens are faster, where memory allows them",

@@ -31,6 +31,10 @@ CHUNK_LOGITS = 2**24
 PART_LOGITS = 2**21
 """Logits whose entropy is summed, or whose gradient is computed, at once."""
 
+VIEWS = {f"{name}Backward0" for name in ("Select", "Slice", "Squeeze", "Unsqueeze", "UnsafeView", "View")}
+FORGETFUL = {f"{name}Backward0" for name in ("Add", "Addmm", "Bmm", "Div", "Mm", "Mul", "ToCopy")}
+"""Operations, by autograd's names, that pass their input on, and that keep no copy of their output."""
+
 
 def answer_logprobs(
     model: PreTrainedModel, batch: MicroBatch, temperature: float, *, entropy_grad: bool = False
@@ -87,15 +91,27 @@ def _chunk(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probs and entropies of some tokens, from the body's outputs that predict them, [n, width]."""
     logits = _logits(model, body, hidden).float()
-    scores: tuple[torch.Tensor, torch.Tensor] = _Scores.apply(  # type: ignore[no-untyped-call]
-        logits if temperature == 1.0 else logits / temperature, ids, entropy_grad
-    )
+    logits = logits if temperature == 1.0 else logits / temperature
+    if not _overwritable(logits):
+        logits = logits.clone()
+    scores: tuple[torch.Tensor, torch.Tensor] = _Scores.apply(logits, ids, entropy_grad)  # type: ignore[no-untyped-call]
     return scores
+
+
+def _overwritable(tensor: torch.Tensor) -> bool:
+    """Whether the operation that computed a tensor does not need it for its own gradient.
+
+    Within a checkpoint autograd does not notice that a saved tensor was overwritten.
+    """
+    node = tensor.grad_fn
+    while node is not None and node.name() in VIEWS:
+        node = node.next_functions[0][0]
+    return node is None or node.name() in FORGETFUL
 
 
 class _Scores(torch.autograd.Function):
     """Log-softmax at some ids, and entropy. The logits [n, vocabulary] become the distribution, and in
-    backward the gradient: there is no second tensor of that size."""
+    backward the gradient: there is no second tensor of that size. Nothing else may need them."""
 
     @staticmethod
     def forward(
@@ -104,13 +120,14 @@ class _Scores(torch.autograd.Function):
         entropy = logits.new_empty(len(logits), 1)
         for rows in _parts(logits):
             part = logits[rows]
-            part -= part.logsumexp(-1, keepdim=True)  # in place: nothing else needs the logits
+            part -= part.logsumexp(-1, keepdim=True)
             entropy[rows] = -(part.exp() * part).sum(-1, keepdim=True)
         ctx.entropy_grad = entropy_grad
         ctx.save_for_backward(logits, ids, entropy)
+        entropies = entropy[:, 0]
         if not entropy_grad:
-            ctx.mark_non_differentiable(entropy)
-        return logits.gather(-1, ids[:, None])[:, 0], entropy[:, 0]
+            ctx.mark_non_differentiable(entropies)
+        return logits.gather(-1, ids[:, None])[:, 0], entropies
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:

@@ -21,20 +21,20 @@ FEWEST = 2**23
 def packed_linears(model: torch.nn.Module, rows: int) -> Iterator[None]:
     """Within the block the model's linear layers compute by packed copies of their present weights.
 
-    Only for passes without gradient: others are refused. Layers that are not plain float32 ones on a CPU are
-    left as they are, and all of them where they fit into the cache.
+    Only for passes without gradient and while weights stay what they are: others are refused. Layers that are
+    not plain float32 ones on a CPU are left as they are, and all of them where they fit into the cache.
 
     Args:
-        model: Its weights must not change within the block.
+        model: What samples.
         rows: Tokens of a typical pass.
     """
     layers = [layer for layer in model.modules() if type(layer) is Linear and _packable(layer)]
-    if sum(layer.weight.numel() for layer in layers) < FEWEST:
+    if sum(layer.weight.numel() for layer in layers) < FEWEST or torch.is_autocast_enabled("cpu"):
         layers = []
     try:
         for layer in layers:
             packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), rows)
-            vars(layer)["forward"] = partial(_product, packed, layer.bias)
+            vars(layer)["forward"] = partial(_product, layer, packed, layer.weight._version)
         yield
     finally:
         for layer in layers:
@@ -50,8 +50,11 @@ def _packable(layer: Linear) -> bool:
     )
 
 
-def _product(weight: torch.Tensor, bias: torch.Tensor | None, inputs: torch.Tensor) -> torch.Tensor:
-    if torch.is_grad_enabled():
-        raise RuntimeError("expected torch.no_grad() while sampling: packed weights carry no gradient")
-    product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
+def _product(layer: Linear, packed: torch.Tensor, version: int, inputs: torch.Tensor) -> torch.Tensor:
+    if torch.is_grad_enabled() or layer.weight._version != version:
+        raise RuntimeError(
+            "expected neither gradients nor new weights while answers are sampled from packed ones; was a "
+            "sampler's generate() left unfinished?"
+        )
+    product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(inputs, packed, layer.bias, "none", [], "")
     return product

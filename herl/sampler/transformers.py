@@ -11,7 +11,7 @@ Left out: beam search, penalties, paged attention. For those and for speed use a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import cast
@@ -64,7 +64,7 @@ class TransformersSampler(Sampler):
         self._policy = policy if self.live else _empty_copy(policy)
         self._tokenizer = tokenizer
         self._end_ids = end_token_ids(policy, tokenizer)
-        self._new_cache = prompt_cache(self._policy)
+        self._new_cache: Callable[[], PromptCache] | None = None  # found out when the weights are there
 
     def load_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
         """Notes the version. A live policy's weights are there already: nothing of the stream is read."""
@@ -82,11 +82,14 @@ class TransformersSampler(Sampler):
             for request in sorted(requests, key=lambda request: len(request.prompt_ids))
             for index in range(request.n)
         ]
+        if not answers:
+            return
         was_training = self._policy.training
         self._policy.eval()
-        packed = packed_linears(self._policy, min(self.batch_size, len(answers)))
+        self._new_cache = self._new_cache or prompt_cache(self._policy)
+        rows = min(self.batch_size, len(answers))
         try:
-            with packed if self.pack_weights else nullcontext():
+            with packed_linears(self._policy, rows) if self.pack_weights else nullcontext():
                 for start in range(0, len(answers), self.batch_size):
                     yield from self._sample(answers[start : start + self.batch_size])
         finally:
@@ -122,6 +125,7 @@ class TransformersSampler(Sampler):
             ids[row, width - len(prompt) :] = torch.tensor(prompt)
             mask[row, width - len(prompt) :] = 1
         mask = mask.to(device)
+        assert self._new_cache is not None
         cache = self._new_cache()
         logits = last_logits(self._policy, ids.to(device), mask, cache)
         rows = torch.tensor([row_of[answer.request.prompt_ids] for answer in answers], device=device)

@@ -9,7 +9,8 @@ import resource, sys, torch
 from herl.allocator import keep_freed_memory
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(2**25)  # 128 MiB, 32 768 pages
+    several = [torch.ones(2**22) for _ in range(8)]  # 16 MiB each, 32 768 pages in all
+    del several
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 faults()
 print(faults())

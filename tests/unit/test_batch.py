@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from herl.batch import micro_batches
+from herl.batch import _advise, micro_batches
 from herl.testing import make_experience, make_rollout
 
 PACKINGS = ("shared", "packed", "single")
@@ -147,6 +147,7 @@ def test_one_answer_on_many_ranks_is_repeated_as_a_filler():
 
 
 def test_a_long_context_that_rows_repeat_for_want_of_tokens_is_said_once(caplog):
+    _advise.cache_clear()
     experiences = [experience(range(3, 103), [1, 2, 3], index=index) for index in range(4)]
     for max_tokens in (200, 111, 110, 110):
         batches = list(micro_batches(experiences, max_tokens=max_tokens, aggregation="token_mean"))

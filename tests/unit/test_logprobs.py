@@ -1,10 +1,12 @@
 import random
+from functools import partial
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from herl.batch import micro_batches
-from herl.logprobs import answer_logprobs
+from herl.logprobs import _chunk, answer_logprobs
 from herl.loss import PolicyLoss, Tokens
 from herl.model import PretrainedModel
 from herl.sampler.transformers import TransformersSampler
@@ -103,6 +105,28 @@ def test_no_tensor_of_all_logits_exists(policy, monkeypatch):
     (logprobs.sum() + entropy.sum()).backward()
     assert set(largest) == {8} or set(largest) == {8, len(batch.answer_ids) % 8}
     assert len(largest) == 2 * forward, "each chunk is computed again in backward"
+
+
+@pytest.mark.parametrize("checkpointed", [True, False])
+@pytest.mark.parametrize("head", [torch.tanh, torch.sigmoid, torch.exp, lambda logits: 3 * logits])
+def test_logits_that_the_head_needs_for_its_gradient_are_not_overwritten(monkeypatch, head, checkpointed):
+    hidden = torch.randn(50, 1024, requires_grad=True, generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(1024, (50,), generator=torch.Generator().manual_seed(1))
+    expected = torch.log_softmax(head(hidden), -1).gather(1, ids[:, None]).mean()
+    [naive] = torch.autograd.grad(expected, hidden)
+    monkeypatch.setattr("herl.logprobs._logits", lambda model, body, hidden: head(hidden))
+    compute = partial(_chunk, None, None, temperature=1.0, entropy_grad=True)
+    if checkpointed:
+        compute = partial(checkpoint, compute, use_reentrant=False)
+    logprobs, _ = compute(hidden, ids)
+    [found] = torch.autograd.grad(logprobs.mean(), hidden)
+    torch.testing.assert_close(found, naive, rtol=1e-5, atol=1e-6)
+
+
+def test_the_entropy_carries_gradient_only_where_it_is_asked_for(policy):
+    [batch] = micro_batches(several(), max_tokens=2000, aggregation="token_mean")
+    for asked in (True, False):
+        assert answer_logprobs(policy, batch, 1.0, entropy_grad=asked)[1].requires_grad == asked
 
 
 def test_without_gradient_no_chunk_is_computed_twice(policy, monkeypatch):

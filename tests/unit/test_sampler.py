@@ -118,6 +118,7 @@ def test_answers_that_share_their_prompt_are_those_with_a_copy_of_it(kind, monke
         torch.randint(3, 1000, (6, 9), generator=draw),
     )
     mask = (torch.arange(12) >= torch.tensor([[0], [5], [11]])).long()
+    kept_after = {2: [0, 1, 3, 4], 5: [3, 1]}  # the third prompt has no answer left; then another order
     make = prompt_cache(model)
     assert isinstance(make(), SharedPrompts)
     found = {}
@@ -128,11 +129,8 @@ def test_answers_that_share_their_prompt_are_those_with_a_copy_of_it(kind, monke
             cache.share(owner, mask)
             so_far, ids = mask[owner], tokens
             for step in range(9):
-                if step in (
-                    2,
-                    5,
-                ):  # the third prompt has no answer left; then the others are in another order
-                    kept = torch.tensor({2: [0, 1, 3, 4], 5: [3, 1]}[step])
+                if step in kept_after:
+                    kept = torch.tensor(kept_after[step])
                     cache.batch_select_indices(kept)
                     so_far, ids = so_far[kept], ids[kept]
                 so_far = torch.cat([so_far, so_far.new_ones(len(so_far), 1)], dim=1)
@@ -152,10 +150,11 @@ def test_windows_of_attention_get_a_copy_of_the_prompt(kind, caplog):
 def test_a_model_that_computes_something_else_with_shared_prompts_gets_copies(policy, monkeypatch, caplog):
     caplog.set_level("INFO")
     assert isinstance(prompt_cache(policy)(), SharedPrompts)
-    attend = SharedPrompts.attend
-    monkeypatch.setattr(SharedPrompts, "attend", lambda *arguments: 1.1 * attend(*arguments))
-    assert isinstance(prompt_cache(policy)(), CopiedPrompts)
+    assert isinstance(prompt_cache(model_of("nemotron"))(), CopiedPrompts), "it calls sdpa by itself"
     assert "log-probs deviate by" in caplog.text
+    monkeypatch.delattr(SharedPrompts, "attend")
+    assert isinstance(prompt_cache(policy)(), CopiedPrompts)
+    assert "keys and values: AttributeError: " in caplog.text
 
 
 def test_sampled_answers_are_the_same_with_a_copy_of_the_prompt(sampler, policy, tokenizer):
@@ -179,10 +178,33 @@ def test_packed_linears_compute_the_same_and_leave_the_model_as_it_was(monkeypat
         with packed_linears(model, rows=2):
             assert len(packed(model)) == 2 * 7 + 1
             torch.testing.assert_close(model(input_ids=ids).logits, expected, rtol=1e-5, atol=1e-4)
-            with torch.enable_grad(), pytest.raises(RuntimeError, match="packed weights carry no gradient"):
+            with (
+                torch.enable_grad(),
+                pytest.raises(RuntimeError, match="expected neither gradients nor new weights"),
+            ):
                 model(input_ids=ids)
         assert not packed(model)
         assert torch.equal(model(input_ids=ids).logits, expected)
+
+
+def test_packed_weights_that_have_changed_are_refused(policy, monkeypatch):
+    monkeypatch.setattr("herl.sampler.packed_linears.FEWEST", 1)
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad(), packed_linears(policy, rows=1):
+        policy(input_ids=ids)
+        policy.get_output_embeddings().weight.mul_(2)
+        with pytest.raises(RuntimeError, match="was a sampler's generate\\(\\) left unfinished"):
+            policy(input_ids=ids)
+
+
+def test_packed_weights_stand_back_under_autocast(sampler, tokenizer, monkeypatch):
+    monkeypatch.setattr("herl.sampler.packed_linears.FEWEST", 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert len(list(sampler.generate([request(tokenizer, "otter")]))) == 3
+
+
+def test_no_requests_are_no_work(sampler):
+    assert list(sampler.generate([])) == []
 
 
 def packed(model):
