@@ -135,6 +135,12 @@ def test_every_key_has_a_comment_or_says_itself():
                 assert "#" in value, f"{path.name}: {line}"
 
 
+def test_no_draft_is_revision_without_the_draft():
+    hindsight = instantiate(composed("fit", "hindsight=no_draft").hindsight)
+    assert "{draft}" not in hindsight.template
+    assert hindsight.template.index("{met}") < hindsight.template.index("{missed}")
+
+
 def test_presets_are_what_they_say():
     herl, reference, grpo = (composed("fit", f"algorithm={a}") for a in ("herl", "reference", "grpo"))
     assert herl.rollout.training_context == "original"
