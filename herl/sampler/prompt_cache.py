@@ -192,7 +192,7 @@ def last_logits(
 def prompt_cache(model: PreTrainedModel) -> Callable[[], PromptCache]:
     """Returns what makes an empty cache for a model; says why, where answers cannot share their prompts.
 
-    Tries it on the model as it is now: with the weights, and under the numerics, that it will sample with.
+    Tries it on the model as it is now: with the weights, mode and numerics that it will sample with.
     """
     copied = partial(CopiedPrompts, config=model.config)
     layers = copied().layers

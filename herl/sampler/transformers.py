@@ -86,9 +86,9 @@ class TransformersSampler(Sampler):
             return
         was_training = self._policy.training
         self._policy.eval()
-        self._new_cache = self._new_cache or prompt_cache(self._policy)
         rows = min(self.batch_size, len(answers))
         try:
+            self._new_cache = self._new_cache or prompt_cache(self._policy)
             with packed_linears(self._policy, rows) if self.pack_weights else nullcontext():
                 for start in range(0, len(answers), self.batch_size):
                     yield from self._sample(answers[start : start + self.batch_size])
