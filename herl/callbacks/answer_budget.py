@@ -11,7 +11,7 @@ from herl.module import HerlModule
 
 
 class AnswerBudget(L.Callback):
-    """Stops training after the batch in which the budget is reached.
+    """Stops training after the batch in which the budget is reached; a resumed run beyond it at once.
 
     Args:
         answers: Sampled answers, attempts and revisions together; None for no limit.
@@ -27,6 +27,9 @@ class AnswerBudget(L.Callback):
         assert isinstance(module, HerlModule)
         module.answer_budget = self.answers
 
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._stop_if_spent(trainer, module)
+
     def on_train_batch_end(
         self,
         trainer: L.Trainer,
@@ -35,6 +38,9 @@ class AnswerBudget(L.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
+        self._stop_if_spent(trainer, module)
+
+    def _stop_if_spent(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, HerlModule)
         if self.answers is not None and module.counts["answers_sampled"] >= self.answers:
             trainer.should_stop = True

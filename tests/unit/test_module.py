@@ -37,7 +37,7 @@ def module_of(answers=ANSWERS, **changes):
     return HerlModule(**(defaults | changes))
 
 
-def fit(module, tmp_path, tasks=TASKS, callbacks=(), **trainer):
+def fit(module, tmp_path, tasks=TASKS, callbacks=(), resume=None, **trainer):
     settings = {
         "max_epochs": 1,
         "accelerator": "cpu",
@@ -47,7 +47,7 @@ def fit(module, tmp_path, tasks=TASKS, callbacks=(), **trainer):
     }
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "default_root_dir": tmp_path}
     made = L.Trainer(**(settings | quiet | trainer), callbacks=[RefreshSampler(), *callbacks])
-    made.fit(module, RubricDataModule(tasks, prompts_per_batch=2))
+    made.fit(module, RubricDataModule(tasks, prompts_per_batch=2), ckpt_path=resume, weights_only=True)
     return made
 
 
@@ -132,6 +132,14 @@ def test_answer_budget_ends_the_run(tmp_path):
     module = module_of()
     fit(module, tmp_path, callbacks=[AnswerBudget(20)], max_epochs=10)
     assert module.counts["answers_sampled"] == 24  # 8 a batch: the batch that reaches the budget ends it
+
+
+def test_a_run_that_comes_back_with_its_budget_spent_samples_nothing(tmp_path):
+    budget = {"callbacks": [AnswerBudget(20)], "max_epochs": 10}
+    fit(module_of(), tmp_path, **budget).save_checkpoint(tmp_path / "end.ckpt")
+    module = module_of()
+    fit(module, tmp_path, resume=tmp_path / "end.ckpt", **budget)
+    assert module.counts["answers_sampled"] == 24
 
 
 def test_a_live_sampler_is_told_the_version_before_every_batch(tmp_path):
