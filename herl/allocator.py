@@ -11,12 +11,11 @@ import ctypes
 import os
 import sys
 
-KEPT = 2**31 - 1
-"""Bytes of free memory at the end of the heap that are kept: the most that mallopt can be told."""
+MOST = 2**31 - 1
+"""Bytes: the most that mallopt can be told."""
 
 MAPPED = 2**25
-"""Bytes from which on a block is mapped by itself and given back. It is where glibc's own threshold ends, and
-the most that older versions take; blocks of all sizes on one heap would leave holes that only grow."""
+"""Bytes, the most that older versions of glibc take as the size from which on a block is mapped by itself."""
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Of malloc.h."""
@@ -33,5 +32,5 @@ def keep_freed_memory() -> None:
         return
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         # Both: once one is set, glibc no longer moves the other up from its small start.
-        mallopt(M_MMAP_THRESHOLD, MAPPED)
-        mallopt(M_TRIM_THRESHOLD, KEPT)
+        mallopt(M_TRIM_THRESHOLD, MOST)
+        mallopt(M_MMAP_THRESHOLD, MOST) or mallopt(M_MMAP_THRESHOLD, MAPPED)
