@@ -135,10 +135,19 @@ def test_every_key_has_a_comment_or_says_itself():
                 assert "#" in value, f"{path.name}: {line}"
 
 
-def test_no_draft_is_revision_without_the_draft():
-    hindsight = instantiate(composed("fit", "hindsight=no_draft").hindsight)
-    assert "{draft}" not in hindsight.template
-    assert hindsight.template.index("{met}") < hindsight.template.index("{missed}")
+@pytest.mark.parametrize(
+    ("chosen", "shown"),
+    [
+        ("algorithm=herl", False),
+        ("hindsight=revision", True),
+        ("hindsight.draft=true", True),
+        ("algorithm=critique", True),
+        ("algorithm=reference", True),
+    ],
+)
+def test_only_herl_leaves_the_draft_out_of_the_revision_prompt(chosen, shown):
+    hindsight = instantiate(composed("fit", chosen).hindsight)
+    assert ("{draft}" in hindsight.template) is shown
 
 
 def test_presets_are_what_they_say():

@@ -37,6 +37,7 @@ def test_wheel_carries_package_configuration_prompt_and_assets(wheel):
         "herl/conf/fit.yaml",
         "herl/conf/algorithm/herl.yaml",
         "herl/hindsight/revision.txt",
+        "herl/hindsight/rewrite.txt",
         "herl/assets/animals.jsonl",
         "herl/assets/tiny/model.safetensors",
         "herl/assets/tiny/tokenizer.json",

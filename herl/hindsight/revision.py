@@ -1,7 +1,8 @@
-"""Builds revision prompts: request, draft, the criteria it met and those it missed.
+"""Builds revision prompts: the request, the criteria that a draft met and those it missed, the draft if wished.
 
-The words stand in `revision.txt`; they never forbid adding facts, since a rubric may ask for facts that
-the draft lacks. Fields are filled in one pass: braces in a model's text stay text.
+The words stand in `rewrite.txt` and, with the draft, in `revision.txt`; they never forbid adding facts, since
+a rubric may ask for facts that the draft lacks. Fields are filled in one pass: braces in a model's text stay
+text.
 """
 
 from __future__ import annotations
@@ -27,19 +28,23 @@ class RevisionBuilder(HindsightBuilder):
     Args:
         candidates: Which attempts to revise (`herl.hindsight.candidates`).
         perfect: Reward from which on a group's best attempt needs no hindsight.
+        draft: Whether the shipped prompt shows the draft. HeRL (arXiv:2603.20046) does. Without it revisions
+            were better and the policy learned faster, with small models (tools/study/RESULTS.md).
         template: Text with the field {request}, and {draft}, {met} and {missed} or some of them; None for
-            `revision.txt`.
+            the shipped one.
     """
 
     def __init__(
         self,
         candidates: Candidates = ONE_BEST,
         perfect: float = 1.0,
+        draft: bool = False,
         template: str | None = None,
     ) -> None:
         self.candidates = candidates
         self.perfect = perfect
-        self.template = (template or templates.load("herl.hindsight", "revision.txt")).strip()
+        shipped = templates.load("herl.hindsight", "revision.txt" if draft else "rewrite.txt")
+        self.template = (template or shipped).strip()
         templates.check("hindsight.template", self.template, _FIELDS, _OPTIONAL)
 
     def build(self, task: Task, group: Sequence[Judged]) -> list[Hindsight]:

@@ -53,7 +53,8 @@ def test_a_group_with_a_perfect_attempt_is_not_revised():
     assert len(builder.build(make_task(), judged[1:])) == 1
 
 
-def test_prompt_tells_request_draft_met_and_missed_through_a_chat_message():
+@pytest.mark.parametrize(("draft", "words"), [(False, "rewrite_prompt.txt"), (True, "revision_prompt.txt")])
+def test_prompt_tells_request_met_missed_and_the_draft_if_wished_through_a_chat_message(draft, words):
     task = Task(
         id="t",
         messages=(
@@ -71,10 +72,11 @@ def test_prompt_tells_request_draft_met_and_missed_through_a_chat_message():
     )
     verdicts = {"food": True, "home": False, "advert": True, "unclear": None}
     rollout = make_rollout("It eats fish. {met} Visit our zoo today!")
-    [hindsight] = RevisionBuilder().build(task, [make_judged(0.3, met=verdicts, rollout=rollout)])
+    judged = make_judged(0.3, met=verdicts, rollout=rollout)
+    [hindsight] = RevisionBuilder(draft=draft).build(task, [judged])
     assert hindsight.messages[0] == {"role": "system", "content": "Be brief."}
     assert hindsight.messages[-1]["role"] == "user"
-    assert hindsight.messages[-1]["content"] + "\n" == (GOLDEN / "revision_prompt.txt").read_text()
+    assert hindsight.messages[-1]["content"] + "\n" == (GOLDEN / words).read_text()
     assert [c.id for c in hindsight.met] == ["food"]
     assert [c.id for c in hindsight.missed] == ["home", "advert"]
 

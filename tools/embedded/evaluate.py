@@ -41,7 +41,7 @@ def main() -> None:
                 plan=RolloutPlan(attempt=Sampling(max_new_tokens=64), revision=Sampling(max_new_tokens=64)),
                 selection=form_group,
                 advantages=group_advantages,
-                hindsight=RevisionBuilder(candidates=partial(all_imperfect), perfect=2.0),
+                hindsight=RevisionBuilder(candidates=partial(all_imperfect), perfect=2.0, draft=True),
                 bonus=NoBonus(),
             )
             groups = collect([*data.train, *data.heldout], stages, ("evaluate",)).groups

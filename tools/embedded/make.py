@@ -53,7 +53,7 @@ def revision_prompt(asked: str, draft: dict[str, str], rows: list[Row]) -> str:
         "met": bullets([criterion for criterion, good in criteria if good]),
         "missed": bullets([criterion for criterion, good in criteria if not good]),
     }
-    return fill(RevisionBuilder().template, fields)
+    return fill(RevisionBuilder(draft=True).template, fields)
 
 
 def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
