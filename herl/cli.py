@@ -32,6 +32,14 @@ VERBS = {
 }
 NOT_OF_A_RUN = ("hydra.", "resume=", "dry_run=", "cost.", "run=", "json=")
 """How overrides begin that say how a run was started, not what it is."""
+BENCHMARK_OWN = {
+    "data": "benchmark.data",
+    "judge": "benchmark.judge",
+    "module.judge": "benchmark.judge",
+    "rollout.heldout": "benchmark.heldout",
+    "module.validation_attempts": "benchmark.attempts",
+}
+"""Keys in whose place a benchmark puts its own, and where those are."""
 LIGHT = {"inspect": "herl.inspection"}
 """Verbs that need no model: where they are, instead of `herl.commands`, which takes seconds to import."""
 
@@ -66,6 +74,7 @@ def main() -> None:
     elif verb in VERBS:
         if not sys.argv[1].startswith("--config-name="):
             arguments = _as_overrides(verb, sys.argv[2:])
+            _check_benchmark(arguments)
             sys.argv[2:] = [*(_overrides_of_run(arguments) if verb != "inspect" else ()), *arguments]
         _run_hydra(verb)
     else:
@@ -84,8 +93,22 @@ def _as_overrides(verb: str, arguments: list[str]) -> list[str]:
     ]
 
 
+def _check_benchmark(arguments: list[str]) -> None:
+    """Refuses what would have no effect beside benchmark=."""
+    given = dict(one.lstrip("+~").partition("=")[::2] for one in arguments)
+    if given.get("benchmark", "none") == "none":
+        return
+    for key in given:
+        for own, instead in BENCHMARK_OWN.items():
+            if key == own or key.startswith((own + ".", own + "/")):
+                _fail(
+                    f"{key}: expected a key of {instead} with benchmark={given['benchmark']}, which brings its "
+                    f"own, got {key}={given[key]}"
+                )
+
+
 def _overrides_of_run(arguments: list[str]) -> list[str]:
-    """What a run was started with, for the verbs that go on from it (run=FOLDER)."""
+    """What a run was started with, for the verbs that go on from it (run=FOLDER), its --config-dir too."""
     folders = [a.removeprefix("run=").strip("'\"") for a in arguments if a.startswith("run=")]
     if not folders:
         return []
@@ -99,6 +122,10 @@ def _overrides_of_run(arguments: list[str]) -> list[str]:
     keys = [argument.partition("=")[0] for argument in arguments]
     chosen = {key for key in keys if (conf_dir() / key).is_dir()}  # the settings of another choice do not fit
     past = [str(override) for override in OmegaConf.load(path)]
+    sources = OmegaConf.load(os.path.join(os.path.dirname(path), "hydra.yaml")).hydra.runtime.config_sources
+    plugins = [one.path for one in sources if one.provider == "command-line"]
+    if plugins and not {"--config-dir", "-cd"} & set(keys):
+        past = ["--config-dir", *plugins, *past]
     return [
         override
         for override in past

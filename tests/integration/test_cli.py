@@ -104,6 +104,11 @@ def test_help_is_quick_and_loads_neither_torch_nor_hydra(tmp_path):
             "checkpoint: expected a checkpoint written by herl fit, got 'no.ckpt'",
         ),
         (
+            ["test", "benchmark=ifbench", "rollout.heldout.max_new_tokens=8"],
+            "rollout.heldout.max_new_tokens: expected a key of benchmark.heldout with benchmark=ifbench",
+        ),
+        (["test", "benchmark=ifbench", "judge=rule"], "judge: expected a key of benchmark.judge"),
+        (
             ["fit", "-m", "trainer.devices=2", "seed=0,1"],
             "trainer.devices: expected 1 in a sweep (-m), got 2 processes",
         ),
@@ -156,7 +161,7 @@ def test_validate_measures_a_checkpoint_as_fit_left_it(tmp_path):
     assert summary_of(tmp_path / "v")["heldout_reward"] == after
 
 
-def test_a_users_judge_hindsight_and_bonus_are_selected_by_config_dir(tmp_path):
+def test_a_users_judge_hindsight_and_bonus_are_selected_by_config_dir_and_found_again_by_the_run(tmp_path):
     done = herl(
         "fit", "--config-dir", str(PLUGIN / "conf"), "judge=mine", "hindsight=mine", "bonus=mine",
         "bonus.amount=0.2", *SMALL, f"hydra.run.dir={tmp_path}/run", cwd=PLUGIN, HERL_ALLOW_TARGETS="my_plugin",
@@ -164,6 +169,11 @@ def test_a_users_judge_hindsight_and_bonus_are_selected_by_config_dir(tmp_path):
     assert done.returncode == 0, done.stderr
     summary = summary_of(tmp_path / "run")
     assert summary["revisions_sampled"] == 32
+    done = herl(
+        "validate", f"run={tmp_path}/run", f"hydra.run.dir={tmp_path}/v", cwd=PLUGIN, HERL_ALLOW_TARGETS="my_plugin"
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert summary_of(tmp_path / "v")["heldout_reward"] == summary["heldout_reward_after"]
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "reference"])
