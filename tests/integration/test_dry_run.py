@@ -26,7 +26,7 @@ def test_a_dry_run_shows_prompts_and_estimates_and_writes_nothing_but_its_report
     report = json.loads((tmp_path / "run" / "dry_run.json").read_text())
     assert report["prompts"] == {"train": 288, "heldout": 72}
     assert report["prompt"].startswith("<|im_start|>user\n")
-    assert "The draft misses:" in report["revision_prompt"]
+    assert "It misses:" in report["revision_prompt"]
     assert 50 < report["batches"] < 65  # 8 192 answers, 8 and a revision to each of 16 prompts
     assert report["answers"] >= 8192
     assert report["validations"] == 2 + report["batches"] // 6
@@ -43,7 +43,7 @@ def test_a_dry_run_shows_prompts_and_estimates_and_writes_nothing_but_its_report
     assert gpus["price"] == pytest.approx(2 * gpus["gpu_hours"], abs=0.02)
     assert "0.00 billion parameters on 8 x h100" in done.stdout
     assert report["memory_gib"]["memory_gib"] > 0.1
-    assert "The draft misses:" in done.stdout
+    assert "It misses:" in done.stdout
     assert f"{report['batches']} batches" in done.stdout
 
 

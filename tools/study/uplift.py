@@ -2,7 +2,7 @@
 
     python tools/study/uplift.py experiment=smollm2_if sampler=vllm prompts=64 temperature=0.3
 
-Tries several words for the revision prompt on the first training prompts of an experiment, among them the
+Tries several revision prompts on the first training prompts of an experiment, among them the
 request alone, which is no revision but one more attempt at the revision's temperature. Prints a Markdown
 table: mean rewards of the drafts and of their revisions, and the shares of revisions that are better and
 worse than their draft, and better than the best of all attempts. All other arguments are of herl fit.
@@ -15,6 +15,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 
@@ -26,12 +27,16 @@ from herl.hindsight.revision import RevisionBuilder
 from herl.module import HerlModule
 from herl.weights import named_weights
 
-WORDS = {
-    "as shipped": None,
-    "request and missed criteria": "{request}\n\nMake sure to follow this:\n{missed}",
-    "draft and missed criteria": "{request}\n\nA first answer was:\n{draft}\n\nIt did not do this:\n{missed}",
-    "request alone": "{request}",
+PROMPTS: dict[str, dict[str, Any]] = {
+    "hindsight=rewrite": {"draft": False},
+    "hindsight=revision": {"draft": True},
+    "request and missed criteria": {"template": "{request}\n\nMake sure to follow this:\n{missed}"},
+    "draft and missed criteria": {
+        "template": "{request}\n\nA first answer was:\n{draft}\n\nIt did not do this:\n{missed}"
+    },
+    "request alone": {"template": "{request}"},
 }
+"""Of `RevisionBuilder`."""
 OPTIONS = {"prompts": 64, "attempts": 4, "temperature": 1.0}
 
 
@@ -53,8 +58,8 @@ def main() -> None:
     print("| revision prompt | drafts | revisions | better | worse | better than the best | n |")
     print("| --- |" + " --: |" * 6)
     with module.stages.desk:
-        for name, words in WORDS.items():
-            builder = RevisionBuilder(partial(top_k, k=2), template=words)
+        for name, words in PROMPTS.items():
+            builder = RevisionBuilder(partial(top_k, k=2), **words)
             found = collect(tasks, replace(module.stages, plan=plan, hindsight=builder), (1,))
             print(f"| {name} | " + " | ".join(row(found)) + " |", flush=True)
 
