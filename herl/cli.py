@@ -32,7 +32,13 @@ VERBS = {
 }
 NOT_OF_A_RUN = ("hydra.", "resume=", "dry_run=", "cost.", "run=", "json=")
 """How overrides begin that say how a run was started, not what it is."""
+CONFIG_DIR = {"-cd", "--config-dir"}
+VALUED = CONFIG_DIR | {"-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name"}
+"""Hydra's options that take a value."""
+INFO = {"-i", "--info"}
+"""Hydra's option that may take one."""
 BENCHMARK_OWN = {
+    "aggregation": "benchmark.judge",
     "data": "benchmark.data",
     "judge": "benchmark.judge",
     "module.judge": "benchmark.judge",
@@ -73,45 +79,56 @@ def main() -> None:
         print(f"herl {version('herl')}")
     elif verb in VERBS:
         if not sys.argv[1].startswith("--config-name="):
-            arguments = _as_overrides(verb, sys.argv[2:])
-            _check_benchmark(arguments)
-            sys.argv[2:] = [*(_overrides_of_run(arguments) if verb != "inspect" else ()), *arguments]
+            options, overrides = _split(verb, sys.argv[2:])
+            if verb in ("test", "improve"):
+                _check_benchmark(overrides)
+            more, past = _of_run(options, overrides) if verb != "inspect" else ([], [])
+            sys.argv[2:] = [*more, *options, *past, *overrides]  # Hydra wants all overrides in one go
         _run_hydra(verb)
     else:
         _fail(f"unknown verb '{verb}'; expected one of {', '.join(VERBS)}." + did_you_mean(verb, VERBS))
 
 
-def _as_overrides(verb: str, arguments: list[str]) -> list[str]:
-    """`herl inspect RUN --json` as Hydra wants it; all other verbs take nothing but overrides and options."""
-    if verb != "inspect":
-        return arguments
-    given = ["json=true" if argument == "--json" else argument for argument in arguments]
-    after_option = [False, *(one.startswith("-") and "=" not in one for one in given)]
-    return [
-        f"run='{one}'" if not (value or "=" in one or one.startswith("-")) else one
-        for one, value in zip(given, after_option, strict=False)
-    ]
+def _split(verb: str, arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Options with their values, and overrides, into which `herl inspect RUN --json` is turned."""
+    options: list[str] = []
+    overrides: list[str] = []
+    for one in arguments:
+        before = options[-1] if options else ""
+        if before in VALUED or (before in INFO and "=" not in one):
+            options.append(one)
+        elif one == "--json" and verb == "inspect":
+            overrides.append("json=true")
+        elif one.startswith("-"):
+            options.append(one)
+        else:
+            overrides.append(f"run='{one}'" if verb == "inspect" and "=" not in one else one)
+    if options and options[-1] in INFO:
+        options[-1] = "--info=all"  # or it would take the first override
+    return options, overrides
 
 
-def _check_benchmark(arguments: list[str]) -> None:
+def _key(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0]
+
+
+def _check_benchmark(overrides: list[str]) -> None:
     """Refuses what would have no effect beside benchmark=."""
-    given = dict(one.lstrip("+~").partition("=")[::2] for one in arguments)
-    if given.get("benchmark", "none") == "none":
+    given = {_key(one): one.partition("=")[2].strip("'\"") for one in overrides}
+    chosen = given.get("benchmark", "")
+    if chosen in ("", "none", "null") or "," in chosen or "prompt" in given:
         return
-    for key in given:
+    for one in overrides:
         for own, instead in BENCHMARK_OWN.items():
-            if key == own or key.startswith((own + ".", own + "/")):
-                _fail(
-                    f"{key}: expected a key of {instead} with benchmark={given['benchmark']}, which brings its "
-                    f"own, got {key}={given[key]}"
-                )
+            if re.match(rf"{re.escape(own)}($|[./@])", _key(one)):
+                _fail(f"{one}: no effect with benchmark={chosen}, which brings its own: set {instead}")
 
 
-def _overrides_of_run(arguments: list[str]) -> list[str]:
-    """What a run was started with, for the verbs that go on from it (run=FOLDER), its --config-dir too."""
-    folders = [a.removeprefix("run=").strip("'\"") for a in arguments if a.startswith("run=")]
+def _of_run(options: list[str], overrides: list[str]) -> tuple[list[str], list[str]]:
+    """Options and overrides that a run was started with, for the verbs that go on from it (run=FOLDER)."""
+    folders = [one.removeprefix("run=").strip("'\"") for one in overrides if one.startswith("run=")]
     if not folders:
-        return []
+        return [], []
     path = os.path.join(folders[-1], ".hydra", "overrides.yaml")
     if not os.path.isfile(path):
         _fail(f"run: expected the folder of a run with {path}, got '{folders[-1]}'")
@@ -119,19 +136,24 @@ def _overrides_of_run(arguments: list[str]) -> list[str]:
 
     from herl.config import conf_dir
 
-    keys = [argument.partition("=")[0] for argument in arguments]
+    keys = {_key(one) for one in overrides}
     chosen = {key for key in keys if (conf_dir() / key).is_dir()}  # the settings of another choice do not fit
     past = [str(override) for override in OmegaConf.load(path)]
-    sources = OmegaConf.load(os.path.join(os.path.dirname(path), "hydra.yaml")).hydra.runtime.config_sources
-    plugins = [one.path for one in sources if one.provider == "command-line"]
-    if plugins and not {"--config-dir", "-cd"} & set(keys):
-        past = ["--config-dir", *plugins, *past]
-    return [
+    kept = [
         override
         for override in past
         if not override.startswith(NOT_OF_A_RUN)
         and re.split(r"[./=]", override.lstrip("+~"), maxsplit=1)[0] not in chosen
     ]
+    if {one.partition("=")[0] for one in options} & CONFIG_DIR:
+        return [], kept
+    started = OmegaConf.load(os.path.join(folders[-1], ".hydra", "hydra.yaml"))
+    sources = OmegaConf.select(started, "hydra.runtime.config_sources") or []
+    plugins = [source.path for source in sources if source.provider == "command-line"]
+    for folder in plugins:
+        if not os.path.isdir(folder):
+            _fail(f"run: expected {folder}, its --config-dir, got none there: give --config-dir again")
+    return [f"--config-dir={folder}" for folder in plugins], kept
 
 
 def _run_hydra(verb: str) -> None:

@@ -111,7 +111,7 @@ def check_rounds(key: str, rounds: int, stages: Stages) -> None:
     if rounds and isinstance(stages.hindsight, NoHindsight):
         raise ConfigError(
             f"{key}: expected 0 with a hindsight that writes no revision prompts, got {rounds}: "
-            "add hindsight=revision"
+            "add hindsight=rewrite"
         )
 
 

@@ -143,10 +143,13 @@ def test_every_key_has_a_comment_or_says_itself():
         ("hindsight.draft=true", True),
         ("algorithm=critique", True),
         ("algorithm=reference", True),
+        ("algorithm=reference hindsight.draft=false", False),
+        ("hindsight=tied_best", True),
+        ("hindsight=tied_best hindsight.draft=false", False),
     ],
 )
-def test_only_herl_leaves_the_draft_out_of_the_revision_prompt(chosen, shown):
-    hindsight = instantiate(composed("fit", chosen).hindsight)
+def test_who_shows_the_draft_in_the_revision_prompt(chosen, shown):
+    hindsight = instantiate(composed("fit", *chosen.split()).hindsight)
     assert ("{draft}" in hindsight.template) is shown
 
 
@@ -154,6 +157,7 @@ def test_presets_are_what_they_say():
     herl, reference, grpo = (composed("fit", f"algorithm={a}") for a in ("herl", "reference", "grpo"))
     assert herl.rollout.training_context == "original"
     assert herl.hindsight.candidates._target_.endswith("top_k")
+    assert herl.hindsight.draft is False
     assert (herl.selection.strict, herl.selection.placement) == (True, "replace_worst")
     assert herl.selection.fallback_copies is False
     assert (herl.bonus.alpha, herl.bonus.mode) == (0.05, "signed")

@@ -1,4 +1,4 @@
-"""Builds revision prompts: the request, the criteria that a draft met and those it missed, the draft if wished.
+"""Builds revision prompts: the request, the criteria a draft met and those it missed, the draft if wished.
 
 The words stand in `rewrite.txt` and, with the draft, in `revision.txt`; they never forbid adding facts, since
 a rubric may ask for facts that the draft lacks. Fields are filled in one pass: braces in a model's text stay
@@ -29,7 +29,8 @@ class RevisionBuilder(HindsightBuilder):
         candidates: Which attempts to revise (`herl.hindsight.candidates`).
         perfect: Reward from which on a group's best attempt needs no hindsight.
         draft: Whether the shipped prompt shows the draft. HeRL (arXiv:2603.20046) does. Without it revisions
-            were better and the policy learned faster, with small models (tools/study/RESULTS.md).
+            were better and the policy learned faster on the embedded task (tools/study/RESULTS.md). Says
+            nothing about a `template`.
         template: Text with the field {request}, and {draft}, {met} and {missed} or some of them; None for
             the shipped one.
     """

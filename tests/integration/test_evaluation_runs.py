@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -172,11 +173,15 @@ def test_ifbench_is_judged_strictly_and_loosely(tmp_path):
 
 def test_a_benchmark_is_the_same_whatever_the_run_was_trained_on(run, tmp_path):
     """The run has settings of its own for its data, its judge and how held-out prompts are answered."""
+    other = tmp_path / "other"
+    shutil.copytree(run, other, symlinks=True)
+    with (other / ".hydra" / "overrides.yaml").open("a") as overrides:
+        overrides.write("- data.regime=loose\n- rollout.heldout.temperature=1.0\n")
     herl(
-        "test", f"run={run}", "benchmark=ifbench", "benchmark.data.most=2", "benchmark.heldout.max_new_tokens=16",
-        "data.regime=loose", "rollout.heldout.temperature=1.0", f"hydra.run.dir={tmp_path}", cwd=tmp_path,
+        "test", f"run={other}", "benchmark=ifbench", "benchmark.data.most=2", "benchmark.heldout.max_new_tokens=16",
+        f"hydra.run.dir={tmp_path}/tested", cwd=tmp_path,
     )  # fmt: skip
-    facts = summary(tmp_path)
+    facts = summary(tmp_path / "tested")
     assert facts["heldout_answers"] == 2
     assert {row["name"] for row in facts["results"]} >= {"source/ifbench"}
     assert {row["judge"] for row in facts["results"]} == {"", "loose"}

@@ -36,7 +36,7 @@ def stages(tokenizer):
             "plan": RolloutPlan(**plan),
             "selection": form_group,
             "advantages": group_advantages,
-            "hindsight": RevisionBuilder(),
+            "hindsight": RevisionBuilder(draft=True),
             "bonus": ImprovementBonus(0.05),
         }
         return Stages(**(defaults | changes))

@@ -110,7 +110,7 @@ def test_revisions_need_something_that_writes_revision_prompts(tokenizer):
     from herl.hindsight import NoHindsight
 
     with pytest.raises(
-        ConfigError, match=r"rounds: expected 0 with a hindsight .* got 1: add hindsight=revision"
+        ConfigError, match=r"rounds: expected 0 with a hindsight .* got 1: add hindsight=rewrite"
     ):
         improved(tokenizer, {}, {}, rounds=1, hindsight=NoHindsight())
     with pytest.raises(ConfigError, match="rounds: expected at least 0, got -1"):
