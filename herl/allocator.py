@@ -2,7 +2,7 @@
 
 On a CPU tensors come from glibc's malloc, which returns the free end of its heap to the system whenever that
 is more than 64 MiB, and gets it back page by page, zeroed. In an update, where the same sizes come and go in
-every layer, that is about a tenth of the time (`tools/bench/update.py`).
+every layer, that is up to a fifth of the time (`tools/bench/update.py`).
 """
 
 from __future__ import annotations
