@@ -82,8 +82,10 @@ def main() -> None:
             options, overrides = _split(verb, sys.argv[2:])
             if verb in ("test", "improve"):
                 _check_benchmark(overrides)
-            more, past = _of_run(options, overrides) if verb != "inspect" else ([], [])
-            sys.argv[2:] = [*more, *options, *past, *overrides]  # Hydra wants all overrides in one go
+            if verb != "inspect":
+                options = [*_options_of_run(options, overrides), *options]
+                overrides = [*_overrides_of_run(overrides), *overrides]
+            sys.argv[2:] = [*options, *overrides]  # Hydra wants all overrides in one go
         _run_hydra(verb)
     else:
         _fail(f"unknown verb '{verb}'; expected one of {', '.join(VERBS)}." + did_you_mean(verb, VERBS))
@@ -124,36 +126,49 @@ def _check_benchmark(overrides: list[str]) -> None:
                 _fail(f"{one}: no effect with benchmark={chosen}, which brings its own: set {instead}")
 
 
-def _of_run(options: list[str], overrides: list[str]) -> tuple[list[str], list[str]]:
-    """Options and overrides that a run was started with, for the verbs that go on from it (run=FOLDER)."""
+def _hydra_of_run(overrides: list[str]) -> str | None:
+    """Where Hydra kept how a run was started, for the verbs that go on from it (run=FOLDER)."""
     folders = [one.removeprefix("run=").strip("'\"") for one in overrides if one.startswith("run=")]
     if not folders:
-        return [], []
-    path = os.path.join(folders[-1], ".hydra", "overrides.yaml")
-    if not os.path.isfile(path):
-        _fail(f"run: expected the folder of a run with {path}, got '{folders[-1]}'")
+        return None
+    kept = os.path.join(folders[-1], ".hydra")
+    for name in ("overrides.yaml", "hydra.yaml"):
+        if not os.path.isfile(path := os.path.join(kept, name)):
+            _fail(f"run: expected the folder of a run with {path}, got '{folders[-1]}'")
+    return kept
+
+
+def _overrides_of_run(overrides: list[str]) -> list[str]:
+    """What a run was started with, less what was chosen anew."""
+    if not (kept := _hydra_of_run(overrides)):
+        return []
     from omegaconf import OmegaConf
 
     from herl.config import conf_dir
 
     keys = {_key(one) for one in overrides}
     chosen = {key for key in keys if (conf_dir() / key).is_dir()}  # the settings of another choice do not fit
-    past = [str(override) for override in OmegaConf.load(path)]
-    kept = [
+    past = [str(override) for override in OmegaConf.load(os.path.join(kept, "overrides.yaml"))]
+    return [
         override
         for override in past
         if not override.startswith(NOT_OF_A_RUN)
         and re.split(r"[./=]", override.lstrip("+~"), maxsplit=1)[0] not in chosen
     ]
-    if {one.partition("=")[0] for one in options} & CONFIG_DIR:
-        return [], kept
-    started = OmegaConf.load(os.path.join(folders[-1], ".hydra", "hydra.yaml"))
-    sources = OmegaConf.select(started, "hydra.runtime.config_sources") or []
-    plugins = [source.path for source in sources if source.provider == "command-line"]
-    for folder in plugins:
+
+
+def _options_of_run(options: list[str], overrides: list[str]) -> list[str]:
+    """The --config-dir of its plug-ins that a run was started with, unless one is given."""
+    if {one.partition("=")[0] for one in options} & CONFIG_DIR or not (kept := _hydra_of_run(overrides)):
+        return []
+    from omegaconf import OmegaConf
+
+    sources = OmegaConf.load(os.path.join(kept, "hydra.yaml")).hydra.runtime.config_sources
+    folders = [source.path for source in sources if source.provider == "command-line"]
+    for folder in folders:
         if not os.path.isdir(folder):
             _fail(f"run: expected {folder}, its --config-dir, got none there: give --config-dir again")
-    return [f"--config-dir={folder}" for folder in plugins], kept
+    return [f"--config-dir={folder}" for folder in folders]
 
 
 def _run_hydra(verb: str) -> None:
