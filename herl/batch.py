@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import torch
 
-from herl.attention import SharedContext
+from herl.block_mask import SharedContext
 from herl.loss import Aggregation, token_weights
 from herl.types import Experience, Judgement, Rollout
 
