@@ -57,14 +57,19 @@ def block_mask(contexts: Sequence[SharedContext], window: int | None, device: to
     """
     bounds = _bounds(contexts)
     partial, full = _blocks(bounds, window)
-    tables = [torch.from_numpy(part).to(device)[None, None] for part in (*_ordered(partial), *_ordered(full))]
+    tables = (*_ordered(partial), *_ordered(full))
     length = bounds.shape[1]
     return BlockMask.from_kv_blocks(
-        *tables,
+        *(on_device(torch.from_numpy(table), device)[None, None] for table in tables),
         BLOCK_SIZE=BLOCK,
-        mask_mod=_sees(torch.from_numpy(bounds).to(device), window),
+        mask_mod=_sees(on_device(torch.from_numpy(bounds), device), window),
         seq_lengths=(length, length),
     )
+
+
+def on_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Returns a tensor of the host on a device, without waiting for what a GPU is still computing."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def _sees(bounds: torch.Tensor, window: int | None) -> Any:
@@ -106,23 +111,23 @@ def _blocks(bounds: np.ndarray, window: int | None) -> tuple[np.ndarray, np.ndar
     if window is not None:
         start = np.maximum(start, border + query - own - window + 1)
         own = np.maximum(own, query - window + 1)
-    count = len(query) // BLOCK
-    touched = np.zeros((count, count + 1), dtype=np.int32)
-    covered = np.zeros_like(touched)
+    touched, covered = 0, 0
     for low, high in ((start, border), (own, query + 1)):
-        _count(touched, query, low // BLOCK, -(-high // BLOCK), low < high)
+        touched += _counts(low // BLOCK, -(-high // BLOCK), low < high)
         first, end = -(-low // BLOCK), high // BLOCK
-        _count(covered, query, first, end, first < end)
-    some = touched.cumsum(axis=1)[:, :count] > 0
-    every = covered.cumsum(axis=1)[:, :count] == BLOCK
+        covered += _counts(first, end, first < end)
+    some, every = touched > 0, covered == BLOCK
     return some & ~every, every
 
 
-def _count(changes: np.ndarray, query: np.ndarray, first: np.ndarray, end: np.ndarray, where: np.ndarray) -> None:
-    """Adds 1 to the blocks [first, end) of each query's block, as changes from one block to the next."""
-    row = query[where] // BLOCK
-    np.add.at(changes, (row, first[where]), 1)
-    np.add.at(changes, (row, end[where]), -1)
+def _counts(first: np.ndarray, end: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """How many queries of each block have a block of keys in their [first, end), [blocks, blocks]."""
+    count = len(where) // BLOCK
+    row = np.arange(len(where)) // BLOCK * (count + 1)
+    begun, ended = (
+        np.bincount((row + column)[where], minlength=count * (count + 1)) for column in (first, end)
+    )
+    return (begun - ended).reshape(count, count + 1).cumsum(axis=1)[:, :count]
 
 
 def _ordered(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

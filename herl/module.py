@@ -287,25 +287,27 @@ class HerlModule(L.LightningModule):
         rate = learning_rate_share(self.schedule, self.counts["optimizer_steps"], self.warmup_steps, done)
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * rate
-        total, bad = 0.0, []
-        batches = list(scorer.micro_batches(experiences, old_logprobs))
-        for batch in batches:
-            synchronise_gradients(self.trainer, batch is batches[-1])
+        losses: list[torch.Tensor] = []
+        rows: list[tuple[int, ...]] = []
+        for batch in scorer.micro_batches(experiences, old_logprobs):
+            synchronise_gradients(self.trainer, batch.last)
             loss, batch_stats = scorer.compute_loss(batch)
             self.manual_backward(loss * world_size())  # the strategies average gradients over ranks
-            total += float(loss.detach())
-            if not math.isfinite(float(loss.detach())):
-                bad += [experiences[row].rollout.id for row in batch.rows]
+            losses.append(loss.detach())  # read after the last pass: until then a GPU need not wait
+            rows.append(batch.rows)
             if not batch.filler:
                 stats.add_stats(batch_stats)
         norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters(), self.max_grad_norm or math.inf))
+        values = [float(loss) for loss in losses]
         if not math.isfinite(float(norm)):
+            wrong = (row for row, value in zip(rows, values, strict=True) if not math.isfinite(value))
+            bad = [experiences[place].rollout.id for place in chain.from_iterable(wrong)]
             return self._skip_step(optimizer, float(norm), chain.from_iterable(gather(bad)))
         self._skipped = 0
         optimizer.step()
         optimizer.zero_grad()
         self.counts["optimizer_steps"] += 1
-        stats.add("loss", sum(gather(total)))
+        stats.add("loss", sum(gather(sum(values))))
         stats.add("grad_norm", norm)
         stats.add("learning_rate", optimizer.param_groups[0]["lr"])
 
