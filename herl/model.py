@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -21,6 +22,8 @@ from herl.errors import ConfigError
 from herl.lora import Lora
 
 SHIPPED = Path(__file__).parent / "assets"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +101,7 @@ class PretrainedModel:
             with torch.random.fork_rng():
                 torch.manual_seed(self.seed)
                 self.lora.add_to(model)
-        attention.install(model)
+        choose_attention(model)
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         if self.compile:
@@ -142,6 +145,23 @@ class PretrainedModel:
             f"of {sorted(p.parent.name for p in SHIPPED.glob('*/config.json'))}, got '{self.path}'. "
             "For smollm2-135m-instruct run tools/fetch_smollm2 first."
         )
+
+
+def choose_attention(model: PreTrainedModel) -> None:
+    """Gives a model an attention that computes what its architecture asks for.
+
+    transformers' sdpa, its default, silently leaves out the cap on attention scores (Gemma 2, VaultGemma).
+    """
+    cap = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
+    if cap is None:
+        return attention.install(model)
+    logger.warning(
+        "%s caps its attention scores at %g: it computes with transformers' eager attention, as sdpa would "
+        "ignore the cap. This takes more memory and time, and answers cannot share a context in a row",
+        type(model).__name__,
+        cap,
+    )
+    model.set_attn_implementation("eager")
 
 
 def blocks(model: PreTrainedModel) -> list[torch.nn.Module]:
