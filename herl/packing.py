@@ -16,6 +16,7 @@ from herl import attention
 from herl.batch import Packing
 from herl.distributed import gather
 from herl.loss import PolicyLoss
+from herl.precision import computes_exact_float32
 from herl.scoring import Scorer
 from herl.types import Rollout
 
@@ -32,7 +33,7 @@ def choose_packing(model: PreTrainedModel, device: torch.device) -> Packing:
     """Returns the most economical packing under which the model computes what it computes for one answer
     at a time. Logs why it is not `shared`."""
     expected = _logprobs(model, "single", device)
-    exact = expected.dtype == model.dtype == torch.float32 and not torch.is_autocast_enabled(device.type)
+    exact = computes_exact_float32(device, expected.dtype, model.dtype)
     allowed = 1e-3 if exact else 0.1  # nats
     reason = "its architecture does not attend through transformers' sdpa interface"
     candidates: tuple[Packing, ...] = ("shared", "packed")
