@@ -330,6 +330,7 @@ class VLLMSampler(StreamingSampler):
 
     def _settings(self, request: SampleRequest, index: int) -> SamplingParams:
         from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
 
         return SamplingParams(
             temperature=request.sampling.temperature,
@@ -340,6 +341,7 @@ class VLLMSampler(StreamingSampler):
             stop_token_ids=sorted(self._end_ids),
             logprobs=0,  # of the sampled token alone
             detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,  # or every step copies all that each answer has so far
         )
 
     def _rollout(self, request: SampleRequest, index: int, output: Any) -> Rollout:
