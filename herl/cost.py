@@ -4,16 +4,29 @@ update   (6 P T + 6 L d T S) / (N F u), a third more for recomputed activations 
          and for old log-probs, where a batch makes several steps
 sample   a token for R answers takes E + max((2 P + R k S) / (B b), 2 P R / (F u)); a prompt token 2 P / (F u)
 refresh  2 P / W
-memory   (4 + 4 + 8) P / N for float32 weights, gradients and moments; activations of a micro-batch; engine
+memory   of the update:   (4 + 4 + 8) P / N for float32 weights, gradients and moments; 2 P for their bfloat16
+                          copies, on several GPUs those of what is gathered; (34 d + 8 f) L a token of a row
+                          for activations (recomputed: 4 d L, and one layer's); 6 bytes a logit
+         of the sampling: (4 + 8) P / N; the engine's 2 P, 2 GiB, k for each token that it keeps
 
-P parameters, L layers of width d, T trained tokens with their contexts, S mean tokens of a sequence, k bytes
-of keys and values a token, N GPUs; of one: F bfloat16 FLOP/s, B bytes/s, R answers at once; u, b, E, W below.
+P parameters, L layers of width d with f inner units, T trained tokens with their contexts, S mean tokens of a
+sequence, k bytes of keys and values a token, N GPUs; of one: F bfloat16 FLOP/s, B bytes/s, R answers at once;
+u, b, E, W below. Both kinds of memory are there at once unless the engine sleeps during the update.
+
+Where 34 and 8 come from: bf16-mixed without compiled blocks keeps, in each layer, two float32 residuals and two
+normalized ones (16 d), their bfloat16 casts for five products (10 d), queries, keys, values and outputs (8 d), and
+of the gated layer gate, its activation, up and their product (8 f). Compiled blocks keep less.
+
+Measured so far (`tests/unit/test_cost.py` holds the formulas to these points):
+- 0.5B (Qwen2.5's shape) on an H100, bf16-mixed, blocks not compiled, 2**29 logits at once, forward and backward of
+  one row of 10 700 tokens without an optimizer: peak 22.9 GiB, by the formulas 24.2.
+Not measured: several GPUs, adapters, recomputed activations, the engine's share.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -29,10 +42,25 @@ ENGINE_SECONDS = 0.005
 """E: of an engine's step besides the work of the GPU."""
 REFRESH_BYTES = 20e9
 """W: bytes of weights that reach an engine in a second."""
-ACTIVATION_BYTES = 34
-"""Of a token and a unit of width in one layer, attention matrix left out (arXiv:2205.05198, equation 1)."""
-BF16 = 2
+WIDTH_BYTES = 34
+"""Of activations, for a token and a unit of a layer's width, in bf16-mixed."""
+INNER_BYTES = 8
+"""Of activations, for a token and a unit of a layer's gated inner width."""
+LOGIT_BYTES = 6
+"""Of a logit: float32, and its gradient in bfloat16."""
+LOGITS_AT_ONCE = 2**29
+"""Most logits that are in memory on a GPU: further ones are computed after these."""
+ENGINE_GIB = 2.0
+"""Of an engine besides weights, keys and values: graphs and a step's activations. Not measured."""
+RESERVE_GIB = 2.0
+"""Of a GPU: CUDA, its libraries, and what the allocator cannot use."""
+FLOAT32, BF16 = 4, 2
 GIB = 2**30
+
+
+Engine = Literal["vllm", "transformers", "elsewhere"]
+"""What samples: a vLLM engine on the same GPUs; the policy itself, by a bfloat16 copy that is there while answers are
+sampled; or servers on other GPUs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,8 +92,18 @@ class ModelSize:
     parameters: int
     layers: int
     width: int
+    inner: int
+    """Units between the products of a layer's gated part; of a mixture of experts, of those that see a token."""
+    vocabulary: int
+    outer: int
+    """Parameters outside the layers: embeddings and head."""
     kv_bytes: int
     """Of the keys and values of one token in all layers, in bfloat16."""
+
+    @property
+    def layer(self) -> float:
+        """Parameters of one layer."""
+        return (self.parameters - self.outer) / self.layers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +136,9 @@ class Settings:
     trained_share: float = 1.0
     """Share of the parameters that has gradients and moments: below 1 with adapters."""
     checkpointing: bool = False
+    engine: Engine = "vllm"
+    sleep: bool = False
+    """Whether the engine leaves its memory to the update."""
     tensor_parallel: int = 1
     """GPUs of one engine."""
     most_at_once: int = 256
@@ -122,10 +163,14 @@ def model_size(path: str) -> ModelSize:
     text = config.get_text_config()
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    embeddings, output = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     return ModelSize(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         layers=text.num_hidden_layers,
         width=text.hidden_size,
+        inner=_inner(text),
+        vocabulary=text.vocab_size,
+        outer=embeddings.numel() + (0 if output is embeddings else output.numel()),
         kv_bytes=2 * BF16 * text.num_hidden_layers * heads * head,
     )
 
@@ -152,13 +197,20 @@ def estimate(model: ModelSize, work: Work, settings: Settings, gpu: GPU, devices
             f"cost.devices: expected a multiple of the {settings.tensor_parallel} GPUs of an engine, "
             f"got {devices}"
         )
-    memory = _memory(model, work, settings, devices)
-    used = sum(memory.values())
+    update = update_gib(model, work.micro_batch_tokens, settings, devices)
+    sampling = _sampling_gib(model, settings, devices)
+    update_total = sum(update.values()) + RESERVE_GIB
+    sampling_total = sum(sampling.values()) + RESERVE_GIB
+    asleep = settings.sleep or settings.engine != "vllm"
+    taken = sampling_total if asleep else update_total + sampling["engine"]
     kept = work.answer_tokens + work.prompt_tokens / max(1.0, work.answers)
-    room = (gpu.gib - used) * GIB * settings.tensor_parallel / (model.kv_bytes * kept)
+    room = (gpu.gib - taken) * GIB * settings.tensor_parallel / (model.kv_bytes * kept)
     at_once = max(1.0, min(settings.most_at_once, room, work.answers * settings.tensor_parallel / devices))
-    memory["keys_and_values"] = at_once * kept * model.kv_bytes / settings.tensor_parallel / GIB
-    used = sum(memory.values())
+    cache = 0.0
+    if settings.engine != "elsewhere":
+        cache = at_once * kept * model.kv_bytes / settings.tensor_parallel / GIB
+    total = max(update_total, sampling_total + cache) if asleep else taken + cache
+    memory = update | {"engine": sampling["engine"], "keys_and_values": cache, "reserve": RESERVE_GIB}
     return {
         "seconds": {
             "refresh": BF16 * model.parameters / REFRESH_BYTES,
@@ -166,8 +218,8 @@ def estimate(model: ModelSize, work: Work, settings: Settings, gpu: GPU, devices
             "judge": work.judge_seconds,
             "update": _update(model, work, settings, gpu, devices),
         },
-        "gib": memory | {"total": used, "of": gpu.gib},
-        "fits": used <= gpu.gib,
+        "gib": memory | {"total": total, "of": gpu.gib},
+        "fits": total <= gpu.gib,
     }
 
 
@@ -192,14 +244,62 @@ def _sampling(
     return prefill + waves * work.answer_tokens * (ENGINE_SECONDS + max(read, computed))
 
 
-def _memory(model: ModelSize, work: Work, settings: Settings, devices: int) -> dict[str, float]:
-    frozen = 4 * model.parameters * (1 - settings.trained_share + settings.second_model)
-    trained = 16 * model.parameters * settings.trained_share
-    layers = 1.0 if settings.checkpointing else float(model.layers)
-    activations = layers * ACTIVATION_BYTES + BF16 * model.layers * settings.checkpointing
+def update_gib(
+    model: ModelSize, row_tokens: float, settings: Settings, devices: int, *, moments: bool = True
+) -> dict[str, float]:
+    """Returns GiB of one GPU during an update in bf16-mixed, by use, without what CUDA itself takes.
+
+    Args:
+        model: What is trained.
+        row_tokens: Tokens of the longest micro-batch.
+        settings: Of the run.
+        devices: GPUs that share weights, gradients and moments.
+        moments: Whether an optimizer with two moments has taken a step.
+    """
+    trained = settings.trained_share * model.parameters
+    state = (2 * FLOAT32 + 2 * FLOAT32 * moments) * trained + _frozen(model, settings)
+    of_token = WIDTH_BYTES * model.width + INNER_BYTES * model.inner
+    if settings.checkpointing:
+        of_token += FLOAT32 * model.width * model.layers
+    else:
+        of_token *= model.layers
     parts = {
-        "weights_gradients_moments": (trained + frozen) / devices,
-        "activations": activations * model.width * work.micro_batch_tokens,
-        "engine_weights": BF16 * model.parameters / settings.tensor_parallel,
+        "weights_gradients_moments": state / devices,
+        "bfloat16_weights": _bfloat16_weights(model, settings, devices),
+        "activations": of_token * row_tokens,
+        "logits": LOGIT_BYTES * min(row_tokens * model.vocabulary, LOGITS_AT_ONCE),
     }
     return {name: size / GIB for name, size in parts.items()}
+
+
+def _bfloat16_weights(model: ModelSize, settings: Settings, devices: int) -> float:
+    """Bytes of weights as products need them. One GPU keeps each from its forward to its backward pass; several
+    gather one layer while the next is on its way, with gradients in bfloat16 and, to be summed, in float32."""
+    if devices > 1:
+        return BF16 * (model.outer + 2 * model.layer) + (BF16 + FLOAT32) * (model.outer + model.layer) * min(
+            1.0, settings.trained_share
+        )
+    return BF16 * (model.outer + model.layer if settings.checkpointing else model.parameters)
+
+
+def _sampling_gib(model: ModelSize, settings: Settings, devices: int) -> dict[str, float]:
+    """GiB of one GPU while answers are sampled, keys and values left out. Gradients are not there then."""
+    state = (FLOAT32 + 2 * FLOAT32) * settings.trained_share * model.parameters + _frozen(model, settings)
+    engine = {
+        "vllm": BF16 * model.parameters / settings.tensor_parallel + ENGINE_GIB * GIB,
+        "transformers": BF16 * model.parameters,  # where the policy is sharded, a whole copy on each GPU
+        "elsewhere": 0.0,
+    }
+    return {"state": state / devices / GIB, "engine": engine[settings.engine] / GIB}
+
+
+def _frozen(model: ModelSize, settings: Settings) -> float:
+    """Bytes of float32 weights that are not trained, those of a second model included."""
+    return FLOAT32 * model.parameters * (1 - settings.trained_share + settings.second_model)
+
+
+def _inner(text: Any) -> int:
+    """Inner units of a layer that work on one token."""
+    experts = getattr(text, "num_experts_per_tok", None)
+    units: int = getattr(text, "moe_intermediate_size", None) or getattr(text, "intermediate_size", None) or 0
+    return units * (experts or 1) or 4 * text.hidden_size

@@ -25,7 +25,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from workload import arguments_of, endless, median, peak_gib, report, requests_of, reward_of, tasks_of, write
+from workload import (
+    arguments_of,
+    endless,
+    median,
+    peak_gib,
+    report,
+    requests_of,
+    reward_of,
+    synchronise,
+    tasks_of,
+    write,
+)
 
 WARM_UP = 2
 """Steps that are not measured: AdamW's moments come in the first, and the heap still grows in the second."""
@@ -33,7 +44,8 @@ WARM_UP = 2
 TRAINERS = ("herl-vllm", "herl-transformers", "trl")
 
 
-def herl(arguments: Namespace, kind: str) -> dict[str, Any]:
+def herl(arguments: Namespace, sampler: Any, **settings: Any) -> dict[str, Any]:
+    """Seconds of each measured step by phase, and tokens of a step. Settings are of the Lightning trainer."""
     import lightning as L
 
     from herl.callbacks import RefreshSampler
@@ -42,15 +54,7 @@ def herl(arguments: Namespace, kind: str) -> dict[str, Any]:
     from herl.judge.function import FunctionJudge
     from herl.model import PretrainedModel
     from herl.module import HerlModule
-    from herl.sampler.transformers import TransformersSampler
     from herl.types import Sampling
-
-    if kind == "herl-vllm":
-        from herl.sampler.vllm import VLLMSampler
-
-        sampler: Any = VLLMSampler(max_model_len=1024, kv_cache_gib=0.25)
-    else:
-        sampler = TransformersSampler()
 
     def reward(task: Any, text: str) -> float:
         return reward_of(text)
@@ -70,28 +74,22 @@ def herl(arguments: Namespace, kind: str) -> dict[str, Any]:
 
     class Watch(L.Callback):
         def on_train_batch_start(self, *_: Any) -> None:
+            synchronise()
             self.before, self.started = dict(module.clock.seconds), time.perf_counter()
 
         def on_train_batch_end(self, *_: Any) -> None:
+            synchronise()
             phases = {name: s - self.before.get(name, 0.0) for name, s in module.clock.seconds.items()}
             steps.append({"step": time.perf_counter() - self.started, **phases})
 
-    trainer = L.Trainer(
-        accelerator="cpu",
-        max_epochs=1,
-        limit_val_batches=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[Watch(), RefreshSampler()],
-    )
+    trainer = L.Trainer(**settings, callbacks=[Watch(), RefreshSampler()])
     tasks = tasks_of(arguments.prompts * (WARM_UP + arguments.steps), arguments.words)
     trainer.fit(module, RubricDataModule(tasks, prompts_per_batch=arguments.prompts))
     return {"steps": steps[WARM_UP:], "tokens": module.counts["tokens_sampled"] / len(steps)}
 
 
-def trl(arguments: Namespace) -> dict[str, Any]:
+def trl(arguments: Namespace, **settings: Any) -> dict[str, Any]:
+    """The same of TRL. Settings are of its GRPOConfig."""
     from datasets import Dataset
     from transformers import AutoTokenizer, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
@@ -113,8 +111,6 @@ def trl(arguments: Namespace) -> dict[str, Any]:
             train_dataset=Dataset.from_dict({"prompt": prompts}),
             args=GRPOConfig(
                 output_dir=folder,
-                use_cpu=True,
-                bf16=False,
                 gradient_checkpointing=False,
                 per_device_train_batch_size=rows,
                 gradient_accumulation_steps=count // rows,
@@ -128,6 +124,7 @@ def trl(arguments: Namespace) -> dict[str, Any]:
                 report_to="none",
                 disable_tqdm=True,
                 model_init_kwargs={"dtype": "float32"},
+                **settings,
             ),
         )
         steps: list[dict[str, float]] = []
@@ -136,8 +133,10 @@ def trl(arguments: Namespace) -> dict[str, Any]:
         generate = trainer._generate_and_score_completions
 
         def timed(*inputs: Any) -> Any:
+            synchronise()
             started = time.perf_counter()
             output = generate(*inputs)
+            synchronise()
             sampling.append(time.perf_counter() - started)
             tokens.append(int(output["completion_mask"].sum()))
             return output
@@ -146,15 +145,41 @@ def trl(arguments: Namespace) -> dict[str, Any]:
 
         class Watch(TrainerCallback):
             def on_step_begin(self, *_: Any, **__: Any) -> None:
+                synchronise()
                 self.started = time.perf_counter()
 
             def on_step_end(self, *_: Any, **__: Any) -> None:
+                synchronise()
                 whole = time.perf_counter() - self.started
                 steps.append({"step": whole, "sample": sampling[-1], "update": whole - sampling[-1]})
 
         trainer.add_callback(Watch())
         trainer.train()
     return {"steps": steps[WARM_UP:], "tokens": sum(tokens) / len(steps)}
+
+
+def on_cpu(arguments: Namespace, kind: str) -> dict[str, Any]:
+    if kind == "trl":
+        return trl(arguments, use_cpu=True, bf16=False)
+    if kind == "herl-vllm":
+        from herl.sampler.vllm import VLLMSampler
+
+        sampler: Any = VLLMSampler(max_model_len=1024, kv_cache_gib=0.25)
+    else:
+        from herl.sampler.transformers import TransformersSampler
+
+        sampler = TransformersSampler()
+    return herl(
+        arguments,
+        sampler,
+        accelerator="cpu",
+        max_epochs=1,
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
 
 
 def measured(kind: str) -> dict[str, Any]:
@@ -186,7 +211,7 @@ def main() -> None:
         warnings.simplefilter("ignore")
         with tempfile.TemporaryDirectory() as folder:
             arguments.model = endless(arguments.model, Path(folder) / "model")
-            found = trl(arguments) if arguments.one == "trl" else herl(arguments, arguments.one)
+            found = on_cpu(arguments, arguments.one)
         print(json.dumps(found | {"peak_gib": peak_gib()}))
         return
     kinds = arguments.only.split(",")

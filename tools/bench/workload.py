@@ -89,14 +89,28 @@ def experiences_of(
     return found
 
 
-def gemm_gflops(size: int = 2048, seconds: float = 1.0) -> float:
-    """What this machine does in float32 matrix products right now."""
-    one = torch.randn(size, size)
+def gemm_gflops(
+    size: int = 2048, seconds: float = 1.0, *, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> float:
+    """What this device does in matrix products right now, by default a CPU in float32."""
+    one = torch.randn(size, size, device=device, dtype=dtype)
+    at_once = 1 if device == "cpu" else 20  # a GPU is not to wait for the next product
+    for _ in range(at_once):
+        one @ one
+    synchronise()
     started, count = time.perf_counter(), 0
     while time.perf_counter() - started < seconds:
-        one @ one
-        count += 1
+        for _ in range(at_once):
+            one @ one
+        synchronise()
+        count += at_once
     return 2 * size**3 * count / (time.perf_counter() - started) / 1e9
+
+
+def synchronise() -> None:
+    """Waits for the GPU, if there is one, so that a clock shows what was done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def peak_gib() -> float:

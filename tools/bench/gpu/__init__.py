@@ -1,0 +1,1 @@
+"""herl on one GPU, measured: see `__main__.py`."""

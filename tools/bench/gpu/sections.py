@@ -1,0 +1,54 @@
+"""The sections of the table, in the order in which they are measured: the first matter most if the minutes end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """Something that is measured, by a function of one of the modules here."""
+
+    name: str
+    module: str
+    function: str
+    arguments: tuple[str, ...] = ()
+    limit: float
+    """Seconds."""
+    needs: tuple[str, ...] = ()
+    """Packages that not every installation of herl has."""
+
+
+BESIDE = (
+    Section(name="models", module="models", function="write", limit=90),
+    Section(name="rows", module="rows", function="right", limit=150),
+    Section(name="lengths", module="updates", function="lengths", limit=150),
+    Section(name="fit-transformers", module="runs", function="transformers", limit=150),
+    Section(name="fit-vllm", module="runs", function="vllm", limit=150, needs=("vllm",)),
+    Section(name="fit-lora", module="runs", function="lora", limit=100, needs=("peft",)),
+    Section(name="fit-fsdp", module="runs", function="fsdp", limit=100),
+    Section(name="fit-resumed", module="runs", function="resumed", limit=150),
+)
+"""Run side by side: nothing in them is timed, but for seconds that say how long one waits."""
+
+ALONE = (
+    Section(name="update-0.5b", module="updates", function="share", arguments=("0.5b", ">= 0.4"), limit=75),
+    Section(name="step-herl", module="steps", function="herl", limit=110, needs=("vllm",)),
+    Section(name="step-trl", module="steps", function="trl", limit=130, needs=("trl", "vllm")),
+    Section(name="sampler", module="sampling", function="in_process", limit=60),
+    Section(name="engine", module="sampling", function="engine", limit=110, needs=("vllm",)),
+    Section(name="update-1.5b", module="updates", function="share", arguments=("1.5b", ">= 0.5"), limit=75),
+    Section(
+        name="update-7b", module="updates", function="share", arguments=("7b, 8 layers", ">= 0.55"), limit=75
+    ),
+    Section(name="sharing", module="updates", function="sharing", limit=90),
+)
+"""Have the card to themselves, one after the other."""
+
+SECTIONS = (*BESIDE, *ALONE)
+
+RATIOS = (
+    ("time of a step, herl over TRL", "step", "<= 0.6"),
+    ("memory of the card, herl over TRL", "memory", "<= 1.0"),
+)
+"""Name, figure of both step sections, target."""

@@ -1,0 +1,89 @@
+"""A whole GRPO step of herl and of TRL, both with vLLM on the same card: time by phase, and most memory of the card."""
+
+from __future__ import annotations
+
+import threading
+import time
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import step_vs_trl
+import torch
+from workload import median, peak_gib
+
+from gpu.bench import Bench, settings
+from gpu.models import folder
+from herl.sampler.vllm import VLLMSampler
+
+GIB = 2**30
+
+
+def _arguments(bench: Bench) -> Namespace:
+    """8 x 8 answers of 256 tokens; vLLM gets .3 of the card in both."""
+    return Namespace(
+        model=folder(bench, "0.5b"),
+        prompts=bench.size(8, 2),
+        answers=bench.size(8, 2),
+        new_tokens=bench.size(256, 8),
+        words=bench.size(200, 12),
+        steps=bench.size(5, 1),
+        micro_batch_tokens=bench.micro_batch_tokens or bench.size(16384, 512),
+    )
+
+
+def herl(bench: Bench) -> None:
+    """Section: a step of herl."""
+    sampler = (
+        VLLMSampler(dtype="bfloat16", max_model_len=2048, gpu_memory_utilization=0.3)
+        if bench.full
+        else VLLMSampler(max_model_len=512, kv_cache_gib=0.1)
+    )
+    with _card(bench):
+        found = step_vs_trl.herl(_arguments(bench), sampler, **settings())
+    _report(bench, found["steps"])
+
+
+def trl(bench: Bench) -> None:
+    """Section: a step of TRL."""
+    vllm = {
+        "use_vllm": True,
+        "vllm_mode": "colocate",
+        "vllm_gpu_memory_utilization": 0.3,
+        "vllm_max_model_length": 2048,
+    }
+    choice: dict[str, Any] = {"bf16": True, **vllm} if bench.full else {"use_cpu": True, "bf16": False}
+    with _card(bench):
+        found = step_vs_trl.trl(_arguments(bench), **choice)
+    _report(bench, found["steps"])
+
+
+def _report(bench: Bench, steps: list[dict[str, float]]) -> None:
+    for phase in steps[0]:
+        bench.add(phase, median([step.get(phase, 0.0) for step in steps]), "s")
+
+
+@contextmanager
+def _card(bench: Bench) -> Iterator[None]:
+    """Reports the most memory of the card that was in use within the block: all of it, engine and graphs included."""
+    if not bench.full:
+        yield
+        bench.add("memory", peak_gib(), "GiB")
+        return
+    most, over = [0.0], threading.Event()
+
+    def watch() -> None:
+        while not over.is_set():
+            free, whole = torch.cuda.mem_get_info()
+            most[0] = max(most[0], (whole - free) / GIB)
+            time.sleep(0.05)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        bench.add("memory", most[0], "GiB")
