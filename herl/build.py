@@ -24,6 +24,7 @@ from herl.config import check
 from herl.errors import ConfigError, HerlError
 from herl.export import check_checkpoint_file
 from herl.module import HerlModule
+from herl.precision import default_precision, use_tf32
 from herl.sharding import FSDPStrategy, check_trainer
 
 
@@ -64,11 +65,14 @@ def build(
     module: HerlModule = make(config.module)
     trainer: L.Trainer = make(
         config.trainer,
+        precision=config.trainer.precision or default_precision(config.trainer.accelerator),
         callbacks=[*callbacks, *make(config.callbacks).values()],
         logger=list(make(config.logger).values()) or False,
     )
     check_trainer(trainer)  # before other processes are started
     _check_sweep(trainer)
+    if trainer.strategy.root_device.type == "cuda":
+        use_tf32(config.tf32)
     return Run(module=module, data=data, trainer=trainer)
 
 

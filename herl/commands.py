@@ -46,6 +46,7 @@ def fit(config: DictConfig) -> dict[str, Any]:
     started = time.perf_counter()
     resume = resumed_from(config)
     run = build(config)
+    run.module.model.check_trainable()
     check_checkpoint("resume", resume, run)
     with run.closing():
         results: dict[str, Any] = {}
@@ -110,6 +111,7 @@ def _evaluated(config: DictConfig, data: Any = None) -> tuple[Run, list[Row]]:
     checkpoint = _checkpoint(config)
     config, data = _benchmarked(config, data)
     run = build(config, data)
+    run.module.trains = False
     judges = {str(name): make(node) for name, node in config.further_judges.items()}
     check_checkpoint("checkpoint", checkpoint, run)
     with run.closing():

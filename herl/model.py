@@ -33,9 +33,10 @@ class PretrainedModel:
     Args:
         path: A folder, the name of a model shipped with herl ("tiny") or converted by one of its tools
             ("smollm2-135m-instruct"), or a name on the Hugging Face hub.
-        dtype: Of the policy's parameters. Keep "float32" for training: in bfloat16 small updates round
-            away; trainer.precision=bf16-mixed computes in bfloat16 on float32 parameters. On a CPU
-            without AVX512 or AMX bfloat16 is ten times slower.
+        dtype: Of the policy's parameters. Only "float32" can be trained: in bfloat16 small updates round
+            away, and trainer.precision=bf16-mixed computes in bfloat16 on float32 parameters. Below adapters
+            "bfloat16" halves the memory of what is frozen; the adapters are float32. On a CPU without
+            AVX512 or AMX bfloat16 is ten times slower.
         gradient_checkpointing: Recompute activations in backward: less memory, a third more time.
         compile: Compile each block of layers for the update. The first steps take a minute more; what
             samples from the live policy stays as it is.
@@ -53,6 +54,19 @@ class PretrainedModel:
     def __post_init__(self) -> None:
         if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
             raise ConfigError(f"model.dtype: expected a torch dtype such as 'float32', got '{self.dtype}'")
+
+    def check_trainable(self) -> None:
+        """Checks that small updates can change what is trained.
+
+        Raises:
+            ConfigError: all weights are trained, in less than float32.
+        """
+        if self.lora is None and self.dtype not in ("float32", "float64"):
+            raise ConfigError(
+                f"model.dtype: expected 'float32' to train all weights, got '{self.dtype}', in which steps "
+                "as small as optimizer.lr round away: trainer.precision=bf16-mixed computes in bfloat16 on "
+                "float32 weights, and lora=lora trains float32 adapters of a bfloat16 model"
+            )
 
     def load(self) -> PreTrainedModel:
         """Loads the model's weights.

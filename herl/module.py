@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 from herl.advantages import group_advantages
 from herl.batch import Packing, split_by_group
 from herl.bonus import BonusReward, NoBonus
+from herl.card_share import run_limits
 from herl.clock import PhaseClock
 from herl.distributed import gather, together, world_size
 from herl.errors import ConfigError, TrainingError, check_at_least
@@ -61,8 +62,7 @@ from herl.weights import first_not_finite, is_sharded, named_weights, whole
 
 logger = logging.getLogger(__name__)
 Optimizer = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
-SHOWN = ("train/reward", "revision/reward", "heldout/reward")
-"""Metrics on the progress bar."""
+SHOWN = ("train/reward", "revision/reward", "heldout/reward")  # on the progress bar
 ADAMW: Optimizer = partial(torch.optim.AdamW, lr=1e-6, weight_decay=0.01, fused=True)
 
 
@@ -125,9 +125,8 @@ class HerlModule(L.LightningModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        check_at_least(
-            "module", 1, updates_per_batch=updates_per_batch, micro_batch_tokens=micro_batch_tokens
-        )
+        check_at_least("module", 1, updates_per_batch=updates_per_batch)
+        check_at_least("module", 1, micro_batch_tokens=micro_batch_tokens)
         check_at_least("module", 1, validation_attempts=validation_attempts)
         self.model = model
         self.loss = loss or PolicyLoss()
@@ -159,8 +158,8 @@ class HerlModule(L.LightningModule):
         check_rounds("module.validation_revisions", validation_revisions, self.stages)
         check_attempts("module.validation_attempts", validation_attempts, self.stages.plan.heldout)
         self.policy: PreTrainedModel | None = None
-        # In a tuple, so that Lightning neither registers nor saves it.
-        self._reference: tuple[PreTrainedModel, ...] = ()
+        self._reference: tuple[PreTrainedModel, ...] = ()  # a tuple: Lightning neither registers nor saves it
+        self.trains = True  # False: a run that only measures
         self.counts: Counter[str] = Counter()
         self.clock = PhaseClock()
         self.collection: Collection | None = None  # of the last step
@@ -177,11 +176,12 @@ class HerlModule(L.LightningModule):
         """Loads the policy, and a reference only if the loss needs a second model. Safe to call again."""
         if self.policy is not None:
             return
-        check_trainer(self.trainer)
+        check_trainer(self.trainer, self.model)
         with torch.device("cpu"):  # Lightning makes the GPU the default here, and moves the model itself
             self.policy = load(self.model, self.trainer).train()
             if self.loss.needs_reference and not has_adapters(self.policy):
                 self._reference = (load(self.model, self.trainer).eval().requires_grad_(False),)
+            self.stages.sampler.prepare(run_limits(self))
             together(partial(self.stages.sampler.start, self.policy, self.stages.tokenizer))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

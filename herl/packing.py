@@ -33,6 +33,7 @@ from herl import attention
 from herl.batch import Packing, micro_batches, unjudged
 from herl.distributed import gather
 from herl.logprobs import answer_logprobs
+from herl.precision import computes_exact_float32
 from herl.types import Rollout
 from herl.weights import whole
 
@@ -107,7 +108,7 @@ def _objection(model: PreTrainedModel, packing: Packing, device: torch.device) -
         if isinstance(model, FSDPModule):
             model.reset_iter_state()
         return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
-    allowed = EXACT if _is_exact(model, device) else ROUNDED
+    allowed = EXACT if computes_exact_float32(device, model.dtype) else ROUNDED
     if not found.deviation <= allowed * found.context_effect:  # NaN is an objection too
         return (
             f"its log-probs deviate by {found.deviation:.2g} nats from those of one answer at a time; "
@@ -227,16 +228,6 @@ def _gradient_norm(model: PreTrainedModel) -> float:
 
 def _rms(difference: torch.Tensor) -> float:
     return float(difference.square().mean().sqrt())
-
-
-def _is_exact(model: PreTrainedModel, device: torch.device) -> bool:
-    """Whether products are computed in float32."""
-    backend = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
-    return (
-        model.dtype == torch.float32
-        and not torch.is_autocast_enabled(device.type)
-        and backend.matmul.fp32_precision in ("none", "ieee")  # TF32 rounds
-    )
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import lightning as L
 import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
@@ -69,17 +70,34 @@ class FSDPStrategy(ModelParallelStrategy):
             super().model_to_device()
 
 
-def check_trainer(trainer: L.Trainer) -> None:
+ROUNDS_AWAY = "steps as small as optimizer.lr round away in weights of 8 or 11 bits"
+SCALED_TOGETHER = "its layers round by the largest value of a row, which several answers share"
+UNSOUND = {
+    "16-mixed": "its scaled gradients would be clipped at the wrong norm",
+    "16-true": ROUNDS_AWAY,
+    "bf16-true": ROUNDS_AWAY,
+    "transformer-engine": SCALED_TOGETHER,
+    "transformer-engine-float16": SCALED_TOGETHER,
+}
+"""Precisions of Lightning that train wrongly, and why."""
+
+
+def check_trainer(trainer: L.Trainer, model: PretrainedModel | None = None) -> None:
     """Refuses settings that would be wrong in silence.
 
+    Args:
+        trainer: The run's.
+        model: What it trains, if it is about to.
+
     Raises:
-        ConfigError: names the key of the trainer.
+        ConfigError: names the key of the trainer, or of the model.
     """
-    if trainer.precision == "16-mixed":
+    if reason := UNSOUND.get(str(trainer.precision)):
         raise ConfigError(
-            "trainer.precision: expected '32-true' or 'bf16-mixed', got '16-mixed', whose scaled "
-            "gradients would be clipped at the wrong norm"
+            f"trainer.precision: expected '32-true' or 'bf16-mixed', got '{trainer.precision}': {reason}"
         )
+    if model is not None and trainer.state.fn == TrainerFn.FITTING:
+        model.check_trainable()
     if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy | FSDPStrategy):
         raise ConfigError(
             "trainer.strategy: expected one device, 'ddp' or herl.sharding.FSDPStrategy (strategy=fsdp), "

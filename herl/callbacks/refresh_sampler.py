@@ -60,6 +60,11 @@ class RefreshSampler(L.Callback):
         self.probe_tokens = probe_tokens
         self.version: int | None = None
 
+    @property
+    def refreshes_every_batch(self) -> bool:
+        """Whether new weights come before each batch that follows an update: the sampler may drop its own."""
+        return self.every_n_steps == 1
+
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Forgets the version: a checkpoint may have brought other weights under the same number."""
         self.version = None
@@ -76,7 +81,10 @@ class RefreshSampler(L.Callback):
         assert isinstance(pl_module, HerlModule)
         stale = pl_module.counts["optimizer_steps"] - (self.version or 0)
         due = self.every_n_steps is not None and stale >= self.every_n_steps
-        if self.version is None or pl_module.stages.sampler.live or due:  # None: resumed within an epoch
+        sampler = pl_module.stages.sampler
+        if (
+            self.version is None or sampler.live or due or not sampler.has_weights
+        ):  # None: resumed in an epoch
             self.refresh(pl_module)
 
     def refresh(self, module: L.LightningModule) -> None:
@@ -87,7 +95,7 @@ class RefreshSampler(L.Callback):
         """
         assert isinstance(module, HerlModule)
         version, sampler = module.counts["optimizer_steps"], module.stages.sampler
-        if version == self.version:
+        if version == self.version and sampler.has_weights:
             return
         clock, before = module.clock, dict(module.clock.seconds)
         with clock.time("refresh"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from herl.types import Rollout, SampleRequest
@@ -19,6 +20,34 @@ if TYPE_CHECKING:
 More = Callable[[bool], Sequence[SampleRequest]]
 """Returns the requests that have come up since the last call. more(True) waits for some; none means that
 none will come."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CardNeeds:
+    """What matters to an engine on the trainer's own GPU. Estimates of `herl.cost`, in GiB of one GPU."""
+
+    parameters: int
+    """Of the model."""
+    kv_bytes: int
+    """Of the keys and values of one token, in bfloat16."""
+    resident_gib: float
+    """What the trainer keeps there while answers are sampled: weights and moments."""
+    update_gib: float
+    """The same with gradients and activations: the peak of an update."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunLimits:
+    """What a run will ask of its sampler."""
+
+    longest_tokens: int
+    """Of a prompt with its answer."""
+    dtype: torch.dtype
+    """That the trainer computes in."""
+    refreshed_every_batch: bool
+    """Whether new weights come before every batch that follows an update."""
+    card: CardNeeds | None = None
+    """None where the trainer computes on a CPU."""
 
 
 class Sampler(ABC):
@@ -35,6 +64,12 @@ class Sampler(ABC):
 
     engines: int = 1
     """Engines that answers are spread over: a probe asks for as many, to reach each."""
+
+    has_weights: bool = True
+    """False once a sampler has dropped its weights: it must be refreshed before it samples again."""
+
+    def prepare(self, limits: RunLimits) -> None:  # noqa: B027  # nothing to do is the right default
+        """Takes note of what the run will ask. Called before `start`."""
 
     @abstractmethod
     def start(self, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -89,4 +124,4 @@ class StreamingSampler(Sampler):
         """
 
 
-__all__ = ["More", "Sampler", "StreamingSampler"]
+__all__ = ["CardNeeds", "More", "RunLimits", "Sampler", "StreamingSampler"]

