@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.nn.functional import pad
@@ -35,6 +35,10 @@ class CopiedPrompts(DynamicCache):
     def share(self, owner: torch.Tensor, mask: torch.Tensor) -> None:
         """Opens rows for answers; see `SharedPrompts`."""
         self.batch_select_indices(owner)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keeps these rows, in this order. Layers with states of another kind know how to reorder only."""
+        self.reorder_cache(cast(torch.LongTensor, indices))
 
     def arguments(self, mask: torch.Tensor) -> dict[str, Any]:
         """Returns what a pass of the model needs beside its tokens; `mask` is [rows, tokens]."""
@@ -182,10 +186,15 @@ def last_logits(
         mask: [rows, tokens], of all tokens so far.
     """
     positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+    return next_logits(model, ids, positions, cache.arguments(mask))
+
+
+def next_logits(
+    model: PreTrainedModel, ids: torch.Tensor, positions: torch.Tensor, arguments: dict[str, Any]
+) -> torch.Tensor:
+    """Runs a pass over tokens at these positions, [rows, new tokens] both; see `last_logits`."""
     with torch.compiler.set_stance("force_eager"):  # what is compiled is for the update
-        output = model(
-            input_ids=ids, position_ids=positions, use_cache=True, logits_to_keep=1, **cache.arguments(mask)
-        )
+        output = model(input_ids=ids, position_ids=positions, use_cache=True, logits_to_keep=1, **arguments)
     logits: torch.Tensor = output.logits[:, -1].float()
     return logits
 

@@ -12,8 +12,7 @@ Left out: beam search, penalties, paged attention. For those and for speed use a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
 from typing import cast
 
 import numpy as np
@@ -23,23 +22,19 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from herl.errors import ConfigError
 from herl.sampler import Sampler
-from herl.sampler.answer import end_token_ids, finished_answer
+from herl.sampler.answer import OpenAnswer, end_token_ids, finished_answer
+from herl.sampler.cast_linears import CastLinears
+from herl.sampler.device_decoding import DeviceDecoder
+from herl.sampler.drawing import draw
 from herl.sampler.packed_linears import packed_linears
-from herl.sampler.prompt_cache import PromptCache, last_logits, prompt_cache
+from herl.sampler.prompt_cache import PromptCache, SharedPrompts, last_logits, prompt_cache
+from herl.sampler.replays import CudaRecorder
 from herl.seeds import derive_seed
 from herl.types import Rollout, SampleRequest
 from herl.weights import is_sharded
 
-
-@dataclass(slots=True)
-class _Answer:
-    """An answer in the making."""
-
-    request: SampleRequest
-    index: int
-    uniforms: np.ndarray
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
+KEPT = 0.1
+"""Share of a GPU's memory up to which keys, values and copies of weights stay there during the update."""
 
 
 class TransformersSampler(Sampler):
@@ -65,6 +60,8 @@ class TransformersSampler(Sampler):
         self._tokenizer = tokenizer
         self._end_ids = end_token_ids(policy, tokenizer)
         self._new_cache: Callable[[], PromptCache] | None = None  # found out when the weights are there
+        self._cast = CastLinears()
+        self._decoder: DeviceDecoder | None = None
 
     def load_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
         """Notes the version. A live policy's weights are there already: nothing of the stream is read."""
@@ -78,7 +75,7 @@ class TransformersSampler(Sampler):
     def generate(self, requests: Sequence[SampleRequest]) -> Iterator[Rollout]:
         """Yields rollouts as they finish. Prompts of similar length are sampled together."""
         answers = [
-            _Answer(request, index, _uniforms(request, index))
+            OpenAnswer(request, index, _uniforms(request, index))
             for request in sorted(requests, key=lambda request: len(request.prompt_ids))
             for index in range(request.n)
         ]
@@ -88,14 +85,46 @@ class TransformersSampler(Sampler):
         self._policy.eval()
         rows = min(self.batch_size, len(answers))
         try:
-            self._new_cache = self._new_cache or prompt_cache(self._policy)
-            with packed_linears(self._policy, rows) if self.pack_weights else nullcontext():
-                for start in range(0, len(answers), self.batch_size):
-                    yield from self._sample(answers[start : start + self.batch_size])
+            with self._fast_linears(rows):
+                self._new_cache = self._new_cache or prompt_cache(self._policy)
+                if self._decodes_on_device():
+                    yield from self._sample_on_device(answers)
+                else:
+                    for start in range(0, len(answers), self.batch_size):
+                        yield from self._sample(answers[start : start + self.batch_size])
         finally:
             self._policy.train(was_training)
 
-    def _sample(self, answers: list[_Answer]) -> Iterator[Rollout]:
+    def sleep(self) -> None:
+        """Frees what is kept on a GPU from batch to batch, if it is much of the GPU's memory."""
+        if self._decoder is None:
+            return
+        total = torch.cuda.get_device_properties(self._policy.device).total_memory
+        if self._cast.nbytes + self._decoder.nbytes > KEPT * total:
+            self.close()
+
+    def close(self) -> None:
+        """Frees what is kept from batch to batch. It comes again when it is needed."""
+        self._decoder = None
+        self._cast.clear()
+
+    def _fast_linears(self, rows: int) -> AbstractContextManager[None]:
+        if self._policy.device.type == "cuda":
+            return self._cast.used(self._policy)
+        return packed_linears(self._policy, rows) if self.pack_weights else nullcontext()
+
+    def _decodes_on_device(self) -> bool:
+        """Whether answers are sampled by recorded steps: on a GPU, where they can share prompts."""
+        if self._policy.device.type != "cuda" or self._new_cache is None:
+            return False
+        return isinstance(self._new_cache(), SharedPrompts)
+
+    def _sample_on_device(self, answers: list[OpenAnswer]) -> Iterator[Rollout]:
+        if self._decoder is None:
+            self._decoder = DeviceDecoder(self._policy, self._end_ids, CudaRecorder(self._policy.device))
+        yield from map(self._rollout, self._decoder.sample(answers, self.batch_size))
+
+    def _sample(self, answers: list[OpenAnswer]) -> Iterator[Rollout]:
         """Samples one batch to its end. Not a torch.no_grad generator: the mode would leak to the caller."""
         logits, cache, mask = self._prefill(answers)
         while True:
@@ -113,7 +142,7 @@ class TransformersSampler(Sampler):
             logits, mask = self._step(cache, mask, token_ids, going if finished else None)
 
     @torch.no_grad()
-    def _prefill(self, answers: list[_Answer]) -> tuple[torch.Tensor, PromptCache, torch.Tensor]:
+    def _prefill(self, answers: list[OpenAnswer]) -> tuple[torch.Tensor, PromptCache, torch.Tensor]:
         """Runs each distinct prompt once, left-padded, and opens rows for its answers."""
         device = self._policy.device
         prompts = list(dict.fromkeys(answer.request.prompt_ids for answer in answers))
@@ -145,13 +174,13 @@ class TransformersSampler(Sampler):
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         return last_logits(self._policy, ids[:, None], mask, cache), mask
 
-    def _is_finished(self, answer: _Answer) -> bool:
+    def _is_finished(self, answer: OpenAnswer) -> bool:
         return (
             answer.token_ids[-1] in self._end_ids
             or len(answer.token_ids) >= answer.request.sampling.max_new_tokens
         )
 
-    def _rollout(self, answer: _Answer) -> Rollout:
+    def _rollout(self, answer: OpenAnswer) -> Rollout:
         return finished_answer(
             answer.request,
             answer.index,
@@ -178,36 +207,16 @@ def _uniforms(request: SampleRequest, index: int) -> np.ndarray:
     return generator.random(request.sampling.max_new_tokens)
 
 
-def _draw(logits: torch.Tensor, answers: list[_Answer]) -> tuple[list[int], list[float]]:
-    """Draws a token per row. Returns ids and their log-probabilities at the sampling temperature.
-
-    With top-p below 1 the log-probability is still the whole distribution's, as the trainer computes it.
-    Greedy answers (temperature 0) get the log-probability at temperature 1.
-    """
+def _draw(logits: torch.Tensor, answers: list[OpenAnswer]) -> tuple[list[int], list[float]]:
+    """Draws a token per row from its own numbers. Returns ids and log-probs."""
     settings = [answer.request.sampling for answer in answers]
-    temperature = torch.tensor([s.temperature for s in settings], device=logits.device)
-    uniform = torch.tensor(
-        np.array([answer.uniforms[len(answer.token_ids)] for answer in answers]), device=logits.device
+    device = logits.device
+    chosen, logprobs = draw(
+        logits,
+        torch.tensor([s.temperature for s in settings], device=device),
+        torch.tensor([s.top_p for s in settings], device=device, dtype=torch.float64),
+        torch.tensor(np.array([answer.uniforms[len(answer.token_ids)] for answer in answers]), device=device),
+        nucleus=any(s.top_p < 1 for s in settings),
+        greedy=any(s.temperature == 0 for s in settings),
     )
-    greedy = temperature == 0
-    logprobs = torch.log_softmax(logits / torch.where(greedy, 1.0, temperature)[:, None], dim=-1)
-    # float64: at a vocabulary of 150k the running sum in float32 is off by more than rare tokens weigh
-    if any(s.top_p < 1 for s in settings):
-        top_p = torch.tensor([s.top_p for s in settings], device=logits.device, dtype=torch.float64)
-        mass, order = logprobs.exp().sort(dim=-1, descending=True)
-        running = mass.cumsum(-1, dtype=torch.float64)
-        nucleus = running - mass < top_p[:, None]
-        running = (mass * nucleus).cumsum(-1, dtype=torch.float64)
-        place = _inverse(running, uniform)
-        chosen = order.gather(1, place)[:, 0]
-    else:
-        chosen = _inverse(logprobs.exp().cumsum(-1, dtype=torch.float64), uniform)[:, 0]
-    if any(s.temperature == 0 for s in settings):
-        chosen = torch.where(greedy, logits.argmax(-1), chosen)
-    return chosen.tolist(), logprobs.gather(1, chosen[:, None])[:, 0].tolist()
-
-
-def _inverse(running: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """The first index whose running sum exceeds uniform x total, [rows, 1]."""
-    target = (uniform * running[:, -1])[:, None]
-    return torch.searchsorted(running, target, right=True).clamp(max=running.shape[1] - 1)
+    return chosen.tolist(), logprobs.tolist()
