@@ -102,6 +102,15 @@ def installed(model: PreTrainedModel) -> bool:
     return bool(model.config._attn_implementation == NAME)
 
 
+def _capped(cap: float) -> Any:
+    """Scores between -cap and cap, by the formula of Gemma 2."""
+
+    def capped(score: Any, batch: Any, head: Any, query: Any, key: Any) -> Any:
+        return cap * torch.tanh(score / cap)
+
+    return capped
+
+
 _compiled_attention = torch.compile(flex_attention, dynamic=True, fullgraph=True)
 """With fullgraph it raises where it would be compiled too often, and never falls back to the unfused path."""
 
@@ -119,7 +128,7 @@ def masked_attention(
     position_bias: torch.Tensor | None = None,
     **_: Any,
 ) -> torch.Tensor:
-    """Returns the attention's output for a padded row of shared contexts, [1, T, heads, D], by flex attention.
+    """Returns the output for a padded row of shared contexts, [1, T, heads, D], by flex attention.
 
     Its backward adds up in a fixed order: two runs compute the same gradients.
 
@@ -129,9 +138,6 @@ def masked_attention(
     if dropout or s_aux is not None or position_bias is not None:
         raise NotImplementedError("attention scores that are dropped out, biased or have sinks")
 
-    def capped(score: Any, batch: Any, head: Any, query: Any, key: Any) -> Any:
-        return softcap * torch.tanh(score / softcap)
-
     if torch.is_autocast_enabled(query.device.type):  # positions are turned in float32
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
@@ -139,12 +145,12 @@ def masked_attention(
         query,
         key,
         value,
-        score_mod=None if softcap is None else capped,
+        score_mod=None if softcap is None else _capped(softcap),
         block_mask=mask,
         scale=scaling,
         enable_gqa=query.shape[1] != key.shape[1],
     )
-    return cast(torch.Tensor, output).transpose(1, 2)
+    return output.transpose(1, 2)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # the layout is another one in every row: it would be compiled anew each time

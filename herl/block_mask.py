@@ -57,10 +57,16 @@ def block_mask(contexts: Sequence[SharedContext], window: int | None, device: to
     """
     bounds = _bounds(contexts)
     partial, full = _blocks(bounds, window)
-    tables = (*_ordered(partial), *_ordered(full))
+    tables = [
+        on_device(torch.from_numpy(table), device)[None, None]
+        for table in (*_ordered(partial), *_ordered(full))
+    ]
     length = bounds.shape[1]
     return BlockMask.from_kv_blocks(
-        *(on_device(torch.from_numpy(table), device)[None, None] for table in tables),
+        tables[0],
+        tables[1],
+        tables[2],
+        tables[3],
         BLOCK_SIZE=BLOCK,
         mask_mod=_sees(on_device(torch.from_numpy(bounds), device), window),
         seq_lengths=(length, length),
@@ -105,27 +111,26 @@ def _bounds(contexts: Sequence[SharedContext]) -> np.ndarray:
 
 
 def _blocks(bounds: np.ndarray, window: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """Which blocks of queries see some of which blocks of keys, and which see all, bool [blocks, blocks] each."""
+    """Which blocks of queries see some of which blocks of keys, and which see all, bool [blocks, blocks]."""
     start, border, own = bounds
     query = np.arange(len(own))
     if window is not None:
         start = np.maximum(start, border + query - own - window + 1)
         own = np.maximum(own, query - window + 1)
-    touched, covered = 0, 0
-    for low, high in ((start, border), (own, query + 1)):
-        touched += _counts(low // BLOCK, -(-high // BLOCK), low < high)
-        first, end = -(-low // BLOCK), high // BLOCK
-        covered += _counts(first, end, first < end)
-    some, every = touched > 0, covered == BLOCK
-    return some & ~every, every
+    border = np.maximum(border, start)  # nothing of the context, if it lies outside the window
+    intervals = ((start, border), (own, query + 1))
+    touched = sum(_counts(low // BLOCK, -(-high // BLOCK) * (low < high)) for low, high in intervals)
+    covered = sum(_counts(-(-low // BLOCK), high // BLOCK) for low, high in intervals)
+    every = np.equal(covered, BLOCK)
+    return np.greater(touched, 0) & ~every, every
 
 
-def _counts(first: np.ndarray, end: np.ndarray, where: np.ndarray) -> np.ndarray:
+def _counts(first: np.ndarray, end: np.ndarray) -> np.ndarray:
     """How many queries of each block have a block of keys in their [first, end), [blocks, blocks]."""
-    count = len(where) // BLOCK
-    row = np.arange(len(where)) // BLOCK * (count + 1)
+    count = len(first) // BLOCK
+    row = np.arange(len(first)) // BLOCK * (count + 1)
     begun, ended = (
-        np.bincount((row + column)[where], minlength=count * (count + 1)) for column in (first, end)
+        np.bincount((row + column)[first < end], minlength=count * (count + 1)) for column in (first, end)
     )
     return (begun - ended).reshape(count, count + 1).cumsum(axis=1)[:, :count]
 

@@ -76,8 +76,8 @@ def _by_chunks(
     return torch.cat(logprobs), torch.cat(entropies)
 
 
-def _body(model: PreTrainedModel, batch: MicroBatch) -> ModelOutput:
-    """Runs the model without its head. Its last hidden state is [1, T, width]; padding may stand behind it."""
+def _body(model: PreTrainedModel, batch: MicroBatch) -> Any:
+    """Runs the model without its head. The last hidden state is [1, T, width], padding at its end included."""
     ids, positions, arguments = batch.input_ids, batch.position_ids, dict[str, Any]()
     flex = ids.is_cuda and installed(model) and batch.packing != "single"
     if flex or batch.packing == "shared":
@@ -88,10 +88,7 @@ def _body(model: PreTrainedModel, batch: MicroBatch) -> ModelOutput:
         more = (0, padding(ids.shape[1]))
         ids, positions = pad(ids, more), pad(positions, more)
     # use_cache=True would let answers of a packed row see each other
-    output: ModelOutput = model.base_model(
-        input_ids=ids, position_ids=positions, use_cache=False, **arguments
-    )
-    return output
+    return model.base_model(input_ids=ids, position_ids=positions, use_cache=False, **arguments)
 
 
 def _chunk(

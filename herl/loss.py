@@ -129,7 +129,7 @@ def mismatch_weight(
 
 
 def _sums(values: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
-    """Sums by answer, [N], more places than there are answers. Unlike index_add, in a fixed order on a GPU."""
+    """Sums by answer, [N], in a fixed order on a GPU, too. Places beyond the number of answers hold 0."""
     borders = torch.searchsorted(row, torch.arange(len(row) + 1, device=row.device))
     return torch.segment_reduce(values, "sum", offsets=borders, initial=0.0, unsafe=True)
 

@@ -153,7 +153,7 @@ def _rollouts(config: Any) -> list[Rollout]:
     windows = [window for name in WINDOWS if isinstance(window := getattr(config, name, None), int)]
     seen = max((window for window in windows if window <= MAX_CONTEXT), default=0)
     draw = random.Random(0)
-    rollouts = []
+    rollouts: list[Rollout] = []
     for number, (length, answers) in enumerate(zip(CONTEXTS, ANSWERS, strict=True)):
         # the first context reaches beyond the window
         room = max(most - max(map(max, ANSWERS)), 2)

@@ -19,7 +19,7 @@ MOST_SAMPLES = 1 << 16
 class RunningStats:
     """A number for every name that something was added under. What is not a number is shown, not left out.
 
-    Tensors stay on their device until `compute`: reading each at once would make a GPU wait for the next pass.
+    Tensors stay on their device until `compute`: a GPU that is read from cannot get its next work.
     """
 
     def __init__(self) -> None:
