@@ -29,6 +29,7 @@ from herl.sampler.drawing import draw
 from herl.sampler.packed_linears import packed_linears
 from herl.sampler.prompt_cache import PromptCache, SharedPrompts, last_logits, prompt_cache
 from herl.sampler.replays import CudaRecorder
+from herl.sampler.static_prompts import serves
 from herl.seeds import derive_seed
 from herl.types import Rollout, SampleRequest
 from herl.weights import is_sharded
@@ -60,6 +61,7 @@ class TransformersSampler(Sampler):
         self._tokenizer = tokenizer
         self._end_ids = end_token_ids(policy, tokenizer)
         self._new_cache: Callable[[], PromptCache] | None = None  # found out when the weights are there
+        self._on_device: bool | None = None  # so is this
         self._cast = CastLinears()
         self._decoder: DeviceDecoder | None = None
 
@@ -115,9 +117,12 @@ class TransformersSampler(Sampler):
 
     def _decodes_on_device(self) -> bool:
         """Whether answers are sampled by recorded steps: on a GPU, where they can share prompts."""
-        if self._policy.device.type != "cuda" or self._new_cache is None:
+        if self._policy.device.type != "cuda":
             return False
-        return isinstance(self._new_cache(), SharedPrompts)
+        if self._on_device is None:
+            assert self._new_cache is not None
+            self._on_device = isinstance(self._new_cache(), SharedPrompts) and serves(self._policy)
+        return self._on_device
 
     def _sample_on_device(self, answers: list[OpenAnswer]) -> Iterator[Rollout]:
         if self._decoder is None:
