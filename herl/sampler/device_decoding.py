@@ -15,17 +15,15 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
 
 import torch
 from transformers import PreTrainedModel
-from transformers.cache_utils import DynamicLayer
 
 from herl.sampler.answer import OpenAnswer
 from herl.sampler.answer_slots import AnswerSlots
-from herl.sampler.prompt_cache import CopiedPrompts, last_logits, next_logits
+from herl.sampler.prompt_cache import CopiedPrompts, next_logits
 from herl.sampler.replays import Recorder, Replays
-from herl.sampler.static_prompts import Shape, StaticPrompts
+from herl.sampler.static_prompts import Shape, States, StaticPrompts, compute_dtype, run_prompts
 
 LOOK = 8
 """Steps from one look at what is finished to the next."""
@@ -33,11 +31,11 @@ LOOK = 8
 MOST_SLOTS = 16
 """Answers in a line, at most: a line is free only when its last answer is finished."""
 
+LEAST_ROOM = 128
+"""Tokens that answers have room for at first."""
+
 PREFILL_TOKENS = 2**15
 """Of prompts in one pass, padding included."""
-
-_States = tuple[torch.Tensor, torch.Tensor]
-"""Keys and values, [prompts, heads, tokens, D]."""
 
 
 @dataclass(slots=True, eq=False)
@@ -120,7 +118,7 @@ class DeviceDecoder:
         self._slots.clear(_step_up(max(one.max_new_tokens for one in settings) + 1, 128))
         states = [*self._model.parameters(), *self._model.buffers()]
         weights = [tensor.data_ptr() for tensor in states]
-        dtype = _compute_dtype(self._model)
+        dtype = compute_dtype(self._model)
         if dtype != self._dtype or self._cache is None:
             self._cache = StaticPrompts(self._layers, dtype, self._device)
         if weights != self._weights or dtype != self._dtype:
@@ -147,7 +145,7 @@ class DeviceDecoder:
             self._open(range(place, place + count), prompts, states, logits)
             place += count
 
-    def _prefill(self, prompts: list[tuple[int, ...]]) -> tuple[list[_States], torch.Tensor]:
+    def _prefill(self, prompts: list[tuple[int, ...]]) -> tuple[list[States], torch.Tensor]:
         """Runs prompts, left-padded. Returns keys and values by layer, and the logits of the first tokens."""
         width = max(map(len, prompts))
         ids = torch.zeros(len(prompts), width, dtype=torch.long)
@@ -155,16 +153,13 @@ class DeviceDecoder:
         for row, prompt in enumerate(prompts):
             ids[row, width - len(prompt) :] = torch.tensor(prompt)
             mask[row, width - len(prompt) :] = 1
-        prefilled = CopiedPrompts(config=self._model.config)
-        logits = last_logits(self._model, ids.to(self._device), mask.to(self._device), prefilled)
+        states, logits = run_prompts(self._model, ids.to(self._device), mask.to(self._device))
         assert self._cache is not None
-        layers = cast(list[DynamicLayer], prefilled.layers)
-        states = cast(list[_States], [(layer.keys, layer.values) for layer in layers])
         self._cache.sizes(states)
         return states, logits
 
     def _open(
-        self, places: range, prompts: list[tuple[int, ...]], states: list[_States], logits: torch.Tensor
+        self, places: range, prompts: list[tuple[int, ...]], states: list[States], logits: torch.Tensor
     ) -> None:
         """Puts prompts into their lines, and draws the first tokens of the answers."""
         assert self._cache is not None
@@ -200,7 +195,7 @@ class DeviceDecoder:
             lines=min(most, _step_up(len(lines), 1)),
             slots=slots,
             width=_step_up(max(len(line.prompt) for line in lines), 32),
-            room=_step_up(longest, 128),
+            room=_step_up(longest, LEAST_ROOM),
         )
         kept: list[tuple[int, _Line]] = [
             (self._lines.index(line) * old.slots, line) for line in lines[: len(lines) - new]
@@ -223,9 +218,11 @@ class DeviceDecoder:
         self._stop_others()
 
     def _stop_others(self) -> None:
-        """Rows without an answer are not going."""
+        """Rows without an answer do not go on, and write where there is room in any shape."""
         answered = [answer is not None for row in self._by_row() for answer in row]
-        self._slots["going"].logical_and_(torch.tensor(answered, device=self._device))
+        nobody = ~torch.tensor(answered, device=self._device)
+        self._slots["going"].masked_fill_(nobody, False)
+        self._slots["drawn"].masked_fill_(nobody, 1)
 
     def _by_row(self) -> Iterator[list[OpenAnswer | None]]:
         assert self._cache is not None
@@ -332,9 +329,3 @@ def _step_up(count: int, least: int) -> int:
     power = max(least, 1 << (count - 1).bit_length())
     between = power // 4 * 3
     return between if between >= max(count, least) else power
-
-
-def _compute_dtype(model: PreTrainedModel) -> torch.dtype:
-    """That keys and values are computed in."""
-    kind = model.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else model.dtype

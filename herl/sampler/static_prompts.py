@@ -10,13 +10,22 @@ It is the arithmetic of `herl.sampler.prompt_cache.SharedPrompts` for the models
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, cast
 
 import torch
+from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
+
+from herl.sampler.prompt_cache import CopiedPrompts, last_logits, limit, next_logits, trial, trial_tokens
+
+States = tuple[torch.Tensor, torch.Tensor]
+"""Keys and values of a layer, [prompts, heads, tokens, D]."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +86,7 @@ class StaticPrompts(Cache):
         """Bytes of memory held."""
         return sum(buffer.flat.nbytes for layer in self._layers for buffer in layer.buffers())
 
-    def sizes(self, states: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    def sizes(self, states: Sequence[States]) -> None:
         """Notes the sizes of heads from (keys, values) of each layer, [prompts, heads, tokens, D]."""
         for layer, (keys, values) in zip(self._layers, states, strict=True):
             layer.heads, layer.dims = keys.shape[1], (keys.shape[3], values.shape[3])
@@ -99,9 +108,7 @@ class StaticPrompts(Cache):
         self.shape = shape
         return moved
 
-    def put(
-        self, lines: torch.Tensor, states: Sequence[tuple[torch.Tensor, torch.Tensor]], lengths: torch.Tensor
-    ) -> None:
+    def put(self, lines: torch.Tensor, states: Sequence[States], lengths: torch.Tensor) -> None:
         """Puts prompts into lines, whose slots become empty.
 
         Args:
@@ -245,3 +252,53 @@ def _scores(query: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
         return query.float() @ keys.float().transpose(-1, -2)
     products = torch.bmm(query.flatten(0, -3), keys.flatten(0, -3).transpose(1, 2), out_dtype=torch.float32)
     return products.view(*query.shape[:-1], keys.shape[-2])
+
+
+def run_prompts(
+    model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor
+) -> tuple[list[States], torch.Tensor]:
+    """Runs left-padded prompts, [prompts, tokens]. Returns states by layer, and what `last_logits` does."""
+    cache = CopiedPrompts(config=model.config)
+    logits = last_logits(model, ids, mask, cache)
+    layers = cast(list[DynamicLayer], cache.layers)
+    return cast(list[States], [(layer.keys, layer.values) for layer in layers]), logits
+
+
+def compute_dtype(model: PreTrainedModel) -> torch.dtype:
+    """Returns the type that a model's keys and values have in fused attention."""
+    kind = model.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else model.dtype
+
+
+@torch.inference_mode(False)
+def serves(model: PreTrainedModel) -> bool:
+    """Returns whether a model computes with `StaticPrompts` what it computes otherwise; logs why not."""
+    expected = trial(model, CopiedPrompts(config=model.config))
+    try:
+        deviation = float((_static_trial(model) - expected).abs().max())
+    except Exception as error:  # what an architecture makes of a cache that it does not know
+        reason = f"{type(error).__name__}: {error}"
+    else:
+        if deviation <= limit(model):
+            return True
+        reason = f"log-probs deviate by {deviation:.2g} nats"
+    logger.info("%s is sampled without static caches and CUDA graphs: %s", type(model).__name__, reason)
+    return False
+
+
+@torch.no_grad()
+def _static_trial(model: PreTrainedModel) -> torch.Tensor:
+    """What `trial` computes: two answers beside each other, one beside an empty slot."""
+    prompts, mask, answers, _ = trial_tokens(model)
+    states, _ = run_prompts(model, prompts, mask)
+    cache = StaticPrompts(len(states), compute_dtype(model), model.device)
+    cache.sizes(states)
+    cache.arrange(Shape(2, 2, width=8, room=4), torch.zeros(2, 2, dtype=torch.long, device=model.device))
+    cache.put(torch.arange(2, device=model.device), states, mask.sum(1))
+    rows, found = answers[torch.tensor([0, 2, 1, 1], device=model.device)], []
+    for place in range(3):
+        positions = cache.begin(torch.full((4,), place, device=model.device))
+        logits = next_logits(model, rows[:, place, None], positions[:, None], cache.arguments())
+        logprobs = logits.log_softmax(-1).gather(1, rows[:, place + 1, None])[:, 0]
+        found.append(logprobs[torch.tensor([0, 2, 1], device=model.device)])
+    return torch.cat(found)

@@ -1,10 +1,14 @@
-"""Samples with transformers from the trainer's own model: no copy of the weights, no other process.
+"""Samples with transformers from the trainer's own model, in its process.
 
 Where the trainer's model is sharded, no rank could run it alone: each then keeps a whole copy.
 
 One prompt is computed once for all its n answers, which share its keys and values; where a model cannot do
 that, each gets a copy. Answers that are finished leave the batch. Answer i of a request draws its tokens by
 inverse transform from its own stream of uniform numbers, so it is the same in any batch.
+
+On a GPU a decoding step is a CUDA graph that draws on the device (`herl.sampler.device_decoding`), for models
+whose answers can share prompts. Under autocast, linear layers use copies of their weights in its type, taken
+at the start of every `generate`: the sampler is never stale, and computes as the trainer does.
 
 Left out: beam search, penalties, paged attention. For those and for speed use a vLLM sampler.
 """
@@ -17,6 +21,7 @@ from typing import cast
 
 import numpy as np
 import torch
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -29,6 +34,7 @@ from herl.sampler.drawing import draw
 from herl.sampler.packed_linears import packed_linears
 from herl.sampler.prompt_cache import PromptCache, SharedPrompts, last_logits, prompt_cache
 from herl.sampler.replays import CudaRecorder
+from herl.sampler.static_prompts import serves
 from herl.seeds import derive_seed
 from herl.types import Rollout, SampleRequest
 from herl.weights import is_sharded
@@ -39,6 +45,9 @@ KEPT = 0.1
 
 class TransformersSampler(Sampler):
     """Batched sampling from the live policy.
+
+    What it keeps on a GPU from batch to batch (keys, values, copies of weights) is freed during the update if
+    it is more than a tenth of the GPU's memory; the next batch then records its steps again.
 
     Args:
         batch_size: Answers sampled at the same time.
@@ -60,6 +69,7 @@ class TransformersSampler(Sampler):
         self._tokenizer = tokenizer
         self._end_ids = end_token_ids(policy, tokenizer)
         self._new_cache: Callable[[], PromptCache] | None = None  # found out when the weights are there
+        self._on_device: bool | None = None  # so is this
         self._cast = CastLinears()
         self._decoder: DeviceDecoder | None = None
 
@@ -115,9 +125,12 @@ class TransformersSampler(Sampler):
 
     def _decodes_on_device(self) -> bool:
         """Whether answers are sampled by recorded steps: on a GPU, where they can share prompts."""
-        if self._policy.device.type != "cuda" or self._new_cache is None:
+        if self._policy.device.type != "cuda":
             return False
-        return isinstance(self._new_cache(), SharedPrompts)
+        if self._on_device is None:
+            assert self._new_cache is not None
+            self._on_device = isinstance(self._new_cache(), SharedPrompts) and serves(self._policy)
+        return self._on_device
 
     def _sample_on_device(self, answers: list[OpenAnswer]) -> Iterator[Rollout]:
         if self._decoder is None:
@@ -193,12 +206,24 @@ class TransformersSampler(Sampler):
 
 
 def _empty_copy(policy: PreTrainedModel) -> PreTrainedModel:
-    """A whole model of the same architecture on this rank's device, its weights still to come."""
-    copy: PreTrainedModel = AutoModelForCausalLM.from_config(policy.config, dtype=policy.dtype)
-    copy.generation_config = policy.generation_config
+    """A whole model of the same architecture on this rank's device, its weights still to come.
+
+    On a GPU in the type that the shards are gathered and computed in.
+    """
     # Shards may rest on the host (offloading) and still compute on the mesh's device.
     device = next(p.device_mesh.device_type for p in policy.parameters() if isinstance(p, DTensor))
+    dtype = policy.dtype if device == "cpu" else _gathered_dtype(policy)
+    copy: PreTrainedModel = AutoModelForCausalLM.from_config(policy.config, dtype=dtype)
+    copy.generation_config = policy.generation_config
     return cast(PreTrainedModel, copy.to(device).requires_grad_(False))  # type: ignore[arg-type]
+
+
+def _gathered_dtype(policy: PreTrainedModel) -> torch.dtype:
+    """The type that a sharded policy computes in: FSDP's own, else that of its parameters."""
+    if not isinstance(policy, FSDPModule):
+        return policy.dtype
+    gathered: torch.dtype | None = policy._get_fsdp_state()._mp_policy.param_dtype
+    return gathered or policy.dtype
 
 
 def _uniforms(request: SampleRequest, index: int) -> np.ndarray:
