@@ -12,7 +12,7 @@ import lightning as L
 import torch
 from transformers import PreTrainedModel
 
-from herl.cost import GIB, GPU, Settings, Work, estimate, model_size
+from herl.cost import GIB, Settings, model_size, update_gib
 from herl.experience import RolloutPlan, Stages
 from herl.lora import has_adapters
 from herl.loss import Loss
@@ -22,8 +22,6 @@ from herl.sharding import FSDPStrategy
 
 PROBE_TOKENS = 512
 """Room for the request that checks a refresh, where the model allows as many."""
-ANY_GPU = GPU(tflops=1.0, gib=1.0, bandwidth=1.0)
-"""Bytes do not depend on it."""
 
 
 class Configured(Protocol):
@@ -83,22 +81,14 @@ def _card_needs(module: Configured, policy: PreTrainedModel) -> CardNeeds:
         compiled=model.compile is not False,
     )
     tokens = longest_micro_batch(module.stages.plan, module.micro_batch_tokens) if module.trains else 0
-    work = Work(
-        answers=1,
-        answer_tokens=1,
-        prompt_tokens=1,
-        trained_tokens=1,
-        micro_batch_tokens=tokens,
-        judge_seconds=0,
-    )
-    gib: dict[str, float] = estimate(size, work, settings, ANY_GPU, parts)["gib"]
-    held = gib["weights_gradients_moments"]
+    update = update_gib(size, tokens, settings, parts)
     gradients = 4 * size.parameters * learns / parts / GIB
+    resident = update["weights_gradients_moments"] - gradients  # gradients are freed after each step
     if isinstance(strategy, FSDPStrategy) and strategy.cpu_offload:
-        held = gradients = 0.0
+        resident = update["weights_gradients_moments"] = 0.0
     return CardNeeds(
         parameters=size.parameters,
         kv_bytes=size.kv_bytes,
-        resident_gib=held - gradients,  # gradients are freed after each step
-        update_gib=held + gib["activations"],
+        resident_gib=resident,
+        update_gib=sum(update.values()),
     )

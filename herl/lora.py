@@ -41,6 +41,8 @@ class Lora:
     def add_to(self, model: PreTrainedModel) -> None:
         """Adds fresh adapters, which change nothing yet, and freezes all else.
 
+        Adapters are at least float32 whatever the model is: in bfloat16 small updates would round away.
+
         Raises:
             ConfigError: peft is not installed, or finds no such layers.
         """
@@ -60,6 +62,9 @@ class Lora:
             model.add_adapter(config)
         except ValueError as error:
             raise ConfigError(f"model.lora.target_modules: {error}") from error
+        for parameter in model.parameters():
+            if parameter.requires_grad and parameter.dtype != torch.float64:
+                parameter.data = parameter.data.float()  # peft gave it the type of its layer
         ends = (model.get_input_embeddings(), model.get_output_embeddings())
         if model.config.get_text_config().tie_word_embeddings and any(hasattr(e, "base_layer") for e in ends):
             raise ConfigError(

@@ -1,7 +1,8 @@
 """Which arithmetic a device computes in: the trainer's default precision, TF32, and what counts as exact.
 
 On CUDA a run computes in bfloat16 on float32 weights, and float32 matrix products that remain use TF32, which
-rounds their inputs to 10 bits. On a CPU everything is float32.
+rounds their inputs to 10 bits. On a CPU everything is float32: without AMX bfloat16 is about ten times slower
+there, and with it (`lscpu | grep amx`) one thread multiplies six times as fast, but no run was measured.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from tests.integration.runs import SMALL, fit, summary
 from tests.unit.test_vllm import module_with, probe_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-VLLM = ("sampler=vllm", "sampler.kv_cache_gib=0.25", "sampler.max_model_len=512")
+VLLM = ("sampler=vllm", "sampler.kv_cache_gib=0.25")
 
 
 def test_two_ranks_with_an_engine_each_give_the_numbers_of_one(tmp_path):

@@ -36,6 +36,19 @@ def test_fresh_adapters_change_nothing_and_only_they_are_trained(policy):
     assert not has_adapters(policy)
 
 
+def test_adapters_of_a_bfloat16_model_are_float32_and_take_small_steps():
+    model = PretrainedModel(path="tiny", dtype="bfloat16", lora=Lora(rank=4)).load()
+    types = {(".lora_" in name, parameter.dtype) for name, parameter in model.named_parameters()}
+    assert types == {(True, torch.float32), (False, torch.bfloat16)}
+    model(input_ids=IDS).logits.float().logsumexp(-1).sum().backward()
+    [adapter] = [p for n, p in model.named_parameters() if "layers.0.self_attn.q_proj.lora_A" in n]
+    before = adapter.detach().clone()
+    adapter.grad = torch.ones_like(adapter)
+    torch.optim.SGD([adapter], lr=1e-6).step()
+    moved = (adapter.detach() - before).abs()
+    assert float(moved.median()) == pytest.approx(1e-6, rel=0.1)
+
+
 def test_fresh_adapters_depend_on_the_seed_alone():
     def weights(seed):
         model = PretrainedModel(path="tiny", lora=Lora(), seed=seed).load()
