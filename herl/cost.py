@@ -26,7 +26,7 @@ Not measured: several GPUs, adapters, recomputed activations, the engine's share
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
@@ -172,8 +172,8 @@ def size_of(model: PreTrainedModel) -> ModelSize:
     text = model.config.get_text_config()
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    embeddings: torch.Tensor = model.get_input_embeddings().weight
-    output: torch.Tensor = model.get_output_embeddings().weight
+    embeddings = cast(torch.Tensor, model.get_input_embeddings().weight)
+    output = cast(torch.Tensor, model.get_output_embeddings().weight)
     return ModelSize(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         layers=text.num_hidden_layers,
