@@ -8,12 +8,13 @@ Every answer sees its context and itself; nothing else. Positions go on from the
 computed as if it stood behind its context alone, and the context is computed once for all of them.
 
 On a CPU blockwise: scaled dot-product attention over each context, then over its answers, padded among
-themselves, so that no mask of the whole row exists. On a GPU by transformers' flex attention with a block
-mask. Both hang in transformers' attention interface, so any decoder that uses it can do this;
-`herl.packing.choose_packing` tries it on the model itself. Without shared contexts the interface behaves as
-its "sdpa".
+themselves, so that no mask of the whole row exists. On a GPU by compiled flex attention with the row's mask
+(`herl.block_mask`), in any precision. Both hang in transformers' attention interface, so any decoder that uses
+it can do this; `herl.packing.choose_packing` tries it on the model itself. Without shared contexts the
+interface behaves as its "sdpa".
 
-Flex attention was compared with the blockwise path on a CPU; it has not run on a GPU.
+Left out: FlashAttention over sequences of different lengths. On an H100 it was 1.3 times as fast for heads of
+64, slower for heads of 128, and its gradients differ from run to run.
 """
 
 from __future__ import annotations
@@ -102,6 +103,29 @@ def installed(model: PreTrainedModel) -> bool:
     return bool(model.config._attn_implementation == NAME)
 
 
+def _tiles(width: int, dtype: torch.dtype, device: torch.device) -> Any:
+    """Block sizes of the kernels where measured ones beat torch's, made for masks with fewer borders: on an
+    H100 by 1.2 to 1.4, forward and backward, for answers of 128 to 384 tokens behind 600."""
+    if device.type != "cuda" or dtype == torch.float32 or width > 128:
+        return None
+    card = torch.cuda.get_device_properties(device)
+    if (card.major, card.minor) != (9, 0):
+        return None
+    rows, stages, warps = (64, 3, 4) if width <= 64 else (128, 2, 8)
+    return {
+        "fwd_BLOCK_M": 64,
+        "fwd_BLOCK_N": 64,
+        "fwd_num_warps": 4,
+        "fwd_num_stages": 3,
+        "bwd_BLOCK_M1": 64,
+        "bwd_BLOCK_N1": rows,
+        "bwd_BLOCK_M2": rows,
+        "bwd_BLOCK_N2": 64,
+        "bwd_num_warps": warps,
+        "bwd_num_stages": stages,
+    }
+
+
 def _capped(cap: float) -> Any:
     """Scores between -cap and cap, by the formula of Gemma 2."""
 
@@ -149,6 +173,7 @@ def masked_attention(
         block_mask=mask,
         scale=scaling,
         enable_gqa=query.shape[1] != key.shape[1],
+        kernel_options=_tiles(query.shape[-1], query.dtype, query.device),
     )
     return output.transpose(1, 2)
 

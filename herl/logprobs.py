@@ -77,7 +77,7 @@ def _by_chunks(
 
 
 def _body(model: PreTrainedModel, batch: MicroBatch) -> Any:
-    """Runs the model without its head. The last hidden state is [1, T, width], padding at its end included."""
+    """Runs the model without its head: the last hidden state is [1, T, width], with padding at its end."""
     ids, positions, arguments = batch.input_ids, batch.position_ids, dict[str, Any]()
     flex = ids.is_cuda and installed(model) and batch.packing != "single"
     if flex or batch.packing == "shared":

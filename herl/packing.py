@@ -130,12 +130,14 @@ def _try(model: PreTrainedModel, packing: Packing, device: torch.device) -> _Fin
     for parameter in model.parameters():
         parameter.grad = None
     blind = [replace(one, prompt_ids=one.prompt_ids[-1:]) for one in rollouts]
-    without_context = torch.cat(_logprobs(model, blind, "single", device))
+    with torch.compiler.set_stance("force_eager"):  # nothing is compiled for the comparison alone
+        without_context = torch.cat(_logprobs(model, blind, "single", device))
     beside_others = [
         _logprobs(model, _with_other_neighbors(rollouts, kept, packing, vocabulary), packing, device)[kept]
         for kept in range(len(rollouts))
     ]
-    expected = torch.cat(_logprobs(model, rollouts, "single", device, weights))
+    with torch.compiler.set_stance("force_eager"):
+        expected = torch.cat(_logprobs(model, rollouts, "single", device, weights))
     norm = _gradient_norm(model)
     # Both gradients add up where they lie: what is left is their difference, and no copy is needed.
     found = _logprobs(model, rollouts, packing, device, [-one for one in weights])
@@ -230,6 +232,12 @@ def _rms(difference: torch.Tensor) -> float:
     return float(difference.square().mean().sqrt())
 
 
+def _drops_out(module: torch.nn.Module) -> bool:
+    """Whether a layer computes something random in training."""
+    shares = (getattr(module, name, 0.0) for name in ("p", "dropout", "attention_dropout"))
+    return any(isinstance(share, float) and share > 0.0 for share in shares)
+
+
 @contextmanager
 def _left_as_found(model: PreTrainedModel, device: torch.device) -> Iterator[None]:
     """Within the block the model computes without dropout, with gradient, and recomputes its activations in
@@ -238,9 +246,11 @@ def _left_as_found(model: PreTrainedModel, device: torch.device) -> Iterator[Non
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     devices = [] if device.type == "cpu" else [device]
     with torch.random.fork_rng(devices), torch.inference_mode(False), torch.enable_grad():
+        dropping = any(_drops_out(module) for module, _ in modes)
         for module, _ in modes:
-            # in layers that are checkpointed the mode decides about that alone
-            module.training = bool(getattr(module, "gradient_checkpointing", False))
+            # Compiled blocks are compiled for training here, and not again. In layers that are checkpointed
+            # the mode decides about that alone.
+            module.training = not dropping or bool(getattr(module, "gradient_checkpointing", False))
         try:
             yield
         finally:
