@@ -9,8 +9,8 @@ computed as if it stood behind its context alone, and the context is computed on
 
 On a CPU blockwise: scaled dot-product attention over each context, then over its answers, padded among
 themselves, so that no mask of the whole row exists. On a GPU by compiled flex attention with the row's mask
-(`herl.block_mask`), in any precision. Both hang in transformers' attention interface, so any decoder that uses
-it can do this; `herl.packing.choose_packing` tries it on the model itself. Without shared contexts the
+(`herl.block_mask`), in any precision. Both hang in transformers' attention interface: any decoder that uses
+it can do this, and `herl.packing.choose_packing` tries it on the model itself. Without shared contexts the
 interface behaves as its "sdpa".
 
 Left out: FlashAttention over sequences of different lengths. On an H100 it was 1.3 times as fast for heads of

@@ -89,8 +89,7 @@ class HerlModule(L.LightningModule):
         micro_batch_tokens: Tokens of a row, which is one forward pass. Changes memory and speed, never the
             result. `auto` for 8192 on a CPU and what fits in memory on a GPU (`herl.row_tokens`).
         packing: What stands in a row (`herl.batch.Packing`); `auto` for the best that the model allows.
-        most_skipped_steps: Optimiser steps in a row that may be skipped because loss or gradient are not
-            finite; then the run stops.
+        most_skipped_steps: Steps in a row that may be skipped for a loss or gradient that is not finite.
         max_grad_norm: Gradients are clipped to this norm; None for no clipping.
         validation_attempts: Plain attempts per held-out prompt. More only lower the noise.
         validation_revisions: Revisions of each of them at most, reported beside the plain attempts.
@@ -127,10 +126,9 @@ class HerlModule(L.LightningModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        check_at_least("module", 1, updates_per_batch=updates_per_batch)
-        if micro_batch_tokens != "auto":
-            check_at_least("module", 1, micro_batch_tokens=micro_batch_tokens)
-        check_at_least("module", 1, validation_attempts=validation_attempts)
+        tokens = None if micro_batch_tokens == "auto" else micro_batch_tokens
+        counts = {"updates_per_batch": updates_per_batch, "validation_attempts": validation_attempts}
+        check_at_least("module", 1, micro_batch_tokens=tokens, **counts)
         self.model = model
         self.loss = loss or PolicyLoss()
         self.optimizer = optimizer
@@ -141,8 +139,7 @@ class HerlModule(L.LightningModule):
         self.packing = packing
         self.max_grad_norm = max_grad_norm
         self.most_skipped_steps = most_skipped_steps
-        self.validation_attempts = validation_attempts
-        self.validation_revisions = validation_revisions
+        self.validation_attempts, self.validation_revisions = validation_attempts, validation_revisions
         self.log_over = log_over
         self.seed = seed
         self.judge_desk = judge_desk
@@ -267,13 +264,12 @@ class HerlModule(L.LightningModule):
         assert self.policy is not None
         self.policy.train()
         optimizer = cast(torch.optim.Optimizer, self.optimizers())
-        # not before: only now has the sampler left what memory it can
         self.micro_batch_tokens = row_tokens(self.micro_batch_tokens, self.policy, optimizer, self.device)
         stats, scorer = RunningStats(), self.scorer()
         parts = split_by_group(experiences, self.updates_per_batch)
         # Before the first step the current log-probs are the old ones: that part needs no extra pass.
-        later = self.loss.needs_old_logprobs
-        old = [scorer.logprobs(part) if i and later else None for i, part in enumerate(parts)]
+        kept = self.loss.needs_old_logprobs
+        old = [scorer.logprobs(part) if kept and i else None for i, part in enumerate(parts)]
         for part, old_logprobs in zip(parts, old, strict=True):
             prepared, prepared_stats = self.loss.prepare(part, scorer)
             stats.add_stats(prepared_stats)
@@ -293,27 +289,26 @@ class HerlModule(L.LightningModule):
         rate = learning_rate_share(self.schedule, self.counts["optimizer_steps"], self.warmup_steps, done)
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * rate
-        losses: list[torch.Tensor] = []
-        rows: list[tuple[int, ...]] = []
+        losses: list[
+            tuple[torch.Tensor, tuple[int, ...]]
+        ] = []  # read after the last pass: a GPU need not wait
         for batch in scorer.micro_batches(experiences, old_logprobs):
             synchronise_gradients(self.trainer, batch.last)
             loss, batch_stats = scorer.compute_loss(batch)
             self.manual_backward(loss * world_size())  # the strategies average gradients over ranks
-            losses.append(loss.detach())  # read after the last pass: until then a GPU need not wait
-            rows.append(batch.rows)
+            losses.append((loss.detach(), batch.rows))
             if not batch.filler:
                 stats.add_stats(batch_stats)
         norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters(), self.max_grad_norm or math.inf))
-        values = [float(loss) for loss in losses]
         if not math.isfinite(float(norm)):
-            wrong = (row for row, value in zip(rows, values, strict=True) if not math.isfinite(value))
-            bad = [experiences[place].rollout.id for place in chain.from_iterable(wrong)]
+            wrong = chain.from_iterable(rows for loss, rows in losses if not math.isfinite(float(loss)))
+            bad = [experiences[place].rollout.id for place in wrong]
             return self._skip_step(optimizer, float(norm), chain.from_iterable(gather(bad)))
         self._skipped = 0
         optimizer.step()
         optimizer.zero_grad()
         self.counts["optimizer_steps"] += 1
-        stats.add("loss", sum(gather(sum(values))))
+        stats.add("loss", sum(gather(sum(float(loss) for loss, _ in losses))))
         stats.add("grad_norm", norm)
         stats.add("learning_rate", optimizer.param_groups[0]["lr"])
 

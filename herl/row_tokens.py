@@ -29,7 +29,8 @@ def row_tokens(
     optimizer: torch.optim.Optimizer,
     device: torch.device,
 ) -> int:
-    """Returns the tokens that a row may have, the same on every rank. All ranks must call it.
+    """Returns the tokens that a row may have, the same on every rank. All ranks must call it, right before an
+    update: the sampler has left what memory it can.
 
     Args:
         given: The setting; a number is returned as it is.
