@@ -79,7 +79,11 @@ def attention(
     if isinstance(attention_mask, BlockMask):
         return masked_attention(query, key, value, attention_mask, **settings), None
     if contexts is None:
+        if settings.get("softcap") is not None or settings.get("s_aux") is not None:
+            raise NotImplementedError("attention scores that are capped or have sinks: sdpa ignores both")
         return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
+    if attention_mask is None or attention_mask.numel() != 1:
+        raise NotImplementedError("a mask that the architecture made itself (Doge)")
     return blockwise_attention(query, key, value, contexts, **settings), None
 
 

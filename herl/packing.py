@@ -107,6 +107,7 @@ def _objection(model: PreTrainedModel, packing: Packing, device: torch.device) -
     except Exception as error:  # whatever it is: one answer at a time may still work
         if isinstance(model, FSDPModule):
             model.reset_iter_state()
+            _drop_unreduced_gradients(model, device)
         return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
     allowed = EXACT if computes_exact_float32(device, model.dtype) else ROUNDED
     if not found.deviation <= allowed * found.context_effect:  # NaN is an objection too
@@ -119,6 +120,12 @@ def _objection(model: PreTrainedModel, packing: Packing, device: torch.device) -
     if not found.gradient_error <= allowed:
         return f"its gradient deviates by {found.gradient_error:.2g} of its norm; {allowed:g} are allowed"
     return None
+
+
+def _drop_unreduced_gradients(model: PreTrainedModel, device: torch.device) -> None:
+    """After an aborted backward FSDP would add what is left of it to the next gradient: this is that one."""
+    [rollout, *_] = _rollouts(model.config.get_text_config())
+    _logprobs(model, [rollout], "single", device, [torch.ones(len(rollout.token_ids))])
 
 
 def _try(model: PreTrainedModel, packing: Packing, device: torch.device) -> _Findings:

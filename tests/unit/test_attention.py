@@ -77,18 +77,6 @@ def test_shared_contexts_compute_what_padded_rows_compute(name):
     assert float(wrong.norm() / total) < 1e-5
 
 
-def test_models_whose_attention_cannot_be_swapped_say_why(caplog):
-    """Gemma 2 caps its scores and transformers gives it no sdpa by default."""
-    model = model_of("gemma2")
-    assert choose_packing(model, torch.device("cpu")) in ("packed", "single")
-    assert "Gemma2ForCausalLM is not trained on shared rows: " in caplog.text
-
-
-def test_rows_are_still_shared_where_bfloat16_rounds(policy):
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert choose_packing(policy, torch.device("cpu")) == "shared"
-
-
 def test_a_model_with_a_state_is_trained_one_answer_at_a_time(caplog):
     model = model_of("mamba", state_size=4)
     assert choose_packing(model, torch.device("cpu")) == "single"
@@ -98,19 +86,6 @@ def test_a_model_with_a_state_is_trained_one_answer_at_a_time(caplog):
     found = in_order(batches, lambda batch: answer_logprobs(model, batch, 1.0)[0])
     expected, _ = padded_logprobs(model, experiences)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-5)
-
-
-def test_a_leak_between_answers_is_noticed(policy, monkeypatch, caplog):
-    """An attention that ignores the layout sees the answers before."""
-
-    def leaking(query, key, value, contexts, *, scaling=None, **_):
-        return torch.nn.functional.scaled_dot_product_attention(
-            query, key, value, is_causal=True, scale=scaling, enable_gqa=True
-        ).transpose(1, 2)
-
-    monkeypatch.setattr(attention, "blockwise_attention", leaking)
-    assert choose_packing(policy, torch.device("cpu")) == "packed"
-    assert "not trained on shared rows: its log-probs deviate by" in caplog.text
 
 
 @pytest.mark.parametrize("window", [None, 6])
