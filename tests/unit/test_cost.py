@@ -25,7 +25,7 @@ SIZE = ModelSize(
 )  # fmt: skip
 QWEN_05B = ModelSize(
     parameters=494_032_768, layers=24, width=896, inner=4864, vocabulary=151_936, outer=136_134_656,
-    kv_bytes=24_576,
+    kv_bytes=12_288,
 )  # fmt: skip
 WORK = Work(
     answers=100, answer_tokens=200, prompt_tokens=10_000, trained_tokens=30_000, micro_batch_tokens=1000,
