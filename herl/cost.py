@@ -13,13 +13,13 @@ P parameters, L layers of width d with f inner units, T trained tokens with thei
 sequence, k bytes of keys and values a token, N GPUs; of one: F bfloat16 FLOP/s, B bytes/s, R answers at once;
 u, b, E, W below. Both kinds of memory are there at once unless the engine sleeps during the update.
 
-Where 34 and 8 come from: bf16-mixed without compiled blocks keeps, in each layer, two float32 residuals and two
-normalized ones (16 d), their bfloat16 casts for five products (10 d), queries, keys, values and outputs (8 d), and
-of the gated layer gate, its activation, up and their product (8 f). Compiled blocks keep less.
+Where 34 and 8 come from: without compiled blocks, bf16-mixed keeps in each layer two float32 residuals and
+two normalized ones (16 d), their bfloat16 casts for five products (10 d), queries, keys, values and outputs
+(8 d), and in the gated part gate, activation, up and their product (8 f). Compiled blocks keep less.
 
-Measured so far (`tests/unit/test_cost.py` holds the formulas to these points):
-- 0.5B (Qwen2.5's shape) on an H100, bf16-mixed, blocks not compiled, 2**29 logits at once, forward and backward of
-  one row of 10 700 tokens without an optimizer: peak 22.9 GiB, by the formulas 24.2.
+Measured (`tests/unit/test_cost.py` holds the formulas to these points):
+- 0.5B (the shape of Qwen2.5) on an H100, blocks not compiled, forward and backward of one row of 10 700
+  tokens, no optimizer: peak 22.9 GiB; by the formulas 24.2.
 Not measured: several GPUs, adapters, recomputed activations, the engine's share.
 """
 
@@ -59,8 +59,8 @@ GIB = 2**30
 
 
 Engine = Literal["vllm", "transformers", "elsewhere"]
-"""What samples: a vLLM engine on the same GPUs; the policy itself, by a bfloat16 copy that is there while answers are
-sampled; or servers on other GPUs."""
+"""What samples: a vLLM engine on the same GPUs; the policy, by a bfloat16 copy that exists only while it
+samples; or servers on other GPUs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +93,7 @@ class ModelSize:
     layers: int
     width: int
     inner: int
-    """Units between the products of a layer's gated part; of a mixture of experts, of those that see a token."""
+    """Units of a layer's gated part; in a mixture of experts, of the experts that see a token."""
     vocabulary: int
     outer: int
     """Parameters outside the layers: embeddings and head."""
@@ -273,12 +273,11 @@ def update_gib(
 
 
 def _bfloat16_weights(model: ModelSize, settings: Settings, devices: int) -> float:
-    """Bytes of weights as products need them. One GPU keeps each from its forward to its backward pass; several
-    gather one layer while the next is on its way, with gradients in bfloat16 and, to be summed, in float32."""
+    """Bytes of weights as products need them. One GPU keeps each from forward to backward. Several hold one
+    layer while they gather the next; its gradients are in bfloat16 and, for the sum, in float32."""
     if devices > 1:
-        return BF16 * (model.outer + 2 * model.layer) + (BF16 + FLOAT32) * (model.outer + model.layer) * min(
-            1.0, settings.trained_share
-        )
+        gradients = settings.trained_share * (model.outer + model.layer)
+        return BF16 * (model.outer + 2 * model.layer) + (BF16 + FLOAT32) * gradients
     return BF16 * (model.outer + model.layer if settings.checkpointing else model.parameters)
 
 
@@ -299,7 +298,9 @@ def _frozen(model: ModelSize, settings: Settings) -> float:
 
 
 def _inner(text: Any) -> int:
-    """Inner units of a layer that work on one token."""
-    experts = getattr(text, "num_experts_per_tok", None)
-    units: int = getattr(text, "moe_intermediate_size", None) or getattr(text, "intermediate_size", None) or 0
-    return units * (experts or 1) or 4 * text.hidden_size
+    """Inner units of a layer that see one token; 4 x width where the configuration does not say."""
+    experts: int = getattr(text, "num_experts_per_tok", None) or 1
+    units: int | None = getattr(text, "moe_intermediate_size", None) or getattr(
+        text, "intermediate_size", None
+    )
+    return experts * units if units else 4 * text.hidden_size

@@ -23,12 +23,17 @@ from rich.text import Text
 
 from herl.build import Run, make
 from herl.callbacks.answer_budget import AnswerBudget
-from herl.cost import GPU, ModelSize, Settings, Work, estimate
+from herl.cost import GPU, Engine, ModelSize, Settings, Work, estimate
 from herl.types import Judged
 
 BATCHES = 4
 """Batches that are tried; the first warms up."""
 HELDOUT_BATCHES = 2
+ENGINES: dict[str, Engine] = {
+    "herl.sampler.vllm.VLLMSampler": "vllm",
+    "herl.sampler.vllm_server.VLLMServerSampler": "elsewhere",
+}
+"""Samplers by their targets; another is taken to sample from the policy itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,6 +153,8 @@ def gpu_estimate(
         second_model=module.loss.needs_reference and trained == 1.0,
         trained_share=trained,
         checkpointing=module.model.gradient_checkpointing,
+        engine=ENGINES.get(config.sampler._target_, "transformers"),
+        sleep=config.sampler.get("sleep", False) is not False,  # null: where it shares the trainer's GPU
         tensor_parallel=config.sampler.get("tensor_parallel_size", 1),
         most_at_once=config.sampler.get("max_num_seqs", 256),
     )

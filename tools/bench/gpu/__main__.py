@@ -3,11 +3,11 @@
     python tools/bench/gpu [--minutes 8] [--only rows update-0.5b ...] [--out gpu.json] [--tokenizer PATH]
     python tools/bench/gpu --list
 
-Sections are processes of their own, each with its own limit of seconds; one that fails, or takes too long, stops
-no other, and what it had measured by then stands in the table. Sections that time nothing run side by side,
-then the others one after the other, alone on the card; each imports its packages while the one before it is
-measured. Models are random in the shapes of real ones, with the tokenizer of SmolLM2 (or the tiny model's): no hub
-is asked. Where vLLM or TRL is not installed, the table says so.
+Each section is a process with its own time limit. If it fails or runs out of time, the others go on, and the
+table keeps what it had measured by then. Sections that time nothing run side by side; the others follow one
+by one, alone on the card, each importing its packages while the previous one is being measured. Models are
+random, in the shapes of real ones, with SmolLM2's tokenizer (or the tiny model's): no hub is asked. Where
+vLLM or TRL is not installed, the table says so.
 
 Without a GPU all sections run in small on the CPU. That tries their logic, and the table says that nothing
 was measured.

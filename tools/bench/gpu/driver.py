@@ -31,6 +31,11 @@ CPU_PATIENCE = 4
 ON_A_CPU = "not measured on a GPU: all in small, on a CPU"
 
 
+def command(section: Section, options: Sequence[str]) -> list[str]:
+    """Returns the command line of a section's process."""
+    return [sys.executable, str(Path(__file__).parent), "--section", section.name, *options]
+
+
 class Job:
     """The process of a section. It imports what it needs, and waits to be told to go on."""
 
@@ -42,7 +47,7 @@ class Job:
         self.log = scratch / f"{section.name}.log"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, str(Path(__file__).parent), "--section", section.name, *options],
+                command(section, options),
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -222,11 +227,11 @@ def main(description: str | None) -> None:
             measurement.run([section for section in SECTIONS if section.name in given.only])
         finally:  # whatever happened, what was measured is shown
             show(measurement, given.out, time.perf_counter() - started)
-    sys.exit(any(state not in ("done",) for state in measurement.states.values()))
+    sys.exit(any(state != "done" for state in measurement.states.values()))
 
 
 def default_tokenizer(on_gpu: bool) -> str:
-    """Returns SmolLM2 where it has been fetched; elsewhere, and in small, the tiny model that ships with herl."""
+    """Returns SmolLM2 if it has been fetched; otherwise, and in small, herl's own tiny model."""
     if not on_gpu:
         return "tiny"
     try:
@@ -243,16 +248,14 @@ def show(measurement: Measurement, out: Path, seconds: float) -> None:
     columns = ["section", "figure", "value", "unit", "target", "verdict"]
     rows = [[f.section, f.name, f.value, f.unit, f.target, f.verdict(on_gpu)] for f in figures]
     print()
-    report(
-        f"{device}; {', '.join(f'{k} {v}' for k, v in versions().items())}; {seconds:.0f} s", columns, rows
-    )
+    packages = ", ".join(f"{name} {number}" for name, number in versions().items())
+    report(f"{device}; {packages}; {seconds:.0f} s", columns, rows)
     found = {
         "device": device,
         "versions": versions(),
         "seconds": seconds,
-        "sections": {
-            n: {"state": s, "seconds": measurement.seconds.get(n)} for n, s in measurement.states.items()
-        },
+        "states": measurement.states,
+        "section_seconds": measurement.seconds,
         "figures": [asdict(f) | {"verdict": f.verdict(on_gpu)} for f in figures],
     }
     out.write_text(json.dumps(found, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""Does `herl fit` run on this machine: the embedded experiment with each sampler, adapters, shards, and resumed."""
+"""Does `herl fit` run here: the embedded experiment with both samplers, adapters, FSDP, and resumed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How fast answers are sampled, and what it takes to bring an engine new weights, to put it to sleep and wake it."""
+"""How fast answers are sampled, and how long an engine takes to load new weights, to sleep and to wake."""
 
 from __future__ import annotations
 

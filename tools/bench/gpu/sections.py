@@ -1,4 +1,4 @@
-"""The sections of the table, in the order in which they are measured: the first matter most if the minutes end."""
+"""The sections of the table in the order of measurement: what matters most comes first."""
 
 from __future__ import annotations
 

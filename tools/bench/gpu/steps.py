@@ -1,4 +1,4 @@
-"""A whole GRPO step of herl and of TRL, both with vLLM on the same card: time by phase, and most memory of the card."""
+"""A whole GRPO step of herl and of TRL, both with vLLM on the same card: seconds by phase, peak memory."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _report(bench: Bench, steps: list[dict[str, float]]) -> None:
 
 @contextmanager
 def _card(bench: Bench) -> Iterator[None]:
-    """Reports the most memory of the card that was in use within the block: all of it, engine and graphs included."""
+    """Reports the card's peak memory within the block: everything on it, engine and graphs included."""
     if not bench.full:
         yield
         bench.add("memory", peak_gib(), "GiB")

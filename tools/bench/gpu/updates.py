@@ -1,5 +1,5 @@
-"""How fast an update is: over its arithmetic on this card's own rate, over rows of many lengths, and what
-sharing a context saves. All through HerlModule and a Lightning trainer, as in a run; only sampling is left out.
+"""How fast an update is: as a share of the card's own matrix products, over rows of many lengths, and with
+shared contexts. Everything goes through HerlModule and a Lightning trainer, as in a run, except sampling.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def updates(
     packing: Packing | str = "auto",
     micro_batch_tokens: int | None = None,
 ) -> tuple[list[Update], HerlModule]:
-    """Trains a model on random answers to these tasks, `prompts` a batch; returns the update of each batch."""
+    """Trains a model on random answers to these tasks, `prompts` a batch; returns each batch's update."""
 
     def reward(task: Task, text: str) -> float:
         return reward_of(text)
