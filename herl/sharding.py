@@ -8,6 +8,7 @@ Tried on CPU with gloo over one to four processes. On GPUs the same calls run ov
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 
 import lightning as L
@@ -115,6 +116,8 @@ def load(model: PretrainedModel, trainer: L.Trainer) -> PreTrainedModel:
     strategy = trainer.strategy
     if strategy.root_device.type == "cpu":
         keep_freed_memory()
+    if model.compile is None:
+        model = replace(model, compile=strategy.root_device.type == "cuda")
     if not isinstance(strategy, FSDPStrategy):
         return together(model.load)
     return load_sharded(

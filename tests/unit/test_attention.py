@@ -7,8 +7,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from herl import attention
-from herl.attention import SharedContext, blockwise_attention, shared_mask
+from herl.attention import blockwise_attention, shared_mask
 from herl.batch import micro_batches
+from herl.block_mask import SharedContext
 from herl.logprobs import answer_logprobs
 from herl.packing import choose_packing
 from tests.naive import padded_logprobs
