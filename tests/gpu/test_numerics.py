@@ -59,9 +59,9 @@ def long_rows(seed=0, part=1):
     return found
 
 
-def short_on_a_cpu(device):
-    """The part of the lengths that bfloat16 is tried with, which is slow on many CPUs."""
-    return 1 if device.type == "cuda" else 12
+def part_for(device):
+    """Real lengths on a GPU; a part of them on a CPU, which `tests/unit` tries more thoroughly."""
+    return 1 if device.type == "cuda" else 8
 
 
 def rows_of(model, packing, device, max_tokens=700):
@@ -97,7 +97,7 @@ def off(got, wanted):
 @pytest.mark.parametrize("packing", PACKINGS)
 @pytest.mark.parametrize("name", NAMES)
 def test_rows_compute_what_padded_answers_compute_in_float64(name, packing, device):
-    model, experiences = architecture(name), long_rows()
+    model, experiences = architecture(name), long_rows(part=part_for(device))
     wanted = expected(model, experiences)
     got = computed(model.to(device), experiences, packing, device)
     for mine, naive in zip(got, wanted, strict=True):
@@ -106,7 +106,7 @@ def test_rows_compute_what_padded_answers_compute_in_float64(name, packing, devi
 
 @pytest.mark.parametrize("name", ["llama", "mistral"])
 def test_in_bfloat16_rows_are_as_near_to_float64_as_answers_alone(name, device):
-    model, experiences = architecture(name), long_rows(part=short_on_a_cpu(device))
+    model, experiences = architecture(name), long_rows(part=part_for(device))
     wanted = expected(model, experiences)
     model = model.to(device)
     alone = computed(model, experiences, "single", device, torch.bfloat16)
@@ -119,7 +119,7 @@ def test_in_bfloat16_rows_are_as_near_to_float64_as_answers_alone(name, device):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_neighbours_change_no_bit_of_an_answer(dtype, device):
     model = architecture("mistral").to(device)
-    part = short_on_a_cpu(device)
+    part = part_for(device)
     first, second = long_rows(seed=0, part=part), long_rows(seed=1, part=part)
     kept = first[0]  # stands behind the same context; all other tokens of the row are replaced
     replaced = [
@@ -142,7 +142,7 @@ def test_neighbours_change_no_bit_of_an_answer(dtype, device):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_gradients_are_the_same_bit_for_bit_in_two_runs(dtype, device):
-    model, experiences = architecture("llama").to(device), long_rows(part=short_on_a_cpu(device))
+    model, experiences = architecture("llama").to(device), long_rows(part=part_for(device))
     first = computed(model, experiences, "shared", device, dtype)[1]
     assert torch.equal(computed(model, experiences, "shared", device, dtype)[1], first)
 

@@ -1,7 +1,12 @@
 """What the README shows, works."""
 
+import json
 import re
+import shlex
 from pathlib import Path
+
+from herl.cost import GPUS, Settings, Work, estimate, model_size
+from tests.configuration import composed
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 
@@ -32,3 +37,57 @@ def test_the_tree_in_the_readme_is_the_tree():
     package = Path(__file__).parents[2] / "herl"
     there = {path.name + "/" * path.is_dir() for path in package.iterdir() if path.name[0] not in "_."}
     assert set(listed) == there - {"conf/"}
+
+
+QWEN = {  # width, inner width, layers, heads, their keys and values, whether the head is the embeddings
+    "0.5B": (896, 4864, 24, 14, 2, True),
+    "1.5B": (1536, 8960, 28, 12, 2, True),
+    "7B": (3584, 18944, 28, 28, 4, False),
+}
+
+
+def qwen(name, folder):
+    """A folder with the configuration of Qwen2.5."""
+    width, inner, layers, heads, shared, tied = QWEN[name]
+    sizes = {
+        "model_type": "qwen2", "vocab_size": 152064 if name == "7B" else 151936, "hidden_size": width,
+        "intermediate_size": inner, "num_hidden_layers": layers, "num_attention_heads": heads,
+        "num_key_value_heads": shared, "tie_word_embeddings": tied,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(sizes))
+    return str(folder)
+
+
+def gib(config, size, devices):
+    """What a run of this configuration takes of each card, by the formulas, with 64 prompts a batch."""
+    plan, answers = config.rollout, 64 * config.rollout.attempts_per_prompt
+    longest = plan.max_prompt_tokens + plan.attempt.max_new_tokens
+    work = Work(
+        answers=answers, answer_tokens=plan.attempt.max_new_tokens,
+        prompt_tokens=64 * plan.max_prompt_tokens, trained_tokens=answers * longest,
+        micro_batch_tokens=config.module.micro_batch_tokens, judge_seconds=0.0,
+    )  # fmt: skip
+    settings = Settings(
+        trained_share=1.0 if config.model.lora is None else 0.01, sleep=True, compiled=True,
+        checkpointing=config.model.gradient_checkpointing,
+    )  # fmt: skip
+    found = estimate(size, work, settings, GPUS["h100"], devices)
+    return f"{found['gib']['total']:.0f}" + ("" if found["fits"] else ": does not fit")
+
+
+def test_the_table_of_what_fits_is_what_the_formulas_say(tmp_path):
+    table = README.split("<!-- fits -->")[1].split("\n\n")[0]
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if "`herl" in line
+    ]
+    assert [row[:2] for row in rows] == [[name, way] for name in QWEN for way in ("all weights", "LoRA")]
+    expected = []
+    for name, way, _, _, command in rows:
+        overrides = shlex.split(command.strip("`"))[2:]
+        config = composed("fit", *overrides)
+        assert config.model.path == f"Qwen/Qwen2.5-{name}-Instruct"
+        assert (config.model.lora is None) == (way == "all weights")
+        composed("fit", *overrides, "strategy=fsdp", "trainer.devices=8")
+        size = model_size(qwen(name, tmp_path))
+        expected.append([name, way, gib(config, size, 1), gib(config, size, 8), command])
+    assert rows == expected
