@@ -22,10 +22,10 @@ from herl.types import SampleRequest
 PROBE = "Describe how rain forms, and name two animals that like it."
 EXACT_LIMIT, ROUNDED_LIMIT = 1e-3, 0.25
 """Default of probe_limit in nats, where engine and trainer compute in float32, and where one of them does not."""
-TEMPERATURE_LIMIT = 0.04
-"""Largest relative difference between the sampler's temperature and the trainer's."""
-SURE = 5.0
-"""Standard errors by which a temperature must differ to count."""
+HOTTER = 1.1
+"""Factor of the temperature that shows how log-probs move with it."""
+TEMPERATURE_LIMIT, SURE = 0.05, 5.0
+"""The sampler's temperature may differ from the trainer's by this share, or by so many standard errors."""
 
 
 class RefreshSampler(L.Callback):
@@ -59,7 +59,9 @@ class RefreshSampler(L.Callback):
         probe_answers: int = 16,
         probe_tokens: int = 4,
     ) -> None:
-        if (every_n_steps is not None and every_n_steps < 1) or (probe_limit is not None and probe_limit <= 0):
+        if (every_n_steps is not None and every_n_steps < 1) or (
+            probe_limit is not None and probe_limit <= 0
+        ):
             raise ConfigError(
                 "callbacks.refresh_sampler: expected every_n_steps of at least 1, or null, and probe_limit "
                 f"above 0, or null, got {every_n_steps} and {probe_limit}"
@@ -114,12 +116,12 @@ class RefreshSampler(L.Callback):
         with clock.time("probe"):
             proven = self._check_weights(sampler)
             found = self._probe(module)
-        self._check_probe(found, self._limit(module))
+        self._check_probe(found, self.probe_limit or (EXACT_LIMIT if _is_exact(module) else ROUNDED_LIMIT))
         spent = {name: clock.seconds[name] - before.get(name, 0.0) for name in ("refresh", "probe")}
         module.record(
             {f"sampler/{name}_seconds": seconds for name, seconds in spent.items()}
             | {"sampler/weights_proven": float(proven)}
-            | {"sampler/probe_error": found.error, "sampler/probe_temperature": 1.0 + found.hotter}
+            | {"sampler/probe_error": found.error, "sampler/probe_temperature": found.temperature}
         )
 
     def _check_weights(self, sampler: Sampler) -> bool:
@@ -150,24 +152,15 @@ class RefreshSampler(L.Callback):
             rollouts = together(lambda: list(stages.sampler.generate([request])))
         assert module.policy is not None
         module.policy.eval()
+        scorer, hotter = module.scorer(), None
         # Not in Lightning's inference mode: buffers that FSDP makes there could not be used in training.
         with torch.inference_mode(False), torch.no_grad(), numerics():
-            ours = module.scorer().own_logprobs(rollouts)
+            ours = scorer.own_logprobs(rollouts)
+            if not _is_exact(module):  # else 10 % exceed the limit anyway
+                hotter = replace(scorer, temperature=scorer.temperature * HOTTER).own_logprobs(rollouts)
         theirs = torch.tensor([logprob for rollout in rollouts for logprob in rollout.logprobs])
-        return max(gather(compare(ours, theirs)), key=lambda found: math.inf if math.isnan(found.error) else found.error)
-
-    def _limit(self, module: HerlModule) -> float:
-        """Largest root mean square in nats: what the settings say, or what rounding allows."""
-        if self.probe_limit is not None:
-            return self.probe_limit
-        policy, engine = module.policy, module.stages.sampler.weights_dtype
-        assert policy is not None
-        exact = (
-            module.trainer.precision == "32-true"
-            and {policy.dtype, engine or policy.dtype} == {torch.float32}
-            and (module.device.type == "cpu" or torch.get_float32_matmul_precision() == "highest")
-        )
-        return EXACT_LIMIT if exact else ROUNDED_LIMIT
+        found = compare(ours, theirs, hotter)
+        return max(gather(found), key=lambda one: math.inf if math.isnan(one.error) else one.error)
 
     def _check_probe(self, found: Probe, limit: float) -> None:
         said = f"the probe failed after the refresh to policy version {self.version}: the "
@@ -177,9 +170,9 @@ class RefreshSampler(L.Callback):
                 f"{found.tokens} tokens); callbacks.refresh_sampler.probe_limit allows {limit:g}. Either weights did "
                 "not arrive, or engine and trainer differ in temperature, architecture or precision"
             )
-        if abs(found.hotter) > max(TEMPERATURE_LIMIT, SURE * found.uncertainty):
+        if abs(found.temperature - 1.0) > max(TEMPERATURE_LIMIT, SURE * found.uncertainty):
             raise SamplerError(
-                f"{said}sampler's temperature seems to be {1 + found.hotter:.2f} times the trainer's (+- "
+                f"{said}sampler's temperature seems to be {found.temperature:.2f} times the trainer's (+- "
                 f"{found.uncertainty:.2f}, from {found.tokens} tokens), expected the same"
             )
 
@@ -190,29 +183,46 @@ class Probe:
 
     error: float
     """Root of the mean square, in nats."""
-    hotter: float
-    """The sampler's temperature over the trainer's, less 1."""
+    temperature: float
+    """The sampler's over the trainer's; 1 where it was not estimated."""
     uncertainty: float
-    """Standard error of `hotter`."""
+    """Standard error of `temperature`."""
     tokens: int
 
 
-def compare(ours: torch.Tensor, theirs: torch.Tensor) -> Probe:
-    """Compares the trainer's log-probs with the sampler's, [num_tokens] each.
+def compare(ours: torch.Tensor, theirs: torch.Tensor, hotter: torch.Tensor | None) -> Probe:
+    """Compares the trainer's log-probs with the sampler's.
 
-    Log-probs at a higher temperature deviate in proportion to themselves: log p / (1 + x), up to normalization. So x
-    is the slope of the deviation over the trainer's log-probs, and rounding, which has none, averages out.
+    The trainer's own log-probs at a temperature 10 % higher show what such a difference looks like, token by token.
+    How much of it is in the deviation is a least-squares fit, in which rounding averages out: a few per cent are seen
+    where each token deviates by more for other reasons.
+
+    Args:
+        ours: The trainer's, [num_tokens].
+        theirs: The sampler's, [num_tokens].
+        hotter: The trainer's at `HOTTER` times the temperature, [num_tokens]; None to estimate no temperature.
     """
-    ours, theirs = ours.double(), theirs.double()
-    deviation, centered = theirs - ours, ours - ours.mean()
-    spread = float(centered.square().sum())
-    slope = float(deviation @ centered) / spread if spread else 0.0
-    rest = deviation - deviation.mean() - slope * centered
-    return Probe(
-        error=float(deviation.square().mean().sqrt()),
-        hotter=1 / (1 + slope) - 1 if slope > -1 else math.inf,
-        uncertainty=math.sqrt(float(rest.square().mean()) / spread) if spread else math.inf,
-        tokens=len(ours),
+    deviation = theirs.double() - ours.double()
+    temperature, uncertainty = 1.0, 0.0
+    if hotter is not None:
+        direction = hotter.double() - ours.double()
+        power = float(direction.square().sum())
+        share = float(deviation @ direction) / power if power else 0.0
+        rest = float((deviation - share * direction).square().mean())
+        temperature = 1.0 + share * (HOTTER - 1.0)
+        uncertainty = math.sqrt(rest / power) * (HOTTER - 1.0) if power else math.inf
+    error = float(deviation.square().mean().sqrt())
+    return Probe(error=error, temperature=temperature, uncertainty=uncertainty, tokens=len(ours))
+
+
+def _is_exact(module: HerlModule) -> bool:
+    """Whether engine and trainer compute in float32, and not in TF32."""
+    policy, engine = module.policy, module.stages.sampler.weights_dtype
+    assert policy is not None
+    return (
+        module.trainer.precision == "32-true"
+        and {policy.dtype, engine or policy.dtype} == {torch.float32}
+        and (module.device.type == "cpu" or torch.get_float32_matmul_precision() == "highest")
     )
 
 

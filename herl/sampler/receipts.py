@@ -114,7 +114,9 @@ class Receipts:
             )
         return Layout(parameters, [] if computed else absent)
 
-    def watch(self, stream: Iterable[tuple[str, torch.Tensor]], seed: int) -> Iterator[tuple[str, torch.Tensor]]:
+    def watch(
+        self, stream: Iterable[tuple[str, torch.Tensor]], seed: int
+    ) -> Iterator[tuple[str, torch.Tensor]]:
         """Passes a stream on and sums up what goes by, without waiting for a GPU before its end."""
         sums: dict[tuple[int, bool], torch.Tensor] = {}
         # what this rank's engine holds nothing of may be on another rank

@@ -47,7 +47,7 @@ class VLLMSampler(StreamingSampler):
 
     Args:
         dtype: Of the engine's weights and activations. In bfloat16 its log-probs differ from the trainer's
-            by some hundredths: raise callbacks.refresh_sampler.probe_limit and see loss.mismatch.
+            by some hundredths: see loss.mismatch.
         max_model_len: Most tokens of prompt and answer together; None for what the model allows.
         max_num_seqs: Answers that the engine works on at the same time.
         kv_cache_gib: Memory for keys and values; None takes it from gpu_memory_utilization, or 1 on a CPU.

@@ -186,7 +186,9 @@ class ServerPool:
             except httpx.HTTPError:
                 reply = await self._client.get(f"{server.url}/server_info?config_format=json")
                 if reply.is_success:
-                    found.add(str(reply.json()["vllm_config"]["model_config"]["dtype"]).removeprefix("torch."))
+                    found.add(
+                        str(reply.json()["vllm_config"]["model_config"]["dtype"]).removeprefix("torch.")
+                    )
         return min(found, default=None)  # bfloat16 before float32
 
     async def _call(self, server: Server, method: str, *arguments: Any, **named: Any) -> list[Any]:

@@ -156,7 +156,9 @@ class VLLMServerSampler(StreamingSampler):
                 "beside vLLM", ", ".join(plain),
             )  # fmt: skip
         if told is None:
-            logger.warning("The vLLM servers do not tell their precision: see callbacks.refresh_sampler.probe_limit")
+            logger.warning(
+                "The vLLM servers do not tell their precision: see callbacks.refresh_sampler.probe_limit"
+            )
         return told
 
     def _start_servers(self, path: str) -> list[str]:

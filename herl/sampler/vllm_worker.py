@@ -73,12 +73,18 @@ def _parameters(model: torch.nn.Module) -> Iterator[Parameter]:
     for prefix, module in model.named_modules():
         packed = hasattr(module, "cpu_linear")
         own = dict(module.named_parameters(recurse=False))
-        own |= {n: b for n, b in module.named_buffers(recurse=False) if n not in module._non_persistent_buffers_set}
+        own |= {
+            n: b
+            for n, b in module.named_buffers(recurse=False)
+            if n not in module._non_persistent_buffers_set
+        }
         for name, tensor in own.items():
             if id(tensor) in seen or not tensor.numel() or not tensor.is_floating_point():
                 continue
             seen.add(id(tensor))
-            by_columns = packed and hasattr(module, "embedding_dim") and tensor.dim() == 2  # large, and a CPU's
+            by_columns = (
+                packed and hasattr(module, "embedding_dim") and tensor.dim() == 2
+            )  # large, and a CPU's
             read_it = partial(_columns, module, tensor) if by_columns else partial(_whole, tensor)
             yield f"{prefix}.{name}", by_columns, read_it
         # of an embedding that is also a head both are there, the weight and what was packed of it
@@ -97,7 +103,9 @@ def _columns(module: Any, weight: torch.Tensor, seed: int) -> torch.Tensor:
 @torch.no_grad()
 def _packed_columns(module: Any, seed: int) -> torch.Tensor:
     """Columns of a weight by multiplying with unit vectors, which is exact: 1 x weight + 0 + 0 ..."""
-    own = (getattr(module, name, None) for name in ("input_size_per_partition", "input_size", "embedding_dim"))
+    own = (
+        getattr(module, name, None) for name in ("input_size_per_partition", "input_size", "embedding_dim")
+    )
     width = next(size for size in own if size is not None)
     chosen = _local_columns(module, width, seed)
     units = torch.zeros(len(chosen), width, dtype=module.weight.dtype)
