@@ -212,7 +212,8 @@ class HerlModule(L.LightningModule):
     def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Yields the policy's weights one by one, as its sampler loads them."""
         assert self.policy is not None
-        return named_weights(self.policy)
+        sampler = self.stages.sampler
+        return named_weights(self.policy, sampler.weights_dtype, checkpoint=sampler.checkpoint_names)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the counts, so that a resumed run goes on counting."""

@@ -73,14 +73,22 @@ class TransformersSampler(Sampler):
         self._cast = CastLinears()
         self._decoder: DeviceDecoder | None = None
 
+    checkpoint_names = False
+
     def load_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
         """Notes the version. A live policy's weights are there already: nothing of the stream is read."""
         self.version = version
         if not self.live:
             own = self._policy.state_dict()
+            self._lost = dict.fromkeys(own)
             with torch.no_grad():
                 for name, tensor in named_tensors:
                     own[name].copy_(tensor)
+                    self._lost.pop(name, None)
+
+    def lost_weights(self) -> list[str]:
+        """Returns the weights of the copy that the stream did not have. The others are what was copied."""
+        return list(self._lost)
 
     def generate(self, requests: Sequence[SampleRequest]) -> Iterator[Rollout]:
         """Yields rollouts as they finish. Prompts of similar length are sampled together."""
