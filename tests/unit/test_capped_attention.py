@@ -39,7 +39,9 @@ def folder(request, tmp_path):
 
 
 def eager(folder):
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    return AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
 
 
 def test_the_cap_is_computed(folder, caplog):

@@ -194,7 +194,9 @@ def test_the_trial_leaves_the_model_as_it_was(policy):
         assert choose_packing(policy, CPU) == "shared"
     assert [module.training for module in policy.modules()] == modes
     assert all(torch.equal(a, b) for a, b in zip(policy.parameters(), weights, strict=True))
-    assert all(p.grad is g and bool((g == 1).all()) for p, g in zip(policy.parameters(), gradients, strict=True))
+    assert all(
+        p.grad is g and bool((g == 1).all()) for p, g in zip(policy.parameters(), gradients, strict=True)
+    )
     assert torch.equal(torch.get_rng_state(), random_state)
     assert random.getstate() == python_state
 
