@@ -14,15 +14,35 @@ from tests.naive import padded_logprobs
 from tests.unit.test_batch import several
 from tests.unit.test_logprobs import in_order
 
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings(
+        "ignore:.*torch.jit.script.*:DeprecationWarning"
+    ),  # when gpt_bigcode is imported
+]
 CPU = torch.device("cpu")
-STATE = """bamba falcon_h1 falcon_mamba granitemoehybrid jamba lfm2 mamba mamba2 minimax nemotron_h qwen3_5_text qwen3_next
-recurrent_gemma zamba2""".split()
+STATE = [
+    "bamba",
+    "falcon_h1",
+    "falcon_mamba",
+    "granitemoehybrid",
+    "jamba",
+    "lfm2",
+    "mamba",
+    "mamba2",
+    "minimax",
+    "nemotron_h",
+    "qwen3_5_text",
+    "qwen3_next",
+    "recurrent_gemma",
+    "zamba2",
+]
 """Carry a state or a convolution over from one answer to the next."""
-NO_POSITIONS = "biogpt bloom falcon falcon-alibi gpt_oss xglm".split()
+NO_POSITIONS = ["biogpt", "bloom", "falcon", "falcon-alibi", "gpt_oss", "xglm"]
 """Do not tell the answers of a row apart by their positions."""
-OWN_MASK = "gpt_neo mpt".split()
+OWN_MASK = ["gpt_neo", "mpt"]
 """Have a mask for rows up to their last position alone."""
-OWN_ATTENTION = "codegen doge gemma2 gptj granite_swa nemotron stablelm vaultgemma".split()
+OWN_ATTENTION = ["codegen", "doge", "gemma2", "gptj", "granite_swa", "nemotron", "stablelm", "vaultgemma"]
 """Compute attention outside transformers' interface, with caps, sinks or masks of their own."""
 EXPECTED = (
     dict.fromkeys(ARCHITECTURES, "shared")
