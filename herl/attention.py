@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 NAME = "herl"
 """Of this attention in transformers' interface."""
 
+FLEX = ("cuda",)
+"""Kinds of devices whose rows flex attention computes; on others the blockwise path does."""
+
 BLOCK = 128
 """Tokens of a context whose attention is computed at once: a triangle in steps of this size."""
 

@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 from transformers.utils.generic import ModelOutput
 
-from herl.attention import installed, shared_mask
+from herl.attention import FLEX, installed, shared_mask
 from herl.block_mask import padding
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def _by_chunks(
 def _body(model: PreTrainedModel, batch: MicroBatch) -> Any:
     """Runs the model without its head: the last hidden state is [1, T, width], with padding at its end."""
     ids, positions, arguments = batch.input_ids, batch.position_ids, dict[str, Any]()
-    flex = ids.is_cuda and installed(model) and batch.packing != "single"
+    flex = ids.device.type in FLEX and installed(model) and batch.packing != "single"
     if flex or batch.packing == "shared":
         config = model.config.get_text_config()
         mask = shared_mask(batch.contexts, config, ids.device, flex=flex)
