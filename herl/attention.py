@@ -133,15 +133,6 @@ def _tiles(width: int, dtype: torch.dtype, device: torch.device) -> Any:
     }
 
 
-def _capped(cap: float) -> Any:
-    """Scores between -cap and cap, by the formula of Gemma 2."""
-
-    def capped(score: Any, batch: Any, head: Any, query: Any, key: Any) -> Any:
-        return cap * torch.tanh(score / cap)
-
-    return capped
-
-
 _compiled_attention = torch.compile(flex_attention, dynamic=True, fullgraph=True)
 """With fullgraph it raises where it would be compiled too often, and never falls back to the unfused path."""
 
@@ -164,10 +155,10 @@ def masked_attention(
     Its backward adds up in a fixed order: two runs compute the same gradients.
 
     Raises:
-        NotImplementedError: the layer drops scores out, biases them or has sinks.
+        NotImplementedError: the layer drops scores out, caps or biases them, or has sinks.
     """
-    if dropout or s_aux is not None or position_bias is not None:
-        raise NotImplementedError("attention scores that are dropped out, biased or have sinks")
+    if dropout or softcap is not None or s_aux is not None or position_bias is not None:
+        raise NotImplementedError("attention scores that are dropped out, capped, biased or have sinks")
 
     if torch.is_autocast_enabled(query.device.type):  # positions are turned in float32
         dtype = torch.get_autocast_dtype(query.device.type)
@@ -176,7 +167,6 @@ def masked_attention(
         query,
         key,
         value,
-        score_mod=None if softcap is None else _capped(softcap),
         block_mask=mask,
         scale=scaling,
         enable_gqa=query.shape[1] != key.shape[1],

@@ -84,21 +84,9 @@ def test_compiled_attention_equals_the_blockwise_path(compiled, window):
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_compiled_attention_caps_its_scores(compiled):
-    contexts, generator = layout(2), torch.Generator().manual_seed(0)
-    expected_mask = naive_mask(contexts, None)
-    query, key, value = (torch.randn(1, 2, len(expected_mask), 16, generator=generator) for _ in range(3))
-    mask = block_mask.block_mask(contexts, None, CPU)
-    found = masked_attention(query, key, value, mask, scaling=2.0, softcap=3.0)
-    scores = 3.0 * torch.tanh(2.0 * query @ key.transpose(-1, -2) / 3.0)
-    expected = scores.masked_fill(~expected_mask, -torch.inf).softmax(-1) @ value
-    torch.testing.assert_close(found, expected.transpose(1, 2), rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("unknown", ["dropout", "s_aux", "position_bias"])
+@pytest.mark.parametrize("unknown", ["dropout", "softcap", "s_aux", "position_bias"])
 def test_scores_that_the_kernel_does_not_know_are_refused(unknown):
     row = torch.zeros(1, 1, 256, 16)
     mask = block_mask.block_mask(layout(2), None, CPU)
-    with pytest.raises(NotImplementedError, match="dropped out, biased or have sinks"):
+    with pytest.raises(NotImplementedError, match="dropped out, capped, biased or have sinks"):
         masked_attention(row, row, row, mask, **{unknown: 0.5})
