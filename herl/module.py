@@ -132,8 +132,7 @@ class HerlModule(L.LightningModule):
         self.model = model
         self.loss = loss or PolicyLoss()
         self.optimizer = optimizer
-        self.schedule = schedule
-        self.warmup_steps = warmup_steps
+        self.schedule, self.warmup_steps = schedule, warmup_steps
         self.updates_per_batch = updates_per_batch
         self.micro_batch_tokens = micro_batch_tokens
         self.packing = packing
@@ -212,8 +211,8 @@ class HerlModule(L.LightningModule):
     def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Yields the policy's weights one by one, as its sampler loads them."""
         assert self.policy is not None
-        sampler = self.stages.sampler
-        return named_weights(self.policy, sampler.weights_dtype, checkpoint=sampler.checkpoint_names)
+        wanted = self.stages.sampler
+        return named_weights(self.policy, wanted.weights_dtype, checkpoint=wanted.checkpoint_names)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the counts, so that a resumed run goes on counting."""
