@@ -152,8 +152,9 @@ def load_sharded(
     policy = together(model.load if rank() == 0 else model.skeleton)
     weights = policy.state_dict() if rank() == 0 else {}
     policy.generation_config = gather(policy.generation_config)[0]
-    # How the weights were converted when they were read: to stream them, all ranks must convert them back alike.
-    policy._weight_conversions = gather(getattr(policy, "_weight_conversions", None))[0]
+    # How the weights were converted when they were read: streaming converts them back, alike on all ranks.
+    conversions = gather(getattr(policy, "_weight_conversions", None))[0]
+    object.__setattr__(policy, "_weight_conversions", conversions)
     offload = OffloadPolicy()
     if cpu_offload:
         offload = CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu")

@@ -233,11 +233,11 @@ def check_sampler(sampler: Sampler, prompt_ids: Sequence[int], *, n: int = 2) ->
 
 
 def check_lost_weights(sampler: Sampler, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-    """Asserts that a started sampler tells which weights its engine lacks: none after a sound refresh, then the old ones.
+    """Asserts that a started sampler names the weights that its engine lacks after a refresh, and no others.
 
     Args:
         sampler: Has `lost_weights` of its own.
-        named_tensors: The policy's weights as the sampler loads them: all are changed, and one of them is not sent.
+        named_tensors: The policy's weights as the sampler loads them: all are changed, one is not sent.
 
     Raises:
         AssertionError: says which part of the contract is broken.

@@ -1,8 +1,8 @@
-"""The policy's weights as another engine loads them: whole tensors, adapters merged, under a checkpoint's names.
+"""The policy's weights as another engine loads them: whole, adapters merged, under a checkpoint's names.
 
-What transformers holds in memory is not what a checkpoint holds: some architectures keep all experts of a layer in
-one tensor, or have other names. Engines expect the checkpoint's. Each block is converted back while it is streamed,
-by transformers' own rules, so that no more than one block is whole at a time.
+What transformers holds in memory is not what a checkpoint holds: some architectures keep all experts of a
+layer in one tensor, or have other names. Engines expect the checkpoint's. Each block is converted back while
+it is streamed, by transformers' own rules, so that no more than one block is whole at a time.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch.distributed.tensor import DTensor
@@ -25,7 +26,7 @@ BLOCK = re.compile(r"(.*?\.\d+)\.")
 
 @dataclass(frozen=True, slots=True)
 class _Weight:
-    """A weight of the policy: its names without adapters, the tensor that has its shape, and how to read it."""
+    """A weight of the policy: its names without adapters, a tensor of its shape, and how to read it."""
 
     names: tuple[str, ...]
     like: torch.Tensor
@@ -42,13 +43,14 @@ def named_weights(
 
     Args:
         policy: Whole or sharded.
-        dtype: Type of the parameters in the stream, which are cast before they are gathered: an engine in bfloat16
-            needs half the traffic. None for the policy's own. Buffers, and parameters that transformers always keeps
-            in float32, stay as they are.
-        checkpoint: Under the names and in the shapes of a checkpoint; otherwise under those of the policy itself.
+        dtype: Type of the parameters in the stream, which are cast before they are gathered: an engine in
+            bfloat16 needs half the traffic. None for the policy's own. Buffers, and parameters that
+            transformers always keeps in float32, stay as they are.
+        checkpoint: Under the names and in the shapes of a checkpoint; otherwise under those of the policy
+            itself.
     """
     convert = checkpoint and _is_converted(policy)
-    for block in _blocks(policy, whole=convert):
+    for block in _blocks(policy, grouped=convert):
         tensors: dict[str, torch.Tensor] = {}
         for weight in block:
             tensor = whole(_cast(policy, weight, dtype))
@@ -60,7 +62,7 @@ def weight_shapes(policy: PreTrainedModel) -> dict[str, torch.Tensor]:
     """Returns what `named_weights` streams, as tensors without data; tied names have the same one."""
     convert = _is_converted(policy)
     shapes: dict[str, torch.Tensor] = {}
-    for block in _blocks(policy, whole=convert):
+    for block in _blocks(policy, grouped=convert):
         tensors: dict[str, torch.Tensor] = {}
         for weight in block:
             tensors |= dict.fromkeys(weight.names, torch.empty(weight.like.shape, device="meta"))
@@ -76,11 +78,11 @@ def _is_converted(policy: PreTrainedModel) -> bool:
     return bool(conversions)
 
 
-def _blocks(policy: PreTrainedModel, *, whole: bool) -> Iterator[list[_Weight]]:
+def _blocks(policy: PreTrainedModel, *, grouped: bool) -> Iterator[list[_Weight]]:
     """Yields the weights one by one, or those of a block together, as a conversion may need them."""
     blocks: dict[str, list[_Weight]] = {}
     for weight in _weights(policy):
-        found = BLOCK.match(weight.names[0]) if whole else None
+        found = BLOCK.match(weight.names[0]) if grouped else None
         blocks.setdefault(found[1] if found else weight.names[0], []).append(weight)
     yield from blocks.values()
 
@@ -91,12 +93,12 @@ def _weights(policy: PreTrainedModel) -> Iterator[_Weight]:
     embeddings, head = policy.get_input_embeddings(), policy.get_output_embeddings()
     head_name = next((name for name, layer in layers.items() if layer is head), None)
     for name, parameter in policy.named_parameters():
-        names = (name,)
+        names: tuple[str, ...] = (name,)
         if head_name is not None and parameter is head.weight and parameter is embeddings.weight:
             names = (name, f"{head_name}.weight")
         if adapted and name.endswith(".base_layer.weight"):
             layer = name.removesuffix(".base_layer.weight")
-            yield _Weight((f"{layer}.weight",), parameter, lambda layer=layer: merged(layers[layer]))
+            yield _Weight((f"{layer}.weight",), parameter, partial(merged, layers[layer]))
         elif ".lora_" not in name:
             plain = tuple(one.replace(".base_layer.", ".") for one in names) if adapted else names
             yield _Weight(plain, parameter, parameter.detach)

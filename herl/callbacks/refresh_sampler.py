@@ -21,7 +21,7 @@ from herl.types import SampleRequest
 
 PROBE = "Describe how rain forms, and name two animals that like it."
 EXACT_LIMIT, ROUNDED_LIMIT = 1e-3, 0.25
-"""Default of probe_limit in nats, where engine and trainer compute in float32, and where one of them does not."""
+"""Default of probe_limit in nats: where engine and trainer compute in float32, and elsewhere."""
 HOTTER = 1.1
 """Factor of the temperature that shows how log-probs move with it."""
 TEMPERATURE_LIMIT, SURE = 0.05, 5.0
@@ -33,21 +33,22 @@ class RefreshSampler(L.Callback):
 
     Every refresh is checked in two ways, unless the sampler reads the live policy:
 
-    - The sampler names the tensors that its engine does not hold (`Sampler.lost_weights`), by checksums that are exact
-      in any precision: a head or a layer that is one step behind, experts that were not taken.
-    - The probe: the sampler answers a fixed request, and its log-probs of its own answers must be the trainer's. In
-      float32 that catches the same, and in any precision another temperature, another architecture, and weights that
-      the engine has and misreads. In bfloat16 a stale layer may hide in rounding: a sampler that cannot tell what
-      its engine holds has no more than this.
+    - The sampler names the tensors that its engine does not hold (`Sampler.lost_weights`), by checksums that
+      are exact in any precision: a head or a layer that is one step behind, experts that were not taken.
+    - The probe: the sampler answers a fixed request, and its log-probs of its own answers must be the
+      trainer's. In float32 that catches the same, and in any precision another temperature, another
+      architecture, and weights that the engine has and misreads. In bfloat16 a stale layer may hide in
+      rounding: a sampler that cannot tell what its engine holds has no more than this.
 
-    A resumed run refreshes at once: unless it does before every batch, its next answers are of a newer policy than
-    they would have been.
+    A resumed run refreshes at once: unless it does before every batch, its next answers are of a newer policy
+    than they would have been.
 
     Args:
         every_n_steps: Refresh before a batch once that many optimiser steps were taken since the last
             time. 1 samples every batch from the newest policy; None refreshes once an epoch.
-        probe_limit: Largest difference of log-probs in the probe, in nats, as the root of the mean square over its
-            tokens. None for 1e-3 where engine and trainer compute in float32, and 0.25 where either rounds more.
+        probe_limit: Largest difference of log-probs in the probe, in nats, as the root of the mean square
+            over its tokens. None for 1e-3 where engine and trainer compute in float32, and 0.25 where either
+            rounds more.
         probe_answers: Answers to the probe; more where there are more engines to reach.
         probe_tokens: Tokens of each, at most.
     """
@@ -105,7 +106,7 @@ class RefreshSampler(L.Callback):
             self.refresh(pl_module)
 
     def refresh(self, module: L.LightningModule) -> None:
-        """Streams the weights into the sampler and checks that they arrived, unless it has this version already.
+        """Streams the weights into the sampler and checks them, unless it has this version already.
 
         Raises:
             SamplerError: weights did not arrive, the probe failed, or the engine did.
@@ -138,8 +139,9 @@ class RefreshSampler(L.Callback):
         lost = list(dict.fromkeys(name for names in told for name in names or ()))
         if lost:
             raise SamplerError(
-                f"the sampler does not hold the weights of policy version {self.version} after the refresh: it lacks "
-                f"{listed(lost)}. Either its engine does not load these names, or it does not support this model"
+                f"the sampler does not hold the weights of policy version {self.version} after the refresh: "
+                f"it lacks {listed(lost)}. Either its engine does not load these names, or it does not support "
+                "this model"
             )
         return None not in told
 
@@ -174,9 +176,10 @@ class RefreshSampler(L.Callback):
         said = f"the probe failed after the refresh to policy version {self.version}: the "
         if not found.error <= limit:
             raise SamplerError(
-                f"{said}log-probs of sampler and trainer differ by {found.error:.3g} nats (root of the mean square over "
-                f"{found.tokens} tokens); callbacks.refresh_sampler.probe_limit allows {limit:g}. Either weights did "
-                "not arrive, or engine and trainer differ in temperature, architecture or precision"
+                f"{said}log-probs of sampler and trainer differ by {found.error:.3g} nats (root of the mean "
+                f"square over {found.tokens} tokens); callbacks.refresh_sampler.probe_limit allows {limit:g}"
+                ". Either weights did not arrive, or engine and trainer differ in temperature, architecture or "
+                "precision"
             )
         if abs(found.temperature - 1.0) > max(TEMPERATURE_LIMIT, SURE * found.uncertainty):
             raise SamplerError(
@@ -201,14 +204,15 @@ class Probe:
 def compare(ours: torch.Tensor, theirs: torch.Tensor, hotter: torch.Tensor | None) -> Probe:
     """Compares the trainer's log-probs with the sampler's.
 
-    The trainer's own log-probs at a temperature 10 % higher show what such a difference looks like, token by token.
-    How much of it is in the deviation is a least-squares fit, in which rounding averages out: a few per cent are seen
-    where each token deviates by more for other reasons.
+    The trainer's own log-probs at a temperature 10 % higher show what such a difference looks like, token by
+    token. How much of it is in the deviation is a least-squares fit, in which rounding averages out: a few
+    per cent are seen where each token deviates by more for other reasons.
 
     Args:
         ours: The trainer's, [num_tokens].
         theirs: The sampler's, [num_tokens].
-        hotter: The trainer's at `HOTTER` times the temperature, [num_tokens]; None to estimate no temperature.
+        hotter: The trainer's at `HOTTER` times the temperature, [num_tokens]; None to estimate no
+            temperature.
     """
     deviation = theirs.double() - ours.double()
     temperature, uncertainty = 1.0, 0.0

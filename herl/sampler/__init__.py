@@ -66,11 +66,11 @@ class Sampler(ABC):
     """Engines that answers are spread over: a probe asks for as many, to reach each."""
 
     weights_dtype: torch.dtype | None = None
-    """Type that the engine computes in, known after `start`: its weights are streamed in it. None for the trainer's."""
+    """Type that the engine computes in, known after `start`: weights are streamed in it. None: as they are."""
 
     checkpoint_names: bool = True
-    """Whether weights are streamed under a checkpoint's names and in its shapes, as engines load them. False for a
-    copy of the policy's own class: under the names of its parameters."""
+    """Whether weights are streamed under a checkpoint's names and in its shapes, as engines load them. False
+    for a copy of the policy's own class, which has the names and shapes of the policy's parameters."""
 
     has_weights: bool = True
     """False once a sampler has dropped its weights: it must be refreshed before it samples again."""
@@ -103,9 +103,10 @@ class Sampler(ABC):
     def lost_weights(self) -> Sequence[str] | None:
         """Returns the names of streamed tensors that the engine does not hold, after each `load_weights`.
 
-        An empty list is a proof that the weights arrived. None, the default, is for a sampler that cannot look into
-        its engine: then only the probe speaks for it, which sees gross faults in bfloat16 and not, say, one layer that
-        is a step behind. All ranks call it; `herl.testing.check_lost_weights` checks yours.
+        An empty list is a proof that the weights arrived. None, the default, is for a sampler that cannot
+        look into its engine: then only the probe speaks for it, which sees gross faults in bfloat16 and not,
+        say, one layer that is a step behind. All ranks call it; `herl.testing.check_lost_weights` checks
+        yours.
         """
         return None
 

@@ -1,17 +1,18 @@
 """Proves that an engine holds the weights that were streamed to it, by checksums, whatever its precision.
 
-An engine keeps weights in a layout of its own: projections fused, experts stacked, packed for a processor, split
-over ranks. The layout is found out first, once per engine: every tensor of the stream is sent filled with a color, a
-number that no other tensor has, and the engine's parameters are searched for colors. A tensor whose color is nowhere
-does not arrive, whatever its values: a wrong name, a head that is skipped, experts that are ignored.
+An engine keeps weights in a layout of its own: projections fused, experts stacked, packed for a processor,
+split over ranks. The layout is found out first, once per engine: every tensor of the stream is sent filled
+with a color, a number that no other tensor has, and the engine's parameters are searched for colors. A tensor
+whose color is nowhere does not arrive, whatever its values: a wrong name, a head that is skipped, experts
+that are ignored.
 
-From then on a refresh is proven by sums. `checksum` does not depend on the order of elements, so that of a parameter
-must be the sum of those of its tensors, bit for bit: a single element that is one rounding step off changes it.
-Weights that a CPU engine has packed beyond reading are read by multiplying with a few unit vectors: those columns are
-compared, others at every refresh.
+From then on a refresh is proven by sums. `checksum` does not depend on the order of elements, so that of a
+parameter must be the sum of those of its tensors, bit for bit: a single element that is one rounding step off
+changes it. Weights that a CPU engine has packed beyond reading are read by multiplying with a few unit
+vectors: those columns are compared, others at every refresh.
 
-What sums cannot see is order, so weights that arrive and are then misread, and anything but weights, such as the
-temperature. That is left to the probe in `herl.callbacks.refresh_sampler`.
+What sums cannot see is order, so weights that arrive and are then misread, and anything but weights, such as
+the temperature. That is left to the probe in `herl.callbacks.refresh_sampler`.
 
 `Receipts` is the trainer's side; `vllm_worker` is the engine's.
 """
@@ -52,8 +53,8 @@ class Layout(NamedTuple):
     """Which tensors make up the parameters of an engine."""
 
     parameters: Sequence[tuple[bool, Mapping[int, int]]]
-    """For each whether it is read by columns, and its tensors: color -> times that all workers hold it. Without tensors
-    where the engine computes it, or where it is no weight."""
+    """For each whether it is read by columns, and its tensors: color -> times that the workers hold it.
+    Without tensors where the engine computes it, or where it is no weight."""
     nowhere: Sequence[str]
     """Tensors that are in no parameter."""
 
@@ -88,7 +89,8 @@ class Receipts:
     def learn(self, workers: Sequence[Sequence[Dyed]]) -> Layout:
         """Returns an engine's layout, from what all its workers found.
 
-        A worker may hold all of a tensor or a part: over all workers every element must be there equally often.
+        A worker may hold all of a tensor or a part: over all workers every element must be there equally
+        often.
         """
         self.expect(workers)
         parameters: list[tuple[bool, dict[int, int]]] = []
@@ -107,8 +109,8 @@ class Receipts:
         absent = [names[0] for color, names in enumerate(self._names) if color not in held]
         if absent and computed:
             logger.warning(
-                "The engine computes some parameters from weights (%s). That these weights arrive is shown by the "
-                "probe alone, not by checksums: %s",
+                "The engine computes some parameters from weights (%s). That these weights arrive is shown "
+                "by the probe alone, not by checksums: %s",
                 listed(computed),
                 listed(absent),
             )
@@ -122,8 +124,8 @@ class Receipts:
         # what this rank's engine holds nothing of may be on another rank
         everywhere = set().union(*self._kinds.values())
         for name, tensor in stream:
-            color = self._color_of.get(name)
-            for by_columns, dtype in () if color is None else self._kinds.get(color, everywhere):
+            color = self._color_of.get(name, -1)
+            for by_columns, dtype in self._kinds.get(color, everywhere) if color >= 0 else ():
                 if (color, by_columns) not in sums:
                     part = tensor[..., columns(tensor.shape[-1], seed)] if by_columns else tensor
                     sums[color, by_columns] = checksum(part.to(getattr(torch, dtype)))
@@ -152,7 +154,7 @@ class Receipts:
 
 
 def checksum(tensor: torch.Tensor) -> torch.Tensor:
-    """Returns the sum over all elements of (bits x bits without sign), modulo 2**64, as a scalar int64 tensor.
+    """Returns the sum over all elements of (bits x bits without sign), modulo 2**64, as an int64 scalar.
 
     It does not depend on the order of elements, zeros add nothing, and it stays on the tensor's device.
     """

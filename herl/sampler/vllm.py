@@ -154,7 +154,7 @@ class VLLMSampler(StreamingSampler):
         set_num_threads, threads = torch.set_num_threads, torch.get_num_threads()
         with isolate_rng():
             self._llm = self._build(str(self._policy.name_or_path))
-        self.weights_dtype = self._llm.llm_engine.model_config.dtype
+        self.weights_dtype = getattr(torch, vllm_worker.named(self._llm.llm_engine.model_config.dtype))
         self._receipts: Receipts | None = None
         self._layout: Layout | None = None
         torch.set_num_threads = set_num_threads
@@ -232,7 +232,7 @@ class VLLMSampler(StreamingSampler):
         self.has_weights = True
 
     def lost_weights(self) -> Sequence[str]:
-        """Compares checksums of what was streamed and of what the engine holds, on all ranks that share it."""
+        """Compares checksums of what was streamed and of what the engine holds, over its ranks."""
         assert self._receipts is not None
         first = rank() // self.ranks_per_engine * self.ranks_per_engine
         engine = slice(first, first + self.ranks_per_engine)

@@ -136,7 +136,7 @@ class ServerPool:
             await asyncio.sleep(failures)
 
     async def prepare(self, receipts: Receipts) -> None:
-        """Finds out how the servers hold weights, where they can tell; what fails then fails in `reload` again."""
+        """Finds out how those servers hold weights that can tell; what fails here fails in `reload`."""
         new = [s for s in self.servers if s.extended and s.url not in self.layouts and not s.broken]
         found = await asyncio.gather(*(self._dye(s, receipts) for s in new), return_exceptions=True)
         for server, problem in zip(new, found, strict=True):

@@ -145,16 +145,17 @@ class VLLMServerSampler(StreamingSampler):
         self.weights_dtype = getattr(torch, told) if told else None
 
     def _first_look(self, pool: ServerPool) -> str | None:
-        """Asks the servers, on rank 0, what they compute in and whether they can tell which weights they hold."""
+        """Asks the servers, on rank 0, for their precision, and if they can tell which weights they hold."""
         if rank() > 0:
             return None
         told = pool.run(pool.engine_dtype())
         if plain := [server.url for server in pool.servers if not server.extended]:
             logger.warning(
-                "The vLLM servers at %s cannot tell which weights they hold; only the probe checks them. For checksums "
-                "start them with --worker-extension-cls herl.sampler.vllm_worker.WorkerExtension, and herl installed "
-                "beside vLLM", ", ".join(plain),
-            )  # fmt: skip
+                "The vLLM servers at %s cannot tell which weights they hold; only the probe checks them. For "
+                "checksums start them with --worker-extension-cls herl.sampler.vllm_worker.WorkerExtension, "
+                "and herl installed beside vLLM",
+                ", ".join(plain),
+            )
         if told is None:
             logger.warning(
                 "The vLLM servers do not tell their precision: see callbacks.refresh_sampler.probe_limit"
@@ -245,7 +246,7 @@ class VLLMServerSampler(StreamingSampler):
         return [replace(server, busy=0) for server in pool.servers]
 
     def lost_weights(self) -> Sequence[str] | None:
-        """Compares checksums of what was streamed and of what the servers hold; None where one cannot tell."""
+        """Compares checksums of what was streamed and what the servers hold; None if one cannot tell."""
         assert self.pool is not None
         servers = [server for server in self.pool.servers if server.up]
         if not all(server.extended for server in servers):
@@ -327,8 +328,8 @@ class VLLMServerSampler(StreamingSampler):
         self._restart_dead(pool)
         pool.run(pool.prepare(self._receipts))
         pool.run(pool.reload(self._weights, self._receipts, self.version))
-        if lost := self.lost_weights():
-            raise SamplerError(f"vLLM servers that were started anew lack the weights {listed(lost)}")
+        if lacking := self.lost_weights():
+            raise SamplerError(f"vLLM servers that were started anew lack the weights {listed(lacking)}")
 
     async def _answer(self, pool: ServerPool, request: SampleRequest, index: int) -> Rollout:
         body = {

@@ -1,7 +1,8 @@
 """Runs inside vLLM's workers: reloads weights, and reports what the engine's parameters hold afterwards.
 
-In the trainer's process the functions are passed to `collective_rpc`; servers get them as methods of their workers,
-by `--worker-extension-cls herl.sampler.vllm_worker.WorkerExtension`. `herl.sampler.receipts` says what for.
+In the trainer's process the functions are passed to `collective_rpc`; servers get them as methods of their
+workers, by `--worker-extension-cls herl.sampler.vllm_worker.WorkerExtension`. `herl.sampler.receipts` says
+what for.
 """
 
 from __future__ import annotations
@@ -18,18 +19,18 @@ Parameter = tuple[str, bool, Callable[[int], torch.Tensor]]
 """Name, whether it is read by columns, and how: seed -> elements."""
 FIRST = {torch.bfloat16: 0x0080, torch.float16: 0x0400}
 LAST = {torch.bfloat16: 0x7F7F, torch.float16: 0x7BFF}
-"""Bit patterns of the positive normal numbers: zero is for padding, and subnormal numbers may be rounded to it."""
+"""Bit patterns of the positive normal numbers; zero is for padding, and subnormals may be flushed to it."""
 
 
 def settings(worker: Any) -> dict[str, str]:
     """Returns the type that the engine computes in, such as bfloat16."""
-    return {"dtype": str(worker.model_runner.model_config.dtype).removeprefix("torch.")}
+    return {"dtype": named(worker.model_runner.model_config.dtype)}
 
 
 def reload(worker: Any, **source: Any) -> None:
     """Loads new weights, from `weights_iterator` or from the folder `weights_path`."""
     for module in worker.model_runner.get_model().modules():
-        method = getattr(module, "quant_method", None)
+        method: Any = getattr(module, "quant_method", None)
         if getattr(method, "moe_kernel", None) is not None and _device(module).type == "cpu":
             method.moe_kernel = None  # else the engine would not pack new experts for the processor
     worker.reload_weights(**source)
@@ -50,13 +51,12 @@ def dye(worker: Any, tensors: Sequence[tuple[str, Sequence[int], int]]) -> list[
     for (name, by_columns, elements), old, new in zip(_parameters(model), before, after, strict=True):
         held = elements(0)
         colors, strange = _colors(held, _coded(kind), len(tensors))
-        of = str(held.dtype).removeprefix("torch.")
-        found.append(Dyed(name, of, by_columns, colors, strange, changed=old != new))
+        found.append(Dyed(name, named(held.dtype), by_columns, colors, strange, changed=old != new))
     return found
 
 
 def checksums(worker: Any, seed: int) -> list[int]:
-    """Returns a checksum of each of the worker's parameters; `seed` chooses columns where it is read by columns."""
+    """Returns a checksum of each of the worker's parameters; `seed` chooses the columns of packed ones."""
     model = worker.model_runner.get_model()
     return read([checksum(elements(seed)) for _, _, elements in _parameters(model)])
 
@@ -65,6 +65,11 @@ class WorkerExtension:
     """The same as methods that a vLLM server offers over /collective_rpc."""
 
     herl_settings, herl_reload, herl_dye, herl_checksums = settings, reload, dye, checksums
+
+
+def named(kind: Any) -> str:
+    """Returns the name of a torch.dtype, such as bfloat16, which getattr(torch, ...) turns back."""
+    return str(kind).removeprefix("torch.")
 
 
 def _parameters(model: torch.nn.Module) -> Iterator[Parameter]:
