@@ -170,8 +170,8 @@ class RefreshSampler(L.Callback):
             raise SamplerError(
                 f"{said}log-probs of sampler and trainer differ by {found.error:.3g} nats (root of the mean "
                 f"square over {found.tokens} tokens); callbacks.refresh_sampler.probe_limit allows "
-                f"{limit:g}. Either weights did not arrive, or engine and trainer differ in temperature, architecture or "
-                "precision"
+                f"{limit:g}. Either weights did not arrive, or engine and trainer differ in temperature, "
+                "architecture or precision"
             )
         if abs(found.temperature - 1.0) > max(TEMPERATURE_LIMIT, SURE * found.uncertainty):
             raise SamplerError(
