@@ -210,9 +210,8 @@ class HerlModule(L.LightningModule):
 
     def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Yields the policy's weights one by one, as its sampler loads them."""
-        assert self.policy is not None
-        wanted = self.stages.sampler
-        return named_weights(self.policy, wanted.weights_dtype, checkpoint=wanted.checkpoint_names)
+        policy, sampler = cast(PreTrainedModel, self.policy), self.stages.sampler
+        return named_weights(policy, sampler.weights_dtype, checkpoint=sampler.checkpoint_names)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the counts, so that a resumed run goes on counting."""

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import revert_weight_conversion
 
-from herl.lora import has_adapters, merged
+from herl.lora import adapted_weights, has_adapters, merged
 
 BLOCK = re.compile(r"(.*?\.\d+)\.")
 """The part of a parameter's name that says which block it belongs to, such as model.layers.7."""
@@ -88,20 +88,18 @@ def _blocks(policy: PreTrainedModel, *, grouped: bool) -> Iterator[list[_Weight]
 
 
 def _weights(policy: PreTrainedModel) -> Iterator[_Weight]:
-    layers = dict(policy.named_modules())
-    adapted = has_adapters(policy)
+    adapted = adapted_weights(policy) if has_adapters(policy) else {}
     embeddings, head = policy.get_input_embeddings(), policy.get_output_embeddings()
-    head_name = next((name for name, layer in layers.items() if layer is head), None)
+    head_name = next((name for name, layer in policy.named_modules() if layer is head), None)
     for name, parameter in policy.named_parameters():
-        names: tuple[str, ...] = (name,)
+        if adapted and ".lora_" in name:
+            continue
+        names = [name]
         if head_name is not None and parameter is head.weight and parameter is embeddings.weight:
-            names = (name, f"{head_name}.weight")
-        if adapted and name.endswith(".base_layer.weight"):
-            layer = name.removesuffix(".base_layer.weight")
-            yield _Weight((f"{layer}.weight",), parameter, partial(merged, layers[layer]))
-        elif ".lora_" not in name:
-            plain = tuple(one.replace(".base_layer.", ".") for one in names) if adapted else names
-            yield _Weight(plain, parameter, parameter.detach)
+            names.append(f"{head_name}.weight")
+        read = partial(merged, adapted[id(parameter)]) if id(parameter) in adapted else parameter.detach
+        plain = (one.replace("base_layer.", "") if adapted else one for one in names)
+        yield _Weight(tuple(plain), parameter, read)
     saved = policy.state_dict()
     for name, buffer in policy.named_buffers():
         if name in saved:

@@ -140,8 +140,8 @@ class RefreshSampler(L.Callback):
         if lost:
             raise SamplerError(
                 f"the sampler does not hold the weights of policy version {self.version} after the refresh: "
-                f"it lacks {listed(lost)}. Either its engine does not load these names, or it does not support "
-                "this model"
+                f"it lacks {listed(lost)}. Either its engine does not load these names, or it does not "
+                "support this model"
             )
         return None not in told
 
@@ -177,9 +177,9 @@ class RefreshSampler(L.Callback):
         if not found.error <= limit:
             raise SamplerError(
                 f"{said}log-probs of sampler and trainer differ by {found.error:.3g} nats (root of the mean "
-                f"square over {found.tokens} tokens); callbacks.refresh_sampler.probe_limit allows {limit:g}"
-                ". Either weights did not arrive, or engine and trainer differ in temperature, architecture or "
-                "precision"
+                f"square over {found.tokens} tokens); callbacks.refresh_sampler.probe_limit allows "
+                f"{limit:g}. Either weights did not arrive, or engine and trainer differ in temperature, "
+                "architecture or precision"
             )
         if abs(found.temperature - 1.0) > max(TEMPERATURE_LIMIT, SURE * found.uncertainty):
             raise SamplerError(

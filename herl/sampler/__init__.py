@@ -66,7 +66,7 @@ class Sampler(ABC):
     """Engines that answers are spread over: a probe asks for as many, to reach each."""
 
     weights_dtype: torch.dtype | None = None
-    """Type that the engine computes in, known after `start`: weights are streamed in it. None: as they are."""
+    """Type that the engine computes in, known after `start`: weights are streamed in it. None: unchanged."""
 
     checkpoint_names: bool = True
     """Whether weights are streamed under a checkpoint's names and in its shapes, as engines load them. False
