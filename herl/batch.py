@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import torch
 
-from herl.attention import SharedContext
+from herl.block_mask import SharedContext, on_device
 from herl.loss import Aggregation, token_weights
 from herl.types import Experience, Judgement, Rollout
 
@@ -72,6 +72,8 @@ class MicroBatch:
     training context. None where nothing has been updated since: they are then the current ones."""
     filler: bool = False
     """True where another rank trains on these answers and this one only keeps step: all weights are 0."""
+    last: bool = False
+    """Whether it is this rank's last of the optimizer step."""
 
     @property
     def answer_lengths(self) -> list[int]:
@@ -79,9 +81,9 @@ class MicroBatch:
         return [length for context in self.contexts for length in context.answer_lengths]
 
     def to(self, device: torch.device) -> MicroBatch:
-        """Returns the micro-batch on a device."""
+        """Returns the micro-batch on a device. A GPU gets it when it comes to it; this does not wait."""
         moved: dict[str, Any] = {
-            field.name: value.to(device)
+            field.name: on_device(value, device)
             for field in fields(self)
             if isinstance(value := getattr(self, field.name), torch.Tensor)
         }
@@ -147,7 +149,8 @@ def micro_batches(
         filler = not plan[first + rank]
         pieces = plan[first if filler else first + rank]
         batch = _row(experiences, pieces, weights, None if filler else old_logprobs, packing)
-        yield replace(batch, weight=torch.zeros_like(batch.weight), filler=True) if filler else batch
+        weight = torch.zeros_like(batch.weight) if filler else batch.weight
+        yield replace(batch, weight=weight, filler=filler, last=first + world_size >= len(plan))
 
 
 @dataclass(frozen=True, slots=True)

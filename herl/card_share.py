@@ -78,6 +78,7 @@ def _card_needs(module: Configured, policy: PreTrainedModel) -> CardNeeds:
         second_model=reference and not has_adapters(policy),
         trained_share=learns,
         checkpointing=model.gradient_checkpointing,
+        compiled=model.compile is not False,
     )
     tokens = longest_micro_batch(module.stages.plan, module.micro_batch_tokens) if module.trains else 0
     update = update_gib(size, tokens, settings, parts)

@@ -26,12 +26,13 @@ Not measured: several GPUs, adapters, recomputed activations, the engine's share
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from herl.errors import ConfigError
+from herl.logprobs import WHOLE_LOGITS
 from herl.model import PretrainedModel
 
 FLOPS_SHARE = 0.4
@@ -46,10 +47,12 @@ WIDTH_BYTES = 34
 """Of activations, for a token and a unit of a layer's width, in bf16-mixed."""
 INNER_BYTES = 8
 """Of activations, for a token and a unit of a layer's gated inner width."""
-LOGIT_BYTES = 6
-"""Of a logit: float32, and its gradient in bfloat16."""
-LOGITS_AT_ONCE = 2**29
-"""Most logits that are in memory on a GPU: further ones are computed after these."""
+COMPILED_SHARE = 0.75
+"""Of these activations that compiled blocks keep."""
+LOGIT_BYTES = 2
+"""Of a logit in bfloat16, which becomes its gradient in place."""
+LOGITS_AT_ONCE = WHOLE_LOGITS["cuda"]
+"""Most logits that are in memory on a GPU: of more, fewer are kept and all are computed twice."""
 ENGINE_GIB = 2.0
 """Of an engine besides weights, keys and values: graphs and a step's activations. Not measured."""
 RESERVE_GIB = 2.0
@@ -136,6 +139,8 @@ class Settings:
     trained_share: float = 1.0
     """Share of the parameters that has gradients and moments: below 1 with adapters."""
     checkpointing: bool = False
+    compiled: bool = False
+    """Whether the blocks of layers are compiled, as they are by default on a GPU."""
     engine: Engine = "vllm"
     sleep: bool = False
     """Whether the engine leaves its memory to the update."""
@@ -159,11 +164,16 @@ def model_size(path: str) -> ModelSize:
     except (OSError, ValueError, ConfigError) as error:
         raise ConfigError(f"cost.model: cannot read the configuration of '{path}': {error}") from error
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    text = config.get_text_config()
+        return size_of(AutoModelForCausalLM.from_config(config))
+
+
+def size_of(model: PreTrainedModel) -> ModelSize:
+    """Returns the size of a model, on whatever device it is. Adapters count as parameters."""
+    text = model.config.get_text_config()
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    embeddings, output = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    embeddings = cast(torch.Tensor, model.get_input_embeddings().weight)
+    output = cast(torch.Tensor, model.get_output_embeddings().weight)
     return ModelSize(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         layers=text.num_hidden_layers,
@@ -184,6 +194,12 @@ def gpu_named(name: str) -> GPU:
     if name.lower() not in GPUS:
         raise ConfigError(f"cost.gpu: expected one of {', '.join(GPUS)}, got '{name}'")
     return GPUS[name.lower()]
+
+
+def gpu_of(device: torch.device) -> GPU | None:
+    """Returns the GPU that a device is, by its name; None for a CPU, and for one that is not known."""
+    name = torch.cuda.get_device_name(device).lower() if device.type == "cuda" else ""
+    return next((gpu for known, gpu in GPUS.items() if known in name.replace(" ", "")), None)
 
 
 def estimate(model: ModelSize, work: Work, settings: Settings, gpu: GPU, devices: int) -> dict[str, Any]:
@@ -258,18 +274,23 @@ def update_gib(
     """
     trained = settings.trained_share * model.parameters
     state = (2 * FLOAT32 + 2 * FLOAT32 * moments) * trained + _frozen(model, settings)
-    of_token = WIDTH_BYTES * model.width + INNER_BYTES * model.inner
-    if settings.checkpointing:
-        of_token += FLOAT32 * model.width * model.layers
-    else:
-        of_token *= model.layers
     parts = {
         "weights_gradients_moments": state / devices,
         "bfloat16_weights": _bfloat16_weights(model, settings, devices),
-        "activations": of_token * row_tokens,
+        "activations": activation_bytes(model, settings) * row_tokens,
         "logits": LOGIT_BYTES * min(row_tokens * model.vocabulary, LOGITS_AT_ONCE),
     }
     return {name: size / GIB for name, size in parts.items()}
+
+
+def activation_bytes(model: ModelSize, settings: Settings) -> float:
+    """Returns bytes that one token of a row keeps from forward to backward, logits left out."""
+    of_layer = float(WIDTH_BYTES * model.width + INNER_BYTES * model.inner)
+    if settings.compiled:
+        of_layer *= COMPILED_SHARE
+    if settings.checkpointing:
+        return of_layer + FLOAT32 * model.width * model.layers
+    return of_layer * model.layers
 
 
 def _bfloat16_weights(model: ModelSize, settings: Settings, devices: int) -> float:

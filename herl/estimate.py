@@ -23,6 +23,7 @@ from rich.text import Text
 
 from herl.build import Run, make
 from herl.callbacks.answer_budget import AnswerBudget
+from herl.card_share import longest_micro_batch
 from herl.cost import GPU, Engine, ModelSize, Settings, Work, estimate
 from herl.types import Judged
 
@@ -136,15 +137,12 @@ def gpu_estimate(
     parameters = [(p.numel(), p.requires_grad) for p in module.policy.parameters()]
     trained = sum(n for n, learns in parameters if learns) / sum(n for n, _ in parameters)
     plan = module.stages.plan
-    answer, prompt = plan.attempt.max_new_tokens, plan.max_prompt_tokens
     work = Work(
         answers=batch.answers,
         answer_tokens=batch.answer_tokens / max(1, batch.answers),
         prompt_tokens=batch.prompt_tokens,
         trained_tokens=batch.trained_tokens,
-        micro_batch_tokens=min(
-            prompt + answer * plan.attempts_per_prompt, max(module.micro_batch_tokens, prompt + answer)
-        ),
+        micro_batch_tokens=longest_micro_batch(plan, module.micro_batch_tokens),
         judge_seconds=batch.seconds.get("judge", 0.0),
     )
     settings = Settings(
@@ -153,6 +151,7 @@ def gpu_estimate(
         second_model=module.loss.needs_reference and trained == 1.0,
         trained_share=trained,
         checkpointing=module.model.gradient_checkpointing,
+        compiled=module.model.compile is not False,
         engine=ENGINES.get(config.sampler._target_, "transformers"),
         sleep=config.sampler.get("sleep", False) is not False,  # null: where it shares the trainer's GPU
         tensor_parallel=config.sampler.get("tensor_parallel_size", 1),

@@ -151,7 +151,7 @@ def save_pretrained(
     """
     if adapter and not has_adapters(policy):
         raise ConfigError("adapter: expected a policy with adapters (lora=lora), got one without")
-    stream = named_weights(policy)
+    stream = named_weights(policy, checkpoint=False)  # save_pretrained converts them
     if adapter:
         own = ((name, p) for name, p in policy.named_parameters() if ".lora_" in name)
         stream = ((name, whole(parameter.detach())) for name, parameter in own)
@@ -172,6 +172,8 @@ def _write(
     if not adapter:
         target = AutoModelForCausalLM.from_config(policy.config, dtype=policy.dtype)
         target.generation_config = policy.generation_config
+        if hasattr(policy, "_weight_conversions"):  # those that its own checkpoint needed
+            target._weight_conversions = policy._weight_conversions
         target.load_state_dict(weights, strict=False)  # tied weights come under one name
         weights = target.state_dict()
     target.save_pretrained(folder, state_dict=weights)

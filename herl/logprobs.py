@@ -8,28 +8,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 from transformers.utils.generic import ModelOutput
 
-from herl.attention import shared_mask
+from herl.attention import FLEX, installed, shared_mask
+from herl.block_mask import padding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from herl.batch import MicroBatch
 
-WHOLE_LOGITS = 2**25
-"""Up to so many logits, 128 MiB in float32, nothing is computed twice: 220 tokens at a vocabulary of 150k."""
+WHOLE_LOGITS = {"cpu": 2**25, "cuda": 2**31 - 1}
+"""Up to so many logits nothing is computed twice: 128 MiB in float32 on a CPU, 4 GiB in bfloat16 on a GPU."""
 
-CHUNK_LOGITS = 2**24
-"""Beyond that, logits in memory at once: 64 MiB in float32."""
+CHUNK_LOGITS = {"cpu": 2**24, "cuda": 2**29}
+"""Beyond that, logits in memory at once."""
 
 PART_LOGITS = 2**21
-"""Logits whose entropy is summed, or whose gradient is computed, at once."""
+"""Logits whose entropy is summed, or whose gradient is computed, at once on a CPU."""
 
 VIEWS = {f"{name}Backward0" for name in ("Select", "Slice", "Squeeze", "Unsqueeze", "UnsafeView", "View")}
 FORGETFUL = {f"{name}Backward0" for name in ("Add", "Addmm", "Bmm", "Div", "Mm", "Mul", "ToCopy")}
@@ -55,19 +57,13 @@ def answer_logprobs(
 def _by_chunks(
     model: PreTrainedModel, batch: MicroBatch, temperature: float, entropy_grad: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    arguments: dict[str, Any] = {}
-    if batch.packing == "shared":
-        flex = batch.input_ids.is_cuda
-        mask = shared_mask(batch.contexts, model.config.get_text_config(), batch.input_ids.device, flex=flex)
-        arguments = {"attention_mask": mask, "contexts": batch.contexts}
-    body = model.base_model(  # use_cache=True would let answers of a packed row see each other
-        input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **arguments
-    )
-    # index_select: the backward of [..., index] adds up in any order, and no two runs would be the same
-    hidden = body.last_hidden_state[0].index_select(0, batch.before)
+    device = batch.input_ids.device.type
+    body = _body(model, batch)
+    # embedding, not indexing or index_select: its backward adds up in a fixed order on every device
+    hidden = torch.nn.functional.embedding(batch.before, body.last_hidden_state[0])
     vocabulary = model.config.get_text_config().vocab_size
-    whole = len(hidden) * vocabulary <= WHOLE_LOGITS
-    size = max(1, len(hidden) if whole else CHUNK_LOGITS // vocabulary)
+    whole = len(hidden) * vocabulary <= WHOLE_LOGITS[device]
+    size = max(1, len(hidden) if whole else CHUNK_LOGITS[device] // vocabulary)
     compute: Callable[..., tuple[torch.Tensor, torch.Tensor]] = partial(
         _chunk, model, body, temperature=temperature, entropy_grad=entropy_grad
     )
@@ -80,6 +76,21 @@ def _by_chunks(
     return torch.cat(logprobs), torch.cat(entropies)
 
 
+def _body(model: PreTrainedModel, batch: MicroBatch) -> Any:
+    """Runs the model without its head: the last hidden state is [1, T, width], with padding at its end."""
+    ids, positions, arguments = batch.input_ids, batch.position_ids, dict[str, Any]()
+    flex = ids.device.type in FLEX and installed(model) and batch.packing != "single"
+    if flex or batch.packing == "shared":
+        config = model.config.get_text_config()
+        mask = shared_mask(batch.contexts, config, ids.device, flex=flex)
+        arguments = {"attention_mask": mask, "contexts": batch.contexts}
+    if flex:
+        more = (0, padding(ids.shape[1]))
+        ids, positions = pad(ids, more), pad(positions, more)
+    # use_cache=True would let answers of a packed row see each other
+    return model.base_model(input_ids=ids, position_ids=positions, use_cache=False, **arguments)
+
+
 def _chunk(
     model: PreTrainedModel,
     body: ModelOutput,
@@ -90,11 +101,10 @@ def _chunk(
     entropy_grad: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probs and entropies of some tokens, from the body's outputs that predict them, [n, width]."""
-    logits = _logits(model, body, hidden).float()
-    logits = logits if temperature == 1.0 else logits / temperature
+    logits = _logits(model, body, hidden)
     if not _overwritable(logits):
         logits = logits.clone()
-    scores: tuple[torch.Tensor, torch.Tensor] = _Scores.apply(logits, ids, entropy_grad)  # type: ignore[no-untyped-call]
+    scores: tuple[torch.Tensor, torch.Tensor] = _Scores.apply(logits, ids, temperature, entropy_grad)  # type: ignore[no-untyped-call]
     return scores
 
 
@@ -110,41 +120,78 @@ def _overwritable(tensor: torch.Tensor) -> bool:
 
 
 class _Scores(torch.autograd.Function):
-    """Log-softmax at some ids, and entropy. The logits [n, vocabulary] become the distribution, and in
-    backward the gradient: there is no second tensor of that size. Nothing else may need them."""
+    """Log-softmax at some ids, and entropy. In backward the logits [n, vocabulary] become their own gradient:
+    there is no second tensor of that size, and nothing else may need them."""
 
     @staticmethod
     def forward(
-        ctx: Any, logits: torch.Tensor, ids: torch.Tensor, entropy_grad: bool
+        ctx: Any, logits: torch.Tensor, ids: torch.Tensor, temperature: float, entropy_grad: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        entropy = logits.new_empty(len(logits), 1)
-        for rows in _parts(logits):
-            part = logits[rows]
-            part -= part.logsumexp(-1, keepdim=True)
-            entropy[rows] = -(part.exp() * part).sum(-1, keepdim=True)
-        ctx.entropy_grad = entropy_grad
-        ctx.save_for_backward(logits, ids, entropy)
-        entropies = entropy[:, 0]
+        statistics = _fused(_statistics) if logits.is_cuda else _statistics
+        parts = [statistics(logits[rows], ids[rows], temperature) for rows in _parts(logits)]
+        logprobs, entropies, normalizers = (torch.cat(column) for column in zip(*parts, strict=True))
+        ctx.settings = temperature, entropy_grad
+        ctx.save_for_backward(logits, ids, normalizers, entropies)
         if not entropy_grad:
             ctx.mark_non_differentiable(entropies)
-        return logits.gather(-1, ids[:, None])[:, 0], entropies
+        return logprobs, entropies
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        """d logprob = [id] - p and d entropy = -p (log p + entropy), by logits."""
-        distribution, ids, entropy = ctx.saved_tensors
-        logprob_gradient, entropy_gradient = (gradient[:, None] for gradient in gradients)
-        for rows in _parts(distribution):
-            part, factor = distribution[rows], -logprob_gradient[rows]
-            if ctx.entropy_grad:
-                factor = factor - entropy_gradient[rows] * (part + entropy[rows])
-            part.exp_().mul_(factor)  # in place: a second backward is refused by autograd
-        return distribution.scatter_add_(1, ids[:, None], logprob_gradient), None, None
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        logits, ids, normalizers, entropies = ctx.saved_tensors
+        temperature, entropy_grad = ctx.settings
+        write = _fused(_write_gradient) if logits.is_cuda else _write_gradient
+        for rows in _parts(logits):
+            of_entropy = gradients[1][rows] if entropy_grad else None
+            known = ids[rows], normalizers[rows], entropies[rows], gradients[0][rows], of_entropy
+            write(logits[rows], *known, temperature)  # in place: autograd refuses a second backward
+        return logits, None, None, None
+
+
+def _statistics(
+    logits: torch.Tensor, ids: torch.Tensor, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Log-probs at the ids, entropies, and the logarithms that normalize, [n] each, in float32."""
+    scores = _scores(logits, temperature)
+    normalizer = scores.logsumexp(-1, keepdim=True)
+    logprobs = scores - normalizer
+    entropy = -(logprobs.exp() * logprobs).sum(-1)
+    return scores.gather(-1, ids[:, None])[:, 0] - normalizer[:, 0], entropy, normalizer[:, 0]
+
+
+def _write_gradient(
+    logits: torch.Tensor,
+    ids: torch.Tensor,
+    normalizer: torch.Tensor,
+    entropy: torch.Tensor,
+    of_logprob: torch.Tensor,
+    of_entropy: torch.Tensor | None,
+    temperature: float,
+) -> None:
+    """d logprob = [id] - p and d entropy = -p (log p + entropy), by logits x temperature."""
+    logprobs = _scores(logits, temperature) - normalizer[:, None]
+    factor = -of_logprob[:, None]
+    if of_entropy is not None:
+        factor = factor - of_entropy[:, None] * (logprobs + entropy[:, None])
+    gradient = logprobs.exp() * factor
+    sampled = torch.arange(logits.shape[1], device=ids.device) == ids[:, None]
+    gradient = torch.where(sampled, gradient + of_logprob[:, None], gradient)
+    logits.copy_(gradient if temperature == 1.0 else gradient / temperature)
+
+
+def _scores(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    return logits.float() if temperature == 1.0 else logits.float() / temperature
+
+
+@cache
+def _fused(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiled, so that a GPU reads the logits once or twice and writes no intermediate ones."""
+    return torch.compile(function, dynamic=True)
 
 
 def _parts(logits: torch.Tensor) -> Iterator[slice]:
-    """Rows of a few logits each, so that what is computed on the way to a sum is small."""
-    count = max(1, PART_LOGITS // logits.shape[1])
+    """On a CPU, rows of a few logits each, so that what is computed on the way to a sum is small."""
+    count = len(logits) if logits.is_cuda else max(1, PART_LOGITS // logits.shape[1])
     return (slice(start, start + count) for start in range(0, len(logits), count))
 
 

@@ -96,10 +96,23 @@ def adapters_off(model: PreTrainedModel) -> Iterator[None]:
             layer._disable_adapters = False
 
 
+def adapted_weights(model: torch.nn.Module) -> dict[int, torch.nn.Module]:
+    """Returns the layers with adapters by the id of the weight that they adapt."""
+    from peft.tuners.lora import LoraLayer
+
+    return {id(_base_weight(layer)): layer for layer in model.modules() if isinstance(layer, LoraLayer)}
+
+
 def merged(layer: torch.nn.Module) -> torch.Tensor:
-    """Returns the weight of a layer with its adapters added, [out, in], as a tensor of its own."""
+    """Returns a layer's weight with its adapters added, as a new tensor: [out, in], or stacked experts."""
     adapted: Any = layer  # a peft LoraLayer
-    weight: torch.Tensor = adapted.base_layer.weight.detach()
+    weight = _base_weight(adapted).detach()
     for adapter in adapted.active_adapters:
         weight = weight + adapted.get_delta_weight(adapter).detach()
+    return weight
+
+
+def _base_weight(layer: Any) -> torch.Tensor:
+    # stacked experts are adapted as parameters, of which a wrapper each stands around their module
+    weight: torch.Tensor = layer.get_param() if hasattr(layer, "get_param") else layer.base_layer.weight
     return weight

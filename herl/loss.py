@@ -34,7 +34,7 @@ class Stats:
     means: Mapping[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     """(sum, count) of each."""
     maxima: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    """The values whose maximum is wanted, [any]."""
+    """The values whose maximum is wanted, [any]; -inf counts as no value."""
     percentiles: Mapping[str, torch.Tensor] = field(default_factory=dict)
     """The values whose percentiles are wanted, [any]."""
 
@@ -122,11 +122,16 @@ def mismatch_weight(
     if level == "none":
         return torch.ones_like(difference), torch.zeros_like(difference, dtype=torch.bool)
     if level == "sequence":
-        per_row = difference.new_zeros(int(row.max()) + 1 if len(row) else 0)
-        difference = per_row.index_add(0, row, difference)[row]
+        difference = _sums(difference, row)[row]
     weight = difference.clamp(-20.0, 20.0).exp()
     cut = weight > cap
     return weight.clamp(max=cap) if mode == "truncate" else weight * ~cut, cut
+
+
+def _sums(values: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+    """Sums by answer, [N], in a fixed order on a GPU, too. Places beyond the number of answers hold 0."""
+    borders = torch.searchsorted(row, torch.arange(len(row) + 1, device=row.device))
+    return torch.segment_reduce(values, "sum", offsets=borders, initial=0.0, unsafe=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -338,7 +343,9 @@ class PolicyLoss(Loss):
                 means["kl_to_reference"] = _over(k3(tokens.logprobs, tokens.ref_logprobs), own | revision)
             difference = (tokens.old_logprobs - tokens.sampler_logprobs).abs()
             return Stats(
-                means=means, maxima={"mismatch_max": difference[own]}, percentiles={"ratio": rho.detach()}
+                means=means,
+                maxima={"mismatch_max": difference.masked_fill(revision, -torch.inf)},
+                percentiles={"ratio": rho.detach()},
             )
 
 

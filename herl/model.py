@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -22,6 +23,8 @@ from herl.lora import Lora
 
 SHIPPED = Path(__file__).parent / "assets"
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PretrainedModel:
@@ -35,8 +38,8 @@ class PretrainedModel:
             "bfloat16" halves the memory of what is frozen; the adapters are float32. On a CPU without
             AVX512 or AMX bfloat16 is ten times slower.
         gradient_checkpointing: Recompute activations in backward: less memory, a third more time.
-        compile: Compile each block of layers for the update. The first steps take a minute more; what
-            samples from the live policy stays as it is.
+        compile: Compile each block of layers for the update; None for a GPU alone. The first steps take a
+            minute more; what samples from the live policy stays as it is.
         lora: Train low-rank adapters instead of the weights. The reference is then the policy without.
         seed: Of fresh adapters.
     """
@@ -44,7 +47,7 @@ class PretrainedModel:
     path: str = "tiny"
     dtype: str = "float32"
     gradient_checkpointing: bool = False
-    compile: bool = False
+    compile: bool | None = None
     lora: Lora | None = None
     seed: int = 0
 
@@ -112,7 +115,7 @@ class PretrainedModel:
             with torch.random.fork_rng():
                 torch.manual_seed(self.seed)
                 self.lora.add_to(model)
-        attention.install(model)
+        choose_attention(model)
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         if self.compile:
@@ -156,6 +159,23 @@ class PretrainedModel:
             f"of {sorted(p.parent.name for p in SHIPPED.glob('*/config.json'))}, got '{self.path}'. "
             "For smollm2-135m-instruct run tools/fetch_smollm2 first."
         )
+
+
+def choose_attention(model: PreTrainedModel) -> None:
+    """Gives a model an attention that computes what its architecture asks for.
+
+    transformers' sdpa, its default, silently leaves out the cap on attention scores (Gemma 2, VaultGemma).
+    """
+    cap = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
+    if cap is None:
+        return attention.install(model)
+    logger.warning(
+        "%s caps its attention scores at %g: it computes with transformers' eager attention, as sdpa would "
+        "ignore the cap. This takes more memory and time, and answers cannot share a context in a row",
+        type(model).__name__,
+        cap,
+    )
+    model.set_attn_implementation("eager")
 
 
 def blocks(model: PreTrainedModel) -> list[torch.nn.Module]:

@@ -40,17 +40,18 @@ from herl.experience import (
     trial_advantages,
 )
 from herl.hindsight import HindsightBuilder, NoHindsight
-from herl.improve import Trajectory, check_attempts, check_rounds, improve, rewards_by_round
+from herl.improve import Trajectory, check_attempts, check_rounds, improve
 from herl.judge import Judge, JudgeDesk
 from herl.lora import has_adapters
 from herl.loss import Loss, PolicyLoss
 from herl.memory import Memory, NoMemory
 from herl.metrics.collection import collection_counts, collection_metrics
-from herl.metrics.rubric import rubric_metrics
+from herl.metrics.heldout import heldout_metrics
 from herl.metrics.running import RunningStats
-from herl.metrics.throughput import throughput_metrics
+from herl.metrics.throughput import throughput_metrics, utilization
 from herl.model import PretrainedModel
 from herl.packing import choose_packing
+from herl.row_tokens import CPU_TOKENS, row_tokens
 from herl.sampler import Sampler
 from herl.schedule import Schedule, learning_rate_share, run_share
 from herl.scoring import Scorer
@@ -85,10 +86,10 @@ class HerlModule(L.LightningModule):
         schedule: Course of the learning rate over the run, after the warm-up.
         warmup_steps: Optimiser steps over which the learning rate rises from 0.
         updates_per_batch: Optimiser steps per rollout batch.
-        micro_batch_tokens: Tokens per forward pass. Changes memory and speed, never the result.
+        micro_batch_tokens: Tokens of a row, which is one forward pass. Changes memory and speed, never the
+            result. `auto` for 8192 on a CPU and what fits in memory on a GPU (`herl.row_tokens`).
         packing: What stands in a row (`herl.batch.Packing`); `auto` for the best that the model allows.
-        most_skipped_steps: Optimiser steps in a row that may be skipped because loss or gradient are not
-            finite; then the run stops.
+        most_skipped_steps: Steps in a row that may be skipped for a loss or gradient that is not finite.
         max_grad_norm: Gradients are clipped to this norm; None for no clipping.
         validation_attempts: Plain attempts per held-out prompt. More only lower the noise.
         validation_revisions: Revisions of each of them at most, reported beside the plain attempts.
@@ -114,7 +115,7 @@ class HerlModule(L.LightningModule):
         schedule: Schedule = "constant",
         warmup_steps: int = 0,
         updates_per_batch: int = 2,
-        micro_batch_tokens: int = 8192,
+        micro_batch_tokens: int | Literal["auto"] = "auto",
         packing: Packing | Literal["auto"] = "auto",
         max_grad_norm: float | None = 1.0,
         most_skipped_steps: int = 3,
@@ -125,21 +126,19 @@ class HerlModule(L.LightningModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        check_at_least("module", 1, updates_per_batch=updates_per_batch)
-        check_at_least("module", 1, micro_batch_tokens=micro_batch_tokens)
-        check_at_least("module", 1, validation_attempts=validation_attempts)
+        tokens = None if micro_batch_tokens == "auto" else micro_batch_tokens
+        counts = {"updates_per_batch": updates_per_batch, "validation_attempts": validation_attempts}
+        check_at_least("module", 1, micro_batch_tokens=tokens, **counts)
         self.model = model
         self.loss = loss or PolicyLoss()
         self.optimizer = optimizer
-        self.schedule = schedule
-        self.warmup_steps = warmup_steps
+        self.schedule, self.warmup_steps = schedule, warmup_steps
         self.updates_per_batch = updates_per_batch
         self.micro_batch_tokens = micro_batch_tokens
         self.packing = packing
         self.max_grad_norm = max_grad_norm
         self.most_skipped_steps = most_skipped_steps
-        self.validation_attempts = validation_attempts
-        self.validation_revisions = validation_revisions
+        self.validation_attempts, self.validation_revisions = validation_attempts, validation_revisions
         self.log_over = log_over
         self.seed = seed
         self.judge_desk = judge_desk
@@ -211,8 +210,8 @@ class HerlModule(L.LightningModule):
 
     def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Yields the policy's weights one by one, as its sampler loads them."""
-        assert self.policy is not None
-        return named_weights(self.policy)
+        policy, sampler = cast(PreTrainedModel, self.policy), self.stages.sampler
+        return named_weights(policy, sampler.weights_dtype, checkpoint=sampler.checkpoint_names)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the counts, so that a resumed run goes on counting."""
@@ -263,11 +262,13 @@ class HerlModule(L.LightningModule):
         """Takes the optimiser steps of a rollout batch; returns the means of their statistics."""
         assert self.policy is not None
         self.policy.train()
+        optimizer = cast(torch.optim.Optimizer, self.optimizers())
+        self.micro_batch_tokens = row_tokens(self.micro_batch_tokens, self.policy, optimizer, self.device)
         stats, scorer = RunningStats(), self.scorer()
         parts = split_by_group(experiences, self.updates_per_batch)
         # Before the first step the current log-probs are the old ones: that part needs no extra pass.
-        later = self.loss.needs_old_logprobs
-        old = [scorer.logprobs(part) if i and later else None for i, part in enumerate(parts)]
+        kept = self.loss.needs_old_logprobs
+        old = [scorer.logprobs(part) if kept and i else None for i, part in enumerate(parts)]
         for part, old_logprobs in zip(parts, old, strict=True):
             prepared, prepared_stats = self.loss.prepare(part, scorer)
             stats.add_stats(prepared_stats)
@@ -287,25 +288,26 @@ class HerlModule(L.LightningModule):
         rate = learning_rate_share(self.schedule, self.counts["optimizer_steps"], self.warmup_steps, done)
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * rate
-        total, bad = 0.0, []
-        batches = list(scorer.micro_batches(experiences, old_logprobs))
-        for batch in batches:
-            synchronise_gradients(self.trainer, batch is batches[-1])
+        losses: list[
+            tuple[torch.Tensor, tuple[int, ...]]
+        ] = []  # read after the last pass: a GPU need not wait
+        for batch in scorer.micro_batches(experiences, old_logprobs):
+            synchronise_gradients(self.trainer, batch.last)
             loss, batch_stats = scorer.compute_loss(batch)
             self.manual_backward(loss * world_size())  # the strategies average gradients over ranks
-            total += float(loss.detach())
-            if not math.isfinite(float(loss.detach())):
-                bad += [experiences[row].rollout.id for row in batch.rows]
+            losses.append((loss.detach(), batch.rows))
             if not batch.filler:
                 stats.add_stats(batch_stats)
         norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters(), self.max_grad_norm or math.inf))
         if not math.isfinite(float(norm)):
+            wrong = chain.from_iterable(rows for loss, rows in losses if not math.isfinite(float(loss)))
+            bad = [experiences[place].rollout.id for place in wrong]
             return self._skip_step(optimizer, float(norm), chain.from_iterable(gather(bad)))
         self._skipped = 0
         optimizer.step()
         optimizer.zero_grad()
         self.counts["optimizer_steps"] += 1
-        stats.add("loss", sum(gather(total)))
+        stats.add("loss", sum(gather(sum(float(loss) for loss, _ in losses))))
         stats.add("grad_norm", norm)
         stats.add("learning_rate", optimizer.param_groups[0]["lr"])
 
@@ -343,7 +345,7 @@ class HerlModule(L.LightningModule):
             reference=next(iter(self._reference), None),
             loss=self.loss,
             temperature=self.stages.plan.attempt.temperature,
-            max_tokens=self.micro_batch_tokens,
+            max_tokens=CPU_TOKENS if self.micro_batch_tokens == "auto" else self.micro_batch_tokens,
             packing=self.packing,
             device=self.device,
         )
@@ -370,13 +372,8 @@ class HerlModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Reports the epoch of validation: plain attempts, and the best answer after each revision."""
-        metrics = rubric_metrics("heldout", [(one.task, one.answers[0]) for one in self.heldout])
-        metrics |= {f"heldout/dropped_{name}": float(n) for name, n in self._dropped.items() if n}
-        metrics["time/validate"] = sum(self.clock.lap().values())
-        for number, reward in enumerate(rewards_by_round(self.heldout, self.validation_revisions)):
-            if number and not math.isnan(reward):
-                metrics[f"heldout/reward_revised_{number}"] = reward
-        self._report(metrics)
+        metrics = heldout_metrics(self.heldout, self._dropped, self.validation_revisions)
+        self._report(metrics | {"time/validate": sum(self.clock.lap().values())})
 
     # Reports
 
@@ -384,7 +381,9 @@ class HerlModule(L.LightningModule):
         """How far the run is, and how fast this step was, with the refresh before it."""
         numbers = {f"progress/{name}": float(count) for name, count in sorted(self.counts.items())}
         numbers["progress/epoch"] = float(self.current_epoch)
-        measured = throughput_metrics(collection, self.clock.lap())
+        assert self.policy is not None
+        seconds = self.clock.lap()
+        measured = throughput_metrics(collection, seconds) | utilization(self.policy, collection, seconds)
         return numbers | measured | {k: max(gather(v)) for k, v in measured.items() if k.endswith("_gib")}
 
     def _report(self, metrics: Mapping[str, float]) -> None:

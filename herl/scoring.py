@@ -6,6 +6,7 @@ What a pass needs of the models and of the configuration, in one object. No opti
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -43,7 +44,7 @@ class Scorer:
         old_logprobs: Sequence[torch.Tensor | None] | None = None,
     ) -> Iterator[MicroBatch]:
         """Yields this rank's share of an optimiser step, on its device."""
-        for batch in micro_batches(
+        rows = micro_batches(
             experiences,
             max_tokens=self.max_tokens,
             aggregation=self.loss.aggregation,
@@ -52,8 +53,9 @@ class Scorer:
             rank=rank(),
             world_size=world_size(),
             packing=self.packing,
-        ):
-            yield batch.to(self.device)
+        )
+        moved = (batch.to(self.device) for batch in rows)
+        return moved if self.device.type == "cpu" else _one_ahead(moved)
 
     def compute_loss(self, batch: MicroBatch) -> tuple[torch.Tensor, Stats]:
         """Returns the loss of a micro-batch, with gradient, and its statistics."""
@@ -134,3 +136,12 @@ class Scorer:
             logprobs, _ = answer_logprobs(self.policy, batch, self.temperature)
             found.update(zip(batch.rows, logprobs.cpu().split(batch.answer_lengths), strict=True))
         return found
+
+
+def _one_ahead(batches: Iterator[MicroBatch]) -> Iterator[MicroBatch]:
+    """Yields micro-batches while a thread makes the next, so that a GPU need not wait for it."""
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        following = thread.submit(next, batches, None)
+        while (batch := following.result()) is not None:
+            following = thread.submit(next, batches, None)
+            yield batch

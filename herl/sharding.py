@@ -8,6 +8,7 @@ Tried on CPU with gloo over one to four processes. On GPUs the same calls run ov
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 
 import lightning as L
@@ -115,6 +116,8 @@ def load(model: PretrainedModel, trainer: L.Trainer) -> PreTrainedModel:
     strategy = trainer.strategy
     if strategy.root_device.type == "cpu":
         keep_freed_memory()
+    if model.compile is None:
+        model = replace(model, compile=strategy.root_device.type == "cuda")
     if not isinstance(strategy, FSDPStrategy):
         return together(model.load)
     return load_sharded(
@@ -149,6 +152,9 @@ def load_sharded(
     policy = together(model.load if rank() == 0 else model.skeleton)
     weights = policy.state_dict() if rank() == 0 else {}
     policy.generation_config = gather(policy.generation_config)[0]
+    # How the weights were converted when they were read: streaming converts them back, alike on all ranks.
+    conversions = gather(getattr(policy, "_weight_conversions", None))[0]
+    object.__setattr__(policy, "_weight_conversions", conversions)
     offload = OffloadPolicy()
     if cpu_offload:
         offload = CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu")

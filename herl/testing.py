@@ -10,8 +10,9 @@ Everything named Fake... pretends; nothing here is used by a run.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from herl.bonus import BonusReward
 from herl.errors import JudgeError
@@ -30,6 +31,9 @@ from herl.types import (
     Task,
     Verdict,
 )
+
+if TYPE_CHECKING:
+    import torch
 
 
 def make_task(
@@ -226,3 +230,31 @@ def check_sampler(sampler: Sampler, prompt_ids: Sequence[int], *, n: int = 2) ->
         expected = sorted(f"{group}/{i}" for group in ("group", "later") for i in range(n))
         assert found == expected, f"expected the answers {expected}, one request coming later, got {found}"
     return rollouts
+
+
+def check_lost_weights(sampler: Sampler, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Asserts that a started sampler names the weights that its engine lacks after a refresh, and no others.
+
+    Args:
+        sampler: Has `lost_weights` of its own.
+        named_tensors: The policy's weights as the sampler loads them: all are changed, one is not sent.
+
+    Raises:
+        AssertionError: says which part of the contract is broken.
+    """
+    sent = {name: tensor.clone() for name, tensor in named_tensors}
+    sampler.load_weights(iter(sent.items()), 1)
+    lost = sampler.lost_weights()
+    assert lost is not None, (
+        "this sampler cannot tell which weights its engine holds: lost_weights returns None"
+    )
+    assert not lost, f"expected no lost weights after a sound refresh, got {lost}"
+    untied = [name for name in sent if ".layers." in name or ".h." in name]
+    dropped = (untied or list(sent))[-1]
+    others = [(name, tensor * 1.125) for name, tensor in sent.items() if name != dropped]
+    sampler.load_weights(iter(others), 2)
+    lost = sampler.lost_weights() or []
+    assert dropped in lost, f"expected lost_weights to name '{dropped}', which was not sent, got {lost}"
+    sampler.load_weights(iter(sent.items()), 3)
+    lost = sampler.lost_weights()
+    assert not lost, f"expected no lost weights once all were sent again, got {lost}"

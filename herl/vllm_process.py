@@ -63,6 +63,7 @@ class ServerProcess:
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", path]
         command += ["--host", "127.0.0.1", "--port", str(port), "--uvicorn-log-level", "warning"]
         command += ["--logprobs-mode", "processed_logprobs", "--enable-prefix-caching"]
+        command += ["--worker-extension-cls", "herl.sampler.vllm_worker.WorkerExtension"]
         if not torch.cuda.is_available():  # see herl.sampler.vllm
             command += ["--no-enable-chunked-prefill"]
         command += arguments

@@ -1,55 +1,121 @@
-"""The policy's weights as another engine loads them: whole tensors, adapters merged, one at a time."""
+"""The policy's weights as another engine loads them: whole, adapters merged, under a checkpoint's names.
+
+What transformers holds in memory is not what a checkpoint holds: some architectures keep all experts of a
+layer in one tensor, or have other names. Engines expect the checkpoint's. Each block is converted back while
+it is streamed, by transformers' own rules, so that no more than one block is whole at a time.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import revert_weight_conversion
 
-from herl.lora import has_adapters, merged
+from herl.lora import adapted_weights, has_adapters, merged
 
-
-def named_weights(policy: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yields (name, tensor) under the names of the model without adapters.
-
-    Shards are gathered one tensor at a time, so all ranks must read the stream to its end. Tied weights
-    come once, under the name of the first of them. Buffers that are saved with the model come last.
-    """
-    layers = dict(policy.named_modules())
-    adapted = has_adapters(policy)
-    for name, tensor in policy.named_parameters():
-        if not adapted:
-            yield name, whole(tensor.detach())
-        elif name.endswith(".base_layer.weight"):
-            layer = name.removesuffix(".base_layer.weight")
-            yield f"{layer}.weight", whole(merged(layers[layer]))
-        elif ".lora_" not in name:
-            yield name.replace(".base_layer.", "."), whole(tensor.detach())
-    saved = policy.state_dict()
-    yield from ((name, buffer) for name, buffer in policy.named_buffers() if name in saved)
+BLOCK = re.compile(r"(.*?\.\d+)\.")
+"""The part of a parameter's name that says which block it belongs to, such as model.layers.7."""
 
 
-def tied_embeddings(policy: PreTrainedModel) -> str | None:
-    """Returns the name of the input embeddings if the head shares them, else None."""
-    if not policy.config.get_text_config().tie_word_embeddings:
-        return None
-    embeddings = policy.get_input_embeddings().weight
-    return next(name for name, parameter in policy.named_parameters() if parameter is embeddings)
+@dataclass(frozen=True, slots=True)
+class _Weight:
+    """A weight of the policy: its names without adapters, a tensor of its shape, and how to read it."""
+
+    names: tuple[str, ...]
+    like: torch.Tensor
+    read: Callable[[], torch.Tensor]
 
 
-def with_head(
-    named_tensors: Iterable[tuple[str, torch.Tensor]], tied: str | None
+def named_weights(
+    policy: PreTrainedModel, dtype: torch.dtype | None = None, *, checkpoint: bool = True
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Adds the head after the embeddings `tied` that it shares.
+    """Yields (name, tensor), adapters merged.
 
-    vLLM wants it in every reload: without, it silently keeps the old one.
+    Shards are gathered block by block, so all ranks must read the stream to its end. A head that shares the
+    embeddings comes too, under its own name: vLLM silently keeps an old one otherwise.
+
+    Args:
+        policy: Whole or sharded.
+        dtype: Type of the parameters in the stream, which are cast before they are gathered: an engine in
+            bfloat16 needs half the traffic. None for the policy's own. Buffers, and parameters that
+            transformers always keeps in float32, stay as they are.
+        checkpoint: Under the names and in the shapes of a checkpoint; otherwise under those of the policy
+            itself.
     """
-    for name, tensor in named_tensors:
-        yield name, tensor
-        if name == tied:
-            yield "lm_head.weight", tensor
+    convert = checkpoint and _is_converted(policy)
+    for block in _blocks(policy, grouped=convert):
+        tensors: dict[str, torch.Tensor] = {}
+        for weight in block:
+            tensor = whole(_cast(policy, weight, dtype))
+            tensors |= dict.fromkeys(weight.names, tensor)
+        yield from (revert_weight_conversion(policy, tensors) if convert else tensors).items()
+
+
+def weight_shapes(policy: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Returns what `named_weights` streams, as tensors without data; tied names have the same one."""
+    convert = _is_converted(policy)
+    shapes: dict[str, torch.Tensor] = {}
+    for block in _blocks(policy, grouped=convert):
+        tensors: dict[str, torch.Tensor] = {}
+        for weight in block:
+            tensors |= dict.fromkeys(weight.names, torch.empty(weight.like.shape, device="meta"))
+        shapes |= revert_weight_conversion(policy, tensors) if convert else tensors
+    return shapes
+
+
+def _is_converted(policy: PreTrainedModel) -> bool:
+    """Whether the policy's parameters differ from its checkpoint's in names or shapes."""
+    conversions = getattr(policy, "_weight_conversions", None)
+    if conversions is None:  # not loaded from a checkpoint
+        conversions = get_model_conversion_mapping(policy, add_legacy=False)
+    return bool(conversions)
+
+
+def _blocks(policy: PreTrainedModel, *, grouped: bool) -> Iterator[list[_Weight]]:
+    """Yields the weights one by one, or those of a block together, as a conversion may need them."""
+    blocks: dict[str, list[_Weight]] = {}
+    for weight in _weights(policy):
+        found = BLOCK.match(weight.names[0]) if grouped else None
+        blocks.setdefault(found[1] if found else weight.names[0], []).append(weight)
+    yield from blocks.values()
+
+
+def _weights(policy: PreTrainedModel) -> Iterator[_Weight]:
+    adapted = adapted_weights(policy) if has_adapters(policy) else {}
+    embeddings, head = policy.get_input_embeddings(), policy.get_output_embeddings()
+    head_name = next((name for name, layer in policy.named_modules() if layer is head), None)
+    for name, parameter in policy.named_parameters():
+        if adapted and ".lora_" in name:
+            continue
+        names = [name]
+        if head_name is not None and parameter is head.weight and parameter is embeddings.weight:
+            names.append(f"{head_name}.weight")
+        read = partial(merged, adapted[id(parameter)]) if id(parameter) in adapted else parameter.detach
+        plain = (one.replace("base_layer.", "") if adapted else one for one in names)
+        yield _Weight(tuple(plain), parameter, read)
+    saved = policy.state_dict()
+    for name, buffer in policy.named_buffers():
+        if name in saved:
+            yield _Weight((name,), buffer, buffer.detach)
+
+
+def _cast(policy: PreTrainedModel, weight: _Weight, dtype: torch.dtype | None) -> torch.Tensor:
+    tensor = weight.read()
+    if dtype is None or not isinstance(weight.like, torch.nn.Parameter) or not tensor.is_floating_point():
+        return tensor
+    kept = set(policy._keep_in_fp32_modules_strict or ())
+    if dtype == torch.float16:
+        kept |= set(policy._keep_in_fp32_modules or ())
+    if any(re.search(pattern, weight.names[0]) for pattern in kept):
+        return tensor
+    return tensor.to(dtype)
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Iterable
 
 import torch
 
@@ -15,58 +17,75 @@ MOST_SAMPLES = 1 << 16
 
 
 class RunningStats:
-    """A number for every name that something was added under. What is no number is shown, not left out."""
+    """A number for every name that something was added under. What is not a number is shown, not left out.
+
+    Tensors stay on their device until `compute`: a GPU that is read from cannot get its next work.
+    """
 
     def __init__(self) -> None:
-        self._sums: dict[str, tuple[float, int]] = {}
-        self._maxima: dict[str, float] = {}
+        self._sums: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+        self._maxima: dict[str, list[torch.Tensor]] = {}
         self._samples: dict[str, list[torch.Tensor]] = {}
 
     def add(self, name: str, value: float | torch.Tensor) -> None:
         """Adds one value to a mean."""
-        self._add_sum(name, float(value), 1)
+        self._sums.setdefault(name, []).append((torch.as_tensor(value), torch.tensor(1)))
 
     def add_stats(self, stats: Stats) -> None:
         """Adds what the loss reports of a micro-batch. A mean over nothing does not appear."""
-        for name, (total, count) in stats.means.items():
-            self._add_sum(name, float(total), int(count))
+        for name, pair in stats.means.items():
+            self._sums.setdefault(name, []).append(pair)
         for name, values in stats.maxima.items():
             if len(values):
-                self._add_maximum(name, float(values.max()))
+                self._maxima.setdefault(name, []).append(values.max())
         for name, values in stats.percentiles.items():
-            self._samples.setdefault(name, []).append(values.float().cpu())
+            self._samples.setdefault(name, []).append(values)
 
     def compute(self) -> dict[str, float]:
         """Returns the numbers over all ranks, by name: "ratio_p99" for a percentile. All ranks must call it.
 
         A rank may lack a name, say if it trained on no revision: whole tables are gathered, not numbers.
         """
-        merged = RunningStats()
-        samples = {name: _thinned(torch.cat(values)) for name, values in self._samples.items()}
-        for sums, maxima, sampled in gather((self._sums, self._maxima, samples)):
-            for name, (total, count) in sums.items():
-                merged._add_sum(name, total, count)
-            for name, value in maxima.items():
-                merged._add_maximum(name, value)
-            for name, values in sampled.items():
-                merged._samples.setdefault(name, []).append(values)
-        means = {name: total / count for name, (total, count) in merged._sums.items()}
+        totals: dict[str, float] = {}
+        counts: Counter[str] = Counter()
+        maxima: dict[str, float] = {}
+        samples: dict[str, list[torch.Tensor]] = {}
+        for own_totals, own_counts, own_maxima, own_samples in gather(self._own()):
+            for name, count in own_counts.items():
+                totals[name] = totals.get(name, 0.0) + own_totals[name]
+                counts[name] += count
+            for name, value in own_maxima.items():
+                maxima[name] = max(maxima.get(name, value), value, key=_nan_first)
+            for name, values in own_samples.items():
+                samples.setdefault(name, []).append(values)
+        means = {name: totals[name] / count for name, count in counts.items()}
         percentiles = {
             f"{name}_{label}": float(value)
-            for name, values in merged._samples.items()
+            for name, values in samples.items()
             if len(every := torch.cat(values))
             for label, value in zip(PERCENTILES, _quantiles(every), strict=True)
         }
-        return means | merged._maxima | percentiles
+        return means | maxima | percentiles
 
-    def _add_sum(self, name: str, total: float, count: int) -> None:
-        if count:
-            before, seen = self._sums.get(name, (0.0, 0))
-            self._sums[name] = before + total, seen + count
+    def _own(self) -> tuple[dict[str, float], dict[str, int], dict[str, float], dict[str, torch.Tensor]]:
+        """This rank's sums, counts, maxima and samples, in float64."""
+        counts = {name: int(sum(_read(count for _, count in pairs))) for name, pairs in self._sums.items()}
+        counts = {name: count for name, count in counts.items() if count}
+        totals = {name: sum(_read(total for total, _ in self._sums[name])) for name in counts}
+        maxima = {name: max(_read(values), key=_nan_first) for name, values in self._maxima.items()}
+        maxima = {name: value for name, value in maxima.items() if value != -math.inf}
+        samples = {name: _thinned(torch.cat(values).float().cpu()) for name, values in self._samples.items()}
+        return totals, counts, maxima, samples
 
-    def _add_maximum(self, name: str, value: float) -> None:
-        before = self._maxima.get(name, value)
-        self._maxima[name] = before if math.isnan(before) or value <= before else value
+
+def _read(tensors: Iterable[torch.Tensor]) -> list[float]:
+    """Numbers of one device, read at once."""
+    values: list[float] = torch.stack([tensor.double() for tensor in tensors]).tolist()
+    return values
+
+
+def _nan_first(value: float) -> float:
+    return math.inf if math.isnan(value) else value
 
 
 def _thinned(values: torch.Tensor) -> torch.Tensor:

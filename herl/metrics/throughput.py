@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
+from transformers import PreTrainedModel
 
+from herl.cost import gpu_of
+from herl.distributed import world_size
 from herl.experience import Collection
+from herl.types import Experience
 
 GIB = 1 << 30
 
@@ -33,6 +37,50 @@ def throughput_metrics(collection: Collection, seconds: Mapping[str, float]) -> 
     numbers = {f"time/{phase}": spent for phase, spent in seconds.items()}
     numbers |= {name: count / spent for name, (count, spent) in rates.items() if spent > 0}
     return numbers | {"time/step": total} | memory()
+
+
+def utilization(
+    policy: PreTrainedModel, collection: Collection, seconds: Mapping[str, float]
+) -> dict[str, float]:
+    """Returns how well the step used its devices: tokens of answers per second of the step and device, and,
+    on a GPU whose peak is known (`herl.cost.GPUS`), the model's FLOPs of the update as a share of that peak.
+
+    FLOPs are those of matrix products with the weights: 6 a token and trained weight, 4 a frozen one. Each
+    context counts once for its answers, the head for answers alone; attention and recomputation do not count.
+
+    Args:
+        policy: What was trained.
+        collection: What was sampled and trained on in the step.
+        seconds: Wall time of the step by phase.
+    """
+    answers = [one for group in collection.groups for one in (*group.attempts, *group.revisions)]
+    sampled = sum(len(one.rollout.token_ids) for one in answers)
+    total, update = sum(seconds.values()), seconds.get("update", 0.0)
+    found = {"throughput/tokens_per_second_per_gpu": sampled / total / world_size()} if total else {}
+    gpu = gpu_of(policy.device)
+    if gpu is not None and update:
+        share = trained_flops(policy, collection.experiences) / (update * world_size() * gpu.tflops * 1e12)
+        found["throughput/mfu"] = share
+    return found
+
+
+def trained_flops(policy: PreTrainedModel, experiences: Sequence[Experience]) -> float:
+    """Returns the FLOPs of one forward and backward pass over experiences; see `utilization`."""
+    head, embeddings = policy.get_output_embeddings().weight, policy.get_input_embeddings().weight
+    text = policy.config.get_text_config()
+    of_body = 0.0
+    for parameter in policy.parameters():
+        if parameter is not embeddings and parameter is not head:
+            # experts lie in one tensor, [experts, ...], and a token sees some of them
+            share = text.num_experts_per_tok / parameter.shape[0] if parameter.dim() == 3 else 1.0
+            of_body += _flops_of(parameter) * share
+    answer_tokens = sum(len(one.rollout.token_ids) for one in experiences)
+    contexts = {one.context_ids for one in experiences}
+    return of_body * (answer_tokens + sum(map(len, contexts))) + _flops_of(head) * answer_tokens
+
+
+def _flops_of(weight: torch.Tensor) -> int:
+    return (6 if weight.requires_grad else 4) * weight.numel()
 
 
 def memory() -> dict[str, float]:

@@ -65,6 +65,13 @@ class Sampler(ABC):
     engines: int = 1
     """Engines that answers are spread over: a probe asks for as many, to reach each."""
 
+    weights_dtype: torch.dtype | None = None
+    """Type that the engine computes in, known after `start`: weights are streamed in it. None: unchanged."""
+
+    checkpoint_names: bool = True
+    """Whether weights are streamed under a checkpoint's names and in its shapes, as engines load them. False
+    for a copy of the policy's own class, which has the names and shapes of the policy's parameters."""
+
     has_weights: bool = True
     """False once a sampler has dropped its weights: it must be refreshed before it samples again."""
 
@@ -92,6 +99,16 @@ class Sampler(ABC):
 
         With several ranks, all must read the stream to its end or all leave it alone: it gathers shards.
         """
+
+    def lost_weights(self) -> Sequence[str] | None:
+        """Returns the names of streamed tensors that the engine does not hold, after each `load_weights`.
+
+        An empty list is a proof that the weights arrived. None, the default, is for a sampler that cannot
+        look into its engine: then only the probe speaks for it, which sees gross faults in bfloat16 and not,
+        say, one layer that is a step behind. All ranks call it; `herl.testing.check_lost_weights` checks
+        yours.
+        """
+        return None
 
     def sleep(self) -> None:  # noqa: B027  # nothing to do is the right default
         """Frees what the update could use, until the next `generate` or `load_weights`."""

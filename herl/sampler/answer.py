@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from herl.errors import SamplerError
 from herl.types import Rollout, SampleRequest
 
 if TYPE_CHECKING:
+    import numpy as np
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(slots=True)
+class OpenAnswer:
+    """An answer in the making."""
+
+    request: SampleRequest
+    index: int
+    uniforms: np.ndarray
+    """One number per token, [max_new_tokens]: the answer's own."""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
 
 
 def end_token_ids(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

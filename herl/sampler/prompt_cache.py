@@ -10,17 +10,19 @@ before a token; whether a model computes what it computes with `CopiedPrompts` i
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.nn.functional import pad
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
 from herl import attention
+from herl.errors import SamplerError
 from herl.precision import computes_exact_float32
 
 ROOM = 16
@@ -30,15 +32,36 @@ logger = logging.getLogger(__name__)
 
 
 class CopiedPrompts(DynamicCache):
-    """transformers' own cache: a row holds a prompt and an answer."""
+    """transformers' own cache: a row holds a prompt and an answer.
+
+    Args:
+        config: The model's.
+        keyword: Of the model's forward. Models without attention take "cache_params".
+    """
+
+    def __init__(self, config: PreTrainedConfig, keyword: str = "past_key_values") -> None:
+        super().__init__(config=config)
+        self._keyword = keyword
+        self._opened = False
 
     def share(self, owner: torch.Tensor, mask: torch.Tensor) -> None:
         """Opens rows for answers; see `SharedPrompts`."""
         self.batch_select_indices(owner)
+        self._opened = True
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keeps these rows, in this order.
+
+        Layers that hold states beside keys and values, or instead of them, select only keys and values; all
+        of them reorder everything.
+        """
+        self.reorder_cache(cast(torch.LongTensor, indices))
 
     def arguments(self, mask: torch.Tensor) -> dict[str, Any]:
         """Returns what a pass of the model needs beside its tokens; `mask` is [rows, tokens]."""
-        return {"past_key_values": self, "attention_mask": mask}
+        if self._opened and self._keyword != "past_key_values":
+            return {self._keyword: self, "attention_mask": None}  # states hold nothing of the padding
+        return {self._keyword: self, "attention_mask": mask}
 
 
 class SharedPrompts(Cache):
@@ -182,10 +205,15 @@ def last_logits(
         mask: [rows, tokens], of all tokens so far.
     """
     positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+    return next_logits(model, ids, positions, cache.arguments(mask))
+
+
+def next_logits(
+    model: PreTrainedModel, ids: torch.Tensor, positions: torch.Tensor, arguments: dict[str, Any]
+) -> torch.Tensor:
+    """Runs a pass over tokens at these positions, [rows, new tokens] both; see `last_logits`."""
     with torch.compiler.set_stance("force_eager"):  # what is compiled is for the update
-        output = model(
-            input_ids=ids, position_ids=positions, use_cache=True, logits_to_keep=1, **cache.arguments(mask)
-        )
+        output = model(input_ids=ids, position_ids=positions, use_cache=True, logits_to_keep=1, **arguments)
     logits: torch.Tensor = output.logits[:, -1].float()
     return logits
 
@@ -194,35 +222,66 @@ def prompt_cache(model: PreTrainedModel) -> Callable[[], PromptCache]:
     """Returns what makes an empty cache for a model; says why, where answers cannot share their prompts.
 
     Tries it on the model as it is now: with the weights, mode and numerics that it will sample with.
+
+    Raises:
+        SamplerError: with a cache the model computes something else than without.
     """
-    copied = partial(CopiedPrompts, config=model.config)
+    keywords = inspect.signature(type(model).forward).parameters
+    keyword = "cache_params" if "cache_params" in keywords else "past_key_values"
+    copied = partial(CopiedPrompts, config=model.config, keyword=keyword)
     layers = copied().layers
     reason = "its layers do not all see everything before a token, or attend in another way"
     if attention.installed(model) and layers and all(type(layer) is DynamicLayer for layer in layers):
-        expected, shared = _trial(model, copied()), partial(SharedPrompts, len(layers))
-        exact = computes_exact_float32(model.device, model.dtype)
+        expected, shared = trial(model, copied()), partial(SharedPrompts, len(layers))
         try:
-            deviation = float((_trial(model, shared()) - expected).abs().max())
+            deviation = float((trial(model, shared()) - expected).abs().max())
         except Exception as error:  # what an architecture makes of a cache that it does not know
             reason = f"{type(error).__name__}: {error}"
         else:
-            if deviation <= (1e-3 if exact else 0.1):
+            if deviation <= limit(model):
                 return shared
             reason = f"log-probs deviate by {deviation:.2g} nats"
     logger.info("answers of %s do not share their prompt's keys and values: %s", type(model).__name__, reason)
+    _check(model, copied())
     return copied
 
 
-@torch.no_grad()
-def _trial(model: PreTrainedModel, cache: PromptCache) -> torch.Tensor:
-    """Log-probs of three tokens of three answers to two prompts, all of random tokens, [9]."""
+def _check(model: PreTrainedModel, cache: CopiedPrompts) -> None:
+    """Raises SamplerError unless the model computes with a cache what it computes without."""
+    try:
+        deviation = float((trial(model, cache) - _without_cache(model)).abs().mean())
+    except Exception as error:  # some architectures want a cache of their own
+        reason = f"{type(error).__name__}: {error}"
+    else:
+        if deviation <= limit(model):
+            return
+        reason = f"with its cache, log-probs deviate by {deviation:.2g} nats on average"
+    raise SamplerError(
+        f"sampler=transformers cannot sample from {type(model).__name__}: {reason}. Use a vLLM sampler"
+    )
+
+
+def limit(model: PreTrainedModel) -> float:
+    """Returns how far two ways to compute a log-prob may differ, in nats."""
+    return 1e-3 if computes_exact_float32(model.device, model.dtype) else 0.1
+
+
+def trial_tokens(model: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Random tokens: two prompts [2, 7] with their mask, and three answers [3, 4] with their owners [3]."""
     draw = torch.Generator().manual_seed(0)
     vocabulary = model.config.get_text_config().vocab_size
     prompts = torch.randint(vocabulary, (2, 7), generator=draw).to(model.device)
     answers = torch.randint(vocabulary, (3, 4), generator=draw).to(model.device)
     mask = torch.ones_like(prompts)
+    mask[1, :3] = 0
+    return prompts, mask, answers, torch.tensor([0, 1, 0], device=model.device)
+
+
+@torch.no_grad()
+def trial(model: PreTrainedModel, cache: PromptCache) -> torch.Tensor:
+    """Log-probs of three tokens of each answer, [9], token by token."""
+    prompts, mask, answers, owner = trial_tokens(model)
     last_logits(model, prompts, mask, cache)
-    owner = torch.tensor([0, 1, 0], device=model.device)
     cache.share(owner, mask)
     mask, found = mask[owner], []
     for place in range(3):
@@ -230,3 +289,16 @@ def _trial(model: PreTrainedModel, cache: PromptCache) -> torch.Tensor:
         logits = last_logits(model, answers[:, place, None], mask, cache)
         found.append(logits.log_softmax(-1).gather(1, answers[:, place + 1, None])[:, 0])
     return torch.cat(found)
+
+
+@torch.no_grad()
+def _without_cache(model: PreTrainedModel) -> torch.Tensor:
+    """The same log-probs, [9], from one pass over each answer alone, without padding."""
+    prompts, mask, answers, owner = trial_tokens(model)
+    found = []
+    for answer, prompt in zip(answers, owner.tolist(), strict=True):
+        ids = torch.cat([prompts[prompt][mask[prompt] == 1], answer])
+        with torch.compiler.set_stance("force_eager"):
+            logits = model(input_ids=ids[None], use_cache=False).logits[0, -4:-1].float()
+        found.append(logits.log_softmax(-1).gather(1, answer[1:, None])[:, 0])
+    return torch.stack(found, dim=1).flatten()

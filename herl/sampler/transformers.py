@@ -1,4 +1,4 @@
-"""Samples with transformers from the trainer's own model: no copy of the weights, no other process.
+"""Samples with transformers from the trainer's own model, in its process.
 
 Where the trainer's model is sharded, no rank could run it alone: each then keeps a whole copy.
 
@@ -6,44 +6,48 @@ One prompt is computed once for all its n answers, which share its keys and valu
 that, each gets a copy. Answers that are finished leave the batch. Answer i of a request draws its tokens by
 inverse transform from its own stream of uniform numbers, so it is the same in any batch.
 
+On a GPU a decoding step is a CUDA graph that draws on the device (`herl.sampler.device_decoding`), for models
+whose answers can share prompts. Under autocast, linear layers use copies of their weights in its type, taken
+at the start of every `generate`: the sampler is never stale, and computes as the trainer does.
+
 Left out: beam search, penalties, paged attention. For those and for speed use a vLLM sampler.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
 from typing import cast
 
 import numpy as np
 import torch
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from herl.errors import ConfigError
 from herl.sampler import Sampler
-from herl.sampler.answer import end_token_ids, finished_answer
+from herl.sampler.answer import OpenAnswer, end_token_ids, finished_answer
+from herl.sampler.cast_linears import CastLinears
+from herl.sampler.device_decoding import DeviceDecoder
+from herl.sampler.drawing import draw
 from herl.sampler.packed_linears import packed_linears
-from herl.sampler.prompt_cache import PromptCache, last_logits, prompt_cache
+from herl.sampler.prompt_cache import PromptCache, SharedPrompts, last_logits, prompt_cache
+from herl.sampler.replays import CudaRecorder
+from herl.sampler.static_prompts import serves
 from herl.seeds import derive_seed
 from herl.types import Rollout, SampleRequest
 from herl.weights import is_sharded
 
-
-@dataclass(slots=True)
-class _Answer:
-    """An answer in the making."""
-
-    request: SampleRequest
-    index: int
-    uniforms: np.ndarray
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
+KEPT = 0.1
+"""Share of a GPU's memory up to which keys, values and copies of weights stay there during the update."""
 
 
 class TransformersSampler(Sampler):
     """Batched sampling from the live policy.
+
+    What it keeps on a GPU from batch to batch (keys, values, copies of weights) is freed during the update if
+    it is more than a tenth of the GPU's memory; the next batch then records its steps again.
 
     Args:
         batch_size: Answers sampled at the same time.
@@ -65,20 +69,31 @@ class TransformersSampler(Sampler):
         self._tokenizer = tokenizer
         self._end_ids = end_token_ids(policy, tokenizer)
         self._new_cache: Callable[[], PromptCache] | None = None  # found out when the weights are there
+        self._on_device: bool | None = None  # so is this
+        self._cast = CastLinears()
+        self._decoder: DeviceDecoder | None = None
+
+    checkpoint_names = False
 
     def load_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
         """Notes the version. A live policy's weights are there already: nothing of the stream is read."""
         self.version = version
         if not self.live:
             own = self._policy.state_dict()
+            self._lost = dict.fromkeys(own)
             with torch.no_grad():
                 for name, tensor in named_tensors:
                     own[name].copy_(tensor)
+                    self._lost.pop(name, None)
+
+    def lost_weights(self) -> list[str]:
+        """Returns the weights of the copy that the stream did not have. The others are what was copied."""
+        return list(self._lost)
 
     def generate(self, requests: Sequence[SampleRequest]) -> Iterator[Rollout]:
         """Yields rollouts as they finish. Prompts of similar length are sampled together."""
         answers = [
-            _Answer(request, index, _uniforms(request, index))
+            OpenAnswer(request, index, _uniforms(request, index))
             for request in sorted(requests, key=lambda request: len(request.prompt_ids))
             for index in range(request.n)
         ]
@@ -88,14 +103,49 @@ class TransformersSampler(Sampler):
         self._policy.eval()
         rows = min(self.batch_size, len(answers))
         try:
-            self._new_cache = self._new_cache or prompt_cache(self._policy)
-            with packed_linears(self._policy, rows) if self.pack_weights else nullcontext():
-                for start in range(0, len(answers), self.batch_size):
-                    yield from self._sample(answers[start : start + self.batch_size])
+            with self._fast_linears(rows):
+                self._new_cache = self._new_cache or prompt_cache(self._policy)
+                if self._decodes_on_device():
+                    yield from self._sample_on_device(answers)
+                else:
+                    for start in range(0, len(answers), self.batch_size):
+                        yield from self._sample(answers[start : start + self.batch_size])
         finally:
             self._policy.train(was_training)
 
-    def _sample(self, answers: list[_Answer]) -> Iterator[Rollout]:
+    def sleep(self) -> None:
+        """Frees what is kept on a GPU from batch to batch, if it is much of the GPU's memory."""
+        if self._decoder is None:
+            return
+        total = torch.cuda.get_device_properties(self._policy.device).total_memory
+        if self._cast.nbytes + self._decoder.nbytes > KEPT * total:
+            self.close()
+
+    def close(self) -> None:
+        """Frees what is kept from batch to batch. It comes again when it is needed."""
+        self._decoder = None
+        self._cast.clear()
+
+    def _fast_linears(self, rows: int) -> AbstractContextManager[None]:
+        if self._policy.device.type == "cuda":
+            return self._cast.used(self._policy)
+        return packed_linears(self._policy, rows) if self.pack_weights else nullcontext()
+
+    def _decodes_on_device(self) -> bool:
+        """Whether answers are sampled by recorded steps: on a GPU, where they can share prompts."""
+        if self._policy.device.type != "cuda":
+            return False
+        if self._on_device is None:
+            assert self._new_cache is not None
+            self._on_device = isinstance(self._new_cache(), SharedPrompts) and serves(self._policy)
+        return self._on_device
+
+    def _sample_on_device(self, answers: list[OpenAnswer]) -> Iterator[Rollout]:
+        if self._decoder is None:
+            self._decoder = DeviceDecoder(self._policy, self._end_ids, CudaRecorder(self._policy.device))
+        yield from map(self._rollout, self._decoder.sample(answers, self.batch_size))
+
+    def _sample(self, answers: list[OpenAnswer]) -> Iterator[Rollout]:
         """Samples one batch to its end. Not a torch.no_grad generator: the mode would leak to the caller."""
         logits, cache, mask = self._prefill(answers)
         while True:
@@ -113,7 +163,7 @@ class TransformersSampler(Sampler):
             logits, mask = self._step(cache, mask, token_ids, going if finished else None)
 
     @torch.no_grad()
-    def _prefill(self, answers: list[_Answer]) -> tuple[torch.Tensor, PromptCache, torch.Tensor]:
+    def _prefill(self, answers: list[OpenAnswer]) -> tuple[torch.Tensor, PromptCache, torch.Tensor]:
         """Runs each distinct prompt once, left-padded, and opens rows for its answers."""
         device = self._policy.device
         prompts = list(dict.fromkeys(answer.request.prompt_ids for answer in answers))
@@ -145,13 +195,13 @@ class TransformersSampler(Sampler):
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         return last_logits(self._policy, ids[:, None], mask, cache), mask
 
-    def _is_finished(self, answer: _Answer) -> bool:
+    def _is_finished(self, answer: OpenAnswer) -> bool:
         return (
             answer.token_ids[-1] in self._end_ids
             or len(answer.token_ids) >= answer.request.sampling.max_new_tokens
         )
 
-    def _rollout(self, answer: _Answer) -> Rollout:
+    def _rollout(self, answer: OpenAnswer) -> Rollout:
         return finished_answer(
             answer.request,
             answer.index,
@@ -164,12 +214,24 @@ class TransformersSampler(Sampler):
 
 
 def _empty_copy(policy: PreTrainedModel) -> PreTrainedModel:
-    """A whole model of the same architecture on this rank's device, its weights still to come."""
-    copy: PreTrainedModel = AutoModelForCausalLM.from_config(policy.config, dtype=policy.dtype)
-    copy.generation_config = policy.generation_config
+    """A whole model of the same architecture on this rank's device, its weights still to come.
+
+    On a GPU in the type that the shards are gathered and computed in.
+    """
     # Shards may rest on the host (offloading) and still compute on the mesh's device.
     device = next(p.device_mesh.device_type for p in policy.parameters() if isinstance(p, DTensor))
+    dtype = policy.dtype if device == "cpu" else _gathered_dtype(policy)
+    copy: PreTrainedModel = AutoModelForCausalLM.from_config(policy.config, dtype=dtype)
+    copy.generation_config = policy.generation_config
     return cast(PreTrainedModel, copy.to(device).requires_grad_(False))  # type: ignore[arg-type]
+
+
+def _gathered_dtype(policy: PreTrainedModel) -> torch.dtype:
+    """The type that a sharded policy computes in: FSDP's own, else that of its parameters."""
+    if not isinstance(policy, FSDPModule):
+        return policy.dtype
+    gathered: torch.dtype | None = policy._get_fsdp_state()._mp_policy.param_dtype
+    return gathered or policy.dtype
 
 
 def _uniforms(request: SampleRequest, index: int) -> np.ndarray:
@@ -178,36 +240,16 @@ def _uniforms(request: SampleRequest, index: int) -> np.ndarray:
     return generator.random(request.sampling.max_new_tokens)
 
 
-def _draw(logits: torch.Tensor, answers: list[_Answer]) -> tuple[list[int], list[float]]:
-    """Draws a token per row. Returns ids and their log-probabilities at the sampling temperature.
-
-    With top-p below 1 the log-probability is still the whole distribution's, as the trainer computes it.
-    Greedy answers (temperature 0) get the log-probability at temperature 1.
-    """
+def _draw(logits: torch.Tensor, answers: list[OpenAnswer]) -> tuple[list[int], list[float]]:
+    """Draws a token per row from its own numbers. Returns ids and log-probs."""
     settings = [answer.request.sampling for answer in answers]
-    temperature = torch.tensor([s.temperature for s in settings], device=logits.device)
-    uniform = torch.tensor(
-        np.array([answer.uniforms[len(answer.token_ids)] for answer in answers]), device=logits.device
+    device = logits.device
+    chosen, logprobs = draw(
+        logits,
+        torch.tensor([s.temperature for s in settings], device=device),
+        torch.tensor([s.top_p for s in settings], device=device, dtype=torch.float64),
+        torch.tensor(np.array([answer.uniforms[len(answer.token_ids)] for answer in answers]), device=device),
+        nucleus=any(s.top_p < 1 for s in settings),
+        greedy=any(s.temperature == 0 for s in settings),
     )
-    greedy = temperature == 0
-    logprobs = torch.log_softmax(logits / torch.where(greedy, 1.0, temperature)[:, None], dim=-1)
-    # float64: at a vocabulary of 150k the running sum in float32 is off by more than rare tokens weigh
-    if any(s.top_p < 1 for s in settings):
-        top_p = torch.tensor([s.top_p for s in settings], device=logits.device, dtype=torch.float64)
-        mass, order = logprobs.exp().sort(dim=-1, descending=True)
-        running = mass.cumsum(-1, dtype=torch.float64)
-        nucleus = running - mass < top_p[:, None]
-        running = (mass * nucleus).cumsum(-1, dtype=torch.float64)
-        place = _inverse(running, uniform)
-        chosen = order.gather(1, place)[:, 0]
-    else:
-        chosen = _inverse(logprobs.exp().cumsum(-1, dtype=torch.float64), uniform)[:, 0]
-    if any(s.temperature == 0 for s in settings):
-        chosen = torch.where(greedy, logits.argmax(-1), chosen)
-    return chosen.tolist(), logprobs.gather(1, chosen[:, None])[:, 0].tolist()
-
-
-def _inverse(running: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """The first index whose running sum exceeds uniform x total, [rows, 1]."""
-    target = (uniform * running[:, -1])[:, None]
-    return torch.searchsorted(running, target, right=True).clamp(max=running.shape[1] - 1)
+    return chosen.tolist(), logprobs.tolist()

@@ -25,14 +25,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from herl.distributed import rank, world_size
+from herl.distributed import gather, rank, world_size
 from herl.errors import ConfigError, SamplerError, check_at_least
-from herl.sampler import More, RunLimits, StreamingSampler
+from herl.sampler import More, RunLimits, StreamingSampler, vllm_worker
 from herl.sampler.answer import end_token_ids, finished_answer
+from herl.sampler.receipts import Layout, Receipts, listed
 from herl.sampler.vllm_arguments import GIB, memory_complaint, run_arguments
 from herl.seeds import derive_seed
 from herl.types import Rollout, SampleRequest
-from herl.weights import named_weights, tied_embeddings, with_head
+from herl.weights import named_weights, weight_shapes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -143,7 +144,6 @@ class VLLMSampler(StreamingSampler):
             )
         self._tokenizer = tokenizer
         self._end_ids = end_token_ids(policy, tokenizer)
-        self._tied = tied_embeddings(policy)
         self._policy = policy
         self._start_engine()
 
@@ -154,6 +154,9 @@ class VLLMSampler(StreamingSampler):
         set_num_threads, threads = torch.set_num_threads, torch.get_num_threads()
         with isolate_rng():
             self._llm = self._build(str(self._policy.name_or_path))
+        self.weights_dtype = getattr(torch, vllm_worker.named(self._llm.llm_engine.model_config.dtype))
+        self._receipts: Receipts | None = None
+        self._layout: Layout | None = None
         torch.set_num_threads = set_num_threads
         torch.set_num_threads(threads)
 
@@ -216,14 +219,27 @@ class VLLMSampler(StreamingSampler):
     def load_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
         """Streams new weights into the engine and forgets what it cached with the old ones."""
         self._wake("weights")
-        self._llm.collective_rpc(
-            "reload_weights", kwargs={"weights_iterator": with_head(named_tensors, self._tied)}
-        )
+        if self._receipts is None:
+            self._receipts = Receipts(weight_shapes(self._policy))
+            [self._dyed] = self._llm.collective_rpc(vllm_worker.dye, args=(self._receipts.colors(),))
+            self._receipts.expect([self._dyed])
+        watched = self._receipts.watch(named_tensors, version)
+        self._llm.collective_rpc(vllm_worker.reload, kwargs={"weights_iterator": watched})
         self._wake("kv_cache")
         if not self._llm.reset_prefix_cache():
             raise SamplerError("the vLLM engine keeps cached keys and values of the old weights")
         self.version = version
         self.has_weights = True
+
+    def lost_weights(self) -> Sequence[str]:
+        """Compares checksums of what was streamed and of what the engine holds, over its ranks."""
+        assert self._receipts is not None
+        first = rank() // self.ranks_per_engine * self.ranks_per_engine
+        engine = slice(first, first + self.ranks_per_engine)
+        if self._layout is None:
+            self._layout = self._receipts.learn(gather(self._dyed)[engine])
+        [held] = self._llm.collective_rpc(vllm_worker.checksums, args=(self.version,))
+        return self._receipts.lost(self._layout, gather(held)[engine])
 
     def stream(self, requests: Sequence[SampleRequest], more: More) -> Iterator[Rollout]:
         """Yields rollouts as they finish, from all requests at once; asks for more before every step.
@@ -279,7 +295,9 @@ class VLLMSampler(StreamingSampler):
         gc.collect()
         self._start_engine()
         assert self.version is not None
-        self.load_weights(named_weights(self._policy), self.version)
+        self.load_weights(named_weights(self._policy, self.weights_dtype), self.version)
+        if lost := self.lost_weights():
+            raise SamplerError(f"the vLLM engine was built anew without the weights {listed(lost)}")
         self._ask(waiting)
         return ()
 

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import httpx
 
 from herl.errors import SamplerError
+from herl.sampler.receipts import Layout, Receipts
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -40,6 +41,10 @@ class Server:
     """Why it was left out last."""
     broken: bool = False
     """A reload failed half-way: it must be started anew, under another URL."""
+    extended: bool = False
+    """Whether its workers have herl's methods, and can tell which weights they hold."""
+    lost: Sequence[str] = ()
+    """Weights that it does not hold since the last reload."""
 
 
 class NoServerLeft(SamplerError):
@@ -60,6 +65,8 @@ class ServerPool:
         self, servers: Sequence[Server], *, requests_per_server: int, timeout_seconds: float, key: str | None
     ) -> None:
         self.servers = list(servers)
+        self.layouts: dict[str, Layout] = {}
+        """How engines hold weights, once that was found out, by URL."""
         self._requests_per_server = requests_per_server
         self._turns = itertools.count(1)
         self._loop = asyncio.new_event_loop()
@@ -128,8 +135,27 @@ class ServerPool:
                 raise SamplerError(f"an answer failed {failures} times, last at {server.url}: {problem}")
             await asyncio.sleep(failures)
 
-    async def reload(self, folder: Path) -> None:
+    async def prepare(self, receipts: Receipts) -> None:
+        """Finds out how those servers hold weights that can tell; what fails here fails in `reload`."""
+        new = [s for s in self.servers if s.extended and s.url not in self.layouts and not s.broken]
+        found = await asyncio.gather(*(self._dye(s, receipts) for s in new), return_exceptions=True)
+        for server, problem in zip(new, found, strict=True):
+            if isinstance(problem, httpx.HTTPStatusError):  # colors may be left in its engine
+                server.broken, server.problem = True, _say(problem)
+            elif isinstance(problem, BaseException) and not isinstance(problem, httpx.HTTPError):
+                raise problem
+
+    async def _dye(self, server: Server, receipts: Receipts) -> None:
+        dyed = await self._call(server, "herl_dye", receipts.colors())
+        self.layouts[server.url] = receipts.learn(dyed)
+
+    async def reload(self, folder: Path, receipts: Receipts, seed: int) -> None:
         """Lets every server load the weights in a folder. Those that cannot are left out until the next time.
+
+        Args:
+            folder: Has the weights as safetensors.
+            receipts: Has watched them, and is compared with what the servers hold.
+            seed: That they were watched with.
 
         Raises:
             SamplerError: a server does not offer it, or none took them.
@@ -137,6 +163,46 @@ class ServerPool:
         await asyncio.gather(*(self.reload_one(server, folder) for server in self.servers))
         if not any(server.up for server in self.servers):
             raise self._all_down()
+        await asyncio.gather(*(self._compare(s, receipts, seed) for s in self.servers if s.up and s.extended))
+
+    async def _compare(self, server: Server, receipts: Receipts, seed: int) -> None:
+        try:
+            held = await self._call(server, "herl_checksums", seed)
+            server.lost = receipts.lost(self.layouts[server.url], held)
+        except httpx.HTTPError as error:
+            server.up, server.problem = False, _say(error)
+
+    async def engine_dtype(self) -> str | None:
+        """Returns the type that the servers compute in; None if none of them tells.
+
+        Notes which of them have herl's methods.
+        """
+        found: set[str] = set()
+        for server in self.servers:
+            try:
+                [told, *_] = await self._call(server, "herl_settings")
+                server.extended = True
+                found.add(told["dtype"])
+            except httpx.HTTPError:
+                reply = await self._client.get(f"{server.url}/server_info?config_format=json")
+                if reply.is_success:
+                    found.add(
+                        str(reply.json()["vllm_config"]["model_config"]["dtype"]).removeprefix("torch.")
+                    )
+        return min(found, default=None)  # bfloat16 before float32
+
+    async def _call(self, server: Server, method: str, *arguments: Any, **named: Any) -> list[Any]:
+        """Returns what a method of a server's workers returns, for each of them."""
+        body = {"method": method, "args": arguments, "kwargs": named}
+        reply = await self._client.post(f"{server.url}/collective_rpc", json=body)
+        if reply.status_code == 404:
+            raise SamplerError(
+                f"the vLLM server at {server.url} cannot reload weights: start it with "
+                "VLLM_SERVER_DEV_MODE=1 in its environment"
+            )
+        reply.raise_for_status()
+        results: list[Any] = reply.json()["results"]
+        return results
 
     async def reload_one(self, server: Server, folder: Path) -> None:
         """Lets one server load the weights in a folder, and forget what it cached with the old ones."""
@@ -144,14 +210,8 @@ class ServerPool:
             server.up, server.problem = False, server.problem or "it does not answer"
             return
         try:
-            body = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
-            reply = await self._client.post(f"{server.url}/collective_rpc", json=body)
-            if reply.status_code == 404:
-                raise SamplerError(
-                    f"the vLLM server at {server.url} cannot reload weights: start it with "
-                    "VLLM_SERVER_DEV_MODE=1 in its environment"
-                )
-            reply.raise_for_status()
+            method = "herl_reload" if server.extended else "reload_weights"
+            await self._call(server, method, weights_path=str(folder))
             reset = await self._client.post(f"{server.url}/reset_prefix_cache?reset_running_requests=true")
             reset.raise_for_status()
             server.up = bool(reset.json().get("success"))

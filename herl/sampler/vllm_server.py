@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
@@ -34,11 +35,12 @@ from herl.distributed import gather_results, rank, world_size
 from herl.errors import ConfigError, SamplerError, check_at_least
 from herl.sampler import More, StreamingSampler
 from herl.sampler.answer import end_token_ids, finished_answer
+from herl.sampler.receipts import Receipts, listed
 from herl.sampler.vllm_pool import NoServerLeft, Server, ServerPool
 from herl.seeds import derive_seed
 from herl.types import Rollout, SampleRequest
 from herl.vllm_process import ServerProcess
-from herl.weights import tied_embeddings, with_head
+from herl.weights import weight_shapes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -129,7 +131,7 @@ class VLLMServerSampler(StreamingSampler):
         """
         self._tokenizer = tokenizer
         self._end_ids = end_token_ids(policy, tokenizer)
-        self._tied = tied_embeddings(policy)
+        self._receipts = Receipts(weight_shapes(policy))
         started = gather_results(lambda: self._start_servers(str(policy.name_or_path)))[0]
         self.pool = ServerPool(
             [Server(url) for url in (*self._urls, *started)],
@@ -139,6 +141,26 @@ class VLLMServerSampler(StreamingSampler):
         )
         self.engines = len(self.pool.servers)
         self._model = self.pool.run(self.pool.model_name())
+        told = gather_results(partial(self._first_look, self.pool))[0]
+        self.weights_dtype = getattr(torch, told) if told else None
+
+    def _first_look(self, pool: ServerPool) -> str | None:
+        """Asks the servers, on rank 0, for their precision, and if they can tell which weights they hold."""
+        if rank() > 0:
+            return None
+        told = pool.run(pool.engine_dtype())
+        if plain := [server.url for server in pool.servers if not server.extended]:
+            logger.warning(
+                "The vLLM servers at %s cannot tell which weights they hold; only the probe checks them. For "
+                "checksums start them with --worker-extension-cls herl.sampler.vllm_worker.WorkerExtension, "
+                "and herl installed beside vLLM",
+                ", ".join(plain),
+            )
+        if told is None:
+            logger.warning(
+                "The vLLM servers do not tell their precision: see callbacks.refresh_sampler.probe_limit"
+            )
+        return told
 
     def _start_servers(self, path: str) -> list[str]:
         if rank() > 0:
@@ -196,7 +218,7 @@ class VLLMServerSampler(StreamingSampler):
             SamplerError: no server took them.
         """
         assert self.pool is not None
-        pool, stream = self.pool, with_head(named_tensors, self._tied)
+        pool, stream = self.pool, iter(named_tensors)
         if rank() > 0:
             for _ in stream:  # gathers shards for rank 0
                 pass
@@ -209,16 +231,27 @@ class VLLMServerSampler(StreamingSampler):
         if rank() > 0:
             return []
         try:
-            folder = self._write(stream, version)
-        except (OSError, SafetensorError) as error:
+            self._restart_dead(pool)
+            pool.run(pool.prepare(self._receipts))
+            folder = self._write(self._receipts.watch(stream, version), version)
+        except Exception as error:
             for _ in stream:  # the other ranks take part to the end
                 pass
-            raise SamplerError(f"cannot write new weights to {self._folder}: {error}") from error
-        self._restart_dead(pool)
-        pool.run(pool.reload(folder))
+            if isinstance(error, OSError | SafetensorError):
+                raise SamplerError(f"cannot write new weights to {self._folder}: {error}") from error
+            raise
+        pool.run(pool.reload(folder, self._receipts, version))
         self._weights = folder
         self._remove_weights(keep=folder)
         return [replace(server, busy=0) for server in pool.servers]
+
+    def lost_weights(self) -> Sequence[str] | None:
+        """Compares checksums of what was streamed and what the servers hold; None if one cannot tell."""
+        assert self.pool is not None
+        servers = [server for server in self.pool.servers if server.up]
+        if not all(server.extended for server in servers):
+            return None
+        return [f"{name} at {server.url}" for server in servers for name in server.lost]
 
     def _write(self, stream: Iterable[tuple[str, torch.Tensor]], version: int) -> Path:
         """Writes the weights in files of about SHARD_BYTES, and names the folder when it is whole."""
@@ -291,8 +324,12 @@ class VLLMServerSampler(StreamingSampler):
             return
         if world_size() > 1 or self._weights is None:  # the other ranks would not know the new URLs
             raise lost
+        assert self.version is not None
         self._restart_dead(pool)
-        pool.run(pool.reload(self._weights))
+        pool.run(pool.prepare(self._receipts))
+        pool.run(pool.reload(self._weights, self._receipts, self.version))
+        if lacking := self.lost_weights():
+            raise SamplerError(f"vLLM servers that were started anew lack the weights {listed(lacking)}")
 
     async def _answer(self, pool: ServerPool, request: SampleRequest, index: int) -> Rollout:
         body = {

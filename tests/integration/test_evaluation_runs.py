@@ -55,7 +55,8 @@ def curve_table():
 
 RARE = {
     "judge/calls", "judge/tokens", "judge/cost", "judge/cache_hit_share", "judge/agreement",  # rules are free
-    "sampler/probe_error", "sampler/probe_seconds", "sampler/refresh_seconds",  # the sampler reads the live policy
+    "sampler/probe_error", "sampler/probe_seconds", "sampler/probe_temperature", "sampler/refresh_seconds",
+    "sampler/weights_proven",  # the sampler reads the live policy
     "train/dropped_prompts", "heldout/reward_revised_k", "judge/missing", "progress/skipped_steps",
     "train_category/<name>",  # no categories in these rubrics
     "update/logprob", "update/preference_loss",  # of sft and dpo

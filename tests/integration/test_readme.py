@@ -68,7 +68,7 @@ def gib(config, size, devices):
         micro_batch_tokens=config.module.micro_batch_tokens, judge_seconds=0.0,
     )  # fmt: skip
     settings = Settings(
-        trained_share=1.0 if config.model.lora is None else 0.01, sleep=True,
+        trained_share=1.0 if config.model.lora is None else 0.01, sleep=True, compiled=True,
         checkpointing=config.model.gradient_checkpointing,
     )  # fmt: skip
     found = estimate(size, work, settings, GPUS["h100"], devices)

@@ -23,6 +23,7 @@ def test_two_ranks_with_an_engine_each_give_the_numbers_of_one(tmp_path):
         # before the first batch, and after each of five batches but for the last, whose weights nobody asks for
         assert len(found["sampler/probe_error"]) >= 5
         assert max(found["sampler/probe_error"]) < 1e-3
+        assert min(found["sampler/weights_proven"]) == 1
         assert max(found["update/mismatch_max"]) < 1e-3
         assert max(found["sampler/staleness"]) == 0
 
@@ -33,6 +34,7 @@ def test_adapters_are_merged_for_the_engine_and_switched_off_for_the_reference(t
         "callbacks.refresh_sampler.every_n_steps=null", "strategy=fsdp", "trainer.devices=2",
     )  # fmt: skip
     assert max(found["sampler/probe_error"]) < 1e-3
+    assert min(found["sampler/weights_proven"]) == 1
     assert found["sampler/staleness"] == [0, 2, 4, 6, 8], "one refresh an epoch"
     assert abs(found["update/mismatch_kl"][0]) < 1e-6 < found["update/mismatch_kl"][-1]
     assert found["update/mismatch_weight"][0] == pytest.approx(1.0, abs=1e-4)
@@ -56,6 +58,7 @@ def test_two_ranks_share_one_engine(tmp_path):
         "trainer.devices=2", "algorithm=grpo",
     )  # fmt: skip
     assert max(found["sampler/probe_error"]) < 1e-3
+    assert min(found["sampler/weights_proven"]) == 1
     assert summary(tmp_path / "run")["answers_sampled"] == 5 * 7 * 4, (
         "each answer comes once, not from each rank"
     )

@@ -82,6 +82,8 @@ def test_new_weights_reach_every_server_and_old_ones_are_removed(sampler, policy
     for version, scale in ((1, 0.0), (2, 0.02)):
         recorded = refresh(sampler, changed(policy, scale), version)
         assert recorded["sampler/probe_error"] < 1e-4
+        assert recorded["sampler/weights_proven"] == 1
+    assert sampler.weights_dtype is torch.float32
     [folder] = sampler._folder.glob("policy-*")
     assert folder.name.startswith("policy-00000002")
     rollouts = check_sampler(sampler, requests(tokenizer)[0].prompt_ids, n=4)
@@ -97,7 +99,9 @@ def test_requests_that_are_answered_one_by_one_still_reach_every_server(sampler,
     assert chosen == chosen[:2] * 3
 
 
-def test_the_probe_catches_one_stale_server_among_fresh_ones(sampler, policy, monkeypatch):
+def test_one_stale_server_among_fresh_ones_is_found_even_if_it_is_a_tiny_step_behind(
+    sampler, policy, monkeypatch
+):
     reload = sampler.pool.reload_one
 
     async def forgets_the_second(server, folder):
@@ -105,8 +109,9 @@ def test_the_probe_catches_one_stale_server_among_fresh_ones(sampler, policy, mo
             await reload(server, folder)
 
     monkeypatch.setattr(sampler.pool, "reload_one", forgets_the_second)
-    with pytest.raises(SamplerError, match="probe failed"):
-        refresh(sampler, changed(policy, 0.03), 3)
+    with pytest.raises(SamplerError, match=rf"does not hold .* at {sampler.processes[1].url}") as error:
+        refresh(sampler, changed(policy, 1e-6), 3)
+    assert sampler.processes[0].url not in str(error.value)
 
 
 def test_a_request_that_a_server_refuses_is_a_clear_error(sampler, policy, tokenizer):
@@ -162,6 +167,22 @@ def test_a_server_that_cannot_start_shows_the_end_of_its_log(tmp_path, policy, t
     with pytest.raises(SamplerError, match=r"ended with code 2; its log .*server-0.log(.|\n)*no-such-option"):
         broken.start(policy, tokenizer)
     broken.close()
+
+
+def test_a_server_without_the_extension_still_samples_and_only_the_probe_checks_it(
+    tmp_path, policy, tokenizer, caplog
+):
+    arguments = [*ARGUMENTS, "--worker-extension-cls="]  # the last one counts
+    plain = VLLMServerSampler(str(tmp_path), start=1, arguments=arguments)
+    try:
+        plain.start(policy, tokenizer)
+        assert "cannot tell which weights they hold; only the probe checks them" in caplog.text
+        assert plain.weights_dtype is torch.float32
+        recorded = refresh(plain, changed(policy, 0.02), 1)
+        assert recorded["sampler/weights_proven"] == 0
+        assert recorded["sampler/probe_error"] < 1e-4
+    finally:
+        plain.close()
 
 
 def test_a_url_where_nothing_answers_is_a_clear_error(tmp_path, policy, tokenizer):

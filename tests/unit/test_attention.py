@@ -1,14 +1,14 @@
 """Shared contexts on many architectures, with random weights, against one padded row per answer."""
 
-import warnings
-
 import pytest
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from herl import attention
-from herl.attention import SharedContext, blockwise_attention, shared_mask
+from herl import attention, logprobs
+from herl.attention import shared_mask
 from herl.batch import micro_batches
+from herl.block_mask import SharedContext
 from herl.logprobs import answer_logprobs
 from herl.packing import choose_packing
 from tests.naive import padded_logprobs
@@ -76,18 +76,6 @@ def test_shared_contexts_compute_what_padded_rows_compute(name):
     assert float(wrong.norm() / total) < 1e-5
 
 
-def test_models_whose_attention_cannot_be_swapped_say_why(caplog):
-    """Gemma 2 caps its scores and transformers gives it no sdpa by default."""
-    model = model_of("gemma2")
-    assert choose_packing(model, torch.device("cpu")) in ("packed", "single")
-    assert "Gemma2ForCausalLM is not trained on shared rows: " in caplog.text
-
-
-def test_rows_are_still_shared_where_bfloat16_rounds(policy):
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert choose_packing(policy, torch.device("cpu")) == "shared"
-
-
 def test_a_model_with_a_state_is_trained_one_answer_at_a_time(caplog):
     model = model_of("mamba", state_size=4)
     assert choose_packing(model, torch.device("cpu")) == "single"
@@ -99,38 +87,29 @@ def test_a_model_with_a_state_is_trained_one_answer_at_a_time(caplog):
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-5)
 
 
-def test_a_leak_between_answers_is_noticed(policy, monkeypatch, caplog):
-    """An attention that ignores the layout sees the answers before."""
-
-    def leaking(query, key, value, contexts, *, scaling=None, **_):
-        return torch.nn.functional.scaled_dot_product_attention(
-            query, key, value, is_causal=True, scale=scaling, enable_gqa=True
-        ).transpose(1, 2)
-
-    monkeypatch.setattr(attention, "blockwise_attention", leaking)
-    assert choose_packing(policy, torch.device("cpu")) == "packed"
-    assert "not trained on shared rows: its log-probs deviate by" in caplog.text
+def dense_attention(query, key, value, *, block_mask, scale, enable_gqa, **_):
+    """Flex attention by a whole mask: torch's own has no gradient on a CPU."""
+    columns = torch.arange(query.shape[2])
+    seen = block_mask.mask_mod(0, 0, columns[:, None], columns)
+    return scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scale, enable_gqa=enable_gqa)
 
 
-@pytest.mark.parametrize("window", [None, 6])
-def test_flex_attention_by_the_block_mask_equals_the_blockwise_path(window):
-    """What runs on a GPU, here without being compiled."""
-    torch.manual_seed(0)
-    contexts = (
-        SharedContext(start=0, answers=(150, 157, 170)),
-        SharedContext(start=170, answers=(175, 176, 190, 200)),
-    )
-    query, key, value = (torch.randn(1, heads, 200, 16) for heads in (4, 4, 4))
-
-    class Config:
-        sliding_window = window
-        layer_types = None
-
-    mask = shared_mask(contexts, Config(), torch.device("cpu"), flex=True)
-    with warnings.catch_warnings(action="ignore", category=UserWarning):  # that it is slow uncompiled
-        expected = torch.nn.attention.flex_attention.flex_attention(query, key, value, block_mask=mask)
-    found = blockwise_attention(query, key, value, contexts, sliding_window=window)
-    torch.testing.assert_close(found, expected.transpose(1, 2), rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize("packing", ["shared", "packed"])
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma3_text"])
+def test_rows_of_flex_attention_compute_what_padded_rows_compute(monkeypatch, name, packing):
+    """The way of a GPU, by another kernel with the same mask."""
+    monkeypatch.setattr(logprobs, "FLEX", ("cpu",))
+    monkeypatch.setattr(attention, "_compiled_attention", dense_attention)
+    model, experiences = model_of(name, **ARCHITECTURES[name]), several(4)
+    expected, _ = padded_logprobs(model, experiences)
+    naive = torch.autograd.grad(expected.square().mean(), list(model.parameters()), allow_unused=True)
+    batches = micro_batches(experiences, max_tokens=300, aggregation="token_mean", packing=packing)
+    found = in_order(batches, lambda batch: answer_logprobs(model, batch, 1.0)[0])
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-5)
+    gradients = torch.autograd.grad(found.square().mean(), list(model.parameters()), allow_unused=True)
+    pairs = [pair for pair in zip(gradients, naive, strict=True) if pair[1] is not None]
+    wrong = torch.cat([(ours - theirs).flatten() for ours, theirs in pairs]).norm()
+    assert float(wrong / torch.cat([theirs.flatten() for _, theirs in pairs]).norm()) < 1e-5
 
 
 def test_flex_attention_gets_a_mask_for_each_type_of_layer():

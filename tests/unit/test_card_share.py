@@ -105,7 +105,7 @@ def test_what_stays_while_answers_are_sampled_is_the_update_without_gradients_an
     plan = instantiate(medicine.rollout)
     card = needs(qwen_7b, plan, reference=False).card
     size = model_size(qwen_7b.path)
-    update = update_gib(size, 8192, Settings(checkpointing=True), 8)
+    update = update_gib(size, 8192, Settings(checkpointing=True, compiled=True), 8)
     assert card.resident_gib == pytest.approx(12 * size.parameters / 8 / GIB)
     assert card.update_gib == pytest.approx(sum(update.values()))
     two = needs(qwen_7b, plan).card

@@ -7,6 +7,7 @@ import pytest
 from herl.cost import (
     GIB,
     GPU,
+    LOGIT_BYTES,
     LOGITS_AT_ONCE,
     RESERVE_GIB,
     ModelSize,
@@ -67,7 +68,7 @@ def test_memory_is_what_its_formulas_say():
     assert gib["weights_gradients_moments"] == pytest.approx(16e9 / GIB)
     assert gib["bfloat16_weights"] == pytest.approx(2e9 / GIB)
     assert gib["activations"] == pytest.approx((34 * 1000 + 8 * 3000) * 10 * 1000 / GIB)
-    assert gib["logits"] == pytest.approx(6 * 50_000 * 1000 / GIB)
+    assert gib["logits"] == pytest.approx(LOGIT_BYTES * 50_000 * 1000 / GIB)
     assert gib["engine"] == pytest.approx(2e9 / GIB + 2)
     assert gib["keys_and_values"] == pytest.approx(100 * 300 * 10_000 / GIB)
     parts = [value for name, value in gib.items() if name not in ("total", "of")]
@@ -76,7 +77,7 @@ def test_memory_is_what_its_formulas_say():
 
 def test_the_head_never_holds_more_than_its_share_of_logits():
     whole = update_gib(SIZE, 100_000, Settings(), 1)["logits"]
-    assert whole == pytest.approx(6 * LOGITS_AT_ONCE / GIB)
+    assert whole == pytest.approx(LOGIT_BYTES * LOGITS_AT_ONCE / GIB)
 
 
 def test_several_gpus_share_the_state_and_gather_one_layer_after_the_other():

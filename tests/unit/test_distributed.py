@@ -75,3 +75,77 @@ def _uneven_statistics():
 @pytest.mark.parametrize("work", [_gathers, _one_fails, _one_has_a_bug, _uneven_statistics])
 def test_three_ranks(tmp_path, work):
     run_on_ranks(work, 3, tmp_path)
+
+
+def _packing_is_chosen_together():
+    """In a sharded model, sound and with a kernel that fails in the second layer or in backward."""
+    import torch
+    from torch.distributed.device_mesh import init_device_mesh
+
+    from herl import attention
+    from herl.model import PretrainedModel
+    from herl.packing import choose_packing
+    from herl.sharding import load_sharded
+
+    cpu, sound = torch.device("cpu"), attention.blockwise_attention
+    model = PretrainedModel(path="tiny", gradient_checkpointing=True)
+    policy = load_sharded(model, init_device_mesh("cpu", (world_size(),)))
+    ids = torch.arange(3, 40)[None]
+
+    def gradient():
+        policy.train()
+        policy(input_ids=ids, labels=ids).loss.backward()
+        found = torch.cat([p.grad.full_tensor().flatten() for p in policy.parameters()])
+        policy.zero_grad()
+        return found
+
+    before = gradient()
+    assert choose_packing(policy, cpu) == "shared"
+    assert torch.equal(gradient(), before)
+    calls = []
+
+    def second_fails(*arguments, **settings):
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("no kernel")
+        return sound(*arguments, **settings)
+
+    def backward_fails(*arguments, **settings):
+        output = sound(*arguments, **settings)
+        output.register_hook(lambda gradient: gradient.view(-1, 7, 11, 13))
+        return output
+
+    for failing in (second_fails, backward_fails):
+        attention.blockwise_attention = failing
+        assert choose_packing(policy, cpu) == "packed"
+        assert all(parameter.grad is None for parameter in policy.parameters())
+        torch.testing.assert_close(gradient(), before, rtol=1e-6, atol=0)
+    attention.blockwise_attention = sound
+
+
+def _one_rank_cannot_try_a_packing():
+    """Every rank has the whole model; a fault of one is known to all, and none waits."""
+    import torch
+
+    from herl import attention
+    from herl.model import PretrainedModel
+    from herl.packing import choose_packing
+
+    sound = attention.blockwise_attention
+
+    def attend(*arguments, **settings):
+        if rank() == 1:
+            raise RuntimeError("no kernel on this card")
+        return sound(*arguments, **settings)
+
+    attention.blockwise_attention = attend
+    assert choose_packing(PretrainedModel(path="tiny").load(), torch.device("cpu")) == "packed"
+
+
+def _choices():
+    _packing_is_chosen_together()
+    _one_rank_cannot_try_a_packing()
+
+
+def test_two_ranks_choose_the_same_rows(tmp_path):
+    run_on_ranks(_choices, 2, tmp_path)

@@ -10,6 +10,7 @@ import torch
 from herl import ConfigError, Sampling
 from herl.batch import split_by_group
 from herl.callbacks import AnswerBudget, BestCheckpoint, RefreshSampler
+from herl.callbacks.refresh_sampler import compare
 from herl.data import RubricDataModule
 from herl.experience import RolloutPlan
 from herl.hindsight.revision import RevisionBuilder
@@ -162,8 +163,9 @@ def test_refresh_waits_for_n_steps_where_the_sampler_has_its_own_weights():
     module.stages.sampler.live = False
     versions = []
     module.stages.sampler.load_weights = lambda tensors, version: versions.append(version)
-    refresh = RefreshSampler(every_n_steps=3)
-    refresh._probe = lambda module: 0.0  # the fake's log-probs are no policy's
+    refresh = RefreshSampler(every_n_steps=3, probe_limit=1e-3)
+    same = torch.tensor([-1.0, -2.0])
+    refresh._probe = lambda module: compare(same, same, None)  # the fake's log-probs are no policy's
     module.record = lambda metrics: None
     module.policy = PretrainedModel(path="tiny").load()
     refresh.on_train_epoch_start(None, module)

@@ -20,7 +20,7 @@ from herl.lora import Lora
 from herl.model import PretrainedModel
 from herl.module import HerlModule
 from herl.sampler.vllm import VLLMSampler
-from herl.weights import named_weights, with_head
+from herl.weights import named_weights
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
     module.trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     module.policy = policy = model.load().eval()
     sampler.start(policy, module.stages.tokenizer)
-    ready = [(name, tensor.clone()) for name, tensor in with_head(named_weights(policy), sampler._tied)]
+    ready = [(name, tensor.clone()) for name, tensor in named_weights(policy)]
     recorded: dict[str, float] = {}
     module.record = recorded.update  # type: ignore[method-assign]
     callback = RefreshSampler()

@@ -87,4 +87,5 @@ def _tokenizer_folder(name: str) -> str:
 
 def load(bench: Bench, name: str) -> Any:
     """Returns a model as a run trains it, on the device."""
-    return PretrainedModel(path=folder(bench, name)).load().to(bench.device).train()
+    model = PretrainedModel(path=folder(bench, name), compile=bench.full)
+    return model.load().to(bench.device).train()

@@ -1,0 +1,65 @@
+"""How many tokens a row of the update may have: as many as fit into the free memory of a GPU.
+
+Longer rows are faster, up to a point, and repeat long contexts less. They change neither loss nor gradient.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Literal
+
+import torch
+from transformers import PreTrainedModel
+
+from herl.cost import BF16, LOGIT_BYTES, LOGITS_AT_ONCE, Settings, activation_bytes, size_of
+from herl.distributed import gather
+
+CPU_TOKENS = 8192
+MOST = 32768
+"""Beyond that rows were no faster on an H100, for any size of model."""
+SHARE = 0.85
+"""Of the free memory that is planned with; the allocator cannot use all."""
+
+logger = logging.getLogger(__name__)
+
+
+def row_tokens(
+    given: int | Literal["auto"],
+    policy: PreTrainedModel,
+    optimizer: torch.optim.Optimizer,
+    device: torch.device,
+) -> int:
+    """Returns the tokens that a row may have, the same on every rank. All ranks must call it, right before an
+    update: the sampler has left what memory it can.
+
+    Args:
+        given: The setting; a number is returned as it is.
+        policy: What is trained, on `device`.
+        optimizer: Of its parameters: whether its moments are in memory already.
+        device: Of this rank.
+    """
+    if given != "auto":
+        return given
+    if device.type != "cuda":
+        return CPU_TOKENS
+    size = size_of(policy)
+    learning = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    still_to_come = 2 * 4 * sum(_numel(p) for p in learning if not optimizer.state.get(p))
+    still_to_come += 4 * sum(_numel(p) for p in learning if p.grad is None)
+    free = torch.cuda.mem_get_info(device)[0]
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    settings = Settings(
+        checkpointing=policy.is_gradient_checkpointing,
+        compiled=any(module._compiled_call_impl is not None for module in policy.modules()),
+    )
+    room = SHARE * (free - still_to_come - BF16 * size.parameters) - LOGIT_BYTES * LOGITS_AT_ONCE
+    fitting = int(room / activation_bytes(size, settings))
+    tokens = min(gather(max(1024, min(MOST, 1 << max(fitting, 1).bit_length() - 1))))
+    logger.info("rows of the update have up to %d tokens (module.micro_batch_tokens=auto)", tokens)
+    return tokens
+
+
+def _numel(parameter: torch.Tensor) -> int:
+    """Elements that this rank holds."""
+    local: torch.Tensor = getattr(parameter, "_local_tensor", parameter)
+    return local.numel()

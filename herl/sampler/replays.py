@@ -1,0 +1,123 @@
+"""CUDA graphs: a decoding step is recorded once and replayed, so that its launches cost next to nothing.
+
+A step takes no arguments and returns nothing: it reads and writes tensors whose memory stays where it is.
+Steps before the recording are run for real, which also sets up what libraries set up at their first call.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Hashable
+from typing import Protocol
+
+import torch
+
+WARM_UPS = 2
+"""Steps of a kind that run before it is recorded."""
+
+MOST = 64
+"""Recordings that are kept: each takes some MiB."""
+
+Step = Callable[[], None]
+
+logger = logging.getLogger(__name__)
+_capturing = threading.Lock()  # a judging model in another thread may record, too
+
+
+class Recorder(Protocol):
+    """Turns steps into replays."""
+
+    def warm_up(self, step: Step) -> None:
+        """Runs a step where it will be recorded."""
+
+    def record(self, step: Step) -> Step:
+        """Returns the replay of a step, without running it."""
+
+
+class CudaRecorder:
+    """Records CUDA graphs, which share one pool of memory: they run one after the other."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device)
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def warm_up(self, step: Step) -> None:
+        current = torch.cuda.current_stream(self._stream.device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            step()
+        current.wait_stream(self._stream)
+
+    def record(self, step: Step) -> Step:
+        graph = torch.cuda.CUDAGraph()
+        # thread_local: what other threads do on the device meanwhile is no reason to fail
+        with (
+            _capturing,
+            torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"),
+        ):
+            step()
+        replay: Step = graph.replay
+        return replay
+
+
+class Replays:
+    """Runs steps by their key: eagerly at first, then as recordings.
+
+    A step that cannot be recorded runs eagerly ever after, which is slower and computes the same; why is
+    logged once.
+
+    Args:
+        recorder: None to run every step as it is.
+    """
+
+    def __init__(self, recorder: Recorder | None) -> None:
+        self._recorder = recorder
+        self._runs: dict[Hashable, int] = {}
+        self._recordings: dict[Hashable, Step] = {}
+
+    def clear(self) -> None:
+        """Forgets all recordings: something that they read or write has moved."""
+        self._runs.clear()
+        self._recordings.clear()
+
+    def run(self, key: Hashable, step: Step) -> None:
+        """Runs a step.
+
+        Args:
+            key: What tells it from others: shapes, settings, and whatever else it was written for.
+            step: Runs it eagerly.
+        """
+        if self._recorder is None:
+            step()
+        elif key in self._recordings:
+            self._recordings[key]()
+        elif self._runs.get(key, 0) < WARM_UPS:
+            self._runs[key] = self._runs.get(key, 0) + 1
+            self._recorder.warm_up(step)
+        else:
+            self._record(self._recorder, key, step)
+
+    def _record(self, recorder: Recorder, key: Hashable, step: Step) -> None:
+        if len(self._recordings) >= MOST:
+            self.clear()
+        try:
+            replay = recorder.record(step)
+        except RuntimeError as error:
+            logger.warning(
+                "sampling goes on without CUDA graphs, which is slower and draws the same answers: %s",
+                _first_cause(error),
+            )
+            self.clear()
+            self._recorder = None
+            step()
+        else:
+            self._recordings[key] = replay
+            replay()
+
+
+def _first_cause(error: BaseException) -> str:
+    """What went wrong within a recording; its end only says that something did."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return f"{type(error).__name__}: {error}".splitlines()[0]
