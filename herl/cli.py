@@ -17,7 +17,7 @@ from signal import SIGINT
 from typing import TYPE_CHECKING
 
 from herl.errors import HerlError, RunStopped, did_you_mean
-from herl.openmp import wait_asleep
+from herl.openmp import spin_briefly
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -71,7 +71,7 @@ usage: herl VERB [key=value ...] [hydra options]
 
 def main() -> None:
     """Entry point of the `herl` command."""
-    wait_asleep()
+    spin_briefly()
     verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
     verb = verb.removeprefix("--config-name=")  # a process that Lightning started from our own sys.argv
     if verb in ("-h", "--help"):

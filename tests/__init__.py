@@ -1,3 +1,3 @@
-from herl.openmp import wait_asleep
+from herl.openmp import spin_briefly
 
-wait_asleep()  # before any test imports torch
+spin_briefly()  # before any test imports torch

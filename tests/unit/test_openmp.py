@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from herl.openmp import SPINS
+
 SHOW = """
 import json, os, sys
 sys.argv = ["herl", "--version"]
@@ -25,9 +27,9 @@ def set_by_the_command_line(**given):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_threads_wait_asleep_from_before_torch_is_loaded():
+def test_threads_spin_only_briefly_from_before_torch_is_loaded():
     variables, torch_loaded, vllm_loaded = set_by_the_command_line()
-    assert variables == {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
+    assert variables == {"OMP_WAIT_POLICY": None, "GOMP_SPINCOUNT": SPINS}
     assert not torch_loaded
     assert not vllm_loaded
 
