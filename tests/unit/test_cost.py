@@ -28,6 +28,10 @@ QWEN_05B = ModelSize(
     parameters=494_032_768, layers=24, width=896, inner=4864, vocabulary=151_936, outer=136_134_656,
     kv_bytes=12_288,
 )  # fmt: skip
+QWEN_15B = replace(QWEN_05B, parameters=1_543_569_408, layers=28, width=1536, inner=8960, outer=233_373_696)
+QWEN_7B_6 = replace(
+    QWEN_05B, parameters=2_487_353_344, layers=6, width=3584, inner=18944, outer=1_089_077_248
+)
 WORK = Work(
     answers=100, answer_tokens=200, prompt_tokens=10_000, trained_tokens=30_000, micro_batch_tokens=1000,
     judge_seconds=1.5,
@@ -53,6 +57,9 @@ def test_each_phase_is_what_its_formula_says():
 # (what, peak GiB that torch's allocator had in use, model, tokens of the longest row, settings, GPUs, moments)
 MEASURED = [
     ("0.5B on an H100, eager blocks, no optimizer", 22.9, QWEN_05B, 10_700, Settings(), 1, False),
+    ("0.5B on an H100, compiled blocks", 19.8, QWEN_05B, 10_950, Settings(compiled=True), 1, False),
+    ("1.5B on an H100, compiled blocks", 41.0, QWEN_15B, 10_950, Settings(compiled=True), 1, False),
+    ("7B, six layers, compiled blocks", 37.4, QWEN_7B_6, 10_950, Settings(compiled=True), 1, False),
 ]
 
 
