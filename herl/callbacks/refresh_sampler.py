@@ -99,10 +99,8 @@ class RefreshSampler(L.Callback):
         assert isinstance(pl_module, HerlModule)
         stale = pl_module.counts["optimizer_steps"] - (self.version or 0)
         due = self.every_n_steps is not None and stale >= self.every_n_steps
-        sampler = pl_module.stages.sampler
-        if (
-            self.version is None or sampler.live or due or not sampler.has_weights
-        ):  # None: resumed in an epoch
+        sampler, resumed = pl_module.stages.sampler, self.version is None  # within an epoch
+        if resumed or sampler.live or due or not sampler.has_weights:
             self.refresh(pl_module)
 
     def refresh(self, module: L.LightningModule) -> None:
