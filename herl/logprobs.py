@@ -83,7 +83,8 @@ def _body(model: PreTrainedModel, batch: MicroBatch) -> Any:
     if flex or batch.packing == "shared":
         config = model.config.get_text_config()
         mask = shared_mask(batch.contexts, config, ids.device, flex=flex)
-        arguments = {"attention_mask": mask, "contexts": batch.contexts}
+        # not both: blocks would be compiled for each number of contexts
+        arguments = {"attention_mask": mask} | ({} if flex else {"contexts": batch.contexts})
     if flex:
         more = (0, padding(ids.shape[1]))
         ids, positions = pad(ids, more), pad(positions, more)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -10,6 +11,8 @@ from herl.attention import shared_mask
 from herl.batch import micro_batches
 from herl.block_mask import SharedContext
 from herl.logprobs import answer_logprobs
+from herl.lora import Lora
+from herl.model import PretrainedModel, blocks
 from herl.packing import choose_packing
 from tests.naive import padded_logprobs
 from tests.unit.test_batch import several
@@ -134,3 +137,24 @@ def test_without_shared_contexts_the_model_computes_as_before(policy):
     found = policy(input_ids=ids, attention_mask=mask).logits
     policy.set_attn_implementation("sdpa")
     assert torch.equal(found, policy(input_ids=ids, attention_mask=mask).logits)
+
+
+@pytest.mark.parametrize("lora", [None, Lora()], ids=["whole", "lora"])
+def test_blocks_are_compiled_once_for_rows_of_all_layouts(monkeypatch, lora):
+    """As on a GPU; the compiler's first half counts what the second would be given."""
+    monkeypatch.setattr(logprobs, "FLEX", ("cpu",))
+    monkeypatch.setattr(attention, "_compiled_attention", dense_attention)
+    model = PretrainedModel(path="tiny", lora=lora).load().train()
+    for block in blocks(model):
+        block.compile(dynamic=True, backend="eager")
+    torch._dynamo.reset()
+    counters.clear()
+    graphs = []
+    for max_tokens in (90, 300, 1000, 60):
+        for batch in micro_batches(several(), max_tokens=max_tokens, aggregation="token_mean"):
+            answer_logprobs(model, batch, 1.0)[0].sum().backward()
+            with torch.no_grad():
+                answer_logprobs(model, batch, 1.0)
+        graphs.append(counters["stats"]["unique_graphs"])
+    # with gradient and without; the first block's input has none where embeddings are frozen
+    assert graphs == [2 if lora is None else 3] * 4
