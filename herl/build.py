@@ -17,6 +17,7 @@ from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.accelerators import CUDAAccelerator
 from omegaconf import DictConfig
 from transformers.utils import logging as transformers_logging
 
@@ -63,9 +64,13 @@ def build(
     L.seed_everything(config.seed, verbose=False)
     data = make(config.data) if data is None else data
     module: HerlModule = make(config.module)
+    accelerator = config.trainer.accelerator
+    if accelerator == "auto":  # Lightning's own may be one that herl was never run on
+        accelerator = "cuda" if CUDAAccelerator.is_available() else "cpu"
     trainer: L.Trainer = make(
         config.trainer,
-        precision=config.trainer.precision or default_precision(config.trainer.accelerator),
+        accelerator=accelerator,
+        precision=config.trainer.precision or default_precision(accelerator),
         callbacks=[*callbacks, *make(config.callbacks).values()],
         logger=list(make(config.logger).values()) or False,
     )

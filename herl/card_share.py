@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 from transformers import PreTrainedModel
 
 from herl.cost import GIB, Settings, model_size, update_gib
@@ -79,10 +80,13 @@ def _card_needs(module: Configured, policy: PreTrainedModel) -> CardNeeds:
         trained_share=learns,
         checkpointing=model.gradient_checkpointing,
         compiled=model.compile is not False,
+        frozen_bytes=policy.dtype.itemsize if learns < 1.0 else 4,
     )
     tokens = longest_micro_batch(module.stages.plan, module.micro_batch_tokens) if module.trains else 0
     update = update_gib(size, tokens, settings, parts)
     gradients = 4 * size.parameters * learns / parts / GIB
+    if isinstance(strategy, DDPStrategy) and module.trainer.world_size > 1:
+        update["weights_gradients_moments"] += gradients  # DDP's own copies of them, which stay
     resident = update["weights_gradients_moments"] - gradients  # gradients are freed after each step
     if isinstance(strategy, FSDPStrategy) and strategy.cpu_offload:
         resident = update["weights_gradients_moments"] = 0.0

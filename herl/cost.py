@@ -144,6 +144,8 @@ class Settings:
     checkpointing: bool = False
     compiled: bool = False
     """Whether the blocks of layers are compiled, as they are by default on a GPU."""
+    frozen_bytes: int = 4
+    """Of a weight that is not trained: 2 below adapters of a bfloat16 model."""
     engine: Engine = "vllm"
     sleep: bool = False
     """Whether the engine leaves its memory to the update."""
@@ -173,8 +175,9 @@ def model_size(path: str) -> ModelSize:
 def size_of(model: PreTrainedModel) -> ModelSize:
     """Returns the size of a model, on whatever device it is. Adapters count as parameters."""
     text = model.config.get_text_config()
-    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    queries = getattr(text, "num_attention_heads", None) or 0  # a model may have no attention
+    head = getattr(text, "head_dim", None) or (text.hidden_size // queries if queries else 0)
+    heads = getattr(text, "num_key_value_heads", None) or queries
     embeddings = cast(torch.Tensor, model.get_input_embeddings().weight)
     output = cast(torch.Tensor, model.get_output_embeddings().weight)
     return ModelSize(
@@ -279,7 +282,7 @@ def update_gib(
     state = (2 * FLOAT32 + 2 * FLOAT32 * moments) * trained + _frozen(model, settings)
     parts = {
         "weights_gradients_moments": state / devices,
-        "bfloat16_weights": _bfloat16_weights(model, settings, devices),
+        "bfloat16_weights": bfloat16_weights(model, settings, devices),
         "activations": activation_bytes(model, settings) * row_tokens,
         "logits": LOGIT_BYTES * min(row_tokens * model.vocabulary, LOGITS_AT_ONCE),
     }
@@ -296,9 +299,9 @@ def activation_bytes(model: ModelSize, settings: Settings) -> float:
     return of_layer * model.layers
 
 
-def _bfloat16_weights(model: ModelSize, settings: Settings, devices: int) -> float:
-    """Bytes of weights as products need them. One GPU keeps each from forward to backward. Several hold one
-    layer while they gather the next; its gradients are in bfloat16 and, for the sum, in float32."""
+def bfloat16_weights(model: ModelSize, settings: Settings, devices: int) -> float:
+    """Returns bytes of weights as products need them. One GPU keeps each from forward to backward. Several
+    hold one layer while they gather the next; its gradients are in bfloat16 and, for the sum, in float32."""
     if devices > 1:
         gradients = settings.trained_share * (model.outer + model.layer)
         return BF16 * (model.outer + 2 * model.layer) + (BF16 + FLOAT32) * gradients
@@ -317,8 +320,8 @@ def _sampling_gib(model: ModelSize, settings: Settings, devices: int) -> dict[st
 
 
 def _frozen(model: ModelSize, settings: Settings) -> float:
-    """Bytes of float32 weights that are not trained, those of a second model included."""
-    return FLOAT32 * model.parameters * (1 - settings.trained_share + settings.second_model)
+    """Bytes of weights that are not trained, those of a second model included."""
+    return settings.frozen_bytes * model.parameters * (1 - settings.trained_share + settings.second_model)
 
 
 def _inner(text: Any) -> int:
@@ -327,4 +330,6 @@ def _inner(text: Any) -> int:
     units: int | None = getattr(text, "moe_intermediate_size", None) or getattr(
         text, "intermediate_size", None
     )
+    if isinstance(units, list | tuple):  # of each layer
+        units = max(units)
     return experts * units if units else 4 * text.hidden_size

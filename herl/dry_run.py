@@ -141,9 +141,10 @@ class _Watch(L.Callback):
         batch = next(iter(scorer.micro_batches(experiences)))
         self.tried.longest_tokens = batch.input_ids.numel()
         before = module.clock.seconds["longest"]
-        with module.clock.time("longest"):
+        with module.clock.time("longest"), module.trainer.precision_plugin.forward_context():
             loss, _ = scorer.compute_loss(batch)
             module.manual_backward(loss)
+            float(loss.detach())  # a GPU is done only then
         self.tried.longest_seconds = module.clock.seconds["longest"] - before
         module.zero_grad()
 

@@ -189,7 +189,7 @@ def blocks(model: PreTrainedModel) -> list[torch.nn.Module]:
     found = [module for module in modules if type(module).__name__ in names]
     if not found:
         raise ConfigError(
-            "strategy=fsdp and model.compile: expected an architecture with _no_split_modules, got "
-            f"{type(model).__name__}"
+            "strategy=fsdp and model.compile, the default on a GPU: expected an architecture with "
+            f"_no_split_modules, got {type(model).__name__}. model.compile=false trains it on one device"
         )
     return found

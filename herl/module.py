@@ -180,7 +180,7 @@ class HerlModule(L.LightningModule):
             self.policy = load(self.model, self.trainer).train()
             if self.loss.needs_reference and not has_adapters(self.policy):
                 self._reference = (load(self.model, self.trainer).eval().requires_grad_(False),)
-            self.stages.sampler.prepare(run_limits(self))
+            together(lambda: self.stages.sampler.prepare(run_limits(self)))
             together(partial(self.stages.sampler.start, self.policy, self.stages.tokenizer))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

@@ -35,6 +35,7 @@ from herl.distributed import gather
 from herl.logprobs import answer_logprobs
 from herl.precision import computes_exact_float32
 from herl.types import Rollout
+from herl.uncompiled import uncompiled
 from herl.weights import whole
 
 if TYPE_CHECKING:
@@ -137,13 +138,13 @@ def _try(model: PreTrainedModel, packing: Packing, device: torch.device) -> _Fin
     for parameter in model.parameters():
         parameter.grad = None
     blind = [replace(one, prompt_ids=one.prompt_ids[-1:]) for one in rollouts]
-    with torch.compiler.set_stance("force_eager"):  # nothing is compiled for the comparison alone
+    with uncompiled():  # nothing is compiled for the comparison alone
         without_context = torch.cat(_logprobs(model, blind, "single", device))
     beside_others = [
         _logprobs(model, _with_other_neighbors(rollouts, kept, packing, vocabulary), packing, device)[kept]
         for kept in range(len(rollouts))
     ]
-    with torch.compiler.set_stance("force_eager"):
+    with uncompiled():
         expected = torch.cat(_logprobs(model, rollouts, "single", device, weights))
     norm = _gradient_norm(model)
     # Both gradients add up where they lie: what is left is their difference, and no copy is needed.

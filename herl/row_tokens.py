@@ -11,12 +11,16 @@ from typing import Literal
 import torch
 from transformers import PreTrainedModel
 
-from herl.cost import BF16, LOGIT_BYTES, LOGITS_AT_ONCE, Settings, activation_bytes, size_of
-from herl.distributed import gather
+from herl.cost import LOGIT_BYTES, LOGITS_AT_ONCE, Settings, activation_bytes, bfloat16_weights, size_of
+from herl.distributed import gather, world_size
+from herl.weights import is_sharded
 
 CPU_TOKENS = 8192
 MOST = 32768
 """Beyond that rows were no faster on an H100, for any size of model."""
+FEWEST = 1024
+FLOAT32_SHARE = 1.6
+"""Activations in float32 over those in bf16-mixed."""
 SHARE = 0.85
 """Of the free memory that is planned with; the allocator cannot use all."""
 
@@ -43,18 +47,30 @@ def row_tokens(
     if device.type != "cuda":
         return CPU_TOKENS
     size = size_of(policy)
-    learning = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-    still_to_come = 2 * 4 * sum(_numel(p) for p in learning if not optimizer.state.get(p))
+    learning = [p for p in policy.parameters() if p.requires_grad and p.device.type == "cuda"]
+    still_to_come = 2.0 * 4 * sum(_numel(p) for p in learning if not optimizer.state.get(p))
     still_to_come += 4 * sum(_numel(p) for p in learning if p.grad is None)
-    free = torch.cuda.mem_get_info(device)[0]
-    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     settings = Settings(
         checkpointing=policy.is_gradient_checkpointing,
         compiled=any(module._compiled_call_impl is not None for module in policy.modules()),
     )
-    room = SHARE * (free - still_to_come - BF16 * size.parameters) - LOGIT_BYTES * LOGITS_AT_ONCE
-    fitting = int(room / activation_bytes(size, settings))
-    tokens = min(gather(max(1024, min(MOST, 1 << max(fitting, 1).bit_length() - 1))))
+    of_token, of_logit = activation_bytes(size, settings), float(LOGIT_BYTES)
+    if not torch.is_autocast_enabled("cuda"):  # the formulas are those of bf16-mixed
+        of_token, of_logit = FLOAT32_SHARE * of_token, 2 * of_logit
+    elif policy.dtype == torch.float32:
+        still_to_come += bfloat16_weights(size, settings, world_size() if is_sharded(policy) else 1)
+    free = torch.cuda.mem_get_info(device)[0]
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    room = SHARE * (free - still_to_come) - of_logit * LOGITS_AT_ONCE
+    fitting = min(gather(int(room / of_token)))
+    if fitting < FEWEST:
+        logger.warning(
+            "by herl.cost's formulas no more than %d tokens of a row fit into the GPU's free memory; %d are "
+            "tried. model.gradient_checkpointing=true or a smaller sampler.gpu_memory_utilization make room",
+            max(0, fitting),
+            FEWEST,
+        )
+    tokens = max(FEWEST, min(MOST, 1 << max(fitting, 1).bit_length() - 1))
     logger.info("rows of the update have up to %d tokens (module.micro_batch_tokens=auto)", tokens)
     return tokens
 

@@ -160,9 +160,10 @@ class RefreshSampler(L.Callback):
             rollouts = together(lambda: list(stages.sampler.generate([request])))
         assert module.policy is not None
         module.policy.eval()
-        scorer, hotter = module.scorer(), None
+        hotter = None
         # Not in Lightning's inference mode: buffers that FSDP makes there could not be used in training.
         with torch.inference_mode(False), torch.no_grad(), numerics():
+            scorer = module.scorer()  # which tries rows, in the numerics that will train them
             ours = scorer.own_logprobs(rollouts)
             if not _is_exact(module):  # else 10 % exceed the limit anyway
                 hotter = replace(scorer, temperature=scorer.temperature * HOTTER).own_logprobs(rollouts)

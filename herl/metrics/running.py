@@ -29,7 +29,8 @@ class RunningStats:
 
     def add(self, name: str, value: float | torch.Tensor) -> None:
         """Adds one value to a mean."""
-        self._sums.setdefault(name, []).append((torch.as_tensor(value), torch.tensor(1)))
+        value = value if isinstance(value, torch.Tensor) else torch.tensor(value, dtype=torch.float64)
+        self._sums.setdefault(name, []).append((value, torch.tensor(1)))
 
     def add_stats(self, stats: Stats) -> None:
         """Adds what the loss reports of a micro-batch. A mean over nothing does not appear."""

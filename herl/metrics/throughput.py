@@ -67,12 +67,13 @@ def utilization(
 def trained_flops(policy: PreTrainedModel, experiences: Sequence[Experience]) -> float:
     """Returns the FLOPs of one forward and backward pass over experiences; see `utilization`."""
     head, embeddings = policy.get_output_embeddings().weight, policy.get_input_embeddings().weight
-    text = policy.config.get_text_config()
+    experts_seen: int = getattr(policy.config.get_text_config(), "num_experts_per_tok", None) or 0
     of_body = 0.0
     for parameter in policy.parameters():
         if parameter is not embeddings and parameter is not head:
             # experts lie in one tensor, [experts, ...], and a token sees some of them
-            share = text.num_experts_per_tok / parameter.shape[0] if parameter.dim() == 3 else 1.0
+            in_experts = experts_seen and parameter.dim() == 3
+            share = experts_seen / parameter.shape[0] if in_experts else 1.0
             of_body += _flops_of(parameter) * share
     answer_tokens = sum(len(one.rollout.token_ids) for one in experiences)
     contexts = {one.context_ids for one in experiences}

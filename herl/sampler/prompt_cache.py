@@ -24,6 +24,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from herl import attention
 from herl.errors import SamplerError
 from herl.precision import computes_exact_float32
+from herl.uncompiled import uncompiled
 
 ROOM = 16
 """Tokens that the buffers of answers grow by when they are full."""
@@ -212,7 +213,7 @@ def next_logits(
     model: PreTrainedModel, ids: torch.Tensor, positions: torch.Tensor, arguments: dict[str, Any]
 ) -> torch.Tensor:
     """Runs a pass over tokens at these positions, [rows, new tokens] both; see `last_logits`."""
-    with torch.compiler.set_stance("force_eager"):  # what is compiled is for the update
+    with uncompiled():  # what is compiled is for the update
         output = model(input_ids=ids, position_ids=positions, use_cache=True, logits_to_keep=1, **arguments)
     logits: torch.Tensor = output.logits[:, -1].float()
     return logits
@@ -298,7 +299,7 @@ def _without_cache(model: PreTrainedModel) -> torch.Tensor:
     found = []
     for answer, prompt in zip(answers, owner.tolist(), strict=True):
         ids = torch.cat([prompts[prompt][mask[prompt] == 1], answer])
-        with torch.compiler.set_stance("force_eager"):
+        with uncompiled():
             logits = model(input_ids=ids[None], use_cache=False).logits[0, -4:-1].float()
         found.append(logits.log_softmax(-1).gather(1, answer[1:, None])[:, 0])
     return torch.stack(found, dim=1).flatten()

@@ -56,7 +56,9 @@ class FlatBuffer:
         """Makes room for so many elements; returns whether the buffer moved, and lost what was in it."""
         if count <= len(self.flat):
             return False
-        self.flat = self.flat.new_zeros(count)
+        dtype, device = self.flat.dtype, self.flat.device
+        del self.flat  # before there is a second one
+        self.flat = torch.zeros(count, dtype=dtype, device=device)
         return True
 
     def view(self, *shape: int) -> torch.Tensor:

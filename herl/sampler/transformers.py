@@ -55,12 +55,16 @@ class TransformersSampler(Sampler):
             fast for few rows (`herl.sampler.packed_linears`). It is there only while answers are sampled.
     """
 
+    checkpoint_names = False
+
     def __init__(self, batch_size: int = 128, pack_weights: bool = True) -> None:
         if batch_size < 1:
             raise ConfigError(f"sampler.batch_size: expected at least 1, got {batch_size}")
         self.batch_size = batch_size
         self.pack_weights = pack_weights
         self.version = 0
+        self._cast = CastLinears()
+        self._decoder: DeviceDecoder | None = None
 
     def start(self, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         """Keeps a reference to the live policy, or makes room for a copy of a sharded one."""
@@ -70,10 +74,7 @@ class TransformersSampler(Sampler):
         self._end_ids = end_token_ids(policy, tokenizer)
         self._new_cache: Callable[[], PromptCache] | None = None  # found out when the weights are there
         self._on_device: bool | None = None  # so is this
-        self._cast = CastLinears()
-        self._decoder: DeviceDecoder | None = None
-
-    checkpoint_names = False
+        self._cast, self._decoder = CastLinears(), None
 
     def load_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
         """Notes the version. A live policy's weights are there already: nothing of the stream is read."""

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from herl.distributed import gather, rank, world_size
+from herl.distributed import gather, rank, together, world_size
 from herl.errors import ConfigError, SamplerError, check_at_least
 from herl.sampler import More, RunLimits, StreamingSampler, vllm_worker
 from herl.sampler.answer import end_token_ids, finished_answer
@@ -238,7 +238,7 @@ class VLLMSampler(StreamingSampler):
         engine = slice(first, first + self.ranks_per_engine)
         if self._layout is None:
             self._layout = self._receipts.learn(gather(self._dyed)[engine])
-        [held] = self._llm.collective_rpc(vllm_worker.checksums, args=(self.version,))
+        [held] = together(lambda: self._llm.collective_rpc(vllm_worker.checksums, args=(self.version,)))
         return self._receipts.lost(self._layout, gather(held)[engine])
 
     def stream(self, requests: Sequence[SampleRequest], more: More) -> Iterator[Rollout]:

@@ -166,6 +166,9 @@ class ServerPool:
         await asyncio.gather(*(self._compare(s, receipts, seed) for s in self.servers if s.up and s.extended))
 
     async def _compare(self, server: Server, receipts: Receipts, seed: int) -> None:
+        if server.url not in self.layouts:
+            server.up, server.problem = False, "it did not tell how it holds weights"
+            return
         try:
             held = await self._call(server, "herl_checksums", seed)
             server.lost = receipts.lost(self.layouts[server.url], held)

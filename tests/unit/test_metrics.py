@@ -11,7 +11,7 @@ from herl.metrics.collection import collection_metrics
 from herl.metrics.evaluation import evaluation_rows
 from herl.metrics.rubric import RubricMetrics, rubric_metrics
 from herl.metrics.running import MOST_SAMPLES, RunningStats
-from herl.metrics.throughput import throughput_metrics
+from herl.metrics.throughput import throughput_metrics, trained_flops
 from herl.seeds import derive_seed
 from herl.testing import make_experience, make_judged, make_rollout, make_task
 from herl.types import Criterion, Member, Rubric, Task
@@ -232,3 +232,22 @@ def test_a_clock_tells_what_is_being_done():
             assert clock.phase == "judge"
         assert clock.phase == "sample"
     assert clock.phase == ""
+
+
+def test_a_float_keeps_its_digits():
+    stats = RunningStats()
+    stats.add("learning_rate", 1e-6)
+    assert stats.compute() == {"learning_rate": 1e-6}
+
+
+def test_flops_of_an_update_count_each_context_once_and_the_head_for_answers(policy):
+    head, body = policy.get_output_embeddings().weight, 0
+    embeddings = policy.get_input_embeddings().weight
+    for parameter in policy.parameters():
+        body += 0 if parameter is head or parameter is embeddings else parameter.numel()
+    experiences = [
+        make_experience(make_rollout(id=str(i), token_ids=[4] * 5), context_ids=(1, 2, 3)) for i in (0, 1)
+    ]
+    assert trained_flops(policy, experiences) == 6 * body * (3 + 10) + 6 * head.numel() * 10
+    policy.requires_grad_(False)
+    assert trained_flops(policy, experiences) == 4 * body * (3 + 10) + 4 * head.numel() * 10

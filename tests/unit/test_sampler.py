@@ -240,3 +240,7 @@ def test_scripted_sampler_answers_from_its_script(policy, tokenizer):
     assert [r.text for r in rollouts] == ["It eats fish.", "It can swim.", "It eats fish."]
     with pytest.raises(SamplerError, match="expected a text for task 'otter'"):
         list(sampler.generate([request(tokenizer, "otter")]))
+
+
+def test_a_sampler_that_never_started_can_be_closed():
+    TransformersSampler().close()
