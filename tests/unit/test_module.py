@@ -1,5 +1,6 @@
 """HerlModule with a real model and trainer on scripted answers."""
 
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 
@@ -232,3 +233,25 @@ def test_heldout_prompts_that_are_too_long_are_dropped_and_counted(tmp_path):
     trainer.validate(module, RubricDataModule(TASKS, heldout, prompts_per_batch=2), verbose=False)
     assert trainer.callback_metrics["heldout/dropped_prompts"] == 1.0
     assert trainer.callback_metrics["heldout/reward"] == pytest.approx(0.6)
+
+
+class CopyingSampler(TransformersSampler):
+    """Samples from a copy of the policy, which is refreshed and probed."""
+
+    def start(self, policy, tokenizer):
+        super().start(deepcopy(policy), tokenizer)
+        self.live = False
+
+
+def test_rows_are_tried_in_the_numerics_that_train_them(tmp_path, monkeypatch):
+    seen = []
+
+    def choose(model, device):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return "shared"
+
+    monkeypatch.setattr("herl.module.choose_packing", choose)
+    plan = RolloutPlan(attempts_per_prompt=2, attempt=Sampling(max_new_tokens=4))
+    module = module_of(sampler=CopyingSampler(), rollout=plan)
+    fit(module, tmp_path, precision="bf16-mixed", limit_train_batches=1)
+    assert seen == [True]
