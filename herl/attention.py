@@ -9,9 +9,9 @@ computed as if it stood behind its context alone, and the context is computed on
 
 On a CPU blockwise: scaled dot-product attention over each context, then over its answers, padded among
 themselves, so that no mask of the whole row exists. On a GPU by compiled flex attention with the row's mask
-(`herl.block_mask`), in any precision. Both hang in transformers' attention interface: any decoder that uses
-it can do this, and `herl.packing.choose_packing` tries it on the model itself. Without shared contexts the
-interface behaves as its "sdpa".
+(`herl.block_mask`), in any precision. Both are registered in transformers' attention interface: any decoder
+that uses it can do this, and `herl.packing.choose_packing` tries it on the model itself. Without shared
+contexts the interface behaves as its "sdpa".
 
 Left out: FlashAttention over sequences of different lengths. On an H100 it was 1.3 times as fast for heads of
 64, slower for heads of 128, and its gradients differ from run to run.
@@ -244,7 +244,7 @@ def _answer_attention(
     Padding needs no mask of its own: it stands behind the answer, where no token of it looks.
 
     Args:
-        query: [1, heads, A, D], the answers one behind the other.
+        query: [1, heads, A, D], the answers one after another.
         keys, values: Of the context [1, shared heads, C, D], and of the answers.
         lengths: Tokens of each answer.
     """

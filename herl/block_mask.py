@@ -24,7 +24,7 @@ FEWEST = 2 * BLOCK
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SharedContext:
-    """Where a context and its answers stand in a row, one behind the other."""
+    """Where a context and its answers stand in a row, one after another."""
 
     start: int
     """First column of the context."""

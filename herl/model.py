@@ -38,8 +38,8 @@ class PretrainedModel:
             "bfloat16" halves the memory of what is frozen; the adapters are float32. On a CPU without
             AVX512 or AMX bfloat16 is ten times slower.
         gradient_checkpointing: Recompute activations in backward: less memory, a third more time.
-        compile: Compile each block of layers for the update; None for a GPU alone. The first steps take a
-            minute more; what samples from the live policy stays as it is.
+        compile: Compile each block of layers for the update; None for a GPU alone. The first steps take half
+            a minute more; what samples from the live policy stays as it is.
         lora: Train low-rank adapters instead of the weights. The reference is then the policy without.
         seed: Of fresh adapters.
     """

@@ -1,6 +1,8 @@
 """How many tokens a row of the update may have: as many as fit into the free memory of a GPU.
 
-Longer rows are faster, up to a point, and repeat long contexts less. They change neither loss nor gradient.
+Longer rows are faster, up to a point, and repeat long contexts less. They change neither loss nor gradient
+beyond rounding: what is free may differ from run to run, so give a number where runs must be equal bit for
+bit.
 """
 
 from __future__ import annotations

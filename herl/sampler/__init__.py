@@ -104,9 +104,9 @@ class Sampler(ABC):
         """Returns the names of streamed tensors that the engine does not hold, after each `load_weights`.
 
         An empty list is a proof that the weights arrived. None, the default, is for a sampler that cannot
-        look into its engine: then only the probe speaks for it, which sees gross faults in bfloat16 and not,
-        say, one layer that is a step behind. All ranks call it; `herl.testing.check_lost_weights` checks
-        yours.
+        look into its engine: then only the probe checks it; in bfloat16 the probe sees gross faults but can
+        miss, say, one layer that is a step behind. All ranks call it; `herl.testing.check_lost_weights`
+        checks yours.
         """
         return None
 

@@ -1,6 +1,6 @@
 """What is known of answers in the making, on the device: settings, uniform numbers, tokens drawn so far.
 
-A decoding step reads and writes it without a word from the host, which looks at it every few steps.
+A decoding step reads and writes it without the host, which checks every few steps.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Samples on a device that must not be kept waiting: fixed shapes, recorded steps, a look every few tokens.
+"""Samples on a device that must not be kept waiting: fixed shapes, recorded steps, checked every few tokens.
 
     waiting answers -> [prefill] -> lines of the cache -> step, step, ..., step -> look -> finished answers
                            ^                                                        |

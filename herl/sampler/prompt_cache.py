@@ -5,7 +5,7 @@
 
 Rows are sampled in step: those that are still going are all equally long, and only prompts are padded. The
 queries of all answers to a prompt meet its keys in one product. It is for models whose layers see everything
-before a token; whether a model computes what it computes with `CopiedPrompts` is found out by trying.
+before a token; whether a model computes what it computes with `CopiedPrompts` is tested on the model.
 """
 
 from __future__ import annotations

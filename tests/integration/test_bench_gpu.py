@@ -42,7 +42,7 @@ def test_the_leak_test_finds_a_leak(tmp_path, monkeypatch):
     """Answers that see the answers before them."""
     bench = Bench(section="one", device=torch.device("cpu"), scratch=tmp_path, tokenizer="tiny")
     policy = rows._attentive(rows.load(bench, "0.5b, 2 layers"))
-    assert rows._changed_by_neighbours(bench, policy, "shared", bf16=False) == 0
+    assert rows._changed_by_neighbors(bench, policy, "shared", bf16=False) == 0
 
     def causal(query, key, value, contexts, *, scaling=None, **_):
         output = torch.nn.functional.scaled_dot_product_attention(
@@ -51,7 +51,7 @@ def test_the_leak_test_finds_a_leak(tmp_path, monkeypatch):
         return output.transpose(1, 2)
 
     monkeypatch.setattr("herl.attention.blockwise_attention", causal)
-    assert rows._changed_by_neighbours(bench, policy, "shared", bf16=False) > 0
+    assert rows._changed_by_neighbors(bench, policy, "shared", bf16=False) > 0
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ from workload import (
     report,
     requests_of,
     reward_of,
-    synchronise,
+    synchronize,
     tasks_of,
     write,
 )
@@ -74,11 +74,11 @@ def herl(arguments: Namespace, sampler: Any, **settings: Any) -> dict[str, Any]:
 
     class Watch(L.Callback):
         def on_train_batch_start(self, *_: Any) -> None:
-            synchronise()
+            synchronize()
             self.before, self.started = dict(module.clock.seconds), time.perf_counter()
 
         def on_train_batch_end(self, *_: Any) -> None:
-            synchronise()
+            synchronize()
             phases = {name: s - self.before.get(name, 0.0) for name, s in module.clock.seconds.items()}
             steps.append({"step": time.perf_counter() - self.started, **phases})
 
@@ -133,10 +133,10 @@ def trl(arguments: Namespace, **settings: Any) -> dict[str, Any]:
         generate = trainer._generate_and_score_completions
 
         def timed(*inputs: Any) -> Any:
-            synchronise()
+            synchronize()
             started = time.perf_counter()
             output = generate(*inputs)
-            synchronise()
+            synchronize()
             sampling.append(time.perf_counter() - started)
             tokens.append(int(output["completion_mask"].sum()))
             return output
@@ -145,11 +145,11 @@ def trl(arguments: Namespace, **settings: Any) -> dict[str, Any]:
 
         class Watch(TrainerCallback):
             def on_step_begin(self, *_: Any, **__: Any) -> None:
-                synchronise()
+                synchronize()
                 self.started = time.perf_counter()
 
             def on_step_end(self, *_: Any, **__: Any) -> None:
-                synchronise()
+                synchronize()
                 whole = time.perf_counter() - self.started
                 steps.append({"step": whole, "sample": sampling[-1], "update": whole - sampling[-1]})
 

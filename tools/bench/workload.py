@@ -97,17 +97,17 @@ def gemm_gflops(
     at_once = 1 if device == "cpu" else 20  # a GPU is not to wait for the next product
     for _ in range(at_once):
         one @ one
-    synchronise()
+    synchronize()
     started, count = time.perf_counter(), 0
     while time.perf_counter() - started < seconds:
         for _ in range(at_once):
             one @ one
-        synchronise()
+        synchronize()
         count += at_once
     return 2 * size**3 * count / (time.perf_counter() - started) / 1e9
 
 
-def synchronise() -> None:
+def synchronize() -> None:
     """Waits for the GPU, if there is one, so that a clock shows what was done."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()

@@ -41,9 +41,9 @@ def right(bench: Bench) -> None:
             for packing in ("shared", "packed"):
                 found = _computed(bench, policy, experiences, packing, bf16=bf16)
                 _compare(bench, f"{packing}, {words}", found, single, truth, bf16=bf16)
-                leaks = _changed_by_neighbours(bench, policy, packing, bf16=bf16)
+                leaks = _changed_by_neighbors(bench, policy, packing, bf16=bf16)
                 bench.add(
-                    f"{packing}, {words}: tokens that neighbours change", leaks, target="== 0", anywhere=True
+                    f"{packing}, {words}: tokens that neighbors change", leaks, target="== 0", anywhere=True
                 )
             again = _computed(bench, policy, experiences, "shared", bf16=bf16)[1]
             first = _computed(bench, policy, experiences, "shared", bf16=bf16)[1]
@@ -128,7 +128,7 @@ def _off(got: torch.Tensor, expected: torch.Tensor) -> float:
     return float((got - expected).norm() / expected.norm())
 
 
-def _changed_by_neighbours(bench: Bench, policy: torch.nn.Module, packing: Packing, *, bf16: bool) -> int:
+def _changed_by_neighbors(bench: Bench, policy: torch.nn.Module, packing: Packing, *, bf16: bool) -> int:
     """Tokens of one answer whose log-prob is not the same bit for bit once all that it must not see is other
     tokens of the same lengths."""
     vocabulary, watched = policy.config.vocab_size, 1

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from workload import median, requests_of, synchronise
+from workload import median, requests_of, synchronize
 
 from gpu.bench import Bench
 from gpu.models import folder
@@ -124,16 +124,16 @@ def _rates(sampled: Callable[[], int], rounds: int, warm_up: int = 1) -> list[fl
     for _ in range(warm_up + rounds):
         started = time.perf_counter()
         count = sampled()
-        synchronise()
+        synchronize()
         rates.append(count / (time.perf_counter() - started))
     return rates[warm_up:]
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    synchronise()
+    synchronize()
     started = time.perf_counter()
     work()
-    synchronise()
+    synchronize()
     return time.perf_counter() - started
 
 

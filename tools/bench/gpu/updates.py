@@ -14,7 +14,7 @@ import lightning as L
 import numpy as np
 import torch
 from torch._dynamo.utils import counters
-from workload import WORDS, gemm_gflops, median, peak_gib, reward_of, synchronise
+from workload import WORDS, gemm_gflops, median, peak_gib, reward_of, synchronize
 
 from gpu.bench import Bench, settings
 from gpu.models import folder
@@ -66,7 +66,7 @@ class RandomAnswers(Sampler):
                 )  # fmt: skip
 
     def sleep(self) -> None:
-        synchronise()
+        synchronize()
         self.done = time.perf_counter()
 
 
@@ -93,7 +93,7 @@ class Watch(L.Callback):
         self.updates: list[Update] = []
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
-        synchronise()
+        synchronize()
         seconds = time.perf_counter() - self.sampler.done
         experiences = pl_module.collection.experiences
         contexts = {e.context_ids for e in experiences}
