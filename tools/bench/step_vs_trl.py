@@ -64,7 +64,9 @@ def herl(arguments: Namespace, sampler: Any, **settings: Any) -> dict[str, Any]:
         sampler=sampler,
         judge=FunctionJudge(reward),
         rollout=RolloutPlan(
-            attempts_per_prompt=arguments.answers, attempt=Sampling(max_new_tokens=arguments.new_tokens)
+            attempts_per_prompt=arguments.answers,
+            attempt=Sampling(max_new_tokens=arguments.new_tokens),
+            max_prompt_tokens=arguments.context - arguments.new_tokens,
         ),
         optimizer=partial(torch.optim.AdamW, lr=1e-6, fused=True),
         updates_per_batch=1,
@@ -164,7 +166,7 @@ def on_cpu(arguments: Namespace, kind: str) -> dict[str, Any]:
     if kind == "herl-vllm":
         from herl.sampler.vllm import VLLMSampler
 
-        sampler: Any = VLLMSampler(max_model_len=1024, kv_cache_gib=0.25)
+        sampler: Any = VLLMSampler(kv_cache_gib=0.25)
     else:
         from herl.sampler.transformers import TransformersSampler
 
@@ -201,6 +203,7 @@ def main() -> None:
         answers=4,
         new_tokens=48,
         words=12,
+        context=1024,  # most tokens of a prompt with its answer
         rounds=3,
         steps=1,
         micro_batch_tokens=512,

@@ -28,6 +28,7 @@ def _arguments(bench: Bench) -> Namespace:
         answers=bench.size(8, 2),
         new_tokens=bench.size(256, 8),
         words=bench.size(200, 12),
+        context=bench.size(2048, 512),
         steps=bench.size(5, 1),
         micro_batch_tokens=bench.micro_batch_tokens or bench.size(16384, 512),
     )
@@ -36,9 +37,9 @@ def _arguments(bench: Bench) -> Namespace:
 def herl(bench: Bench) -> None:
     """Section: a step of herl."""
     sampler = (
-        VLLMSampler(dtype="bfloat16", max_model_len=2048, gpu_memory_utilization=0.3)
+        VLLMSampler(dtype="bfloat16", gpu_memory_utilization=0.3)
         if bench.full
-        else VLLMSampler(max_model_len=512, kv_cache_gib=0.1)
+        else VLLMSampler(kv_cache_gib=0.1)
     )
     with _card(bench):
         found = step_vs_trl.herl(_arguments(bench), sampler, **settings())
