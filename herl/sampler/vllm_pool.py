@@ -11,7 +11,7 @@ import logging
 import threading
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from concurrent.futures import Future
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -187,12 +187,18 @@ class ServerPool:
                 server.extended = True
                 found.add(told["dtype"])
             except httpx.HTTPError:
-                reply = await self._client.get(f"{server.url}/server_info?config_format=json")
-                if reply.is_success:
-                    found.add(
-                        str(reply.json()["vllm_config"]["model_config"]["dtype"]).removeprefix("torch.")
-                    )
+                found |= await self._configured_dtype(server)
         return min(found, default=None)  # bfloat16 before float32
+
+    async def _configured_dtype(self, server: Server) -> set[str]:
+        """The type in a server's configuration, if it tells."""
+        for _ in range(2):  # it may close the connection on which a method failed
+            with suppress(httpx.TransportError):
+                reply = await self._client.get(f"{server.url}/server_info?config_format=json")
+                if not reply.is_success:
+                    break
+                return {str(reply.json()["vllm_config"]["model_config"]["dtype"]).removeprefix("torch.")}
+        return set()
 
     async def _call(self, server: Server, method: str, *arguments: Any, **named: Any) -> list[Any]:
         """Returns what a method of a server's workers returns, for each of them."""
