@@ -20,7 +20,7 @@ from herl.errors import (
 )
 from herl.hindsight import HindsightBuilder, NoHindsight
 from herl.judge import Judge
-from herl.memory import Memory, NoMemory
+from herl.replay import Memory, NoMemory
 from herl.sampler import Sampler, StreamingSampler
 from herl.types import (
     Criterion,

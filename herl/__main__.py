@@ -1,5 +1,5 @@
 """python -m herl"""
 
-from herl.cli import main
+from herl.cli.main import main
 
 main()

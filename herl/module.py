@@ -23,43 +23,37 @@ from lightning.pytorch.trainer.states import TrainerFn
 from transformers import PreTrainedModel
 
 from herl.advantages import group_advantages
-from herl.batch import Packing, split_by_group
 from herl.bonus import BonusReward, NoBonus
-from herl.card_share import run_limits
 from herl.clock import PhaseClock
 from herl.distributed import gather, together, world_size
 from herl.errors import ConfigError, TrainingError, check_at_least
-from herl.experience import (
-    Advantages,
-    Collection,
-    RolloutPlan,
-    Selection,
-    Stages,
-    collect,
-    reading_sample,
-    trial_advantages,
-)
 from herl.hindsight import HindsightBuilder, NoHindsight
-from herl.improve import Trajectory, check_attempts, check_rounds, improve
 from herl.judge import Judge, JudgeDesk
-from herl.lora import has_adapters
-from herl.loss import Loss, PolicyLoss
-from herl.memory import Memory, NoMemory
 from herl.metrics.collection import collection_counts, collection_metrics
 from herl.metrics.heldout import heldout_metrics
 from herl.metrics.running import RunningStats
 from herl.metrics.throughput import throughput_metrics, utilization
-from herl.model import PretrainedModel
-from herl.packing import choose_packing
-from herl.row_tokens import CPU_TOKENS, row_tokens
+from herl.models.fsdp import check_trainer, load, synchronise_gradients
+from herl.models.lora import has_adapters
+from herl.models.pretrained import PretrainedModel
+from herl.models.weights import first_not_finite, is_sharded, named_weights, whole
+from herl.replay import Memory, NoMemory
+from herl.rollout.collect import Collection, collect
+from herl.rollout.improve import Trajectory, check_attempts, check_rounds, improve
+from herl.rollout.render import reading_sample
+from herl.rollout.stages import Advantages, RolloutPlan, Selection, Stages, trial_advantages
 from herl.sampler import Sampler
-from herl.schedule import Schedule, learning_rate_share, run_share
-from herl.scoring import Scorer
 from herl.selection import form_group
-from herl.sharding import check_trainer, load, synchronise_gradients
 from herl.teardown import TeardownOnError
 from herl.types import Experience, Task
-from herl.weights import first_not_finite, is_sharded, named_weights, whole
+from herl.update.batch import Packing, split_by_group
+from herl.update.card_needs import run_limits
+from herl.update.loss.base import Loss
+from herl.update.loss.policy import PolicyLoss
+from herl.update.packing_probe import choose_packing
+from herl.update.row_tokens import CPU_TOKENS, row_tokens
+from herl.update.schedule import Schedule, learning_rate_share, run_share
+from herl.update.scorer import Scorer
 
 logger = logging.getLogger(__name__)
 Optimizer = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
@@ -87,8 +81,8 @@ class HerlModule(L.LightningModule):
         warmup_steps: Optimiser steps over which the learning rate rises from 0.
         updates_per_batch: Optimiser steps per rollout batch.
         micro_batch_tokens: Tokens of a row, which is one forward pass. Changes memory and speed, never the
-            result. `auto` for 8192 on a CPU and what fits in memory on a GPU (`herl.row_tokens`).
-        packing: What stands in a row (`herl.batch.Packing`); `auto` for the best that the model allows.
+            result. `auto` for 8192 on a CPU and what fits in memory on a GPU (`herl.update.row_tokens`).
+        packing: What a row holds (`herl.update.batch.Packing`); `auto` for the best that the model allows.
         most_skipped_steps: Steps in a row that may be skipped for a loss or gradient that is not finite.
         max_grad_norm: Gradients are clipped to this norm; None for no clipping.
         validation_attempts: Plain attempts per held-out prompt. More only lower the noise.

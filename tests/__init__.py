@@ -1,3 +1,3 @@
-from herl.openmp import spin_briefly
+from herl.cli.openmp import spin_briefly
 
 spin_briefly()  # before any test imports torch

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from herl.model import PretrainedModel
+from herl.models.pretrained import PretrainedModel
 
 NO_GPU = "needs a CUDA GPU"
 

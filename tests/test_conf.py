@@ -7,11 +7,12 @@ from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 
 from herl import BonusReward, ConfigError, HindsightBuilder, Judge, Memory, Sampler
-from herl.commands import _benchmarked
-from herl.config import check, conf_dir
-from herl.likelihood import LikelihoodLoss
-from herl.loss import Loss, PolicyLoss
-from tests.configuration import composed
+from herl.cli.commands import _benchmarked
+from herl.config.check import check, conf_dir
+from herl.update.loss.base import Loss
+from herl.update.loss.policy import PolicyLoss
+from herl.update.loss.sft import LikelihoodLoss
+from tests.support.configuration import composed
 
 INTERFACES = {
     "sampler": Sampler,
@@ -60,7 +61,7 @@ def test_a_benchmark_goes_with_every_experiment(experiment, monkeypatch):
     """An experiment has settings of its own for data and judge: the benchmark's are others."""
     config = composed("test", "benchmark=ifbench", f"experiment={experiment}")
     check(config)
-    monkeypatch.setattr("herl.commands.make", lambda node: node._target_)
+    monkeypatch.setattr("herl.cli.commands.make", lambda node: node._target_)
     benchmarked, data = _benchmarked(config, None)
     assert data == "herl.data.prompts.ifbench"
     assert benchmarked.module.judge._target_.endswith("InstructionFollowingJudge")
@@ -161,7 +162,10 @@ def test_presets_are_what_they_say():
     assert (herl.selection.strict, herl.selection.placement) == (True, "replace_worst")
     assert herl.selection.fallback_copies is False
     assert (herl.bonus.alpha, herl.bonus.mode) == (0.05, "signed")
-    assert (herl.loss.revision_ratio, herl.loss.revision_shaping) == ("same_context", "clip")
+    assert (herl.loss.revision_ratio, herl.loss.revision_shaping) == (
+        "same_context",
+        "clip",
+    )
     assert herl.loss.entropy_coef == 0.01
     assert herl.module.updates_per_batch == 4
     assert herl.memory._target_.endswith("NoMemory")
@@ -228,10 +232,19 @@ def test_only_trusted_packages_are_named(monkeypatch):
 @pytest.mark.parametrize(
     ("node", "message"),
     [
-        ({"_target_": "herl.loss.PolicyLoss", "gama": 1}, r"x.gama: unknown key; .*Did you mean 'gamma'"),
-        ({"_target_": "herl.loss.PolicyLoss", "gamma": "1"}, r"x.gamma: expected float, got the text '1'"),
-        ({"_target_": "herl.loss.PolicyLos"}, r"x._target_: cannot import 'herl.loss.PolicyLos'"),
-        ({"_target_": "herl.model.PretrainedModel", "path": 3}, r"x.path: expected str, got 3"),
+        (
+            {"_target_": "herl.update.loss.policy.PolicyLoss", "gama": 1},
+            r"x.gama: unknown key; .*Did you mean 'gamma'",
+        ),
+        (
+            {"_target_": "herl.update.loss.policy.PolicyLoss", "gamma": "1"},
+            r"x.gamma: expected float, got the text '1'",
+        ),
+        (
+            {"_target_": "herl.update.loss.policy.PolicyLos"},
+            r"x._target_: cannot import 'herl.update.loss.policy.PolicyLos'",
+        ),
+        ({"_target_": "herl.models.pretrained.PretrainedModel", "path": 3}, r"x.path: expected str, got 3"),
         ({"a": {"_target_": "herl.judge.JudgeDesk"}}, r"x.a.judge: expected a value, got none"),
         ({"_target_": "herl.judge.JudgeDesk", "judge": "???"}, r"judge: expected a value, got none"),
     ],

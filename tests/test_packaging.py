@@ -33,7 +33,7 @@ def wheel(tmp_path_factory):
 def test_wheel_carries_package_configuration_prompt_and_assets(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {
-        "herl/cli.py",
+        "herl/cli/main.py",
         "herl/conf/fit.yaml",
         "herl/conf/algorithm/herl.yaml",
         "herl/hindsight/revision.txt",
@@ -56,7 +56,7 @@ def test_an_installed_wheel_composes_its_configuration(wheel, tmp_path):
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import herl; "
         f"assert herl.__file__.startswith({str(tmp_path)!r}); "
-        "sys.argv = ['herl', 'fit', '--cfg', 'job']; from herl.cli import main; main()"
+        "sys.argv = ['herl', 'fit', '--cfg', 'job']; from herl.cli.main import main; main()"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tests.fuzz import run
+from tests.support.fuzz import run
 
 
 def main() -> None:

@@ -12,10 +12,10 @@ from typing import Any
 import lightning as L
 
 from herl.errors import ConfigError, check_at_least
-from herl.experience import Stages
 from herl.hindsight import HindsightBuilder
 from herl.metrics.rubric import rewards
 from herl.module import HerlModule
+from herl.rollout.stages import Stages
 from herl.types import Hindsight, Judged, Task
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from herl.inspection import MARKS, word_diff
+from herl.records.inspect import MARKS, word_diff
 from herl.types import Judged, Task
 
 _PUNCTUATION = re.compile(r"[!-/:-@\[-`{-~]")

@@ -12,16 +12,16 @@ from typing import Any
 import lightning as L
 
 from herl.errors import TrainingError, check_at_least
-from herl.experience import Collection
 from herl.module import HerlModule
-from herl.records import answer_record
+from herl.records.lines import answer_record
+from herl.rollout.collect import Collection
 
 logger = logging.getLogger(__name__)
 LINES_PER_FILE = 10_000
 
 
 class RecordAnswers(L.Callback):
-    """Records attempts and revisions of every training step, on rank 0 (`herl.records`).
+    """Records attempts and revisions of every training step, on rank 0 (`herl.records.lines`).
 
     Args:
         folder: Where the files go.

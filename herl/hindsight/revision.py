@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from herl import template as templates
+from herl import prompt_template
 from herl.hindsight import HindsightBuilder
 from herl.hindsight.candidates import TIE, top_k
 from herl.types import Criterion, Hindsight, Judged, Message, Task
@@ -44,9 +44,9 @@ class RevisionBuilder(HindsightBuilder):
     ) -> None:
         self.candidates = candidates
         self.perfect = perfect
-        shipped = templates.load("herl.hindsight", "revision.txt" if draft else "rewrite.txt")
+        shipped = prompt_template.load("herl.hindsight", "revision.txt" if draft else "rewrite.txt")
         self.template = (template or shipped).strip()
-        templates.check("hindsight.template", self.template, _FIELDS, _OPTIONAL)
+        prompt_template.check("hindsight.template", self.template, _FIELDS, _OPTIONAL)
 
     def build(self, task: Task, group: Sequence[Judged]) -> list[Hindsight]:
         """Returns a revision prompt for each candidate that missed something."""
@@ -62,7 +62,7 @@ class RevisionBuilder(HindsightBuilder):
         told = [(criterion, verdicts.get(criterion.id)) for criterion in task.rubric.criteria]
         met = tuple(c for c, verdict in told if verdict is not None and c.good(verdict))
         missed = tuple(c for c, verdict in told if verdict is not None and not c.good(verdict))
-        content = templates.fill(
+        content = prompt_template.fill(
             self.template,
             {
                 "request": task.request,

@@ -15,6 +15,6 @@ file of your own in `conf/judge/` (README, "Write a plug-in").
 
 from herl.judge.base import Aggregation, Judge
 from herl.judge.budget import Budget
-from herl.judge.desk import JudgeDesk
+from herl.judge.runner import JudgeDesk
 
 __all__ = ["Aggregation", "Budget", "Judge", "JudgeDesk"]

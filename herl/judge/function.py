@@ -19,7 +19,7 @@ from typing import Any
 from herl.errors import JudgeError
 from herl.judge.aggregation import weighted
 from herl.judge.base import Aggregation, Judge
-from herl.locate import configured
+from herl.targets import configured
 from herl.types import Judgement, Rollout, Task, Verdict
 
 Function = Callable[[Task, str], Any]

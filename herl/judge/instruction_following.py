@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from herl.cache import cache_folder
+from herl.cache_folder import cache_folder
 from herl.errors import ConfigError
 from herl.judge.aggregation import weighted
 from herl.judge.base import Aggregation, Judge

@@ -35,7 +35,7 @@ import jsonschema
 from herl.errors import JudgeError, did_you_mean
 from herl.judge.aggregation import weighted
 from herl.judge.base import Aggregation, Judge
-from herl.locate import located
+from herl.targets import located
 from herl.types import Criterion, Judgement, Rollout, Task, Verdict
 
 _NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?")

@@ -7,9 +7,9 @@ from statistics import fmean
 
 from rapidfuzz.distance import Levenshtein
 
-from herl.experience import Collection, Group
 from herl.metrics.judging import judge_metrics
 from herl.metrics.rubric import fulfilled, is_perfect, rewards, rubric_metrics
+from herl.rollout.collect import Collection, Group
 from herl.types import Experience, Judged, Task
 
 

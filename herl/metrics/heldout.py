@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from herl.improve import Trajectory, rewards_by_round
 from herl.metrics.rubric import rubric_metrics
+from herl.rollout.improve import Trajectory, rewards_by_round
 
 
 def heldout_metrics(

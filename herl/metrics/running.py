@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import torch
 
 from herl.distributed import gather
-from herl.loss import Stats
+from herl.update.loss.base import Stats
 
 PERCENTILES = {"p01": 0.01, "p50": 0.5, "p99": 0.99}
 MOST_SAMPLES = 1 << 16

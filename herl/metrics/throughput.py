@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from transformers import PreTrainedModel
 
-from herl.cost import gpu_of
 from herl.distributed import world_size
-from herl.experience import Collection
+from herl.rollout.collect import Collection
 from herl.types import Experience
+from herl.update.gpu_cost import gpu_of
 
 GIB = 1 << 30
 
@@ -42,8 +42,9 @@ def throughput_metrics(collection: Collection, seconds: Mapping[str, float]) -> 
 def utilization(
     policy: PreTrainedModel, collection: Collection, seconds: Mapping[str, float]
 ) -> dict[str, float]:
-    """Returns how well the step used its devices: tokens of answers per second of the step and device, and,
-    on a GPU whose peak is known (`herl.cost.GPUS`), the model's FLOPs of the update as a share of that peak.
+    """Returns how well the step used its devices: tokens of answers per second of the step and device,
+    and, on a GPU whose peak is known (`herl.update.gpu_cost.GPUS`), the model's FLOPs of the update as a
+    share of that peak.
 
     FLOPs are those of matrix products with the weights: 6 a token and trained weight, 4 a frozen one. Each
     context counts once for its answers, the head for answers alone; attention and recomputation do not count.

@@ -24,7 +24,7 @@ none will come."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CardNeeds:
-    """What matters to an engine on the trainer's own GPU. Estimates of `herl.cost`, in GiB of one GPU."""
+    """What matters to an engine on the trainer's own GPU: estimates of `herl.update.gpu_cost` in GiB."""
 
     parameters: int
     """Of the model."""

@@ -21,10 +21,10 @@ from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
-from herl import attention
 from herl.errors import SamplerError
-from herl.precision import computes_exact_float32
-from herl.uncompiled import uncompiled
+from herl.models import shared_attention
+from herl.models.precision import computes_exact_float32
+from herl.models.uncompiled import uncompiled
 
 ROOM = 16
 """Tokens that the buffers of answers grow by when they are full."""
@@ -232,7 +232,7 @@ def prompt_cache(model: PreTrainedModel) -> Callable[[], PromptCache]:
     copied = partial(CopiedPrompts, config=model.config, keyword=keyword)
     layers = copied().layers
     reason = "its layers do not all see everything before a token, or attend in another way"
-    if attention.installed(model) and layers and all(type(layer) is DynamicLayer for layer in layers):
+    if shared_attention.installed(model) and layers and all(type(layer) is DynamicLayer for layer in layers):
         expected, shared = trial(model, copied()), partial(SharedPrompts, len(layers))
         try:
             deviation = float((trial(model, shared()) - expected).abs().max())

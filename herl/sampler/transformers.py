@@ -26,6 +26,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from herl.errors import ConfigError
+from herl.models.weights import is_sharded
 from herl.sampler import Sampler
 from herl.sampler.answer import OpenAnswer, end_token_ids, finished_answer
 from herl.sampler.cast_linears import CastLinears
@@ -37,7 +38,6 @@ from herl.sampler.replays import CudaRecorder
 from herl.sampler.static_prompts import serves
 from herl.seeds import derive_seed
 from herl.types import Rollout, SampleRequest
-from herl.weights import is_sharded
 
 KEPT = 0.1
 """Share of a GPU's memory up to which keys, values and copies of weights stay there during the update."""

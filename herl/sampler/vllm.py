@@ -27,13 +27,13 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from herl.distributed import gather, rank, together, world_size
 from herl.errors import ConfigError, SamplerError, check_at_least
+from herl.models.weights import named_weights, weight_shapes
 from herl.sampler import More, RunLimits, StreamingSampler, vllm_worker
 from herl.sampler.answer import end_token_ids, finished_answer
 from herl.sampler.receipts import Layout, Receipts, listed
 from herl.sampler.vllm_arguments import GIB, memory_complaint, run_arguments
 from herl.seeds import derive_seed
 from herl.types import Rollout, SampleRequest
-from herl.weights import named_weights, weight_shapes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -35,6 +35,7 @@ from safetensors.torch import save_file
 
 from herl.distributed import gather_results, rank, world_size
 from herl.errors import ConfigError, SamplerError, check_at_least
+from herl.models.weights import weight_shapes
 from herl.sampler import More, StreamingSampler
 from herl.sampler.answer import end_token_ids, finished_answer
 from herl.sampler.receipts import Receipts, listed
@@ -42,7 +43,6 @@ from herl.sampler.vllm_pool import NoServerLeft, Server, ServerPool
 from herl.seeds import derive_seed
 from herl.types import Rollout, SampleRequest
 from herl.vllm_process import ServerProcess
-from herl.weights import weight_shapes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

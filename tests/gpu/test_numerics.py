@@ -12,19 +12,20 @@ import torch
 from herl import SamplerError
 from herl.callbacks import RefreshSampler
 from herl.data import RubricDataModule
-from herl.experience import RolloutPlan, render
 from herl.judge.rule import RuleJudge
-from herl.loss import PolicyLoss
-from herl.model import PretrainedModel
+from herl.models.pretrained import PretrainedModel
 from herl.module import HerlModule
-from herl.packing import choose_packing
+from herl.rollout.render import render
+from herl.rollout.stages import RolloutPlan
 from herl.sampler.transformers import TransformersSampler
-from herl.scoring import Scorer
 from herl.testing import check_sampler, make_rollout, make_task
 from herl.types import Sampling
-from tests.naive import padded_logprobs, padded_loss
-from tests.unit.test_attention import ARCHITECTURES, model_of
-from tests.unit.test_batch import experience
+from herl.update.loss.policy import PolicyLoss
+from herl.update.packing_probe import choose_packing
+from herl.update.scorer import Scorer
+from tests.support.experiences import experience
+from tests.support.naive import padded_logprobs, padded_loss
+from tests.support.small_models import ARCHITECTURES, model_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the compiler's own, other ones in each version of torch
 NAMES = ("llama", "mistral", "qwen3-sliding", "granite")

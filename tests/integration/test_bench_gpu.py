@@ -50,7 +50,7 @@ def test_the_leak_test_finds_a_leak(tmp_path, monkeypatch):
         )
         return output.transpose(1, 2)
 
-    monkeypatch.setattr("herl.attention.blockwise_attention", causal)
+    monkeypatch.setattr("herl.models.shared_attention.blockwise_attention", causal)
     assert rows._changed_by_neighbors(bench, policy, "shared", bf16=False) > 0
 
 

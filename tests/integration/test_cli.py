@@ -21,7 +21,7 @@ SMALL = (
 
 
 def herl(*arguments, cwd, timeout=240, **environment):
-    command = [sys.executable, "-c", "from herl.cli import main; main()", *arguments]
+    command = [sys.executable, "-c", "from herl.cli.main import main; main()", *arguments]
     return subprocess.run(
         command, cwd=cwd, capture_output=True, text=True, timeout=timeout, env=os.environ | environment
     )
@@ -36,7 +36,7 @@ def summary_of(folder):
 
 def test_help_is_quick_and_loads_neither_torch_nor_hydra(tmp_path):
     code = (
-        "import sys; sys.argv=['herl', '--help']; from herl.cli import main; main(); "
+        "import sys; sys.argv=['herl', '--help']; from herl.cli.main import main; main(); "
         "assert not {'torch', 'vllm', 'hydra', 'lightning'} & set(sys.modules)"
     )
     started = time.perf_counter()

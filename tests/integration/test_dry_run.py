@@ -5,12 +5,12 @@ import subprocess
 
 import pytest
 
-from herl.commands import validate
-from herl.dry_run import dry_run
+from herl.cli.commands import validate
+from herl.dry_run.estimate import _batches, _part, _validations
+from herl.dry_run.trial import dry_run
 from herl.errors import ConfigError
-from herl.estimate import _batches, _part, _validations
-from tests.configuration import composed
-from tests.integration.runs import HERL, environment
+from tests.support.configuration import composed
+from tests.support.runs import HERL, environment
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

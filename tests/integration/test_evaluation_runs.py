@@ -12,9 +12,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from herl.callbacks.dashboard import LAYOUT
-from herl.experience import render
-from herl.model import PretrainedModel
-from tests.integration.runs import HERL, curves, environment, summary
+from herl.models.pretrained import PretrainedModel
+from herl.rollout.render import render
+from tests.support.runs import HERL, curves, environment, summary
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 README = Path(__file__).parents[2] / "README.md"

@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from tests.fake_endpoint import FakeEndpoint
-from tests.integration.runs import HERL, SMALL, curves, environment, summary
+from tests.support.fake_endpoint import FakeEndpoint
+from tests.support.runs import HERL, SMALL, curves, environment, summary
 
 KEY = "sk-secret-of-the-tests"
 TWO_EPOCHS = (

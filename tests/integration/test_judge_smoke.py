@@ -2,7 +2,7 @@
 
 import subprocess
 
-from tests.integration.runs import HERL, curves, environment, summary
+from tests.support.runs import HERL, curves, environment, summary
 
 
 def test_a_policy_is_trained_on_the_verdicts_of_a_served_model(tmp_path):

@@ -6,13 +6,12 @@ The right numbers come from the plain model with transformers' own eager attenti
 import pytest
 import torch
 
-from herl.batch import micro_batches
-from herl.logprobs import answer_logprobs
-from herl.packing import choose_packing
-from tests.architectures import ARCHITECTURES, model_of
-from tests.naive import padded_logprobs
-from tests.unit.test_batch import several
-from tests.unit.test_logprobs import in_order
+from herl.update.batch import micro_batches
+from herl.update.logprobs import answer_logprobs
+from herl.update.packing_probe import choose_packing
+from tests.support.architectures import ARCHITECTURES, model_of
+from tests.support.experiences import in_order, several
+from tests.support.naive import padded_logprobs
 
 pytestmark = [
     pytest.mark.slow,

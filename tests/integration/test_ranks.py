@@ -8,7 +8,7 @@ import torch
 from lightning.fabric.utilities.load import _load_distributed_checkpoint
 from transformers import AutoModelForCausalLM
 
-from tests.integration.runs import HERL, SMALL, curves, environment, fit, summary
+from tests.support.runs import HERL, SMALL, curves, environment, fit, summary
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 # what is normalised over the whole batch, on all ranks

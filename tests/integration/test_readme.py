@@ -5,8 +5,8 @@ import re
 import shlex
 from pathlib import Path
 
-from herl.cost import GPUS, Settings, Work, estimate, model_size
-from tests.configuration import composed
+from herl.update.gpu_cost import GPUS, Settings, Work, estimate, model_size
+from tests.support.configuration import composed
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 

@@ -8,14 +8,15 @@ import pytest
 import torch
 from hydra.utils import instantiate
 
-from herl.batch import micro_batches
-from herl.experience import Stages, collect
 from herl.judge import JudgeDesk
 from herl.judge.rule import RuleJudge
-from herl.loss import Tokens
+from herl.rollout.collect import collect
+from herl.rollout.stages import Stages
 from herl.sampler.scripted import ScriptedSampler
 from herl.testing import make_task
-from tests.configuration import composed
+from herl.update.batch import micro_batches
+from herl.update.loss.base import Tokens
+from tests.support.configuration import composed
 
 ATTEMPTS = ["It eats fish.", "The river.", "fish", "It is brown."]
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from herl.model import PretrainedModel
+from herl.models.pretrained import PretrainedModel
 from herl.sampler.vllm import VLLMSampler
-from tests.integration.runs import SMALL, fit, summary
-from tests.unit.test_vllm import module_with, probe_of
+from tests.support.runs import SMALL, fit, summary
+from tests.support.vllm_modules import module_with, probe_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 VLLM = ("sampler=vllm", "sampler.kv_cache_gib=0.25")

@@ -8,10 +8,10 @@ import torch
 
 from herl import ConfigError, SampleRequest, SamplerError, Sampling
 from herl.callbacks import RefreshSampler
-from herl.experience import render
 from herl.judge.rule import RuleJudge
-from herl.model import PretrainedModel
+from herl.models.pretrained import PretrainedModel
 from herl.module import HerlModule
+from herl.rollout.render import render
 from herl.sampler.vllm_server import VLLMServerSampler
 from herl.testing import check_sampler
 

@@ -5,8 +5,8 @@ import torch.multiprocessing as mp
 
 from herl import HerlError, SamplerError
 from herl.distributed import gather, gather_results, rank, together, world_size
-from herl.loss import Stats
 from herl.metrics.running import RunningStats
+from herl.update.loss.base import Stats
 
 
 def run_on_ranks(work, ranks, folder):
@@ -82,12 +82,12 @@ def _packing_is_chosen_together():
     import torch
     from torch.distributed.device_mesh import init_device_mesh
 
-    from herl import attention
-    from herl.model import PretrainedModel
-    from herl.packing import choose_packing
-    from herl.sharding import load_sharded
+    from herl.models import shared_attention
+    from herl.models.fsdp import load_sharded
+    from herl.models.pretrained import PretrainedModel
+    from herl.update.packing_probe import choose_packing
 
-    cpu, sound = torch.device("cpu"), attention.blockwise_attention
+    cpu, sound = torch.device("cpu"), shared_attention.blockwise_attention
     model = PretrainedModel(path="tiny", gradient_checkpointing=True)
     policy = load_sharded(model, init_device_mesh("cpu", (world_size(),)))
     ids = torch.arange(3, 40)[None]
@@ -116,29 +116,29 @@ def _packing_is_chosen_together():
         return output
 
     for failing in (second_fails, backward_fails):
-        attention.blockwise_attention = failing
+        shared_attention.blockwise_attention = failing
         assert choose_packing(policy, cpu) == "packed"
         assert all(parameter.grad is None for parameter in policy.parameters())
         torch.testing.assert_close(gradient(), before, rtol=1e-6, atol=0)
-    attention.blockwise_attention = sound
+    shared_attention.blockwise_attention = sound
 
 
 def _one_rank_cannot_try_a_packing():
     """Every rank has the whole model; a fault of one is known to all, and none waits."""
     import torch
 
-    from herl import attention
-    from herl.model import PretrainedModel
-    from herl.packing import choose_packing
+    from herl.models import shared_attention
+    from herl.models.pretrained import PretrainedModel
+    from herl.update.packing_probe import choose_packing
 
-    sound = attention.blockwise_attention
+    sound = shared_attention.blockwise_attention
 
     def attend(*arguments, **settings):
         if rank() == 1:
             raise RuntimeError("no kernel on this card")
         return sound(*arguments, **settings)
 
-    attention.blockwise_attention = attend
+    shared_attention.blockwise_attention = attend
     assert choose_packing(PretrainedModel(path="tiny").load(), torch.device("cpu")) == "packed"
 
 

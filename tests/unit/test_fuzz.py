@@ -1,4 +1,4 @@
-from tests.fuzz import run
+from tests.support.fuzz import run
 
 
 def test_random_input_ends_in_a_valid_object_or_in_a_clear_error():

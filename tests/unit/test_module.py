@@ -1,7 +1,6 @@
 """HerlModule with a real model and trainer on scripted answers."""
 
 from copy import deepcopy
-from functools import partial
 from pathlib import Path
 
 import lightning as L
@@ -9,48 +8,18 @@ import pytest
 import torch
 
 from herl import ConfigError, Sampling
-from herl.batch import split_by_group
 from herl.callbacks import AnswerBudget, BestCheckpoint, RefreshSampler
 from herl.callbacks.refresh_sampler import compare
 from herl.data import RubricDataModule
-from herl.experience import RolloutPlan
 from herl.hindsight.revision import RevisionBuilder
-from herl.judge.rule import RuleJudge
-from herl.loss import PolicyLoss
-from herl.model import PretrainedModel
-from herl.module import HerlModule
-from herl.sampler.scripted import ScriptedSampler
+from herl.models.pretrained import PretrainedModel
+from herl.rollout.stages import RolloutPlan
 from herl.sampler.transformers import TransformersSampler
-from herl.schedule import learning_rate_share
 from herl.testing import make_experience, make_rollout, make_task
-
-TASKS = [make_task(id=f"t{i}", request=f"Describe the {name}.") for i, name in enumerate(("otter", "fox"))]
-ANSWERS = {task.id: ["It eats fish.", "It is brown.", "It lives in a river.", "fish river"] for task in TASKS}
-
-
-def module_of(answers=ANSWERS, **changes):
-    defaults = {
-        "model": PretrainedModel(path="tiny"),
-        "sampler": ScriptedSampler(answers, {task.id: ["fish river"] for task in TASKS}),
-        "judge": RuleJudge(),
-        "rollout": RolloutPlan(attempts_per_prompt=4),
-        "optimizer": partial(torch.optim.SGD, lr=0.1),
-    }
-    return HerlModule(**(defaults | changes))
-
-
-def fit(module, tmp_path, tasks=TASKS, callbacks=(), resume=None, **trainer):
-    settings = {
-        "max_epochs": 1,
-        "accelerator": "cpu",
-        "logger": False,
-        "enable_checkpointing": False,
-        "limit_val_batches": 0,
-    }
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "default_root_dir": tmp_path}
-    made = L.Trainer(**(settings | quiet | trainer), callbacks=[RefreshSampler(), *callbacks])
-    made.fit(module, RubricDataModule(tasks, prompts_per_batch=2), ckpt_path=resume, weights_only=True)
-    return made
+from herl.update.batch import split_by_group
+from herl.update.loss.policy import PolicyLoss
+from herl.update.schedule import learning_rate_share
+from tests.support.training import TASKS, fit, initial, module_of, weights
 
 
 def test_the_end_of_a_run_may_be_its_best(tmp_path):
@@ -62,14 +31,6 @@ def test_the_end_of_a_run_may_be_its_best(tmp_path):
     assert (tmp_path / "best.ckpt").stat().st_mtime_ns == first.st_mtime_ns
     assert (float(best.best_model_score), Path(best.best_model_path)) == (0.5, tmp_path / "best.ckpt")
     assert "optimizer_states" not in torch.load(tmp_path / "best.ckpt", weights_only=True)
-
-
-def weights(module):
-    return torch.cat([p.detach().flatten() for p in module.policy.parameters()])
-
-
-def initial():
-    return torch.cat([p.detach().flatten() for p in PretrainedModel(path="tiny").load().parameters()])
 
 
 def test_a_batch_becomes_that_many_optimiser_steps(tmp_path):
@@ -122,7 +83,7 @@ def test_kl_to_the_reference_pulls_the_policy_back(tmp_path):
 def test_no_old_logprob_pass_before_the_first_step(tmp_path, updates, passes, monkeypatch):
     """One micro-batch a step: k steps cost k passes with gradient and k - 1 without."""
     calls = []
-    import herl.scoring as place
+    import herl.update.scorer as place
 
     real = place.answer_logprobs
     monkeypatch.setattr(place, "answer_logprobs", lambda *a, **k: calls.append(1) or real(*a, **k))

@@ -15,11 +15,11 @@ from workload import arguments_of, median, report, tasks_of, write
 
 from herl.callbacks import RefreshSampler
 from herl.data import RubricDataModule
-from herl.experience import RolloutPlan
 from herl.hindsight.revision import RevisionBuilder
 from herl.judge.rule import RuleJudge
-from herl.model import PretrainedModel
+from herl.models.pretrained import PretrainedModel
 from herl.module import HerlModule
+from herl.rollout.stages import RolloutPlan
 from herl.sampler.transformers import TransformersSampler
 from herl.types import Sampling
 

@@ -19,10 +19,10 @@ from pathlib import Path
 import aiohttp
 
 from herl.judge import JudgeDesk
-from herl.judge.asker import Limits
-from herl.judge.endpoint import Endpoint
-from herl.judge.llm import LLMJudge
-from herl.judge.reply_cache import ReplyCache
+from herl.judge.llm.client import Limits
+from herl.judge.llm.endpoint import Endpoint
+from herl.judge.llm.judge import LLMJudge
+from herl.judge.llm.reply_cache import ReplyCache
 from herl.testing import make_rollout, make_task
 
 TASK = make_task()

@@ -17,16 +17,17 @@ from functools import partial
 from workload import arguments_of, median, report, tasks_of, write
 
 from herl.advantages import group_advantages
-from herl.experience import RolloutPlan, Stages, collect
 from herl.hindsight.revision import RevisionBuilder
 from herl.judge import Judge, JudgeDesk
-from herl.model import PretrainedModel
+from herl.models.pretrained import PretrainedModel
+from herl.models.weights import named_weights
+from herl.rollout.collect import collect
+from herl.rollout.stages import RolloutPlan, Stages
 from herl.sampler import Sampler
 from herl.sampler.vllm import VLLMSampler
 from herl.selection import form_group
 from herl.testing import FakeJudge
 from herl.types import Judgement, Rollout, SampleRequest, Sampling, Task
-from herl.weights import named_weights
 
 
 class FixedTimeJudge(FakeJudge):

@@ -16,15 +16,15 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from workload import arguments_of, experiences_of, median, peak_gib, report, write
 
-from herl.batch import micro_batches
-from herl.logprobs import answer_logprobs
+from herl.update.batch import micro_batches
+from herl.update.logprobs import answer_logprobs
 
 WAYS = ("naive", "chunked")
 
 
 def peak(way: str, vocabulary: int, answers: int, tokens: int) -> float:
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
-    from naive import padded_logprobs
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    from tests.support.naive import padded_logprobs
 
     torch.manual_seed(0)
     config = LlamaConfig(

@@ -17,11 +17,11 @@ from herl.callbacks import RefreshSampler
 from herl.data import RubricDataModule
 from herl.distributed import gather
 from herl.judge.rule import RuleJudge
-from herl.lora import Lora
-from herl.model import PretrainedModel
+from herl.models.fsdp import FSDPStrategy
+from herl.models.lora import Lora
+from herl.models.pretrained import PretrainedModel
 from herl.module import HerlModule
 from herl.sampler.scripted import ScriptedSampler
-from herl.sharding import FSDPStrategy
 from herl.testing import make_task
 
 

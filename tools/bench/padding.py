@@ -17,11 +17,11 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from workload import arguments_of, experiences_of, median, report, write
 
-from herl.allocator import keep_freed_memory
-from herl.batch import micro_batches
-from herl.logprobs import answer_logprobs
-from herl.model import PretrainedModel
+from herl.models.malloc import keep_freed_memory
+from herl.models.pretrained import PretrainedModel
 from herl.types import Experience
+from herl.update.batch import micro_batches
+from herl.update.logprobs import answer_logprobs
 
 MAX_TOKENS = 2048  # a row holds the whole group of the long case
 

@@ -16,11 +16,11 @@ import lightning as L
 
 from herl.callbacks import RefreshSampler
 from herl.judge.rule import RuleJudge
-from herl.lora import Lora
-from herl.model import PretrainedModel
+from herl.models.lora import Lora
+from herl.models.pretrained import PretrainedModel
+from herl.models.weights import named_weights
 from herl.module import HerlModule
 from herl.sampler.vllm import VLLMSampler
-from herl.weights import named_weights
 
 
 def main() -> None:

@@ -14,13 +14,13 @@ from pathlib import Path
 
 from workload import arguments_of, endless, median, report, requests_of, write
 
-from herl.experience import render
-from herl.model import PretrainedModel
+from herl.models.pretrained import PretrainedModel
+from herl.models.weights import named_weights
+from herl.rollout.render import render
 from herl.sampler import Sampler
 from herl.sampler.transformers import TransformersSampler
 from herl.sampler.vllm import VLLMSampler
 from herl.types import SampleRequest, Sampling
-from herl.weights import named_weights
 
 
 def main() -> None:

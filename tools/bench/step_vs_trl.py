@@ -50,10 +50,10 @@ def herl(arguments: Namespace, sampler: Any, **settings: Any) -> dict[str, Any]:
 
     from herl.callbacks import RefreshSampler
     from herl.data import RubricDataModule
-    from herl.experience import RolloutPlan
     from herl.judge.function import FunctionJudge
-    from herl.model import PretrainedModel
+    from herl.models.pretrained import PretrainedModel
     from herl.module import HerlModule
+    from herl.rollout.stages import RolloutPlan
     from herl.types import Sampling
 
     def reward(task: Any, text: str) -> float:

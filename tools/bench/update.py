@@ -14,10 +14,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from workload import arguments_of, experiences_of, gemm_gflops, median, report, write
 
-from herl.allocator import keep_freed_memory
-from herl.loss import PolicyLoss
-from herl.model import PretrainedModel
-from herl.scoring import Scorer
+from herl.models.malloc import keep_freed_memory
+from herl.models.pretrained import PretrainedModel
+from herl.update.loss.policy import PolicyLoss
+from herl.update.scorer import Scorer
 
 
 def main() -> None:

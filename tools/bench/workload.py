@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from herl.model import PretrainedModel
+from herl.models.pretrained import PretrainedModel
 from herl.testing import make_experience, make_rollout, make_task
 from herl.types import Experience, Task
 

@@ -12,13 +12,14 @@ from statistics import fmean
 from herl.advantages import group_advantages
 from herl.bonus import NoBonus
 from herl.data.animals import animals
-from herl.experience import RolloutPlan, Stages, collect
 from herl.hindsight.candidates import all_imperfect
 from herl.hindsight.revision import RevisionBuilder
 from herl.judge import JudgeDesk
 from herl.judge.rule import RuleJudge
 from herl.metrics.rubric import rewards
-from herl.model import PretrainedModel
+from herl.models.pretrained import PretrainedModel
+from herl.rollout.collect import collect
+from herl.rollout.stages import RolloutPlan, Stages
 from herl.sampler.transformers import TransformersSampler
 from herl.selection import form_group
 from herl.types import Sampling

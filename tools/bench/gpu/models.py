@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from gpu.bench import Bench
-from herl.model import PretrainedModel
+from herl.models.pretrained import PretrainedModel
 
 QWEN = {"vocab_size": 151936, "max_position_embeddings": 32768}
 Q05 = QWEN | {

@@ -9,12 +9,12 @@ from workload import experiences_of
 
 from gpu.bench import Bench
 from gpu.models import load
-from herl.batch import Packing
-from herl.loss import PolicyLoss
-from herl.packing import choose_packing
-from herl.scoring import Scorer
 from herl.testing import make_rollout
 from herl.types import Experience, Rollout
+from herl.update.batch import Packing
+from herl.update.loss.policy import PolicyLoss
+from herl.update.packing_probe import choose_packing
+from herl.update.scorer import Scorer
 
 CONTEXT = 421
 """Tokens of a context: no multiple of any block."""

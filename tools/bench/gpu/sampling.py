@@ -12,13 +12,13 @@ from workload import median, requests_of, synchronize
 
 from gpu.bench import Bench
 from gpu.models import folder
-from herl.experience import render
-from herl.model import PretrainedModel
+from herl.models.pretrained import PretrainedModel
+from herl.models.weights import named_weights
+from herl.rollout.render import render
 from herl.sampler import Sampler
 from herl.sampler.transformers import TransformersSampler
 from herl.sampler.vllm import VLLMSampler
 from herl.types import SampleRequest, Sampling
-from herl.weights import named_weights
 
 GIB = 2**30
 

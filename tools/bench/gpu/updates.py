@@ -18,18 +18,19 @@ from workload import WORDS, gemm_gflops, median, peak_gib, reward_of, synchroniz
 
 from gpu.bench import Bench, settings
 from gpu.models import folder
-from herl.batch import Packing
-from herl.cost import Settings, model_size, update_gib
 from herl.data import RubricDataModule
-from herl.experience import RolloutPlan, render
 from herl.judge.function import FunctionJudge
-from herl.model import PretrainedModel
+from herl.models.pretrained import PretrainedModel
 from herl.module import HerlModule
+from herl.rollout.render import render
+from herl.rollout.stages import RolloutPlan
 from herl.sampler import Sampler
 from herl.sampler.answer import end_token_ids, finished_answer
 from herl.seeds import derive_seed
 from herl.testing import make_task
 from herl.types import Rollout, SampleRequest, Sampling, Task
+from herl.update.batch import Packing
+from herl.update.gpu_cost import Settings, model_size, update_gib
 
 WARM_UP = 2
 """Updates that are not measured: compilers and allocators work in them, and AdamW's moments come."""
@@ -196,7 +197,7 @@ def share(bench: Bench, name: str, target: str) -> None:
 
 
 def _memory(bench: Bench, name: str, found: Sequence[Update], module: HerlModule) -> None:
-    """What an update takes of the card against the formulas in herl/cost.py."""
+    """What an update takes of the card against the formulas in herl/update/gpu_cost.py."""
     assert module.collection is not None
     peak = max(one.peak_gib for one in found)
     bench.add("peak memory of an update", peak, "GiB")
@@ -205,7 +206,7 @@ def _memory(bench: Bench, name: str, found: Sequence[Update], module: HerlModule
     row = max(row.input_ids.numel() for row in rows)
     estimate = sum(update_gib(size, row, Settings(engine="elsewhere", compiled=True), 1).values())
     bench.add("its longest row", row, "tokens")
-    bench.add("herl.cost's estimate of it", estimate, "GiB")
+    bench.add("herl.update.gpu_cost's estimate of it", estimate, "GiB")
     bench.add("measured over estimate, lower side", peak / estimate, target=">= 0.7")
     bench.add("measured over estimate, upper side", peak / estimate, target="<= 1.1")
 

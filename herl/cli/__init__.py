@@ -1,0 +1,1 @@
+"""The `herl` command: `main.py` reads the command line, `commands.py` has one function per verb."""

@@ -1,0 +1,268 @@
+"""What the verbs do: build from the configuration, run, and return a result.
+
+fit              held-out reward -> training -> held-out reward -> summary.json
+validate, test   held-out answers -> numbers with intervals -> summary.json, answers.jsonl
+improve          answers -> revisions, round by round -> the same, and improve.png
+export           checkpoint -> a folder that transformers and vLLM load
+lint             prompts and rubrics -> lint.json
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import Counter
+from copy import deepcopy
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from herl.callbacks import BestCheckpoint
+from herl.callbacks.stop_on_signal import requeue
+from herl.cli.summary import finish, log_hyperparameters, show_rows
+from herl.config.build import Run, build, check_checkpoint, make, quiet, resumed_from
+from herl.config.check import check
+from herl.data.lint import Finding, bad_rows, findings
+from herl.data.prompts import typed_prompt
+from herl.dry_run.trial import dry_run
+from herl.errors import BudgetSpent, ConfigError, DataError, JudgeStop, RunStopped
+from herl.evaluation.evaluate import evaluate, rounds_picture, rounds_table, trajectory_records
+from herl.evaluation.intervals import Row
+from herl.models.export import load_checkpoint, model_card, save_pretrained
+from herl.records.lines import read_records, write_lines
+from herl.rollout.render import render
+
+
+def fit(config: DictConfig) -> dict[str, Any]:
+    """Trains, and returns the summary that it also writes to summary.json in the run's folder."""
+    if config.dry_run:
+        return dry_run(config)
+    started = time.perf_counter()
+    resume = resumed_from(config)
+    run = build(config)
+    run.module.model.check_trainable()
+    check_checkpoint("resume", resume, run)
+    with run.closing():
+        results: dict[str, Any] = {}
+        first = last = None
+        try:
+            results["heldout_reward_before"], first = _heldout(run, resume), _example(run)
+            run.trainer.fit(run.module, run.data, ckpt_path=resume, weights_only=True)
+            results["heldout_reward_after"], last = _heldout(run), _example(run)
+            _keep_if_best(run, results["heldout_reward_after"])
+        except (JudgeStop, RunStopped) as stop:
+            results |= {"stopped": str(stop)} | _best(run)
+            summary = finish(config, run, started, results | _counts(run))
+            if isinstance(stop, BudgetSpent):  # as asked for
+                return summary
+            if isinstance(stop, RunStopped) and run.trainer.is_global_zero:
+                requeue(stop)
+            raise
+    results |= _best(run)
+    log_hyperparameters(config, run, results)
+    if first and last:
+        results["example"] = {"request": first[0], "before": first[1], "after": last[1]}
+    return finish(config, run, started, results | _counts(run))
+
+
+def validate(config: DictConfig) -> dict[str, Any]:
+    """Measures a model or a checkpoint on held-out prompts, and returns the summary that it also writes."""
+    started = time.perf_counter()
+    run, rows = _evaluated(config)
+    if run.trainer.is_global_zero:
+        show_rows(rows)
+    return finish(config, run, started, _results(run, rows))
+
+
+test = validate
+"""The same, on a benchmark."""
+
+
+def improve(config: DictConfig) -> dict[str, Any]:
+    """Lets a model revise its own answers, and returns the summary that it also writes."""
+    started = time.perf_counter()
+    config = deepcopy(config)
+    config.module.validation_revisions = config.rounds  # a run may have had other ideas for its validations
+    data = None
+    if config.prompt is not None:
+        text = sys.stdin.read() if config.prompt == "-" else str(config.prompt)
+        data = typed_prompt(text, cast(list[Any], OmegaConf.to_container(config.rubric)))
+    run, rows = _evaluated(config, data)
+    rounds, trajectories = run.module.validation_revisions, run.module.heldout
+    if run.trainer.is_global_zero and rows:
+        console = Console()
+        console.print(rounds_table(trajectories, rounds, rows))
+        picture = Path(config.output_dir) / "improve.png"
+        rounds_picture(rows, picture)
+        console.print(f"Score by round: {picture}", soft_wrap=True)
+        if data is not None:
+            console.print(Text(trajectories[0].best().rollout.text))
+    return finish(config, run, started, _results(run, rows))
+
+
+def _evaluated(config: DictConfig, data: Any = None) -> tuple[Run, list[Row]]:
+    """Answers the held-out prompts and writes the answers."""
+    checkpoint = _checkpoint(config)
+    config, data = _benchmarked(config, data)
+    run = build(config, data)
+    run.module.trains = False
+    judges = {str(name): make(node) for name, node in config.further_judges.items()}
+    check_checkpoint("checkpoint", checkpoint, run)
+    with run.closing():
+        _heldout(run, checkpoint)
+        rows = evaluate(
+            run.module.heldout,
+            run.module.validation_revisions,
+            judges,
+            seed=config.seed,
+            judge_desk=run.module.judge_desk,
+        )
+    if run.trainer.is_global_zero:
+        write_lines(Path(config.output_dir) / "answers.jsonl", trajectory_records(run.module.heldout))
+    return run, rows
+
+
+def _benchmarked(config: DictConfig, data: Any) -> tuple[DictConfig, Any]:
+    """Puts a benchmark's own prompts, judges and way of answering in place of the configuration's."""
+    benchmark = OmegaConf.select(config, "benchmark")
+    if data is not None or benchmark is None or benchmark.data is None:
+        return config, data
+    check(config)
+    config = deepcopy(config)
+    config.module.judge = benchmark.judge
+    config.module.validation_attempts = benchmark.attempts
+    config.rollout.heldout = benchmark.heldout
+    config.further_judges = {**benchmark.further_judges, **config.further_judges}
+    return config, make(config.benchmark.data)
+
+
+def _results(run: Run, rows: list[Row]) -> dict[str, Any]:
+    reward = run.trainer.callback_metrics.get("heldout/reward")
+    answers = [judged for one in run.module.heldout for judged in one.answers]
+    dropped = {
+        name.removeprefix("heldout/"): int(n)
+        for name, n in run.trainer.callback_metrics.items()
+        if name.startswith("heldout/dropped_")
+    }
+    return {
+        "heldout_reward": None if reward is None else float(reward),
+        "heldout_answers": len(answers),
+        "heldout_tokens": sum(len(judged.rollout.token_ids) for judged in answers),
+        **dropped,  # prompts that were too long: the numbers are without them
+        "results": [asdict(row) for row in rows],
+    }
+
+
+def _heldout(run: Run, checkpoint: str | None = None) -> float | None:
+    """Held-out reward of the policy as it is; None without held-out prompts."""
+    run.trainer.validate(run.module, run.data, ckpt_path=checkpoint, weights_only=True, verbose=False)
+    reward = run.trainer.callback_metrics.get("heldout/reward")
+    return None if reward is None else float(reward)
+
+
+def _example(run: Run) -> tuple[str, str] | None:
+    """The first held-out request and the answer to it."""
+    if not run.module.heldout:
+        return None
+    first = run.module.heldout[0]
+    return first.task.request, first.answers[0].rollout.text
+
+
+def _counts(run: Run) -> dict[str, int]:
+    names = ("prompts", "answers_sampled", "revisions_sampled", "tokens_sampled", "optimizer_steps")
+    return {name: run.module.counts[name] for name in names}
+
+
+def _keep_if_best(run: Run, reward: float | None) -> None:
+    """The last validation is one after training: the end of a run may be its best."""
+    for callback in run.trainer.checkpoint_callbacks:
+        if isinstance(callback, BestCheckpoint) and reward is not None:
+            callback.keep_if_best(run.trainer, reward)
+
+
+def _best(run: Run) -> dict[str, Any]:
+    """The best checkpoint, where there is one."""
+    for callback in run.trainer.checkpoint_callbacks:
+        if isinstance(callback, BestCheckpoint) and callback.best_model_score is not None:
+            return {
+                "heldout_reward_best": float(callback.best_model_score),
+                "best_checkpoint": callback.best_model_path,
+            }
+    return {}
+
+
+def _checkpoint(config: DictConfig) -> str | None:
+    """The checkpoint that a verb is to start from: the one given, or the best of the run given."""
+    if config.checkpoint is not None or config.run is None:
+        return None if config.checkpoint is None else str(config.checkpoint)
+    places = [Path(config.run) / "checkpoints" / name for name in ("best.ckpt", "last.ckpt")]
+    for place in places:
+        if place.exists():
+            return str(place)
+    raise ConfigError(f"run: expected a run's folder with {places[0]} or {places[1].name}, got neither")
+
+
+def export(config: DictConfig) -> Path:
+    """Writes a checkpoint as a Hugging Face folder, and returns the folder."""
+    check(config)
+    quiet()
+    checkpoint = _checkpoint(config)
+    model = make(config.model)
+    policy, tokenizer = model.load(), model.tokenizer()
+    if checkpoint is not None:
+        load_checkpoint(policy, checkpoint)
+    folder = Path(config.out)
+    save_pretrained(policy, tokenizer, folder, adapter=config.adapter)
+    card = model_card(model.path, checkpoint, adapter=config.adapter)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    Console().print(f"{checkpoint or model.path} -> {folder}", soft_wrap=True, markup=False)
+    return folder
+
+
+def lint(config: DictConfig) -> list[Finding]:
+    """Looks at prompts and rubrics, and returns what it found and also writes to lint.json.
+
+    Raises:
+        DataError: there are errors among it.
+    """
+    check(config)
+    quiet()
+    if OmegaConf.select(config, "data.train.on_bad_row") is not None:
+        config.data.train.on_bad_row = "skip"  # all of them are to be listed
+    data: Any = make(config.data)
+    model = make(config.model)
+    tokenizer = model.tokenizer()
+    found = findings(
+        {"train": data.train, "heldout": data.heldout},
+        prompt_tokens=lambda task: len(render(tokenizer, task.messages)),
+        max_prompt_tokens=make(config.rollout).within(model.max_tokens()).max_prompt_tokens,
+        records=read_records(Path(config.records)) if config.records else (),
+    )
+    found = bad_rows(Path(config.output_dir)) + found
+    listed = [asdict(finding) for finding in found]
+    path = Path(config.output_dir) / "lint.json"
+    path.write_text(json.dumps(listed, indent=2) + "\n", encoding="utf-8")
+    _show_findings(found, len(data.train) + len(data.heldout), path)
+    errors = sum(finding.level == "error" for finding in found)
+    if errors:
+        raise DataError(f"the data has {errors} errors: see {path}")
+    return found
+
+
+def _show_findings(found: list[Finding], prompts: int, path: Path) -> None:
+    """Prints how often each kind was found, with an example."""
+    table = Table("level", "kind", "times", "for example", title=f"herl lint: {prompts} prompts")
+    kinds = Counter((finding.level, finding.kind) for finding in found)
+    for (level, kind), times in sorted(kinds.items()):
+        example = next(finding for finding in found if (finding.level, finding.kind) == (level, kind))
+        shown = Text(f"{example.where}: {example.detail}"[:200])
+        table.add_row(Text(level, style="red" if level == "error" else "yellow"), kind, str(times), shown)
+    console = Console()
+    console.print(table if found else f"herl lint: {prompts} prompts, nothing found")
+    console.print(f"All of it: {path}")

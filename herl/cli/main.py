@@ -1,0 +1,259 @@
+"""The command line: a verb selects a primary configuration and the command that runs it.
+
+The only file that knows hydra.main. Heavy imports wait until a command runs: `herl --help` is instant.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib import import_module
+from importlib.metadata import version
+from signal import SIGINT
+from typing import TYPE_CHECKING
+
+from herl.cli.openmp import spin_briefly
+from herl.errors import HerlError, RunStopped, did_you_mean
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+VERBS = {
+    "fit": "train a policy; held-out reward before and after",
+    "validate": "measure a model or a checkpoint on held-out prompts",
+    "test": "the same on a benchmark",
+    "improve": "let a model revise its own answers, without training",
+    "export": "write a checkpoint as a Hugging Face folder",
+    "inspect": "browse the answers that a run recorded",
+    "lint": "look for what is wrong or doubtful in prompts and rubrics",
+}
+NOT_OF_A_RUN = ("hydra.", "resume=", "dry_run=", "cost.", "run=", "json=")
+"""How overrides begin that say how a run was started, not what it is."""
+CONFIG_DIR = {"-cd", "--config-dir"}
+VALUED = CONFIG_DIR | {"-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name"}
+"""Hydra's options that take a value."""
+INFO = {"-i", "--info"}
+"""Hydra's option that may take one."""
+BENCHMARK_OWN = {
+    "aggregation": "benchmark.judge",
+    "data": "benchmark.data",
+    "judge": "benchmark.judge",
+    "module.judge": "benchmark.judge",
+    "rollout.heldout": "benchmark.heldout",
+    "module.validation_attempts": "benchmark.attempts",
+}
+"""Keys in whose place a benchmark puts its own, and where those are."""
+LIGHT = {"inspect": "herl.records.inspect"}
+"""Verbs that need no model: where they are, instead of `herl.cli.commands`, which takes seconds to import."""
+
+HELP = """herl: reinforcement learning of language models from rubric rewards and hindsight experience
+
+usage: herl VERB [key=value ...] [hydra options]
+
+{verbs}
+
+  herl fit                                  the embedded default: minutes on two CPU cores
+  herl fit algorithm=grpo seed=1            another algorithm, another seed
+  herl fit experiment=smollm2_if            a real pretrained model
+  herl validate run=runs/...                a run's best checkpoint, with that run's settings
+  herl test benchmark=ifbench model=smollm2
+  herl improve                              answers revised at test time, round by round
+  herl inspect runs/...                     drafts and revisions side by side
+  herl export run=runs/... out=my_model     for transformers and vLLM
+  herl fit --cfg job                        the whole configuration, without running it
+  herl fit --config-dir my_conf judge=mine  a component of your own
+  herl fit --help                           all configuration groups"""
+
+
+def main() -> None:
+    """Entry point of the `herl` command."""
+    spin_briefly()
+    verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    verb = verb.removeprefix("--config-name=")  # a process that Lightning started from our own sys.argv
+    if verb in ("-h", "--help"):
+        listed = "\n".join(f"  {name:<10} {what}" for name, what in VERBS.items())
+        print(HELP.format(verbs=listed))
+    elif verb in ("-V", "--version"):
+        print(f"herl {version('herl')}")
+    elif verb in VERBS:
+        if not sys.argv[1].startswith("--config-name="):
+            options, overrides = _split(verb, sys.argv[2:])
+            if verb in ("test", "improve"):
+                _check_benchmark(overrides)
+            if verb != "inspect":
+                options = [*_options_of_run(options, overrides), *options]
+                overrides = [*_overrides_of_run(overrides), *overrides]
+            sys.argv[2:] = [*options, *overrides]  # Hydra wants all overrides in one go
+        _run_hydra(verb)
+    else:
+        _fail(f"unknown verb '{verb}'; expected one of {', '.join(VERBS)}." + did_you_mean(verb, VERBS))
+
+
+def _split(verb: str, arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Options with their values, and overrides, into which `herl inspect RUN --json` is turned."""
+    options: list[str] = []
+    overrides: list[str] = []
+    for one in arguments:
+        before = options[-1] if options else ""
+        if before in VALUED or (before in INFO and "=" not in one):
+            options.append(one)
+        elif one == "--json" and verb == "inspect":
+            overrides.append("json=true")
+        elif one.startswith("-"):
+            options.append(one)
+        else:
+            overrides.append(f"run='{one}'" if verb == "inspect" and "=" not in one else one)
+    if options and options[-1] in INFO:
+        options[-1] = "--info=all"  # or it would take the first override
+    return options, overrides
+
+
+def _key(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0]
+
+
+def _check_benchmark(overrides: list[str]) -> None:
+    """Refuses what would have no effect beside benchmark=."""
+    given = {_key(one): one.partition("=")[2].strip("'\"") for one in overrides}
+    chosen = given.get("benchmark", "")
+    if chosen in ("", "none", "null") or "," in chosen or "prompt" in given:
+        return
+    for one in overrides:
+        for own, instead in BENCHMARK_OWN.items():
+            if re.match(rf"{re.escape(own)}($|[./@])", _key(one)):
+                _fail(f"{one}: no effect with benchmark={chosen}, which brings its own: set {instead}")
+
+
+def _hydra_of_run(overrides: list[str]) -> str | None:
+    """Where Hydra kept how a run was started, for the verbs that go on from it (run=FOLDER)."""
+    folders = [one.removeprefix("run=").strip("'\"") for one in overrides if one.startswith("run=")]
+    if not folders:
+        return None
+    kept = os.path.join(folders[-1], ".hydra")
+    for name in ("overrides.yaml", "hydra.yaml"):
+        if not os.path.isfile(path := os.path.join(kept, name)):
+            _fail(f"run: expected the folder of a run with {path}, got '{folders[-1]}'")
+    return kept
+
+
+def _overrides_of_run(overrides: list[str]) -> list[str]:
+    """What a run was started with, less what was chosen anew."""
+    if not (kept := _hydra_of_run(overrides)):
+        return []
+    from omegaconf import OmegaConf
+
+    from herl.config.check import conf_dir
+
+    keys = {_key(one) for one in overrides}
+    chosen = {key for key in keys if (conf_dir() / key).is_dir()}  # the settings of another choice do not fit
+    past = [_renamed(str(one)) for one in OmegaConf.load(os.path.join(kept, "overrides.yaml"))]
+    return [
+        override
+        for override in past
+        if not override.startswith(NOT_OF_A_RUN)
+        and re.split(r"[./=]", override.lstrip("+~"), maxsplit=1)[0] not in chosen
+    ]
+
+
+def _renamed(override: str) -> str:
+    """Puts the new path of an object in the place of the one that an older version knew it by."""
+    from herl.targets import moved
+
+    key, _, value = override.partition("=")
+    new = moved(value.strip("'\"")) if key.endswith("._target_") else None
+    return f"{key}={new}" if new else override
+
+
+def _options_of_run(options: list[str], overrides: list[str]) -> list[str]:
+    """The --config-dir of its plug-ins that a run was started with, unless one is given."""
+    if {one.partition("=")[0] for one in options} & CONFIG_DIR or not (kept := _hydra_of_run(overrides)):
+        return []
+    from omegaconf import OmegaConf
+
+    sources = OmegaConf.load(os.path.join(kept, "hydra.yaml")).hydra.runtime.config_sources
+    folders = [source.path for source in sources if source.provider == "command-line"]
+    for folder in folders:
+        if not os.path.isdir(folder):
+            _fail(f"run: expected {folder}, its --config-dir, got none there: give --config-dir again")
+    return [f"--config-dir={folder}" for folder in folders]
+
+
+def _run_hydra(verb: str) -> None:
+    import hydra
+
+    from herl.config.check import conf_dir
+
+    # Lightning starts further processes from sys.argv: the verb must survive there as Hydra's own option.
+    sys.argv[1:] = [f"--config-name={verb}", *sys.argv[2:]]
+    sys.path.insert(0, "")  # a console script does not see the current folder, where plug-ins live
+    started = False
+
+    def command(config: DictConfig) -> None:
+        nonlocal started
+        started = True
+        commands = import_module(LIGHT.get(verb, "herl.cli.commands"))
+        try:
+            getattr(commands, verb)(config)
+        except RunStopped as stop:
+            raise SystemExit(130 if stop.signal == SIGINT else 0) from stop
+        except HerlError as error:
+            _fail(str(error))
+        except KeyboardInterrupt:
+            _fail("interrupted")
+
+    try:
+        with _run_folder():
+            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=verb)(command)()
+    except SystemExit as stop:
+        if stop.code and not started:
+            _suggest(verb)
+        raise
+
+
+@contextmanager
+def _run_folder() -> Iterator[None]:
+    """Keeps the other ranks of torchrun and SLURM from making run folders by their own clocks.
+
+    What a run writes, rank 0 writes, or says where to.
+    """
+    rank = int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
+    if rank == 0 or any(argument.startswith("hydra.run.dir=") for argument in sys.argv):
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix=f"herl-rank-{rank}-") as folder:
+        sys.argv += [f"hydra.run.dir={folder}", "hydra.output_subdir=null"]
+        yield
+
+
+def _suggest(verb: str) -> None:
+    """After Hydra refused the configuration: says which key or group was probably meant."""
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+
+    from herl.config.check import conf_dir, known_keys
+
+    groups = {
+        path.relative_to(conf_dir()).as_posix(): {p.stem for p in path.glob("*.yaml")}
+        for path in conf_dir().rglob("*")
+        if path.is_dir()
+    }
+    given = [a.split("=", 1) for a in sys.argv[2:] if "=" in a and not a.startswith(("-", "+", "~", "hydra"))]
+    chosen = [f"{key}={value}" for key, value in given if value in groups.get(key, ())]
+    known = list(groups)
+    with (
+        initialize_config_dir(str(conf_dir()), version_base="1.3"),
+        suppress(HydraException),  # the choices alone do not fit each other: Hydra has said so
+    ):
+        known += known_keys(compose(verb, chosen, return_hydra_config=False))
+    for key, _ in given:
+        if key not in known:
+            print(f"herl: unknown key '{key}'.{did_you_mean(key, known)}", file=sys.stderr)
+
+
+def _fail(message: str) -> None:
+    print(f"herl: error: {message}", file=sys.stderr)
+    raise SystemExit(2)

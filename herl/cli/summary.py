@@ -1,0 +1,191 @@
+"""What a run says at its end: summary.json, its configuration, hyperparameters, tables on the screen."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch.loggers import TensorBoardLogger
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.resolvers.oc import env as read_environment
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from herl.config.build import Run
+from herl.evaluation.intervals import OVERALL, Row, find_row
+from herl.judge import JudgeDesk
+
+PACKAGES = ("herl", "torch", "lightning", "transformers", "hydra-core")
+MOST_ROWS = 20
+"""Criteria on the screen; all are in summary.json."""
+
+
+def finish(config: DictConfig, run: Run, started: float, results: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes what there is to say of a run, shows it, and returns the summary."""
+    summary = _summary(config, run, started, results)
+    if not run.trainer.is_global_zero:
+        return summary
+    folder = Path(config.output_dir)
+    with environment_unread():
+        OmegaConf.save(config, folder / "config.yaml", resolve=True)
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    _show(summary, folder)
+    return summary
+
+
+def _summary(config: DictConfig, run: Run, started: float, results: Mapping[str, Any]) -> dict[str, Any]:
+    seconds = {name: round(value, 2) for name, value in run.module.clock.seconds.items()}
+    seconds["total"] = round(time.perf_counter() - started, 2)
+    choices = HydraConfig.get().runtime.choices
+    return {
+        "experiment": choices.get("experiment"),
+        "algorithm": choices.get("algorithm"),
+        "seed": config.seed,
+        **results,
+        "judge": _judge_summary(run.module.stages.desk),
+        "processes": run.trainer.world_size,
+        "seconds": seconds,
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+    }
+
+
+@contextmanager
+def environment_unread() -> Iterator[None]:
+    """Lets ${oc.env:NAME} stand for itself: what it reads may be a secret."""
+
+    def as_written(name: str, *default: str) -> str:
+        return "${oc.env:" + ",".join([name, *default]) + "}"
+
+    OmegaConf.register_new_resolver("oc.env", as_written, replace=True)
+    try:
+        yield
+    finally:
+        OmegaConf.register_new_resolver("oc.env", read_environment, replace=True)
+
+
+def _judge_summary(desk: JudgeDesk) -> dict[str, Any]:
+    """What judging cost, where it cost something, and how many verdicts abstained, by cause."""
+    usage = desk.totals()
+    counted = ("calls", "tokens", "cost", "cache_hits", "missing")
+    cost = {name: round(usage[name], 6) for name in counted if usage.get(name)}
+    faults = {name: int(n) for name, n in sorted(usage.items()) if name.startswith("fault_")}
+    return cost | faults | ({"abstained": causes} if (causes := desk.causes()) else {})
+
+
+def log_hyperparameters(config: DictConfig, run: Run, metrics: Mapping[str, Any]) -> None:
+    """Gives the loggers what was chosen for the run, and how it ended: TensorBoard compares sweeps by it."""
+    if not run.trainer.is_global_zero:
+        return
+    with environment_unread():
+        plain = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(plain, dict)
+    hydra = HydraConfig.get()
+    given = {override.lstrip("+~").partition("=")[0] for override in hydra.overrides.task}
+    parameters = {key: value for key, value in _leaves(plain) if key in {"seed", "optimizer.lr"} | given}
+    choices = hydra.runtime.choices
+    parameters |= {
+        name: str(choices[name]) for name in ("algorithm", "experiment", *given) if name in choices
+    }
+    final = {f"final/{name}": value for name, value in metrics.items() if isinstance(value, float)}
+    for logger in run.trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.log_hyperparams(parameters, final, step=run.module.counts[run.module.log_over])
+            logger.experiment.flush()
+        else:
+            logger.log_hyperparams(parameters)
+            logger.log_metrics(final, step=run.module.counts[run.module.log_over])
+            logger.save()
+
+
+def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, str | int | float | bool]]:
+    for name, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        elif isinstance(value, str | int | float | bool) and not str(name).startswith("_"):
+            yield f"{prefix}{name}", value
+
+
+def _show(summary: Mapping[str, Any], folder: Path) -> None:
+    """Prints the summary as a table."""
+    table = Table("", "", show_header=False, title=f"herl: {summary['experiment']}, {summary['algorithm']}")
+    for name, value in summary.items():
+        if name in ("experiment", "algorithm", "versions", "results") or value in (None, {}):
+            continue
+        if name in ("seconds", "judge"):
+            parts = {key: _listed(part) if isinstance(part, Mapping) else part for key, part in value.items()}
+            value = _listed(parts)
+        if name == "example":
+            value = "\n".join(f"{when}: {text}" for when, text in value.items())
+        if name == "best_checkpoint":
+            value = _from_here(Path(value))
+        shown = f"{value:.3f}" if isinstance(value, float) else str(value)
+        table.add_row(name.replace("_", " "), Text(shown, overflow="fold"))
+    folder = _from_here(folder)
+    table.add_row("folder", Text(str(folder), overflow="fold"))
+    console = Console()
+    console.print(table)
+    if (folder / "tensorboard").is_dir():
+        console.print(f"Curves: tensorboard --logdir {folder}", soft_wrap=True)
+    if (folder / "records").is_dir() or (folder / "answers.jsonl").is_file():
+        console.print(f"Answers: herl inspect {folder}", soft_wrap=True)
+    if (folder / "checkpoints").is_dir():
+        console.print(f"Use it: herl export run={folder} out=my_model", soft_wrap=True)
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    shown = {name: f"{value:g}" if isinstance(value, float) else value for name, value in values.items()}
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in shown.items())
+
+
+def _from_here(path: Path) -> Path:
+    return Path(os.path.relpath(path)) if path.is_relative_to(Path.cwd()) else path
+
+
+def show_rows(rows: Sequence[Row]) -> None:
+    """Prints an evaluation: one column for each judge and number of revisions."""
+    if not rows:
+        Console().print("No held-out answer: there is nothing to report.")
+        return
+    columns = sorted({(row.judge, row.revisions) for row in rows})
+    heads = [_head(judge, revisions) for judge, revisions in columns]
+    table = Table(title="held out: mean and 95 % interval, by bootstrap over prompts")
+    table.add_column("", overflow="fold")
+    for head in (*heads, "n"):
+        table.add_column(head, no_wrap=True)
+    names = list(dict.fromkeys(row.name for row in rows))
+    judge, revisions = columns[0]
+    first = {name: find_row(rows, name, revisions, judge) for name in names}
+    criteria = [name for name in names if name.startswith("criterion/")]
+    criteria.sort(key=lambda name: row.mean if (row := first[name]) else 2.0)
+    groups = [
+        [name for name in OVERALL if name in names],
+        [name for name in names if name not in OVERALL and name not in criteria],
+        criteria[:MOST_ROWS],
+    ]
+    for group in filter(None, groups):
+        for name in group:
+            cells = [Text(_cell(find_row(rows, name, revisions, judge))) for judge, revisions in columns]
+            table.add_row(Text(name), *cells, str(row.count) if (row := first[name]) else "")
+        table.add_section()
+    console = Console()
+    console.print(table)
+    if len(criteria) > MOST_ROWS:
+        console.print(f"The worst {MOST_ROWS} of {len(criteria)} criteria; all are in summary.json.")
+
+
+def _head(judge: str, revisions: int) -> str:
+    made = {0: "plain attempt", 1: "1 revision"}.get(revisions, f"{revisions} revisions")
+    return f"{judge}: {made}" if judge else made
+
+
+def _cell(row: Row | None) -> str:
+    return f"{row.mean:.3f} [{row.low:.2f}, {row.high:.2f}]" if row else ""

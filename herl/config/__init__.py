@@ -1,0 +1,1 @@
+"""Configurations -> objects: `check.py` finds mistakes before loading, `build.py` makes objects."""

@@ -1,0 +1,155 @@
+"""From a composed configuration to the objects of a run."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from hydra.errors import InstantiationException
+from hydra.types import RunMode
+from hydra.utils import instantiate
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.accelerators import CUDAAccelerator
+from omegaconf import DictConfig
+from transformers.utils import logging as transformers_logging
+
+from herl.config.check import check
+from herl.errors import ConfigError, HerlError
+from herl.models.export import check_checkpoint_file
+from herl.models.fsdp import FSDPStrategy, check_trainer
+from herl.models.precision import default_precision, use_tf32
+from herl.module import HerlModule
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """Everything a verb works with, built from one configuration."""
+
+    module: HerlModule
+    data: L.LightningDataModule
+    trainer: L.Trainer
+
+    def closing(self) -> ExitStack:
+        """Ends sampler and judge with the block, also after an error, where Lightning tears nothing down."""
+        stack = ExitStack()
+        for part in (self.module.stages.sampler, self.module.stages.desk.judge, self.module.stages.desk):
+            stack.enter_context(closing(part))
+        return stack
+
+
+def build(
+    config: DictConfig, data: L.LightningDataModule | None = None, callbacks: Sequence[L.Callback] = ()
+) -> Run:
+    """Checks the configuration, then builds its objects.
+
+    Args:
+        config: Of a verb that runs a model.
+        data: Takes the place of the configuration's own.
+        callbacks: Called before those of the configuration.
+
+    Raises:
+        ConfigError: before any model is loaded.
+    """
+    config = deepcopy(config)  # Hydra resolves nodes in place: the caller's may name secrets
+    check(config)
+    quiet()
+    L.seed_everything(config.seed, verbose=False)
+    data = make(config.data) if data is None else data
+    module: HerlModule = make(config.module)
+    accelerator = config.trainer.accelerator
+    if accelerator == "auto":  # Lightning's own may be one that herl was never run on
+        accelerator = "cuda" if CUDAAccelerator.is_available() else "cpu"
+    trainer: L.Trainer = make(
+        config.trainer,
+        accelerator=accelerator,
+        precision=config.trainer.precision or default_precision(accelerator),
+        callbacks=[*callbacks, *make(config.callbacks).values()],
+        logger=list(make(config.logger).values()) or False,
+    )
+    check_trainer(trainer)  # before other processes are started
+    _check_sweep(trainer)
+    if trainer.strategy.root_device.type == "cuda":
+        use_tf32(config.tf32)
+    return Run(module=module, data=data, trainer=trainer)
+
+
+def make(node: DictConfig, **arguments: Any) -> Any:
+    """Builds the object of a node. What herl's own components complain about comes out as it is."""
+    try:
+        return instantiate(node, **arguments, _convert_="all")
+    except InstantiationException as error:
+        if isinstance(error.__cause__, HerlError):
+            raise error.__cause__ from error
+        refused = isinstance(error.__cause__, MisconfigurationException | TypeError | ValueError)
+        if refused and str(node._target_).startswith("lightning."):
+            raise ConfigError(f"{node._get_full_key(None)}: {error.__cause__}") from error
+        raise
+
+
+def quiet() -> None:
+    """Keeps notices of other libraries that a user can do nothing about off the screen."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*", module="lightning")
+    # every rank logs the whole batch's numbers
+    warnings.filterwarnings("ignore", message=".*sync_dist=True.*", module="lightning")
+
+
+def resumed_from(config: DictConfig) -> str | None:
+    """Returns the checkpoint that `resume` means: a checkpoint, the newest of a run's folder, or of this run.
+
+    Raises:
+        ConfigError: resume=auto in a folder that is another at every start.
+    """
+    if config.resume is None:
+        return None
+    folder = Path(str(config.resume))
+    if config.resume == "auto":
+        from hydra.core.hydra_config import HydraConfig
+
+        if not any(one.startswith("hydra.run.dir=") for one in HydraConfig.get().overrides.hydra):
+            raise ConfigError("resume=auto: expected hydra.run.dir=FOLDER, the same at every start, got none")
+        folder = Path(config.output_dir)
+        if not (folder / "checkpoints" / "last.ckpt").is_symlink():
+            return None
+    newest = folder / "checkpoints" / "last.ckpt"
+    if newest.is_symlink() and not newest.exists():
+        raise ConfigError(
+            f"resume: {newest} points to a checkpoint that is gone: name another one in its folder"
+        )
+    return str(newest.resolve() if newest.exists() else folder)
+
+
+def check_checkpoint(key: str, path: str | None, run: Run) -> None:
+    """Raises a ConfigError if a run cannot start from this checkpoint."""
+    if path is None:
+        return
+    check_checkpoint_file(key, Path(path))
+    if Path(path).is_dir() and not isinstance(run.trainer.strategy, FSDPStrategy):
+        raise ConfigError(f"{key}: expected a file, got the sharded checkpoint '{path}': add strategy=fsdp")
+    if Path(path).is_file() and isinstance(run.trainer.strategy, FSDPStrategy) and run.module.model.lora:
+        raise ConfigError(
+            f"{key}: expected a sharded checkpoint, got the file '{path}': Lightning cannot give the moments "
+            "of adapters from one file to FSDP; resume without strategy=fsdp"
+        )
+
+
+def _check_sweep(trainer: L.Trainer) -> None:
+    """Every rank would run the whole sweep, in folders by its own clock."""
+    from hydra.core.hydra_config import HydraConfig
+
+    sweeping = HydraConfig.get().mode is RunMode.MULTIRUN
+    if sweeping and trainer.world_size > 1:
+        raise ConfigError(
+            f"trainer.devices: expected 1 in a sweep (-m), got {trainer.world_size} processes a run; "
+            "start the runs one by one"
+        )

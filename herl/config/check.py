@@ -1,0 +1,147 @@
+"""Checks a composed configuration before anything is built from it.
+
+A node with `_target_` must carry exactly arguments of that target, of the types that its signature says.
+The same check serves herl's own components and a user's: there is no list of keys to keep in step.
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ConfigDict, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter
+from pydantic import ValidationError as PydanticValidationError
+from pydantic_core import SchemaError
+
+from herl.errors import ConfigError, did_you_mean
+from herl.targets import configured
+
+HYDRA_KEYS = {"_target_": str, "_partial_": bool, "_recursive_": bool, "_convert_": str, "_args_": list}
+
+
+def conf_dir() -> Path:
+    """Returns the folder of the shipped configuration: in the wheel, or beside the package in a checkout."""
+    package = Path(__file__).parents[1]
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
+def check(config: DictConfig) -> None:
+    """Checks every node with a `_target_`.
+
+    Raises:
+        ConfigError: names all that is wrong: the key, what was expected and what was got.
+    """
+    try:
+        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or "configuration"
+        raise ConfigError(f"{key}: expected a value, got none ({str(error).splitlines()[0]})") from error
+    assert isinstance(plain, dict)
+    problems = [problem for key, value in plain.items() for problem in _node_problems(str(key), value)]
+    # What stands in two places, since one takes it over from the other, is told once.
+    told = list(dict.fromkeys(p for p in problems if p.partition(".")[2] not in problems))
+    if len(told) == 1:
+        raise ConfigError(told[0])
+    if told:
+        raise ConfigError(f"{len(told)} mistakes:" + "".join(f"\n  {problem}" for problem in told))
+
+
+def known_keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
+    """Yields all dotted keys of a configuration, interpolations not followed."""
+    for name in map(str, config):
+        yield f"{prefix}{name}"
+        opaque = OmegaConf.is_interpolation(config, name) or OmegaConf.is_missing(config, name)
+        if not opaque and isinstance(config[name], DictConfig):
+            yield from known_keys(config[name], f"{prefix}{name}.")
+
+
+def _node_problems(key: str, value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            yield from _target_problems(key, value)
+        for name, child in value.items():
+            yield from _node_problems(f"{key}.{name}", child)
+    elif isinstance(value, list):
+        for place, child in enumerate(value):
+            yield from _node_problems(f"{key}.{place}", child)
+
+
+def _target_problems(key: str, node: Mapping[str, Any]) -> Iterator[str]:
+    for name, kind in HYDRA_KEYS.items():
+        if name in node and not isinstance(node[name], kind):
+            yield f"{key}.{name}: expected a {kind.__name__}, got {node[name]!r}"
+    try:
+        target = configured(f"{key}._target_", node["_target_"])
+    except ConfigError as error:
+        yield str(error)
+        return
+    parameters = inspect.signature(target).parameters
+    given = {str(name): value for name, value in node.items() if name not in HYDRA_KEYS}
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    for name in given:
+        if name not in parameters and not takes_any:
+            near = did_you_mean(name, parameters)
+            yield f"{key}.{name}: unknown key; expected one of {', '.join(parameters)}.{near}"
+    if not node.get("_partial_"):
+        named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        for name, parameter in parameters.items():
+            required = parameter.default is inspect.Parameter.empty and parameter.kind in named
+            if required and name not in given:
+                yield f"{key}.{name}: expected a value, got none"
+    hints = _hints(target)
+    for name in (name for name in given if name in hints):
+        try:
+            _check_value(f"{key}.{name}", given[name], hints[name])
+        except ConfigError as error:
+            yield str(error)
+
+
+def _check_value(key: str, value: Any, hint: Any) -> None:
+    if isinstance(value, Mapping) and "_target_" in value:
+        made = configured(f"{key}._target_", value["_target_"])
+        wanted = tuple(h for h in (hint, *typing.get_args(hint)) if inspect.isclass(h)) or (object,)
+        if inspect.isclass(made) and not value.get("_partial_") and not issubclass(made, wanted):
+            names = " or ".join(h.__name__ for h in wanted if h is not type(None))
+            raise ConfigError(f"{key}: expected a {names}, got {value['_target_']}")
+        return
+    if _holds_target(value):
+        return
+    try:
+        adapter: TypeAdapter[Any] = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
+    except (PydanticSchemaGenerationError, PydanticUserError):
+        adapter = TypeAdapter(hint)  # a dataclass or model: it brings a configuration of its own
+    except SchemaError as error:  # a protocol: nothing that YAML can write is one
+        raise ConfigError(f"{key}: expected {_name(hint)}, got {value!r}") from error
+    try:
+        made = adapter.validate_python(value)
+    except PydanticValidationError as error:
+        complaint = error.errors()[0]["msg"]
+        raise ConfigError(f"{key}: expected {_name(hint)}, got {value!r} ({complaint})") from error
+    if isinstance(value, Mapping) and not isinstance(made, Mapping):  # a record that would stay a mapping
+        raise ConfigError(f"{key}: expected {_name(hint)} with its _target_, got {value!r}")
+    if isinstance(value, str) and isinstance(made, bool | int | float):
+        raise ConfigError(f"{key}: expected {_name(hint)}, got the text {value!r}")
+
+
+def _hints(target: Any) -> dict[str, Any]:
+    """The types of a target's arguments; empty where they only exist for type checkers."""
+    try:
+        return typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except NameError:
+        return {}
+
+
+def _holds_target(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return "_target_" in value or any(map(_holds_target, value.values()))
+    return isinstance(value, list) and any(map(_holds_target, value))
+
+
+def _name(hint: Any) -> str:
+    return hint.__name__ if inspect.isclass(hint) else str(hint).replace("typing.", "")

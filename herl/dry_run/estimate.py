@@ -1,0 +1,253 @@
+"""What a trial of a few batches says of the whole run: time, memory, cost, and what binds.
+
+The median batch, the first one left out, times the number of batches, and the mean validation batch times the
+number of those. Answers change their length while a policy learns, and revisions their number: it is no
+promise. For GPUs that are not here, see `herl.update.gpu_cost`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from pathlib import Path
+from statistics import median, median_low
+from typing import Any
+
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from herl.callbacks.answer_budget import AnswerBudget
+from herl.config.build import Run, make
+from herl.types import Judged
+from herl.update.card_needs import longest_micro_batch
+from herl.update.gpu_cost import GPU, Engine, ModelSize, Settings, Work, estimate
+
+BATCHES = 4
+"""Batches that are tried; the first warms up."""
+HELDOUT_BATCHES = 2
+ENGINES: dict[str, Engine] = {
+    "herl.sampler.vllm.VLLMSampler": "vllm",
+    "herl.sampler.vllm_server.VLLMServerSampler": "elsewhere",
+}
+"""Samplers by their targets; another is taken to sample from the policy itself."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """What one batch took."""
+
+    seconds: dict[str, float]
+    """By phase."""
+    answers: int
+    answer_tokens: int
+    prompt_tokens: int
+    """That the sampler read: a prompt once for its attempts."""
+    trained_tokens: int
+    """Of the update's rows, with their contexts."""
+    usage: dict[str, float]
+    """Of judging: calls, tokens, cost."""
+
+
+@dataclass(slots=True)
+class Tried:
+    """What the trial found."""
+
+    batches: list[Batch] = field(default_factory=list)
+    prompt: str = ""
+    """A prompt as the model sees it."""
+    revision_prompt: str = ""
+    heldout: list[Judged] = field(default_factory=list)
+    heldout_seconds: float = 0.0
+    longest_tokens: int = 0
+    """Of the longest micro-batch that may come."""
+    longest_seconds: float = 0.0
+    memory: dict[str, float] = field(default_factory=dict)
+    """Peak, in GiB."""
+
+    def typical(self) -> Batch:
+        """Returns medians over the batches but the first, which warms up."""
+        warm = self.batches[1:] or self.batches
+        phases = {name for batch in warm for name in batch.seconds}
+        used = {name for batch in warm for name in batch.usage}
+        return Batch(
+            seconds={name: median(b.seconds.get(name, 0.0) for b in warm) for name in sorted(phases)},
+            answers=median_low(b.answers for b in warm),
+            answer_tokens=median_low(b.answer_tokens for b in warm),
+            prompt_tokens=median_low(b.prompt_tokens for b in warm),
+            trained_tokens=median_low(b.trained_tokens for b in warm),
+            usage={name: median(b.usage.get(name, 0.0) for b in warm) for name in sorted(used)},
+        )
+
+
+def usage_of(answers: Sequence[Judged]) -> dict[str, float]:
+    """Returns what judging them took: calls, tokens, cost; what is zero is left out."""
+    total: Counter[str] = Counter()
+    for one in answers:
+        total.update({name: one.judgement.usage.get(name, 0.0) for name in ("calls", "tokens", "cost")})
+    return {name: value for name, value in total.items() if value}
+
+
+def run_estimate(config: DictConfig, run: Run, tried: Tried) -> dict[str, Any]:
+    """Returns seconds by phase, memory and cost of the whole run on this machine.
+
+    Args:
+        config: Of the whole run.
+        run: The trial of it.
+        tried: What the trial took.
+    """
+    data: Any = run.data
+    batch = tried.typical()
+    per_epoch = _part(config.trainer.limit_train_batches, math.ceil(len(data.train) / data.prompts_per_batch))
+    batches = _batches(config, per_epoch, batch.answers)
+    heldout = _part(config.trainer.limit_val_batches, math.ceil(len(data.heldout) / data.prompts_per_batch))
+    validations = 2 + _validations(config, batches, per_epoch)  # before and after the run
+    heldout_share = validations * heldout / max(1, min(heldout, HELDOUT_BATCHES))  # of what was tried
+    seconds = {phase: spent * batches for phase, spent in batch.seconds.items()}
+    seconds["validate"] = tried.heldout_seconds * heldout_share
+    judged = Counter({name: value * batches for name, value in batch.usage.items()})
+    judged.update({name: value * heldout_share for name, value in usage_of(tried.heldout).items()})
+    return {
+        "prompts": {"train": len(data.train), "heldout": len(data.heldout)},
+        "prompt": tried.prompt,
+        "revision_prompt": tried.revision_prompt,
+        "batches": batches,
+        "validations": validations,
+        "answers": batches * batch.answers,
+        "batch_seconds": {name: round(spent, 3) for name, spent in batch.seconds.items()},
+        "run_seconds": {name: round(spent, 1) for name, spent in seconds.items()}
+        | {"total": round(sum(seconds.values()), 1)},
+        "binds": max(seconds, key=lambda name: seconds[name]),
+        "longest_update": {"tokens": tried.longest_tokens, "seconds": round(tried.longest_seconds, 3)},
+        "memory_gib": {name.partition("/")[2]: round(value, 2) for name, value in tried.memory.items()},
+        "judge": {name: round(value, 4) for name, value in judged.items()},
+    }
+
+
+def gpu_estimate(
+    config: DictConfig, run: Run, tried: Tried, report: Mapping[str, Any], gpu: GPU, size: ModelSize
+) -> dict[str, Any]:
+    """Returns seconds, hours, price and GiB of the same batches on GPUs that are not here, by formulas."""
+    module, batch, devices = run.module, tried.typical(), config.cost.devices
+    assert module.policy is not None
+    parameters = [(p.numel(), p.requires_grad) for p in module.policy.parameters()]
+    trained = sum(n for n, learns in parameters if learns) / sum(n for n, _ in parameters)
+    plan = module.stages.plan
+    work = Work(
+        answers=batch.answers,
+        answer_tokens=batch.answer_tokens / max(1, batch.answers),
+        prompt_tokens=batch.prompt_tokens,
+        trained_tokens=batch.trained_tokens,
+        micro_batch_tokens=longest_micro_batch(plan, module.micro_batch_tokens),
+        judge_seconds=batch.seconds.get("judge", 0.0),
+    )
+    settings = Settings(
+        updates_per_batch=module.updates_per_batch,
+        reference=module.loss.needs_reference,
+        second_model=module.loss.needs_reference and trained == 1.0,
+        trained_share=trained,
+        checkpointing=module.model.gradient_checkpointing,
+        compiled=module.model.compile is not False,
+        engine=ENGINES.get(config.sampler._target_, "transformers"),
+        sleep=config.sampler.get("sleep", False) is not False,  # null: where it shares the trainer's GPU
+        tensor_parallel=config.sampler.get("tensor_parallel_size", 1),
+        most_at_once=config.sampler.get("max_num_seqs", 256),
+    )
+    found = estimate(size, work, settings, gpu, devices)
+    total = sum(found["seconds"].values())
+    hours = total * report["batches"] / 3600
+    return {
+        "gpu": config.cost.gpu,
+        "devices": devices,
+        "parameters": size.parameters,
+        "batch_seconds": {name: round(spent, 3) for name, spent in found["seconds"].items()},
+        "run_hours": round(hours, 3),
+        "gpu_hours": round(hours * devices, 2),
+        "price": None if config.cost.price is None else round(hours * devices * config.cost.price, 2),
+        "gib_of_one": {name: round(value, 2) for name, value in found["gib"].items()},
+        "fits": found["fits"],
+        "binds": max(found["seconds"], key=lambda name: found["seconds"][name]),
+    }
+
+
+def _part(limit: float | int | None, whole: int) -> int:
+    """Lightning's limits: a number of batches, or a share of them."""
+    if limit is None:
+        return whole
+    return min(whole, limit) if isinstance(limit, int) else int(whole * limit)
+
+
+def _batches(config: DictConfig, per_epoch: int, answers: float) -> int:
+    limits = [per_epoch * config.trainer.max_epochs] if (config.trainer.max_epochs or -1) > 0 else []
+    if config.trainer.max_steps > 0:
+        limits.append(math.ceil(config.trainer.max_steps / config.module.updates_per_batch))
+    for callback in make(config.callbacks).values():
+        if isinstance(callback, AnswerBudget) and callback.answers is not None and answers:
+            limits.append(math.ceil(callback.answers / answers))
+    return min(limits, default=per_epoch)
+
+
+def _validations(config: DictConfig, batches: int, per_epoch: int) -> int:
+    every = config.trainer.val_check_interval
+    every = max(1, int(every * per_epoch)) if isinstance(every, float) else every
+    epochs = config.trainer.check_val_every_n_epoch or 1
+    return int(batches // (every * epochs))
+
+
+def show(report: Mapping[str, Any], path: Path) -> None:
+    """Prints a report, and where it was written."""
+    console = Console()
+    for name in ("prompt", "revision_prompt"):
+        if report[name]:
+            console.rule(f"a {name.replace('_', ' ')} as the model sees it")
+            console.print(Text(report[name]))
+    console.rule("estimate")
+    table = Table(
+        "phase",
+        "one batch, s",
+        "the run, s",
+        title=f"{report['batches']} batches, {report['answers']} answers",
+    )
+    for name, spent in report["run_seconds"].items():
+        once = report["batch_seconds"].get(name)
+        table.add_row(name, "" if once is None else f"{once:.3f}", f"{spent:.1f}")
+    console.print(table)
+    lines = {
+        "prompts": report["prompts"],
+        "found by lint": report["lint"] or "nothing",
+        "most of the time": report["binds"],
+        "longest update": report["longest_update"],
+        "peak memory, GiB": report["memory_gib"],
+        "judging the run": report["judge"] or "free",
+        "all of it": path,
+    }
+    if "gpus" in report:
+        _show_gpus(console, report["gpus"])
+    for name, value in lines.items():
+        console.print(Text(f"{name}: {_words(value)}"), soft_wrap=True)
+
+
+def _show_gpus(console: Console, found: Mapping[str, Any]) -> None:
+    table = Table(
+        "phase", "one batch, s", "of one GPU", "GiB",
+        title=f"{found['parameters'] / 1e9:.2f} billion parameters on {found['devices']} x {found['gpu']}",
+    )  # fmt: skip
+    left = [(name, f"{value:.3f}") for name, value in found["batch_seconds"].items()]
+    right = [(name.replace("_", " "), f"{value:.2f}") for name, value in found["gib_of_one"].items()]
+    for time_row, memory_row in zip_longest(left, right, fillvalue=("", "")):
+        table.add_row(*time_row, *memory_row)
+    console.print(table)
+    price = "" if found["price"] is None else f", {found['price']:.2f} in money"
+    fits = "it fits" if found["fits"] else "IT DOES NOT FIT"
+    said = (
+        f"{found['run_hours']:.2f} h, {found['gpu_hours']:.1f} GPU hours{price}; {fits}; most of the time: "
+    )
+    console.print(Text(f"{said}{found['binds']} (by the formulas in herl/update/gpu_cost.py)"))
+
+
+def _words(value: Any) -> str:
+    return ", ".join(f"{k} {v:g}" for k, v in value.items()) if isinstance(value, Mapping) else str(value)

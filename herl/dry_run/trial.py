@@ -1,0 +1,161 @@
+"""Tries a run before it costs anything: what it would read, ask, take and cost.
+
+configuration -> data and its lint -> some batches, the longest update, some validation -> estimate.py
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, cast
+
+import lightning as L
+from omegaconf import DictConfig, open_dict
+
+from herl.config.build import Run, build
+from herl.config.check import check
+from herl.data.lint import findings
+from herl.distributed import gather
+from herl.dry_run.estimate import (
+    BATCHES,
+    HELDOUT_BATCHES,
+    Batch,
+    Tried,
+    gpu_estimate,
+    run_estimate,
+    show,
+    usage_of,
+)
+from herl.metrics.throughput import memory
+from herl.module import HerlModule
+from herl.rollout.render import render
+from herl.types import Experience, Judgement, Rollout
+from herl.update.gpu_cost import gpu_named, model_size
+
+KEPT = ("refresh_sampler",)
+"""Callbacks of the run that take part."""
+
+
+def dry_run(config: DictConfig) -> dict[str, Any]:
+    """Runs the trial, writes dry_run.json in the run's folder, shows it, and returns it."""
+    check(config)
+    cost = gpu_named(config.cost.gpu) if config.cost.gpu is not None else None
+    size = model_size(config.cost.model or config.model.path) if cost else None
+    tried = Tried()
+    run = build(_trial_of(config), callbacks=[_Watch(tried)])  # called before the refresh
+    found = _lint(run)
+    with run.closing():
+        run.trainer.fit(run.module, run.data)
+        before = dict(run.module.clock.seconds)  # the model is warm by now
+        run.trainer.validate(run.module, run.data, verbose=False)
+        spent = {name: s - before.get(name, 0.0) for name, s in run.module.clock.seconds.items()}
+        tried.heldout_seconds = spent.get("validate", 0.0) + spent.get("judge", 0.0)
+        tried.heldout = [one for trajectory in run.module.heldout for one in trajectory.answers]
+    report = run_estimate(config, run, tried) | {"lint": found}
+    if cost and size:
+        report["gpus"] = gpu_estimate(config, run, tried, report, cost, size)
+    if run.trainer.is_global_zero:
+        path = Path(config.output_dir) / "dry_run.json"
+        path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        show(report, path)
+    return report
+
+
+def _trial_of(config: DictConfig) -> DictConfig:
+    """The configuration with a few batches, and with nothing that writes."""
+    trial = deepcopy(config)
+    with open_dict(trial):
+        trial.callbacks = {name: config.callbacks[name] for name in KEPT if name in config.callbacks}
+        trial.logger = {}
+        trial.trainer.update(
+            {
+                "max_epochs": 1, "max_steps": -1, "limit_train_batches": BATCHES,
+                "limit_val_batches": HELDOUT_BATCHES, "val_check_interval": 1.0,
+                "check_val_every_n_epoch": 2, "enable_progress_bar": False, "enable_checkpointing": False,
+            }
+        )  # fmt: skip
+    return trial
+
+
+def _lint(run: Run) -> dict[str, int]:
+    data: Any = run.data
+    tokenizer = run.module.stages.tokenizer
+    found = findings(
+        {"train": data.train, "heldout": data.heldout},
+        prompt_tokens=lambda task: len(render(tokenizer, task.messages)),
+        max_prompt_tokens=run.module.stages.plan.max_prompt_tokens,
+    )
+    return dict(Counter(f"{one.level}: {one.kind}" for one in found))
+
+
+class _Watch(L.Callback):
+    """Takes the times of the batches, and tries the longest update after them."""
+
+    def __init__(self, tried: Tried) -> None:
+        self.tried = tried
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._before = dict(cast(HerlModule, pl_module).clock.seconds)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        module = cast(HerlModule, pl_module)
+        assert module.collection is not None
+        tried, groups = self.tried, module.collection.groups
+        seconds = {name: s - self._before.get(name, 0.0) for name, s in module.clock.seconds.items()}
+        revisions = [one for group in groups for one in group.revisions]
+        answers = [one for group in groups for one in (*group.attempts, *group.revisions)]
+        rows = module.scorer().micro_batches(module.collection.experiences)
+        read = [group.prompt_ids for group in groups] + [one.rollout.prompt_ids for one in revisions]
+        tried.batches.append(
+            Batch(
+                seconds={name: spent for name, spent in seconds.items() if spent and name != "validate"},
+                answers=len(answers),
+                answer_tokens=sum(len(one.rollout.token_ids) for one in answers),
+                prompt_tokens=sum(map(len, read)),
+                trained_tokens=sum(gather(sum(row.input_ids.numel() for row in rows))),
+                usage=usage_of(answers),
+            )
+        )
+        decode = module.stages.tokenizer.decode
+        if groups:
+            tried.prompt = str(decode(list(groups[0].prompt_ids)))
+        if revisions:
+            tried.revision_prompt = str(decode(list(revisions[0].rollout.prompt_ids)))
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._longest(cast(HerlModule, pl_module))
+        self.tried.memory = memory()
+
+    def _longest(self, module: HerlModule) -> None:
+        """Computes loss and gradient of a group as long as the configuration and the model allow."""
+        plan = module.stages.plan
+        context, answer = plan.max_prompt_tokens, plan.attempt.max_new_tokens
+        scorer = module.scorer()
+        experiences = [_made_up(i, context, answer) for i in range(plan.attempts_per_prompt)]
+        batch = next(iter(scorer.micro_batches(experiences)))
+        self.tried.longest_tokens = batch.input_ids.numel()
+        before = module.clock.seconds["longest"]
+        with module.clock.time("longest"), module.trainer.precision_plugin.forward_context():
+            loss, _ = scorer.compute_loss(batch)
+            module.manual_backward(loss)
+            float(loss.detach())  # a GPU is done only then
+        self.tried.longest_seconds = module.clock.seconds["longest"] - before
+        module.zero_grad()
+
+
+def _made_up(number: int, context: int, answer: int) -> Experience:
+    rollout = Rollout(
+        id=f"longest/{number}", task_id="longest", group_id="longest", prompt_ids=(1,) * context,
+        token_ids=(1,) * answer, logprobs=(-1.0,) * answer, text="", finish_reason="length", policy_version=0,
+    )  # fmt: skip
+    judgement = Judgement(rollout_id=rollout.id, verdicts=(), reward=0.0)
+    return Experience(
+        rollout=rollout, judgement=judgement, reward=0.0, bonus=0.0, advantage=1.0 if number % 2 else -1.0,
+        context_ids=rollout.prompt_ids,
+    )  # fmt: skip

@@ -1,0 +1,130 @@
+"""Numbers of answers and their revisions, by one judge or by several."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from rich.table import Table
+from rich.text import Text
+
+from herl.distributed import gather_results, rank, world_size
+from herl.evaluation.intervals import Row, evaluation_rows, find_row
+from herl.judge import Judge, JudgeDesk
+from herl.metrics.rubric import fulfilled
+from herl.records.lines import answer_record
+from herl.rollout.improve import Trajectory
+from herl.types import Judged, Rollout, Task
+
+
+def evaluate(
+    trajectories: Sequence[Trajectory],
+    rounds: int,
+    further_judges: Mapping[str, Judge] | None = None,
+    seed: int = 0,
+    judge_desk: Callable[[Judge], JudgeDesk] = JudgeDesk,
+) -> list[Row]:
+    """Returns the numbers of the plain attempts and of the best answers after each revision.
+
+    Args:
+        trajectories: Attempts with their revisions.
+        rounds: Revisions of each at most.
+        further_judges: By name: they judge the same answers, and nothing is revised or chosen by them.
+        seed: Of the confidence intervals.
+        judge_desk: That of the run: its budget holds for further judges, too.
+    """
+    rows: list[Row] = []
+    tasks = [one.task for one in trajectories]
+    for revisions in range(rounds + 1):
+        best = [one.best(revisions) for one in trajectories]
+        rows += evaluation_rows(zip(tasks, best, strict=True), revisions=revisions, seed=seed)
+        for name, judge in (further_judges or {}).items():
+            again = judge_again(judge_desk(judge), tasks, [one.rollout for one in best])
+            rows += evaluation_rows(
+                zip(tasks, again, strict=True), revisions=revisions, judge=name, seed=seed
+            )
+    return rows
+
+
+def judge_again(desk: JudgeDesk, tasks: Sequence[Task], rollouts: Sequence[Rollout]) -> list[Judged]:
+    """Returns what another judge says of answers. Ranks share the work, and all get all of it."""
+
+    def work() -> list[tuple[int, Judged]]:
+        with desk:
+            own = range(rank(), len(rollouts), world_size())
+            futures = [(place, desk.submit(tasks[place], rollouts[place])) for place in own]
+            return [(place, future.result()) for place, future in futures]
+
+    found = dict(chain.from_iterable(gather_results(work)))
+    judged = [found[place] for place in range(len(rollouts))]
+    desk.watch(judged)
+    return judged
+
+
+def trajectory_records(trajectories: Iterable[Trajectory]) -> Iterator[dict[str, Any]]:
+    """Yields one record for each answer: its round, from 0, and whether it is the best of its trajectory."""
+    for number, trajectory in enumerate(trajectories):
+        reward_of = {one.rollout.id: one.judgement.reward for one in trajectory.answers}
+        best = trajectory.best()
+        for round, judged in enumerate(trajectory.answers):
+            yield answer_record(trajectory.task, judged) | {
+                "parent_reward": reward_of.get(judged.rollout.parent_id or ""),
+                "trajectory": number,
+                "round": round,
+                "best": judged is best,
+            }
+
+
+def rounds_table(trajectories: Sequence[Trajectory], rounds: int, rows: Sequence[Row]) -> Table:
+    """Returns what each round of revision brought, as a table for the screen."""
+    table = Table(
+        "round", "reward (95 %)", "met", "perfect", "revised", "mended", "broken", "tokens",
+        title=f"{len(trajectories)} answers, the best one so far of each kept",
+    )  # fmt: skip
+    for number in range(rounds + 1):
+        row = find_row(rows, "reward", number)
+        made = [one for one in trajectories if len(one.answers) > number]
+        changes = [change for one in made if number for change in _changes(one, number)]
+        table.add_row(
+            str(number),
+            Text(f"{row.mean:.3f} [{row.low:.2f}, {row.high:.2f}]" if row else ""),
+            *(_mean(rows, name, number) for name in ("criteria_met", "perfect")),
+            str(len(made)) if number else "",
+            str(sum(after and not before for before, after in changes)) if number else "",
+            str(sum(before and not after for before, after in changes)) if number else "",
+            str(sum(len(one.answers[number].rollout.token_ids) for one in made)),
+        )
+    return table
+
+
+def _changes(trajectory: Trajectory, number: int) -> list[tuple[bool, bool]]:
+    """(fulfilled by the draft, fulfilled by the revision) for each criterion."""
+    before = fulfilled(trajectory.task, trajectory.best(number - 1))
+    after = fulfilled(trajectory.task, trajectory.answers[number])
+    return [(before[key], after[key]) for key in before if key in after]
+
+
+def _mean(rows: Sequence[Row], name: str, revisions: int) -> str:
+    row = find_row(rows, name, revisions)
+    return f"{row.mean:.3f}" if row else ""
+
+
+def rounds_picture(rows: Sequence[Row], path: Path) -> None:
+    """Draws reward and criteria met over rounds of revision, with their intervals."""
+    figure = Figure(figsize=(6, 3.6), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    for name, color in (("reward", "tab:blue"), ("criteria_met", "tab:orange")):
+        found = sorted((r for r in rows if r.name == name and not r.judge), key=lambda row: row.revisions)
+        x = [row.revisions for row in found]
+        axes.plot(x, [row.mean for row in found], marker="o", color=color, label=name.replace("_", " "))
+        axes.fill_between(x, [r.low for r in found], [r.high for r in found], color=color, alpha=0.15)
+    axes.set_xticks(sorted({row.revisions for row in rows}))
+    axes.set_xlabel("rounds of revision")
+    axes.set_ylabel("mean, 95 % interval")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    FigureCanvasAgg(figure).print_png(str(path))

@@ -1,0 +1,169 @@
+"""A judging model in this process, through the engines that also sample from the policy: no HTTP.
+
+Requests that come in while the model writes wait for the next round, and are written together. The model
+works in a thread of its own; it has weights, generators and random numbers of its own, too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import torch
+
+from herl.errors import JudgeError, SamplerError
+from herl.judge.llm.chat import Chat, ChatReply, ChatRequest
+from herl.models.weights import named_weights
+from herl.types import Rollout, SampleRequest, Sampling
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+GATHER_SECONDS = 0.01
+"""Wait for further requests before a round."""
+
+
+@runtime_checkable
+class Model(Protocol):
+    """A model to judge with, such as `herl.models.pretrained.PretrainedModel`."""
+
+    def source(self) -> str: ...
+    def load(self) -> PreTrainedModel: ...
+    def tokenizer(self) -> PreTrainedTokenizerBase: ...
+
+
+@runtime_checkable
+class Generator(Protocol):
+    """What writes the replies: any `herl.sampler.Sampler`."""
+
+    def start(self, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None: ...
+    def generate(self, requests: Sequence[SampleRequest]) -> Iterator[Rollout]: ...
+    def load_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None: ...
+    def close(self) -> None: ...
+
+
+class LocalChat(Chat):
+    """Writes replies here. They are begun in the form of their schema, and nothing holds them to the rest.
+
+    So a small model does best in the mode `per_criterion` without reasons, where the first free word is the
+    verdict.
+
+    Args:
+        model: The judging model.
+        generator: A sampler of its own, not the policy's.
+        device: Where the model is put; None leaves it where it was loaded.
+    """
+
+    def __init__(self, model: Model, generator: Generator, device: str | None = None) -> None:
+        self._model = model
+        self._generator = generator
+        self._device = device
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._waiting: list[tuple[ChatRequest, asyncio.Future[ChatReply]]] = []
+        self._rounds: asyncio.Task[None] | None = None
+
+    @property
+    def identity(self) -> str:
+        """The model and the engine."""
+        return f"{type(self._generator).__name__} {self._model.source()}"
+
+    def prepare(self) -> None:
+        """Loads the model, once."""
+        if self._tokenizer is None:
+            loaded = self._model.load().eval().requires_grad_(False)
+            if self._device is not None:
+                loaded = loaded.to(self._device)
+            self._tokenizer = self._model.tokenizer()
+            self._generator.start(loaded, self._tokenizer)
+            self._generator.load_weights(named_weights(loaded), 0)
+
+    async def stop(self) -> None:
+        """Forgets who waits. A round under way in its thread comes to its end unheard."""
+        self._waiting.clear()
+        if self._rounds is not None:
+            await asyncio.gather(self._rounds, return_exceptions=True)
+
+    def close(self) -> None:
+        """Frees the engine."""
+        if self._tokenizer is not None:
+            self._generator.close()
+
+    async def complete(self, request: ChatRequest) -> ChatReply:
+        """Returns the model's reply.
+
+        Raises:
+            JudgeError: the engine refuses the request, say for its length.
+        """
+        reply: asyncio.Future[ChatReply] = asyncio.get_running_loop().create_future()
+        self._waiting.append((request, reply))
+        if self._rounds is None or self._rounds.done():
+            self._rounds = asyncio.create_task(self._write_rounds())
+        return await reply
+
+    async def _write_rounds(self) -> None:
+        while self._waiting:
+            await asyncio.sleep(GATHER_SECONDS)
+            batch, self._waiting = self._waiting, []
+            try:
+                replies = await asyncio.to_thread(self._write, [request for request, _ in batch])
+            except Exception as error:  # whatever the engine raises must reach those who wait
+                replies = [error] * len(batch)
+            for (_, future), reply in zip(batch, replies, strict=True):
+                if future.done():
+                    continue  # cancelled
+                if isinstance(reply, Exception):
+                    future.set_exception(reply)
+                else:
+                    future.set_result(reply)
+
+    def _write(self, requests: Sequence[ChatRequest]) -> list[ChatReply | Exception]:
+        """Writes replies to all requests; should the engine refuse one of them, to each alone."""
+        try:
+            return list(self._generate(requests))
+        except SamplerError as error:
+            if len(requests) == 1:
+                return [JudgeError(f"the judge's engine: {error}", "refused")]
+            return [reply for request in requests for reply in self._write([request])]
+
+    def _generate(self, requests: Sequence[ChatRequest]) -> list[ChatReply]:
+        assert self._tokenizer is not None, "prepare the chat first"
+        sampled = self._generator.generate(
+            [self._sample_request(place, request) for place, request in enumerate(requests)]
+        )
+        rollouts = {rollout.task_id: rollout for rollout in sampled}
+        found = [rollouts[str(place)] for place in range(len(requests))]
+        return [
+            ChatReply(
+                text=opening(request.schema) + rollout.text,
+                prompt_tokens=len(rollout.prompt_ids),
+                completion_tokens=len(rollout.token_ids),
+            )
+            for request, rollout in zip(requests, found, strict=True)
+        ]
+
+    def _sample_request(self, place: int, request: ChatRequest) -> SampleRequest:
+        assert self._tokenizer is not None
+        ids = self._tokenizer.apply_chat_template(
+            [dict(message) for message in request.messages], add_generation_prompt=True, return_dict=False
+        )
+        begun = self._tokenizer(opening(request.schema), add_special_tokens=False)["input_ids"]
+        return SampleRequest(
+            task_id=str(place),
+            group_id=str(place),
+            prompt_ids=tuple(map(int, [*ids, *begun])),
+            n=1,
+            sampling=Sampling(temperature=request.temperature, max_new_tokens=request.max_tokens),
+            seed=request.seed,
+        )
+
+
+def opening(schema: Mapping[str, Any]) -> str:
+    """Returns how every reply of this schema begins, up to its first free word.
+
+    For one verdict without a reason: {"verdicts": {"1": {"verdict": "
+    """
+    if schema.get("type") != "object":
+        return '"'
+    name, first = next(iter(schema["properties"].items()))
+    return f'{{"{name}": {opening(first)}'

@@ -1,0 +1,166 @@
+"""A task and an answer -> what a judging model is asked, mode by mode.
+
+The material is data: each part stands between two lines with a code that occurs nowhere in it, so that no
+part can end itself and go on as another. Control tokens of chat templates are broken up, since servers
+would read them as such. The code depends on task and rubric alone, unless an answer guesses it: the
+answers to one prompt share their beginning, which servers cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from herl import prompt_template
+from herl.judge.llm.scale import Scale
+from herl.types import Criterion, Message, Task
+
+Mode = Literal["one_shot", "per_criterion", "batched", "holistic"]
+REASON_RULE = " Give the reason first, in one short sentence."
+_FIELDS = {"verdict_rule", "material", "code", "count", "form"}
+_CONTROL = re.compile(
+    r"<[|\uff5c]|[|\uff5c]>|\[\||\|\]"  # <|im_end|>, <|start_header_id|>, [|endofturn|], <|turn>
+    r"|</?s>|<(?:bos|eos|pad|unk|mask)>|<</?SYS>>|</?think>|<(?:start|end)_of_turn>|<seed:\w+>"
+    r"|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|gMASK)\]",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """One request's worth: these criteria, asked like this."""
+
+    criteria: tuple[Criterion, ...]
+    messages: tuple[Message, ...]
+    schema: dict[str, Any]
+
+
+class Questioner:
+    """Writes the questions of one mode.
+
+    Args:
+        mode: `one_shot` asks about the whole rubric at once, `batched` about a few criteria at a time,
+            `per_criterion` about one, `holistic` for a single score.
+        scale: What may be said.
+        criteria_per_call: Criteria in one question of the mode `batched`.
+        reasons: Whether each verdict comes with its reason.
+        reason_characters: Longest reason, where the reply is held to its schema; None for any.
+        show_reference: Whether the judge sees the task's reference answer, if it has one.
+        template: System and user text, separated by a line ---; None for the mode's own.
+    """
+
+    def __init__(
+        self,
+        mode: Mode,
+        scale: Scale,
+        criteria_per_call: int = 4,
+        reasons: bool = True,
+        reason_characters: int | None = None,
+        show_reference: bool = True,
+        template: str | None = None,
+    ) -> None:
+        text = template or prompt_template.load("herl.judge.llm", f"{mode}.txt")
+        prompt_template.check("judge.template", text, _FIELDS)
+        self._system, _, self._user = text.partition("\n---\n")
+        self._mode = mode
+        self._scale = scale
+        self._per_call = {"per_criterion": 1, "batched": criteria_per_call}.get(mode)
+        self._reasons = reasons
+        self._reason_characters = reason_characters
+        self._show_reference = show_reference
+
+    def questions(self, task: Task, answer: str) -> Iterator[Question]:
+        """Yields the questions about one answer, which together cover each criterion once."""
+        criteria = task.rubric.criteria
+        step = self._per_call or len(criteria)
+        for start in range(0, len(criteria), step):
+            yield self._question(task, answer, criteria[start : start + step])
+
+    def _question(self, task: Task, answer: str, criteria: tuple[Criterion, ...]) -> Question:
+        parts = [(f"MESSAGE FROM {message['role'].upper()}", message["content"]) for message in task.messages]
+        if self._show_reference and task.reference:
+            parts.append(("REFERENCE ANSWER", task.reference))
+        parts.append(("RUBRIC", "\n".join(map(self._line, range(1, len(criteria) + 1), criteria))))
+        parts.append(("ANSWER", answer))
+        parts = [(name, defuse(text)) for name, text in parts]
+        code = fresh_code([text for _, text in parts])
+        fields = {
+            "verdict_rule": self._scale.rule + (REASON_RULE if self._reasons else ""),
+            "material": "\n\n".join(fence(name, text, code) for name, text in parts),
+            "code": code,
+            "count": str(len(criteria)),
+            "form": self._form(len(criteria)),
+        }
+        return Question(
+            criteria=criteria,
+            messages=(
+                {"role": "system", "content": prompt_template.fill(self._system, fields)},
+                {"role": "user", "content": prompt_template.fill(self._user, fields)},
+            ),
+            schema=self._schema(len(criteria)),
+        )
+
+    def _line(self, number: int, criterion: Criterion) -> str:
+        points = f" ({criterion.weight:+g} points)" if self._mode == "holistic" else ""
+        return f"{number}. {' '.join(criterion.text.split())}{points}"
+
+    def _form(self, count: int) -> str:
+        words = ", ".join(f'"{word}"' for word in self._scale.words)
+        key = "score" if self._mode == "holistic" else "verdict"
+        reason = '"reason": "...", ' if self._reasons else ""
+        entry = f'{{{reason}"{key}": <one of {words}>}}'
+        if self._mode == "holistic":
+            return entry
+        shown = [f'"1": {entry}', *["..."] * (count > 2), *[f'"{count}": {{...}}'] * (count > 1)]
+        return f'{{"verdicts": {{{", ".join(shown)}}}}}'
+
+    def _schema(self, count: int) -> dict[str, Any]:
+        key = "score" if self._mode == "holistic" else "verdict"
+        reason: dict[str, Any] = {"type": "string"}
+        if self._reason_characters is not None:
+            reason["maxLength"] = self._reason_characters
+        entry = _object(
+            ({"reason": reason} if self._reasons else {})
+            | {key: {"type": "string", "enum": self._scale.words}}
+        )
+        if self._mode == "holistic":
+            return entry
+        return _object({"verdicts": _object({str(n): entry for n in range(1, count + 1)})})
+
+
+def _object(properties: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+def fence(name: str, text: str, code: str) -> str:
+    """Returns a part of the material between its two lines."""
+    return f"=== {name} {code} ===\n{text}\n=== END {name} {code} ==="
+
+
+def fresh_code(texts: Sequence[str]) -> str:
+    """Returns eight hexadecimal digits that occur in none of the texts, in any case of letters.
+
+    The last text, the answer, decides nothing unless it holds the code.
+    """
+    lowered = [text.lower() for text in texts]
+    source = json.dumps(texts[:-1])
+    attempt = 0
+    while True:
+        code = hashlib.sha256(f"{attempt}:{source}".encode()).hexdigest()[:8]
+        if not any(code in text for text in lowered):
+            return code
+        attempt += 1
+
+
+def defuse(text: str) -> str:
+    """Returns the text with control tokens of chat templates broken up: <|im_end|> -> < |im_end| >."""
+    return _CONTROL.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)

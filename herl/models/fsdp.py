@@ -1,0 +1,175 @@
+"""Fully sharded data parallel (FSDP2): every rank holds a part of each weight, gradient and moment.
+
+`FSDPStrategy` tells Lightning how many parts, `load` makes the model, `check_trainer` says what goes
+together. Each block of the architecture is gathered just before it computes and dropped right after.
+
+Tried on CPU with gloo over one to four processes. On GPUs the same calls run over NCCL.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+
+import lightning as L
+import torch
+import torch.distributed as dist
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
+from lightning.pytorch.trainer.states import TrainerFn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from transformers import PreTrainedModel
+
+from herl.distributed import gather, rank, together
+from herl.errors import ConfigError
+from herl.models.malloc import keep_freed_memory
+from herl.models.pretrained import PretrainedModel, blocks
+
+
+class FSDPStrategy(ModelParallelStrategy):
+    """Lightning's strategy for FSDP2, over all processes of the run.
+
+    Args:
+        save_distributed_checkpoint: Each rank saves its part, into a folder that any number of ranks can
+            resume from. False: rank 0 assembles one file.
+        cpu_offload: Parameters and moments stay in the host's memory and visit the GPU block by block.
+        timeout_minutes: How long a rank waits for the others, the time of sampling and judging included.
+    """
+
+    def __init__(
+        self,
+        save_distributed_checkpoint: bool = True,
+        cpu_offload: bool = False,
+        timeout_minutes: float = 60.0,
+    ) -> None:
+        super().__init__(
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=save_distributed_checkpoint,
+            timeout=timedelta(minutes=timeout_minutes),
+        )
+        self.cpu_offload = cpu_offload
+
+    def setup_environment(self) -> None:
+        """Sets the number of parts: Lightning's own "auto" would be the number of nodes."""
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+    def _get_process_group_backend(self) -> str:
+        """Parts on the host are gathered by gloo, those on the GPU by NCCL."""
+        backend = super()._get_process_group_backend()
+        return f"cpu:gloo,cuda:{backend}" if self.cpu_offload and backend == "nccl" else backend
+
+    def model_to_device(self) -> None:
+        """Leaves offloaded parameters on the host."""
+        assert self.model is not None
+        if self.cpu_offload:
+            for buffer in self.model.buffers():
+                buffer.data = buffer.data.to(self.root_device)
+        else:
+            super().model_to_device()
+
+
+ROUNDS_AWAY = "steps as small as optimizer.lr round away in weights of 8 or 11 bits"
+SCALED_TOGETHER = "its layers round by the largest value of a row, which several answers share"
+UNSOUND = {
+    "16-mixed": "its scaled gradients would be clipped at the wrong norm",
+    "16-true": ROUNDS_AWAY,
+    "bf16-true": ROUNDS_AWAY,
+    "transformer-engine": SCALED_TOGETHER,
+    "transformer-engine-float16": SCALED_TOGETHER,
+}
+"""Precisions of Lightning that train wrongly, and why."""
+
+
+def check_trainer(trainer: L.Trainer, model: PretrainedModel | None = None) -> None:
+    """Refuses settings that would be wrong in silence.
+
+    Args:
+        trainer: The run's.
+        model: What it trains, if it is about to.
+
+    Raises:
+        ConfigError: names the key of the trainer, or of the model.
+    """
+    if reason := UNSOUND.get(str(trainer.precision)):
+        raise ConfigError(
+            f"trainer.precision: expected '32-true' or 'bf16-mixed', got '{trainer.precision}': {reason}"
+        )
+    if model is not None and trainer.state.fn == TrainerFn.FITTING:
+        model.check_trainable()
+    if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy | FSDPStrategy):
+        raise ConfigError(
+            "trainer.strategy: expected one device, 'ddp' or herl.models.fsdp.FSDPStrategy (strategy=fsdp), "
+            f"got {type(trainer.strategy).__name__}"
+        )
+    if trainer.world_size > 1 and trainer._accelerator_connector.use_distributed_sampler:
+        raise ConfigError(
+            "trainer.use_distributed_sampler: expected False, got True: with several processes herl itself "
+            "deals out the prompts of a batch"
+        )
+
+
+def load(model: PretrainedModel, trainer: L.Trainer) -> PreTrainedModel:
+    """Loads a model as the trainer's strategy wants it: whole on each rank, or in parts."""
+    strategy = trainer.strategy
+    if strategy.root_device.type == "cpu":
+        keep_freed_memory()
+    if model.compile is None:
+        model = replace(model, compile=strategy.root_device.type == "cuda")
+    if not isinstance(strategy, FSDPStrategy):
+        return together(model.load)
+    return load_sharded(
+        model,
+        strategy.device_mesh["data_parallel"],
+        bf16=trainer.precision == "bf16-mixed",
+        cpu_offload=strategy.cpu_offload,
+    )
+
+
+def synchronise_gradients(trainer: L.Trainer, on: bool) -> None:
+    """Says whether a backward pass exchanges gradients. Under DDP that of the last micro-batch is enough."""
+    replicas = trainer.strategy.model
+    if isinstance(replicas, DistributedDataParallel):
+        replicas.require_backward_grad_sync = on
+
+
+def load_sharded(
+    model: PretrainedModel, mesh: DeviceMesh, *, bf16: bool = False, cpu_offload: bool = False
+) -> PreTrainedModel:
+    """Loads a model in parts. Only rank 0 reads the weights; the others get their part from it.
+
+    Args:
+        model: What to load.
+        mesh: The ranks to spread it over.
+        bf16: Gather and compute in bfloat16; parts, gradients and moments keep the model's own type.
+        cpu_offload: Keep the parts in the host's memory.
+
+    Raises:
+        ConfigError: the architecture does not name its blocks.
+    """
+    policy = together(model.load if rank() == 0 else model.skeleton)
+    weights = policy.state_dict() if rank() == 0 else {}
+    policy.generation_config = gather(policy.generation_config)[0]
+    # How the weights were converted when they were read: streaming converts them back, alike on all ranks.
+    conversions = gather(getattr(policy, "_weight_conversions", None))[0]
+    object.__setattr__(policy, "_weight_conversions", conversions)
+    offload = OffloadPolicy()
+    if cpu_offload:
+        offload = CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu")
+    precision = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if bf16 else None, reduce_dtype=torch.float32 if bf16 else None
+    )
+    # The root resharded too: otherwise, after a pass without gradient and a step, the next pass silently
+    # uses the old embeddings and head. They are tied in many models, so both belong to the root.
+    for module in [*blocks(policy), policy]:
+        fully_shard(
+            module, mesh=mesh, reshard_after_forward=True, mp_policy=precision, offload_policy=offload
+        )
+    if mesh.size() > 1:
+        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, cpu_offload=cpu_offload)
+        set_model_state_dict(policy, weights, options=options)
+        for buffer in policy.buffers():
+            dist.broadcast(buffer, 0)
+    return policy

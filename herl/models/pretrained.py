@@ -1,0 +1,195 @@
+"""Where policy and reference come from: a Hugging Face folder or name, or a model that ships with herl."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from herl.cache_folder import cache_folder
+from herl.errors import ConfigError
+from herl.models import shared_attention
+from herl.models.lora import Lora
+
+SHIPPED = Path(__file__).parents[1] / "assets"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PretrainedModel:
+    """A causal language model with a chat template, not loaded yet.
+
+    Args:
+        path: A folder, the name of a model shipped with herl ("tiny") or converted by one of its tools
+            ("smollm2-135m-instruct"), or a name on the Hugging Face hub.
+        dtype: Of the policy's parameters. Only "float32" can be trained: in bfloat16 small updates round
+            away, and trainer.precision=bf16-mixed computes in bfloat16 on float32 parameters. Below adapters
+            "bfloat16" halves the memory of what is frozen; the adapters are float32. On a CPU without
+            AVX512 or AMX bfloat16 is ten times slower.
+        gradient_checkpointing: Recompute activations in backward: less memory, a third more time.
+        compile: Compile each block of layers for the update; None for a GPU alone. The first steps take half
+            a minute more; what samples from the live policy stays as it is.
+        lora: Train low-rank adapters instead of the weights. The reference is then the policy without.
+        seed: Of fresh adapters.
+    """
+
+    path: str = "tiny"
+    dtype: str = "float32"
+    gradient_checkpointing: bool = False
+    compile: bool | None = None
+    lora: Lora | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
+            raise ConfigError(f"model.dtype: expected a torch dtype such as 'float32', got '{self.dtype}'")
+
+    def check_trainable(self) -> None:
+        """Checks that small updates can change what is trained.
+
+        Raises:
+            ConfigError: all weights are trained, in less than float32.
+        """
+        if self.lora is None and self.dtype not in ("float32", "float64"):
+            raise ConfigError(
+                f"model.dtype: expected 'float32' to train all weights, got '{self.dtype}', in which steps "
+                "as small as optimizer.lr round away: trainer.precision=bf16-mixed computes in bfloat16 on "
+                "float32 weights, and lora=lora trains float32 adapters of a bfloat16 model"
+            )
+
+    def load(self) -> PreTrainedModel:
+        """Loads the model's weights.
+
+        Raises:
+            ConfigError: there is no such model.
+        """
+        try:
+            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+                self.source(), dtype=getattr(torch, self.dtype)
+            )
+        except OSError as error:
+            raise ConfigError(f"model.path: cannot load '{self.path}': {error}") from error
+        return self._prepared(model)
+
+    def max_tokens(self) -> int | None:
+        """Returns the most tokens of a prompt with its answer, by the model's configuration; None for any.
+
+        Raises:
+            ConfigError: there is no such model.
+        """
+        try:
+            config = AutoConfig.from_pretrained(self.source()).get_text_config()
+        except OSError as error:
+            raise ConfigError(f"model.path: cannot load '{self.path}': {error}") from error
+        most: int | None = getattr(config, "max_position_embeddings", None)
+        rope = getattr(config, "rope_parameters", None) or {}
+        if most is not None and rope.get("rope_type") in ("linear", "dynamic", "yarn"):
+            most = max(most, int(rope.get("original_max_position_embeddings", most) * rope["factor"]))
+        return most
+
+    def skeleton(self) -> PreTrainedModel:
+        """Returns the model with memory for its weights and nothing in it: another process fills it."""
+        config = AutoConfig.from_pretrained(self.source())
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(
+                config, dtype=getattr(torch, self.dtype)
+            )
+            model = self._prepared(model)
+        model.to_empty(device="cpu")
+        model.tie_weights()
+        return model
+
+    def _prepared(self, model: PreTrainedModel) -> PreTrainedModel:
+        if self.lora is not None:
+            with torch.random.fork_rng():
+                torch.manual_seed(self.seed)
+                self.lora.add_to(model)
+        choose_attention(model)
+        if self.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        if self.compile:
+            for block in blocks(model):
+                block.compile(dynamic=True)  # rows are of many lengths
+        return model
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Loads the tokenizer.
+
+        Raises:
+            ConfigError: there is no such model, or it has no chat template.
+        """
+        try:
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.source())
+        except OSError as error:
+            raise ConfigError(f"model.path: cannot load '{self.path}': {error}") from error
+        if not tokenizer.chat_template:
+            raise ConfigError(
+                f"model.path: expected a chat model, got '{self.path}', which has no chat template"
+            )
+        return tokenizer
+
+    def source(self) -> str:
+        """Returns the folder or the hub's name that the model is loaded from.
+
+        Raises:
+            ConfigError: there is no such model.
+        """
+        for folder in (
+            Path(self.path).expanduser(),
+            SHIPPED / self.path,
+            cache_folder() / "models" / self.path,
+        ):
+            if (folder / "config.json").is_file():
+                return str(folder)
+        if self.path.count("/") == 1 and not self.path.startswith(("/", ".", "~")):
+            return self.path  # owner/name on the hub
+        raise ConfigError(
+            f"model.path: expected a folder with a config.json, a name on the Hugging Face hub, or one "
+            f"of {sorted(p.parent.name for p in SHIPPED.glob('*/config.json'))}, got '{self.path}'. "
+            "For smollm2-135m-instruct run tools/fetch_smollm2 first."
+        )
+
+
+def choose_attention(model: PreTrainedModel) -> None:
+    """Gives a model an attention that computes what its architecture asks for.
+
+    transformers' sdpa, its default, silently leaves out the cap on attention scores (Gemma 2, VaultGemma).
+    """
+    cap = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
+    if cap is None:
+        return shared_attention.install(model)
+    logger.warning(
+        "%s caps its attention scores at %g: it computes with transformers' eager attention, as sdpa would "
+        "ignore the cap. This takes more memory and time, and answers cannot share a context in a row",
+        type(model).__name__,
+        cap,
+    )
+    model.set_attn_implementation("eager")
+
+
+def blocks(model: PreTrainedModel) -> list[torch.nn.Module]:
+    """Returns the layers that transformers says must not be split.
+
+    Raises:
+        ConfigError: the architecture does not name them.
+    """
+    names = set(model._no_split_modules or ())
+    modules = cast(torch.nn.Module, model).modules()
+    found = [module for module in modules if type(module).__name__ in names]
+    if not found:
+        raise ConfigError(
+            "strategy=fsdp and model.compile, the default on a GPU: expected an architecture with "
+            f"_no_split_modules, got {type(model).__name__}. model.compile=false trains it on one device"
+        )
+    return found

@@ -1,0 +1,140 @@
+"""The policy's weights as another engine loads them: whole, adapters merged, under a checkpoint's names.
+
+What transformers holds in memory is not what a checkpoint holds: some architectures keep all experts of a
+layer in one tensor, or have other names. Engines expect the checkpoint's. Each block is converted back while
+it is streamed, by transformers' own rules, so that no more than one block is whole at a time.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import revert_weight_conversion
+
+from herl.models.lora import adapted_weights, has_adapters, merged
+
+BLOCK = re.compile(r"(.*?\.\d+)\.")
+"""The part of a parameter's name that says which block it belongs to, such as model.layers.7."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Weight:
+    """A weight of the policy: its names without adapters, a tensor of its shape, and how to read it."""
+
+    names: tuple[str, ...]
+    like: torch.Tensor
+    read: Callable[[], torch.Tensor]
+
+
+def named_weights(
+    policy: PreTrainedModel, dtype: torch.dtype | None = None, *, checkpoint: bool = True
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yields (name, tensor), adapters merged.
+
+    Shards are gathered block by block, so all ranks must read the stream to its end. A head that shares the
+    embeddings comes too, under its own name: vLLM silently keeps an old one otherwise.
+
+    Args:
+        policy: Whole or sharded.
+        dtype: Type of the parameters in the stream, which are cast before they are gathered: an engine in
+            bfloat16 needs half the traffic. None for the policy's own. Buffers, and parameters that
+            transformers always keeps in float32, stay as they are.
+        checkpoint: Under the names and in the shapes of a checkpoint; otherwise under those of the policy
+            itself.
+    """
+    convert = checkpoint and _is_converted(policy)
+    for block in _blocks(policy, grouped=convert):
+        tensors: dict[str, torch.Tensor] = {}
+        for weight in block:
+            tensor = whole(_cast(policy, weight, dtype))
+            tensors |= dict.fromkeys(weight.names, tensor)
+        yield from (revert_weight_conversion(policy, tensors) if convert else tensors).items()
+
+
+def weight_shapes(policy: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Returns what `named_weights` streams, as tensors without data; tied names have the same one."""
+    convert = _is_converted(policy)
+    shapes: dict[str, torch.Tensor] = {}
+    for block in _blocks(policy, grouped=convert):
+        tensors: dict[str, torch.Tensor] = {}
+        for weight in block:
+            tensors |= dict.fromkeys(weight.names, torch.empty(weight.like.shape, device="meta"))
+        shapes |= revert_weight_conversion(policy, tensors) if convert else tensors
+    return shapes
+
+
+def _is_converted(policy: PreTrainedModel) -> bool:
+    """Whether the policy's parameters differ from its checkpoint's in names or shapes."""
+    conversions = getattr(policy, "_weight_conversions", None)
+    if conversions is None:  # not loaded from a checkpoint
+        conversions = get_model_conversion_mapping(policy, add_legacy=False)
+    return bool(conversions)
+
+
+def _blocks(policy: PreTrainedModel, *, grouped: bool) -> Iterator[list[_Weight]]:
+    """Yields the weights one by one, or those of a block together, as a conversion may need them."""
+    blocks: dict[str, list[_Weight]] = {}
+    for weight in _weights(policy):
+        found = BLOCK.match(weight.names[0]) if grouped else None
+        blocks.setdefault(found[1] if found else weight.names[0], []).append(weight)
+    yield from blocks.values()
+
+
+def _weights(policy: PreTrainedModel) -> Iterator[_Weight]:
+    adapted = adapted_weights(policy) if has_adapters(policy) else {}
+    embeddings, head = policy.get_input_embeddings(), policy.get_output_embeddings()
+    head_name = next((name for name, layer in policy.named_modules() if layer is head), None)
+    for name, parameter in policy.named_parameters():
+        if adapted and ".lora_" in name:
+            continue
+        names = [name]
+        if head_name is not None and parameter is head.weight and parameter is embeddings.weight:
+            names.append(f"{head_name}.weight")
+        read = partial(merged, adapted[id(parameter)]) if id(parameter) in adapted else parameter.detach
+        plain = (one.replace("base_layer.", "") if adapted else one for one in names)
+        yield _Weight(tuple(plain), parameter, read)
+    saved = policy.state_dict()
+    for name, buffer in policy.named_buffers():
+        if name in saved:
+            yield _Weight((name,), buffer, buffer.detach)
+
+
+def _cast(policy: PreTrainedModel, weight: _Weight, dtype: torch.dtype | None) -> torch.Tensor:
+    tensor = weight.read()
+    if dtype is None or not isinstance(weight.like, torch.nn.Parameter) or not tensor.is_floating_point():
+        return tensor
+    kept = set(policy._keep_in_fp32_modules_strict or ())
+    if dtype == torch.float16:
+        kept |= set(policy._keep_in_fp32_modules or ())
+    if any(re.search(pattern, weight.names[0]) for pattern in kept):
+        return tensor
+    return tensor.to(dtype)
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """Returns the full tensor of a sharded one, on every rank; others as they are."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def is_sharded(model: torch.nn.Module) -> bool:
+    """Whether a rank holds only its part of the parameters."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def first_not_finite(module: torch.nn.Module) -> str:
+    """Names the first weight that is not finite, or else the first gradient. All ranks must call it."""
+    for what, tensors in (
+        ("weight", ((name, p) for name, p in module.named_parameters())),
+        ("gradient of", ((name, p.grad) for name, p in module.named_parameters())),
+    ):
+        for name, tensor in tensors:
+            if tensor is not None and not bool(whole(torch.isfinite(tensor.detach()).all())):
+                return f"the {what} {name}"
+    return "no tensor"

@@ -1,0 +1,1 @@
+"""Answers on disk: `lines.py` writes and reads them, `inspect.py` shows them."""

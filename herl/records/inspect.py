@@ -1,0 +1,277 @@
+"""Finds recorded answers that are worth reading, in files of any size, and shows what a revision changed.
+
+Two passes: one streams over a few columns and keeps the places of the answers wanted; the other reads those
+lines alone.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from omegaconf import DictConfig
+from pyarrow import json as arrow_json
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from herl.errors import ConfigError, DataError
+from herl.records.lines import record_files, whole_bytes
+
+Order = Literal["worst", "best", "improved", "broken", "first", "last"]
+_VERDICT = pa.struct([("criterion_id", pa.string()), ("fulfilled", pa.bool_())])
+_COLUMNS = pa.schema(
+    [
+        ("id", pa.string()),
+        ("task_id", pa.string()),
+        ("parent_id", pa.string()),
+        ("reward", pa.float64()),
+        ("parent_reward", pa.float64()),
+        ("policy_version", pa.int64()),
+        ("verdicts", pa.list_(_VERDICT)),
+    ]
+)
+_BLOCK = 1 << 24
+MARKS = {True: ("\N{CHECK MARK}", "green"), False: ("\N{MULTIPLICATION SIGN}", "red"), None: ("?", "yellow")}
+"""How a criterion that is fulfilled, missed or not judged is shown."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """A recorded answer, and the draft that it revises."""
+
+    answer: dict[str, Any]
+    draft: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Query:
+    """Which answers are wanted.
+
+    Args:
+        order: `worst` or `best` reward; revisions that `improved` on their draft most, or have `broken`
+            most; the `first` or the `last` that were sampled.
+        most: Answers to find.
+        task: Only answers to this task.
+        criterion: Only answers that miss this criterion; with `best` and `improved`, that fulfil it.
+        steps: Only answers sampled after at least and at most so many optimiser steps.
+    """
+
+    order: Order = "improved"
+    most: int = 5
+    task: str | None = None
+    criterion: str | None = None
+    steps: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.order not in get_args(Order):
+            raise ConfigError(f"order: expected one of {', '.join(get_args(Order))}, got '{self.order}'")
+        if self.most < 1:
+            raise ConfigError(f"most: expected at least 1, got {self.most}")
+        if self.steps is not None and len(self.steps) != 2:
+            raise ConfigError(f"steps: expected the first and the last, as in steps=[0,50], got {self.steps}")
+
+
+def inspect(config: DictConfig) -> None:
+    """Shows recorded answers, or prints them as lines of JSON."""
+    if config.run is None:
+        raise ConfigError("run: expected the folder of a run, as in: herl inspect runs/...")
+    query = Query(
+        order=config.order,
+        most=config.most,
+        task=None if config.task is None else str(config.task),
+        criterion=None if config.criterion is None else str(config.criterion),
+        steps=None if config.steps is None else tuple(config.steps),
+    )
+    found = find(Path(config.run), query)
+    if not config.json:
+        return show(found) if found else print(_nothing(query))
+    for one in found:
+        print(json.dumps({"answer": one.answer, "draft": one.draft}))
+
+
+def find(folder: Path, query: Query) -> list[Found]:
+    """Returns the answers wanted, in the order asked for.
+
+    Args:
+        folder: A run's folder, or one with recorded answers in it.
+
+    Raises:
+        DataError: nothing is recorded there.
+    """
+    files = record_files(folder)
+    best: list[tuple[float, int, int, int, str]] = []  # rank, a tie's decision, file, line, parent
+    for number, path in enumerate(files):
+        start = 0
+        for batch in _batches(path):
+            places, ranks = _ranked(batch, query)
+            parents = batch.column("parent_id").take(places).to_pylist()
+            for place, rank, parent in zip(places.tolist(), ranks.tolist(), parents, strict=True):
+                line = start + place
+                age = (number << 40) + line
+                tie = age if query.order == "last" else -age
+                best.append((rank, tie, number, line, parent or ""))
+            best = heapq.nlargest(query.most, best)
+            start += len(batch)
+    lines = _read_lines(files, {(number, line) for _, _, number, line, _ in best})
+    drafts = _read_drafts(files, {(number, parent) for _, _, number, _, parent in best if parent})
+    return [
+        Found(answer=lines[number, line], draft=drafts.get(parent)) for _, _, number, line, parent in best
+    ]
+
+
+def _nothing(query: Query) -> str:
+    """What to look for instead."""
+    hints = []
+    if query.order in ("improved", "broken"):
+        hints.append(f"order={query.order} shows revisions: a run without hindsight has order=worst or best")
+    if query.criterion is not None:
+        hints.append("ids of criteria stand in brackets behind them, as order=first shows")
+    return "No recorded answer fits" + "".join(f"; {hint}" for hint in hints) + "."
+
+
+def word_diff(before: str, after: str) -> list[tuple[Literal["same", "gone", "new"], str]]:
+    """Returns what became of a text, in runs of words."""
+    a, b = before.split(), after.split()
+    changes: list[tuple[Literal["same", "gone", "new"], str]] = []
+    for kind, a0, a1, b0, b1 in SequenceMatcher(a=a, b=b, autojunk=False).get_opcodes():
+        if kind == "equal":
+            changes.append(("same", " ".join(a[a0:a1])))
+            continue
+        if a1 > a0:
+            changes.append(("gone", " ".join(a[a0:a1])))
+        if b1 > b0:
+            changes.append(("new", " ".join(b[b0:b1])))
+    return changes
+
+
+def _batches(path: Path) -> Iterator[pa.RecordBatch]:
+    options = arrow_json.ParseOptions(explicit_schema=_COLUMNS, unexpected_field_behavior="ignore")
+    reading = arrow_json.ReadOptions(block_size=_BLOCK)
+    whole = whole_bytes(path)  # a killed run may have left half a line
+    if not whole:
+        return
+    source = path if whole == path.stat().st_size else pa.BufferReader(path.read_bytes()[:whole])
+    try:
+        yield from arrow_json.open_json(source, read_options=reading, parse_options=options)
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{path}: expected one JSON object a line, as a run records them: {error}") from error
+
+
+def _ranked(batch: pa.RecordBatch, query: Query) -> tuple[np.ndarray, np.ndarray]:
+    """Places in the batch of the answers most wanted, and their ranks: the higher, the more wanted."""
+    reward = batch.column("reward")
+    gain = pc.subtract(reward, batch.column("parent_reward"))
+    sign = {"best": 1.0, "worst": -1.0, "improved": 1.0, "broken": -1.0}.get(query.order, 0.0)
+    by = gain if query.order in ("improved", "broken") else reward
+    keep = pc.is_valid(batch.column("id") if query.order in ("first", "last") else by)
+    if query.task is not None:
+        keep = pc.and_(keep, pc.equal(batch.column("task_id"), query.task))
+    if query.steps is not None:
+        steps = pc.fill_null(batch.column("policy_version"), -1)
+        first, last = query.steps
+        keep = pc.and_(keep, pc.and_(pc.greater_equal(steps, first), pc.less_equal(steps, last)))
+    places = np.flatnonzero(keep.to_numpy(zero_copy_only=False))
+    if query.criterion is not None:
+        wanted = query.order in ("best", "improved")
+        places = np.intersect1d(places, _with_verdict(batch.column("verdicts"), query.criterion, wanted))
+    ranks = sign * pc.fill_null(by, 0.0).to_numpy(zero_copy_only=False)[places]
+    if query.order == "last":
+        return places[-query.most :], ranks[-query.most :]
+    order = np.argsort(-ranks, kind="stable")[: query.most]
+    return places[order], ranks[order]
+
+
+def _with_verdict(verdicts: pa.ListArray, criterion: str, fulfilled: bool) -> np.ndarray:
+    """Places of the answers with this verdict on a criterion."""
+    flat = verdicts.flatten()
+    same = pc.and_(
+        pc.equal(flat.field("criterion_id"), criterion),
+        pc.fill_null(pc.equal(flat.field("fulfilled"), fulfilled), False),
+    )
+    rows: np.ndarray = pc.list_parent_indices(verdicts).filter(same).to_numpy(zero_copy_only=False)
+    return rows
+
+
+def _read_lines(files: Sequence[Path], places: set[tuple[int, int]]) -> dict[tuple[int, int], dict[str, Any]]:
+    found = {}
+    for number in {number for number, _ in places}:
+        wanted = {place for file, place in places if file == number}
+        with files[number].open("rb") as lines:
+            for place, line in enumerate(lines):
+                if place in wanted:
+                    found[number, place] = json.loads(line)
+    return found
+
+
+def _read_drafts(files: Sequence[Path], wanted: set[tuple[int, str]]) -> dict[str, dict[str, Any]]:
+    """Reads the drafts of revisions: they stand before them, in the same file or the one before it."""
+    found: dict[str, dict[str, Any]] = {}
+    for number in sorted({place for file, _ in wanted for place in (file - 1, file) if place >= 0}):
+        keys = {id: f'"id": {json.dumps(id)},'.encode() for file, id in wanted if number in (file - 1, file)}
+        with files[number].open("rb") as lines:
+            for line in lines:
+                for id, key in keys.items():
+                    if key in line[: len(key) + 2]:
+                        found[id] = json.loads(line)
+    return found
+
+
+def show(found: Sequence[Found]) -> None:
+    """Prints answers; revisions beside their drafts, with what changed marked."""
+    console = Console()
+    for one in found:
+        answer, draft = one.answer, one.draft
+        earned = ", ".join(
+            f"{name} {answer[name]:.3f}" for name in ("bonus", "advantage") if answer.get(name)
+        )
+        facts = [answer["task_id"], f"after {answer['policy_version']} optimiser steps", earned]
+        console.rule(Text(", ".join(filter(None, facts))))
+        if answer.get("fault"):
+            console.print(Text(f"skipped in the update: {answer['fault']}", style="red"))
+        console.print(Text(answer["request"], style="bold"))
+        table = Table(show_header=True, header_style="", expand=True)
+        table.add_column("criterion", ratio=2)
+        if draft is None:
+            table.add_column(f"{answer['origin']}: {_number(answer['reward'])}", ratio=4)
+            table.add_row("", Text(answer["text"]))
+        else:
+            table.add_column(f"draft: {_number(draft['reward'])}", ratio=3)
+            table.add_column(f"revision: {_number(answer['reward'])}", ratio=3)
+            table.add_row("", *_side_by_side(draft["text"], answer["text"]))
+        table.add_section()
+        before = {v["criterion_id"]: v for v in (draft or {}).get("verdicts", ())}
+        for verdict in answer["verdicts"]:
+            cells = [_verdict(verdict)]
+            if draft is not None:
+                cells.insert(0, _verdict(before.get(verdict["criterion_id"], {})))
+            name = f"{verdict['criterion']} ({abs(verdict['weight']):g}) [{verdict['criterion_id']}]"
+            table.add_row(Text(name), *cells)
+        console.print(table)
+
+
+def _side_by_side(before: str, after: str) -> tuple[Text, Text]:
+    draft, revision = Text(), Text()
+    for kind, words in word_diff(before, after):
+        if kind != "new":
+            draft.append(words + " ", style="red strike" if kind == "gone" else "")
+        if kind != "gone":
+            revision.append(words + " ", style="bold green" if kind == "new" else "")
+    return draft, revision
+
+
+def _verdict(verdict: Mapping[str, Any]) -> Text:
+    mark, style = MARKS[verdict.get("fulfilled")]
+    return Text(f"{mark} {verdict.get('reason') or ''}".strip(), style=style)
+
+
+def _number(reward: float | None) -> str:
+    return "not judged" if reward is None else f"{reward:.3f}"

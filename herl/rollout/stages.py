@@ -1,0 +1,149 @@
+"""The components and settings that a rollout runs with, and whether they fit together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal
+
+from herl.bonus import BonusReward, NoBonus
+from herl.errors import ConfigError
+from herl.hindsight import HindsightBuilder, NoHindsight
+from herl.judge import JudgeDesk
+from herl.replay import Memory, NoMemory
+from herl.sampler import Sampler
+from herl.types import Judged, Judgement, Member, Rollout, Sampling
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+TrainingContext = Literal["original", "hindsight", "both"]
+
+
+Selection = Callable[..., list[Member]]
+"""`herl.selection.form_group` with its options bound: (attempts, revisions, bonuses, seed) -> members."""
+
+
+Advantages = Callable[..., list[list[float]]]
+"""`herl.advantages.group_advantages` with its options bound: (rewards, own) -> advantages."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutPlan:
+    """How many answers are drawn per prompt, how, and what they are trained under.
+
+    Args:
+        attempts_per_prompt: Attempts in a group (n).
+        revisions_per_candidate: Revisions of each attempt that is revised.
+        attempt: How attempts are drawn. The trainer computes log-probs at its temperature.
+        revision: How revisions are drawn.
+        heldout: How held-out prompts are answered; None for like `attempt`.
+        training_context: The context that revisions are trained under: the `original` prompt, the
+            `hindsight` prompt that they were sampled under, or `both`.
+        max_prompt_tokens: Longer prompts and revision prompts are dropped and counted, never cut; so are
+            those that leave no room for the longest answer in the model.
+    """
+
+    attempts_per_prompt: int = 8
+    revisions_per_candidate: int = 1
+    attempt: Sampling = field(default_factory=Sampling)
+    revision: Sampling = field(default_factory=Sampling)
+    heldout: Sampling | None = None
+    training_context: TrainingContext = "original"
+    max_prompt_tokens: int = 4096
+
+    def __post_init__(self) -> None:
+        if self.attempts_per_prompt < 1 or self.revisions_per_candidate < 1:
+            raise ConfigError(
+                "rollout: expected attempts_per_prompt and revisions_per_candidate of at least 1, "
+                f"got {self.attempts_per_prompt} and {self.revisions_per_candidate}"
+            )
+        for name, sampling in (
+            ("attempt", self.attempt),
+            ("revision", self.revision),
+            ("heldout", self.heldout or self.attempt),
+        ):
+            if sampling.temperature < 0 or not 0 < sampling.top_p <= 1 or sampling.max_new_tokens < 1:
+                raise ConfigError(
+                    f"rollout.{name}: expected temperature >= 0, top_p in (0, 1] and max_new_tokens >= 1, "
+                    f"got {sampling.temperature}, {sampling.top_p} and {sampling.max_new_tokens}"
+                )
+        if self.attempt.temperature == 0:
+            raise ConfigError(
+                "rollout.attempt.temperature: expected a number above 0 (attempts must differ to be "
+                f"compared), got {self.attempt.temperature}"
+            )
+
+    def within(self, most: int | None) -> RolloutPlan:
+        """Returns the plan with prompts so short that every answer has room in the model.
+
+        Args:
+            most: Tokens of a prompt with its answer that the model takes; None for any.
+
+        Raises:
+            ConfigError: an answer alone may fill it.
+        """
+        if most is None:
+            return self
+        kinds = {"attempt": self.attempt, "revision": self.revision, "heldout": self.heldout or self.attempt}
+        name, longest = max(kinds.items(), key=lambda kind: kind[1].max_new_tokens)
+        if longest.max_new_tokens >= most:
+            raise ConfigError(
+                f"rollout.{name}.max_new_tokens: expected less than the {most} tokens that the model takes "
+                f"of a prompt with its answer, got {longest.max_new_tokens}"
+            )
+        return replace(self, max_prompt_tokens=min(self.max_prompt_tokens, most - longest.max_new_tokens))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stages:
+    """The components that collect() runs, as ordinary objects."""
+
+    tokenizer: PreTrainedTokenizerBase
+    sampler: Sampler
+    desk: JudgeDesk
+    plan: RolloutPlan
+    selection: Selection
+    advantages: Advantages
+    hindsight: HindsightBuilder = field(default_factory=NoHindsight)
+    bonus: BonusReward = field(default_factory=NoBonus)
+    memory: Memory = field(default_factory=NoMemory)
+
+    def __post_init__(self) -> None:
+        self.desk.needs_verdicts = self.hindsight.needs_verdicts
+        if self.memory.needs_revisions and isinstance(self.hindsight, NoHindsight):
+            raise ConfigError("memory.of: expected 'best' without hindsight, got 'revisions': there are none")
+        if self.plan.attempts_per_prompt == 1 and isinstance(self.hindsight, NoHindsight):
+            raise ConfigError(
+                "rollout.attempts_per_prompt: expected at least 2 without hindsight, got 1: an answer "
+                "alone has nothing to be better than"
+            )
+        if self.desk.judge.holistic and self.hindsight.needs_verdicts:
+            raise ConfigError(
+                "judge: expected verdicts on each criterion, which hindsight is made of, got a holistic "
+                "judge with one score for the whole answer: use algorithm=grpo, or another judge.mode"
+            )
+
+
+def trial_advantages(stages: Stages) -> list[float]:
+    """Returns the advantages of a made-up group whose attempts earn from 0 to 1: what a loss will get."""
+    count = max(2, stages.plan.attempts_per_prompt)
+    attempts = []
+    for place in range(count):
+        rollout = Rollout(
+            id=f"trial/{place}",
+            task_id="trial",
+            group_id="trial",
+            prompt_ids=(),
+            token_ids=(),
+            logprobs=(),
+            text="",
+            finish_reason="stop",
+            policy_version=0,
+        )
+        judgement = Judgement(rollout_id=rollout.id, verdicts=(), reward=place / (count - 1))
+        attempts.append(Judged(rollout=rollout, judgement=judgement))
+    members = stages.selection(attempts, [], {}, 0)
+    [advantages] = stages.advantages([[m.total for m in members]], [[True] * len(members)])
+    return advantages

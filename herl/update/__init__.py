@@ -1,0 +1,10 @@
+"""Stages 9 to 11: experiences become rows, rows become log-probabilities, and those become a loss.
+
+batch.py           experiences -> rows of tokens
+packing_probe.py   which kinds of rows a model computes correctly
+logprobs.py        rows -> log-probabilities and entropies
+scorer.py          the loss of one row, on policy and reference
+loss/              the losses: base, policy (PPO and HeRL), sft, dpo
+schedule.py        learning rates
+row_tokens.py, gpu_cost.py, card_needs.py   what fits into a GPU
+"""

@@ -1,0 +1,306 @@
+"""Stage 9: experiences -> micro-batches of tensors, without padding.
+
+Answers that are trained under the same context follow one copy of it (`models/shared_attention.py`), and such
+pieces stand side by side in one row:
+
+    [ context 1 | answer | answer | ... | context 2 | answer | ... ]
+
+A row holds as many pieces as a budget of tokens allows, and rows carry about equal work. What an answer
+weighs in the loss is fixed here for the whole optimiser step, so that how the step is cut into micro-batches
+changes nothing.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cache
+from itertools import accumulate, chain, groupby, pairwise
+from typing import Any, Literal
+
+import torch
+
+from herl.models.block_mask import SharedContext, on_device
+from herl.types import Experience, Judgement, Rollout
+from herl.update.loss.base import Aggregation, token_weights
+
+logger = logging.getLogger(__name__)
+
+Packing = Literal["shared", "packed", "single"]
+"""`shared`: one context for all its answers. `packed`: each answer behind a context of its own, several in a
+row, told apart by their positions. `single`: one answer in a row."""
+
+WORTH_A_WARNING = 0.25
+"""Share of a group's tokens that rows repeat because they are too short for the group."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MicroBatch:
+    """Tensors of one row of T tokens, N of them in answers.
+
+    Flat tensors [N] hold the tokens of the first answer in the row, then of the second, and so on.
+    """
+
+    rows: tuple[int, ...]
+    """Place of each answer in the list of experiences that the micro-batch was cut from."""
+    input_ids: torch.Tensor
+    """[1, T], long."""
+    position_ids: torch.Tensor
+    """[1, T], long: 0 at each context's first token; every answer goes on from its context."""
+    contexts: tuple[SharedContext, ...]
+    """Where contexts and answers stand in the row."""
+    packing: Packing
+    answer_ids: torch.Tensor
+    """[N], long: the sampled ids."""
+    before: torch.Tensor
+    """[N], long: the column whose output predicts each answer token. Context never carries loss."""
+    row: torch.Tensor
+    """[N], long: which answer of the row each token belongs to."""
+    advantage: torch.Tensor
+    """[N], float."""
+    weight: torch.Tensor
+    """[N], float: what each token counts in the loss of the whole optimiser step."""
+    revision: torch.Tensor
+    """[N], bool: the answer is a revision, or replayed: not an attempt at the context it is trained under."""
+    sampler_logprobs: torch.Tensor
+    """[N], float: log-probs of the sampler, under the context that it was sampled under."""
+    old_logprobs: torch.Tensor | None = None
+    """[N], float: the trainer's log-probs before this rollout batch's first optimiser step, under the
+    training context. None where nothing has been updated since: they are then the current ones."""
+    filler: bool = False
+    """True where another rank trains on these answers and this one only keeps step: all weights are 0."""
+    last: bool = False
+    """Whether it is this rank's last of the optimizer step."""
+
+    @property
+    def answer_lengths(self) -> list[int]:
+        """Tokens of each answer."""
+        return [length for context in self.contexts for length in context.answer_lengths]
+
+    def to(self, device: torch.device) -> MicroBatch:
+        """Returns the micro-batch on a device. A GPU gets it when it comes to it; this does not wait."""
+        moved: dict[str, Any] = {
+            field.name: on_device(value, device)
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), torch.Tensor)
+        }
+        return replace(self, **moved)
+
+
+def unjudged(rollout: Rollout) -> Experience:
+    """Returns an answer as something to compute log-probs of, under the context it was sampled under."""
+    return Experience(
+        rollout=rollout,
+        judgement=Judgement(rollout_id=rollout.id, verdicts=(), reward=None),
+        reward=0.0,
+        bonus=0.0,
+        advantage=0.0,
+        context_ids=rollout.prompt_ids,
+    )
+
+
+def split_by_group(experiences: Sequence[Experience], parts: int) -> list[list[Experience]]:
+    """Splits experiences into at most `parts` lists of whole groups, about equally many groups each."""
+    groups = [list(group) for _, group in groupby(experiences, key=lambda e: e.rollout.group_id)]
+    count = min(parts, len(groups))
+    borders = [round(i * len(groups) / count) for i in range(count + 1)] if count else []
+    return [
+        [experience for group in groups[start:end] for experience in group]
+        for start, end in pairwise(borders)
+    ]
+
+
+def micro_batches(
+    experiences: Sequence[Experience],
+    *,
+    max_tokens: int,
+    aggregation: Aggregation,
+    constant_length: int = 1,
+    old_logprobs: Sequence[torch.Tensor | None] | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    packing: Packing = "shared",
+) -> Iterator[MicroBatch]:
+    """Yields this rank's micro-batches of one optimiser step.
+
+    Rows of about equal length go to different ranks at the same time, and every rank gets as many: where
+    there are too few answers, a rank repeats another's as a filler of weight 0, because a sharded model needs
+    all ranks in every pass.
+
+    Args:
+        experiences: All experiences of the step, on all ranks.
+        max_tokens: Tokens in a micro-batch. A single longer answer with its context still gets one.
+        aggregation: How the step's tokens are averaged (`herl.update.loss.base.token_weights`).
+        constant_length: Tokens, for the aggregation `constant`.
+        old_logprobs: For each experience, the trainer's log-probs before the update, [answer_len].
+            None where another rank trains on it.
+        rank: The rank that the micro-batches are for.
+        world_size: Number of ranks.
+        packing: What stands in a row.
+    """
+    answer_lengths = [len(e.rollout.token_ids) for e in experiences]
+    weights = token_weights(answer_lengths, aggregation, constant_length)
+    plan = _plan(experiences, max_tokens, world_size, packing)
+    for first in range(0, len(plan), world_size):
+        # A filler's old log-probs are those of another rank; at weight 0 any will do.
+        filler = not plan[first + rank]
+        pieces = plan[first if filler else first + rank]
+        batch = _row(experiences, pieces, weights, None if filler else old_logprobs, packing)
+        weight = torch.zeros_like(batch.weight) if filler else batch.weight
+        yield replace(batch, weight=weight, filler=filler, last=first + world_size >= len(plan))
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Answers that will share one context: their places among the experiences."""
+
+    context: int
+    """Tokens of the context."""
+    answers: tuple[int, ...]
+    lengths: tuple[int, ...]
+    """Tokens of each answer."""
+
+    @property
+    def tokens(self) -> int:
+        return self.context + sum(self.lengths)
+
+    def split(self, parts: int) -> list[_Piece]:
+        """Deals the answers out to parts of about equal length; each repeats the context."""
+        dealt: list[list[int]] = [[] for _ in range(parts)]
+        longest_first = sorted(range(len(self.answers)), key=lambda i: -self.lengths[i])
+        for place, part in _even(longest_first, [self.lengths[i] for i in longest_first], parts):
+            dealt[part].append(place)
+        return [
+            _Piece(
+                self.context,
+                tuple(self.answers[i] for i in sorted(part)),
+                tuple(self.lengths[i] for i in sorted(part)),
+            )
+            for part in dealt
+        ]
+
+
+def _plan(
+    experiences: Sequence[Experience], max_tokens: int, world_size: int, packing: Packing
+) -> list[list[_Piece]]:
+    """Returns rows of pieces, as many as a multiple of the ranks; an empty one only for want of answers."""
+    pieces = [part for piece in _pieces(experiences, packing) for part in _fitting(piece, max_tokens)]
+    while (
+        0 < len(pieces) < world_size and len(widest := max(pieces, key=lambda p: len(p.answers)).answers) > 1
+    ):
+        place = next(i for i, piece in enumerate(pieces) if piece.answers is widest)
+        pieces[place : place + 1] = pieces[place].split(2)
+    pieces.sort(key=lambda piece: -piece.tokens)
+    lengths = [piece.tokens for piece in pieces]
+    enough = len(pieces) if packing == "single" else math.ceil(sum(lengths) / max_tokens)
+    count = math.ceil(min(enough, len(pieces)) / world_size) * world_size
+    while True:
+        rows: list[list[_Piece]] = [[] for _ in range(count)]
+        for piece, row in _even(pieces, lengths, count):
+            rows[row].append(piece)
+        if all(len(row) <= 1 or sum(piece.tokens for piece in row) <= max_tokens for row in rows):
+            return sorted(rows, key=lambda row: -sum(piece.tokens for piece in row))
+        count += world_size
+
+
+def _pieces(experiences: Sequence[Experience], packing: Packing) -> list[_Piece]:
+    together: dict[object, list[int]] = {}
+    for place, e in enumerate(experiences):
+        together.setdefault(e.context_ids if packing == "shared" else place, []).append(place)
+    return [
+        _Piece(
+            len(experiences[places[0]].context_ids),
+            tuple(places),
+            tuple(len(experiences[place].rollout.token_ids) for place in places),
+        )
+        for places in together.values()
+    ]
+
+
+def _fitting(piece: _Piece, max_tokens: int) -> list[_Piece]:
+    """Splits a piece into as few as fit into a row; an answer too long for one still gets one."""
+    room = max(max_tokens - piece.context, 1)
+    fewest = math.ceil(sum(piece.lengths) / room)
+    for count in range(fewest, len(piece.answers)):
+        parts = piece.split(count)
+        if all(part.tokens <= max_tokens or len(part.answers) == 1 for part in parts):
+            break
+    else:
+        parts = piece.split(len(piece.answers))
+    if (len(parts) - 1) * piece.context > WORTH_A_WARNING * piece.tokens:
+        _advise(max_tokens)
+    return parts
+
+
+@cache  # once
+def _advise(max_tokens: int) -> None:
+    logger.warning(
+        "a group of answers with a long context does not fit into module.micro_batch_tokens=%d: the "
+        "context is computed in several rows; more tokens are faster, where memory allows them",
+        max_tokens,
+    )
+
+
+def _even(items: Sequence[Any], lengths: Sequence[int], parts: int) -> Iterator[tuple[Any, int]]:
+    """Yields (item, part): each item, the longest first, goes where least has gone so far."""
+    loads = [(0, part) for part in range(parts)]
+    for item, length in zip(items, lengths, strict=True):
+        load, part = loads[0]
+        heapq.heapreplace(loads, (load + length, part))
+        yield item, part
+
+
+def _row(
+    experiences: Sequence[Experience],
+    pieces: Sequence[_Piece],
+    weights: Sequence[float],
+    old_logprobs: Sequence[torch.Tensor | None] | None,
+    packing: Packing,
+) -> MicroBatch:
+    ids: list[int] = []
+    positions: list[torch.Tensor] = []
+    before: list[torch.Tensor] = []
+    contexts: list[SharedContext] = []
+    for piece in pieces:
+        start, border = len(ids), len(ids) + piece.context
+        ids += experiences[piece.answers[0]].context_ids
+        positions.append(torch.arange(piece.context))
+        for place, length in zip(piece.answers, piece.lengths, strict=True):
+            columns = torch.arange(len(ids) - 1, len(ids) + length - 1)
+            columns[0] = border - 1  # the context's last token predicts the first of every answer
+            before.append(columns)
+            positions.append(torch.arange(piece.context, piece.context + length))
+            ids += experiences[place].rollout.token_ids
+        borders = tuple(accumulate(piece.lengths, initial=border))
+        contexts.append(SharedContext(start=start, answers=borders))
+    rows = tuple(chain.from_iterable(piece.answers for piece in pieces))
+    chosen = [experiences[place] for place in rows]
+    lengths = torch.tensor([len(e.rollout.token_ids) for e in chosen])
+    row_of = torch.arange(len(chosen)).repeat_interleave(lengths)
+
+    def per_token(values: list[float]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.float32)[row_of]
+
+    return MicroBatch(
+        rows=rows,
+        input_ids=torch.tensor([ids]),
+        position_ids=torch.cat(positions)[None],
+        contexts=tuple(contexts),
+        packing=packing,
+        answer_ids=torch.tensor([token for e in chosen for token in e.rollout.token_ids]),
+        before=torch.cat(before),
+        row=row_of,
+        advantage=per_token([e.advantage for e in chosen]),
+        weight=per_token([weights[place] for place in rows]),
+        revision=torch.tensor([e.origin != "policy" for e in chosen])[row_of],
+        sampler_logprobs=torch.tensor([p for e in chosen for p in e.rollout.logprobs]),
+        old_logprobs=None if old_logprobs is None else torch.cat([_known(old_logprobs[i]) for i in rows]),
+    )
+
+
+def _known(logprobs: torch.Tensor | None) -> torch.Tensor:
+    assert logprobs is not None, "another rank's answer"
+    return logprobs

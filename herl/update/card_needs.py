@@ -1,0 +1,98 @@
+"""What a run will ask of its sampler, and how much of a GPU the trainer needs beside it.
+
+The module hands this to the sampler before `Sampler.start`: an engine on the trainer's card sizes its context
+and its memory by it. Memory is what `herl.update.gpu_cost` estimates; nothing is measured here.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import lightning as L
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+from transformers import PreTrainedModel
+
+from herl.models.fsdp import FSDPStrategy
+from herl.models.lora import has_adapters
+from herl.models.pretrained import PretrainedModel
+from herl.rollout.stages import RolloutPlan, Stages
+from herl.sampler import CardNeeds, RunLimits
+from herl.update.gpu_cost import GIB, Settings, model_size, update_gib
+from herl.update.loss.base import Loss
+
+PROBE_TOKENS = 512
+"""Room for the request that checks a refresh, where the model allows as many."""
+
+
+class Configured(Protocol):
+    """What is needed of a `herl.module.HerlModule`, with its policy loaded."""
+
+    model: PretrainedModel
+    policy: PreTrainedModel | None
+    stages: Stages
+    loss: Loss
+    micro_batch_tokens: Any
+    trains: bool
+
+    @property
+    def trainer(self) -> L.Trainer: ...
+
+
+def run_limits(module: Configured) -> RunLimits:
+    """Returns what the run's sampler must hold, and what it must leave to the trainer."""
+    trainer, most = module.trainer, module.model.max_tokens() or PROBE_TOKENS
+    assert module.policy is not None
+    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return RunLimits(
+        longest_tokens=max(longest_sequence(module.stages.plan), min(PROBE_TOKENS, most)),
+        dtype=torch.bfloat16 if trainer.precision == "bf16-mixed" else module.policy.dtype,
+        refreshed_every_batch=any(getattr(one, "refreshes_every_batch", False) for one in callbacks),
+        card=_card_needs(module, module.policy) if trainer.strategy.root_device.type == "cuda" else None,
+    )
+
+
+def longest_sequence(plan: RolloutPlan) -> int:
+    """Returns the tokens of the longest prompt with its answer that may be sampled.
+
+    Prompts of revisions are longer than those of attempts, and no prompt is above `max_prompt_tokens`.
+    """
+    samplings = (plan.attempt, plan.revision, plan.heldout or plan.attempt)
+    return plan.max_prompt_tokens + max(sampling.max_new_tokens for sampling in samplings)
+
+
+def longest_micro_batch(plan: RolloutPlan, micro_batch_tokens: int | str) -> int:
+    """Returns the tokens of the longest row of an update: a budget, unless one answer alone is longer."""
+    prompt, answer = plan.max_prompt_tokens, plan.attempt.max_new_tokens
+    budget = micro_batch_tokens if isinstance(micro_batch_tokens, int) else 0  # "auto" takes what is free
+    return min(prompt + answer * plan.attempts_per_prompt, max(budget, prompt + answer))
+
+
+def _card_needs(module: Configured, policy: PreTrainedModel) -> CardNeeds:
+    model, strategy, reference = module.model, module.trainer.strategy, module.loss.needs_reference
+    size = model_size(model.path)
+    parts = module.trainer.world_size if isinstance(strategy, FSDPStrategy) else 1
+    counts = [(parameter.numel(), parameter.requires_grad) for parameter in policy.parameters()]
+    learns = sum(n for n, learns in counts if learns) / sum(n for n, _ in counts) if module.trains else 0.0
+    settings = Settings(
+        reference=reference,
+        second_model=reference and not has_adapters(policy),
+        trained_share=learns,
+        checkpointing=model.gradient_checkpointing,
+        compiled=model.compile is not False,
+        frozen_bytes=policy.dtype.itemsize if learns < 1.0 else 4,
+    )
+    tokens = longest_micro_batch(module.stages.plan, module.micro_batch_tokens) if module.trains else 0
+    update = update_gib(size, tokens, settings, parts)
+    gradients = 4 * size.parameters * learns / parts / GIB
+    if isinstance(strategy, DDPStrategy) and module.trainer.world_size > 1:
+        update["weights_gradients_moments"] += gradients  # DDP's own copies of them, which stay
+    resident = update["weights_gradients_moments"] - gradients  # gradients are freed after each step
+    if isinstance(strategy, FSDPStrategy) and strategy.cpu_offload:
+        resident = update["weights_gradients_moments"] = 0.0
+    return CardNeeds(
+        parameters=size.parameters,
+        kv_bytes=size.kv_bytes,
+        resident_gib=resident,
+        update_gib=sum(update.values()),
+    )

@@ -1,0 +1,335 @@
+"""What a run would take on given GPUs, from formulas that anybody can check: no measurement, but an order.
+
+update   (6 P T + 6 L d T S) / (N F u), a third more for recomputed activations and for a reference's pass,
+         and for old log-probs, where a batch makes several steps
+sample   a token for R answers takes E + max((2 P + R k S) / (B b), 2 P R / (F u)); a prompt token 2 P / (F u)
+refresh  2 P / W
+memory   of the update:   (4 + 4 + 8) P / N for float32 weights, gradients and moments; 2 P for their bfloat16
+                          copies, on several GPUs those of what is gathered; (34 d + 8 f) L a token of a row
+                          for activations (recomputed: 4 d L, and one layer's); 6 bytes a logit
+         of the sampling: (4 + 8) P / N; the engine's 2 P, 2 GiB, k for each token that it keeps
+
+P parameters, L layers of width d with f inner units, T trained tokens with their contexts, S mean tokens of a
+sequence, k bytes of keys and values a token, N GPUs; of one: F bfloat16 FLOP/s, B bytes/s, R answers at once;
+u, b, E, W below. Both kinds of memory are there at once unless the engine sleeps during the update.
+
+Where 34 and 8 come from: without compiled blocks, bf16-mixed keeps in each layer two float32 residuals and
+two normalized ones (16 d), their bfloat16 casts for five products (10 d), queries, keys, values and outputs
+(8 d), and in the gated part gate, activation, up and their product (8 f). Compiled blocks keep less.
+
+Measured (`tests/unit/test_cost.py` holds the formulas to these points):
+- Qwen2.5's shapes on an H100, forward and backward of rows of 10 950 tokens, no optimizer. Compiled blocks:
+  0.5B 19.8 GiB, by the formulas 20.4; 1.5B 41.0 and 43.9; six layers of 7B 37.4 and 38.7. Blocks that are not
+  compiled: 0.5B, 10 700 tokens, 22.9 and 24.2.
+- 0.5B in one row of 21 800 tokens: 26.4, by the formulas 33.6: they do not know that the logits of so many
+  answer tokens are computed in chunks, and count more for activations than such a row keeps.
+Not measured: several GPUs, adapters, recomputed activations, the engine's share.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from herl.errors import ConfigError
+from herl.models.pretrained import PretrainedModel
+from herl.update.logprobs import WHOLE_LOGITS
+
+FLOPS_SHARE = 0.4
+"""u: share of the peak that large matrix products of a transformer reach."""
+BANDWIDTH_SHARE = 0.7
+"""b: share of the memory's bandwidth that decoding reaches."""
+ENGINE_SECONDS = 0.005
+"""E: of an engine's step besides the work of the GPU."""
+REFRESH_BYTES = 20e9
+"""W: bytes of weights that reach an engine in a second."""
+WIDTH_BYTES = 34
+"""Of activations, for a token and a unit of a layer's width, in bf16-mixed."""
+INNER_BYTES = 8
+"""Of activations, for a token and a unit of a layer's gated inner width."""
+COMPILED_SHARE = 0.75
+"""Of these activations that compiled blocks keep."""
+LOGIT_BYTES = 2
+"""Of a logit in bfloat16, which becomes its gradient in place."""
+LOGITS_AT_ONCE = WHOLE_LOGITS["cuda"]
+"""Most logits that are in memory on a GPU: of more, fewer are kept and all are computed twice."""
+ENGINE_GIB = 2.0
+"""Of an engine besides weights, keys and values: graphs and a step's activations. Not measured."""
+RESERVE_GIB = 2.0
+"""Of a GPU: CUDA, its libraries, and what the allocator cannot use."""
+FLOAT32, BF16 = 4, 2
+GIB = 2**30
+
+
+Engine = Literal["vllm", "transformers", "elsewhere"]
+"""What samples: a vLLM engine on the same GPUs; the policy, by a bfloat16 copy that exists only while it
+samples; or servers on other GPUs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GPU:
+    """One GPU, by its maker's data sheet."""
+
+    tflops: float
+    """Dense bfloat16, 10^12 a second."""
+    gib: float
+    bandwidth: float
+    """Of its memory, 10^12 bytes a second."""
+
+
+GPUS = {
+    "a100": GPU(tflops=312, gib=80, bandwidth=2.04),
+    "h100": GPU(tflops=989, gib=80, bandwidth=3.35),
+    "h200": GPU(tflops=989, gib=141, bandwidth=4.8),
+    "b200": GPU(tflops=2250, gib=180, bandwidth=8.0),
+    "l40s": GPU(tflops=362, gib=48, bandwidth=0.864),
+    "mi300x": GPU(tflops=1307, gib=192, bandwidth=5.3),
+    "rtx4090": GPU(tflops=165, gib=24, bandwidth=1.01),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSize:
+    """What the formulas need of a model."""
+
+    parameters: int
+    layers: int
+    width: int
+    inner: int
+    """Units of a layer's gated part; in a mixture of experts, of the experts that see a token."""
+    vocabulary: int
+    outer: int
+    """Parameters outside the layers: embeddings and head."""
+    kv_bytes: int
+    """Of the keys and values of one token in all layers, in bfloat16."""
+
+    @property
+    def layer(self) -> float:
+        """Parameters of one layer."""
+        return (self.parameters - self.outer) / self.layers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """One batch, as it was measured in a trial."""
+
+    answers: float
+    """Attempts and revisions."""
+    answer_tokens: float
+    """Mean tokens of an answer."""
+    prompt_tokens: float
+    """Of all prompts that the engines read; n answers of a prompt read it once."""
+    trained_tokens: float
+    """Of all rows of the update, contexts included."""
+    micro_batch_tokens: float
+    """Of the longest micro-batch."""
+    judge_seconds: float
+    """That the judge kept the run waiting."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What of the configuration matters."""
+
+    updates_per_batch: int = 1
+    reference: bool = False
+    """Whether the loss needs the log-probs of a reference."""
+    second_model: bool = False
+    """Whether that reference is a model of its own."""
+    trained_share: float = 1.0
+    """Share of the parameters that has gradients and moments: below 1 with adapters."""
+    checkpointing: bool = False
+    compiled: bool = False
+    """Whether the blocks of layers are compiled, as they are by default on a GPU."""
+    frozen_bytes: int = 4
+    """Of a weight that is not trained: 2 below adapters of a bfloat16 model."""
+    engine: Engine = "vllm"
+    sleep: bool = False
+    """Whether the engine leaves its memory to the update."""
+    tensor_parallel: int = 1
+    """GPUs of one engine."""
+    most_at_once: int = 256
+    """Answers that one engine works on."""
+
+
+def model_size(path: str) -> ModelSize:
+    """Returns the size of a model from its configuration alone; no weights are read.
+
+    Args:
+        path: As in `PretrainedModel`; of a folder only config.json is read.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    try:
+        config = AutoConfig.from_pretrained(PretrainedModel(path=path).source())
+    except (OSError, ValueError, ConfigError) as error:
+        raise ConfigError(f"cost.model: cannot read the configuration of '{path}': {error}") from error
+    with torch.device("meta"):
+        return size_of(AutoModelForCausalLM.from_config(config))
+
+
+def size_of(model: PreTrainedModel) -> ModelSize:
+    """Returns the size of a model, on whatever device it is. Adapters count as parameters."""
+    text = model.config.get_text_config()
+    queries = getattr(text, "num_attention_heads", None) or 0  # a model may have no attention
+    head = getattr(text, "head_dim", None) or (text.hidden_size // queries if queries else 0)
+    heads = getattr(text, "num_key_value_heads", None) or queries
+    embeddings = cast(torch.Tensor, model.get_input_embeddings().weight)
+    output = cast(torch.Tensor, model.get_output_embeddings().weight)
+    return ModelSize(
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        layers=text.num_hidden_layers,
+        width=text.hidden_size,
+        inner=_inner(text),
+        vocabulary=text.vocab_size,
+        outer=embeddings.numel() + (0 if output is embeddings else output.numel()),
+        kv_bytes=2 * BF16 * text.num_hidden_layers * heads * head,
+    )
+
+
+def gpu_named(name: str) -> GPU:
+    """Returns a GPU that is known.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if name.lower() not in GPUS:
+        raise ConfigError(f"cost.gpu: expected one of {', '.join(GPUS)}, got '{name}'")
+    return GPUS[name.lower()]
+
+
+def gpu_of(device: torch.device) -> GPU | None:
+    """Returns the GPU that a device is, by its name; None for a CPU, and for one that is not known."""
+    name = torch.cuda.get_device_name(device).lower() if device.type == "cuda" else ""
+    return next((gpu for known, gpu in GPUS.items() if known in name.replace(" ", "")), None)
+
+
+def estimate(model: ModelSize, work: Work, settings: Settings, gpu: GPU, devices: int) -> dict[str, Any]:
+    """Returns seconds of a batch by phase and GiB of one GPU by use.
+
+    Raises:
+        ConfigError: the engines do not fit the number of GPUs.
+    """
+    if devices < 1 or devices % settings.tensor_parallel:
+        raise ConfigError(
+            f"cost.devices: expected a multiple of the {settings.tensor_parallel} GPUs of an engine, "
+            f"got {devices}"
+        )
+    update = update_gib(model, work.micro_batch_tokens, settings, devices)
+    sampling = _sampling_gib(model, settings, devices)
+    update_total = sum(update.values()) + RESERVE_GIB
+    sampling_total = sum(sampling.values()) + RESERVE_GIB
+    asleep = settings.sleep or settings.engine != "vllm"
+    taken = sampling_total if asleep else update_total + sampling["engine"]
+    kept = work.answer_tokens + work.prompt_tokens / max(1.0, work.answers)
+    room = (gpu.gib - taken) * GIB * settings.tensor_parallel / (model.kv_bytes * kept)
+    at_once = max(1.0, min(settings.most_at_once, room, work.answers * settings.tensor_parallel / devices))
+    cache = 0.0
+    if settings.engine != "elsewhere":
+        cache = at_once * kept * model.kv_bytes / settings.tensor_parallel / GIB
+    total = max(update_total, sampling_total + cache) if asleep else taken + cache
+    memory = update | {"engine": sampling["engine"], "keys_and_values": cache, "reserve": RESERVE_GIB}
+    return {
+        "seconds": {
+            "refresh": BF16 * model.parameters / REFRESH_BYTES,
+            "sample": _sampling(model, work, settings, gpu, devices, at_once),
+            "judge": work.judge_seconds,
+            "update": _update(model, work, settings, gpu, devices),
+        },
+        "gib": memory | {"total": total, "of": gpu.gib},
+        "fits": total <= gpu.gib,
+    }
+
+
+def _update(model: ModelSize, work: Work, settings: Settings, gpu: GPU, devices: int) -> float:
+    length = work.trained_tokens / max(1.0, work.answers)
+    forward = 2 * (model.parameters + model.layers * model.width * length) * work.trained_tokens
+    passes = 3.0 + settings.checkpointing + settings.reference
+    passes += 1 - 1 / settings.updates_per_batch  # old log-probs: the first step's are the present ones
+    return passes * forward / (devices * gpu.tflops * 1e12 * FLOPS_SHARE)
+
+
+def _sampling(
+    model: ModelSize, work: Work, settings: Settings, gpu: GPU, devices: int, at_once: float
+) -> float:
+    engines, width = devices / settings.tensor_parallel, settings.tensor_parallel
+    flops, bandwidth = width * gpu.tflops * 1e12 * FLOPS_SHARE, width * gpu.bandwidth * 1e12 * BANDWIDTH_SHARE
+    kept = work.answer_tokens + work.prompt_tokens / max(1.0, work.answers)
+    read = (BF16 * model.parameters + at_once * model.kv_bytes * kept) / bandwidth
+    computed = 2 * model.parameters * at_once / flops
+    waves = max(1.0, work.answers / (engines * at_once))
+    prefill = 2 * model.parameters * work.prompt_tokens / (engines * flops)
+    return prefill + waves * work.answer_tokens * (ENGINE_SECONDS + max(read, computed))
+
+
+def update_gib(
+    model: ModelSize, row_tokens: float, settings: Settings, devices: int, *, moments: bool = True
+) -> dict[str, float]:
+    """Returns GiB of one GPU during an update in bf16-mixed, by use, without what CUDA itself takes.
+
+    Args:
+        model: What is trained.
+        row_tokens: Tokens of the longest micro-batch.
+        settings: Of the run.
+        devices: GPUs that share weights, gradients and moments.
+        moments: Whether an optimizer with two moments has taken a step.
+    """
+    trained = settings.trained_share * model.parameters
+    state = (2 * FLOAT32 + 2 * FLOAT32 * moments) * trained + _frozen(model, settings)
+    parts = {
+        "weights_gradients_moments": state / devices,
+        "bfloat16_weights": bfloat16_weights(model, settings, devices),
+        "activations": activation_bytes(model, settings) * row_tokens,
+        "logits": LOGIT_BYTES * min(row_tokens * model.vocabulary, LOGITS_AT_ONCE),
+    }
+    return {name: size / GIB for name, size in parts.items()}
+
+
+def activation_bytes(model: ModelSize, settings: Settings) -> float:
+    """Returns bytes that one token of a row keeps from forward to backward, logits left out."""
+    of_layer = float(WIDTH_BYTES * model.width + INNER_BYTES * model.inner)
+    if settings.compiled:
+        of_layer *= COMPILED_SHARE
+    if settings.checkpointing:
+        return of_layer + FLOAT32 * model.width * model.layers
+    return of_layer * model.layers
+
+
+def bfloat16_weights(model: ModelSize, settings: Settings, devices: int) -> float:
+    """Returns bytes of weights as products need them. One GPU keeps each from forward to backward. Several
+    hold one layer while they gather the next; its gradients are in bfloat16 and, for the sum, in float32."""
+    if devices > 1:
+        gradients = settings.trained_share * (model.outer + model.layer)
+        return BF16 * (model.outer + 2 * model.layer) + (BF16 + FLOAT32) * gradients
+    return BF16 * (model.outer + model.layer if settings.checkpointing else model.parameters)
+
+
+def _sampling_gib(model: ModelSize, settings: Settings, devices: int) -> dict[str, float]:
+    """GiB of one GPU while answers are sampled, keys and values left out. Gradients are not there then."""
+    state = (FLOAT32 + 2 * FLOAT32) * settings.trained_share * model.parameters + _frozen(model, settings)
+    engine = {
+        "vllm": BF16 * model.parameters / settings.tensor_parallel + ENGINE_GIB * GIB,
+        "transformers": BF16 * model.parameters,  # where the policy is sharded, a whole copy on each GPU
+        "elsewhere": 0.0,
+    }
+    return {"state": state / devices / GIB, "engine": engine[settings.engine] / GIB}
+
+
+def _frozen(model: ModelSize, settings: Settings) -> float:
+    """Bytes of weights that are not trained, those of a second model included."""
+    return settings.frozen_bytes * model.parameters * (1 - settings.trained_share + settings.second_model)
+
+
+def _inner(text: Any) -> int:
+    """Inner units of a layer that see one token; 4 x width where the configuration does not say."""
+    experts: int = getattr(text, "num_experts_per_tok", None) or 1
+    units: int | None = getattr(text, "moe_intermediate_size", None) or getattr(
+        text, "intermediate_size", None
+    )
+    if isinstance(units, list | tuple):  # of each layer
+        units = max(units)
+    return experts * units if units else 4 * text.hidden_size

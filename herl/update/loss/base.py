@@ -1,0 +1,123 @@
+"""Stage 11: the interface of a loss, what it is computed from, and what each token weighs.
+
+All tensors are [N]: one entry per answer token of a micro-batch. Token weights are fixed for the whole
+optimizer step beforehand (`token_weights`), so the losses of its micro-batches add up.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import torch
+
+from herl.types import Experience
+
+Aggregation = Literal["token_mean", "sequence_mean", "constant"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stats:
+    """Statistics by name, in a form that adds up over micro-batches."""
+
+    means: Mapping[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    """(sum, count) of each."""
+    maxima: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """The values whose maximum is wanted, [any]; -inf counts as no value."""
+    percentiles: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """The values whose percentiles are wanted, [any]."""
+
+
+def token_weights(lengths: Sequence[int], aggregation: Aggregation, constant_length: int = 1) -> list[float]:
+    """Returns what each token of each answer weighs in the loss of one optimiser step.
+
+    Args:
+        lengths: Tokens of every answer of the step.
+        aggregation: `token_mean` over all tokens of the step (DAPO, arXiv:2503.14476);
+            `sequence_mean`, the mean over answers of the mean over tokens (GRPO);
+            `constant`, sums divided by answers x `constant_length` (Dr.GRPO, arXiv:2503.20783).
+        constant_length: Tokens, for `constant`.
+    """
+    count = len(lengths)
+    if not count:
+        return []
+    if aggregation == "token_mean":
+        return [1.0 / sum(lengths)] * count
+    if aggregation == "sequence_mean":
+        return [1.0 / (count * length) for length in lengths]
+    return [1.0 / (count * constant_length)] * count
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens:
+    """What the loss is computed from, [N] each. See `herl.update.batch.MicroBatch`."""
+
+    logprobs: torch.Tensor
+    """Of the current policy, with gradient."""
+    entropy: torch.Tensor
+    old_logprobs: torch.Tensor
+    sampler_logprobs: torch.Tensor
+    advantage: torch.Tensor
+    weight: torch.Tensor
+    revision: torch.Tensor
+    row: torch.Tensor
+    ref_logprobs: torch.Tensor | None = None
+    """None unless the loss `needs_ref_logprobs`."""
+
+
+class Likelihoods(Protocol):
+    """Log-probs of whole answers, as `Loss.prepare` sees the models."""
+
+    def answer_logprobs(self, experiences: Sequence[Experience], *, reference: bool = False) -> list[float]:
+        """Returns the log-prob of each answer, in nats, summed over its tokens, on every rank."""
+        ...
+
+
+class Loss(ABC):
+    """The loss of one micro-batch, from its flat answer tokens."""
+
+    __slots__ = ()
+    aggregation: Aggregation
+    """How the tokens of an optimiser step are averaged (`token_weights`)."""
+    constant_length: int
+    entropy_coef: float
+    """0 keeps the entropy out of the graph."""
+
+    @abstractmethod
+    def __call__(self, tokens: Tokens) -> tuple[torch.Tensor, Stats]:
+        """Returns (loss, stats). The loss is a scalar, to be added to those of other micro-batches."""
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether a reference model is loaded."""
+        return False
+
+    @property
+    def needs_ref_logprobs(self) -> bool:
+        """Whether `Tokens.ref_logprobs` are computed."""
+        return False
+
+    @property
+    def needs_old_logprobs(self) -> bool:
+        """Whether log-probs from before the first optimiser step of a batch are kept for the later ones."""
+        return True
+
+    def check(self, advantages: Sequence[float], training_context: str) -> None:
+        """Refuses settings that it cannot learn from, before anything is loaded. By default none.
+
+        Args:
+            advantages: Of the members that are left of a group whose attempts all differ.
+            training_context: `herl.rollout.stages.RolloutPlan.training_context`.
+
+        Raises:
+            ConfigError: says what to use instead.
+        """
+        return None
+
+    def prepare(
+        self, experiences: Sequence[Experience], scorer: Likelihoods
+    ) -> tuple[list[Experience], Stats]:
+        """Returns what an optimiser step trains on, with statistics, right before it. By default as it is."""
+        return list(experiences), Stats()

@@ -1,0 +1,245 @@
+"""Stage 11: the loss, as pure functions on flat answer tokens; `PolicyLoss` holds the options.
+
+All tensors are [N]: one entry per answer token of a micro-batch. Weights of tokens are fixed beforehand for
+the whole optimiser step (`token_weights`), so losses of micro-batches simply add up.
+
+    ratio       rho = exp(clamp(log pi - log pi_behaviour, -20, 20))
+    own         PPO: max(-A rho, -A clip(rho, 1 - low, 1 + high)); for A < 0 at most -c A (dual clip)
+    revisions   a ratio of their own (`revision_ratio`), then PPO like the others, or shaped:
+                -A rho / (rho + gamma)
+    plus        kl_coef * k3(pi || pi_ref) - entropy_coef * entropy
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from herl.errors import ConfigError
+from herl.update.loss.base import Aggregation, Loss, Stats, Tokens
+
+RevisionRatio = Literal["same_context", "policy_prob", "cross_context"]
+MismatchLevel = Literal["none", "token", "sequence"]
+
+
+def ratio(logprobs: torch.Tensor, behaviour_logprobs: torch.Tensor) -> torch.Tensor:
+    """Returns exp(log pi - log pi_behaviour) with the exponent clamped to [-20, 20]."""
+    return (logprobs - behaviour_logprobs).clamp(-20.0, 20.0).exp()
+
+
+def ppo_clip(
+    rho: torch.Tensor,
+    advantage: torch.Tensor,
+    *,
+    low: float,
+    high: float,
+    dual_clip: float | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns (loss, clipped): the clipped surrogate (arXiv:1707.06347) and where it cut the gradient.
+
+    Args:
+        dual_clip: Upper bound c of the loss at A < 0, as -c A (arXiv:1912.09729); None for no bound.
+    """
+    free = -advantage * rho
+    clipped = -advantage * rho.clamp(1.0 - low, 1.0 + high)
+    loss = torch.maximum(free, clipped)
+    cut = clipped > free
+    if dual_clip is not None:
+        bound = -advantage * dual_clip
+        over = (advantage < 0) & (loss > bound)
+        loss = torch.where(over, bound, loss)
+        cut = cut | over
+    return loss, cut
+
+
+def shaped(rho: torch.Tensor, advantage: torch.Tensor, gamma: float) -> torch.Tensor:
+    """Returns -A rho / (rho + gamma), LUFFY's shaping (arXiv:2504.14945); -A rho at gamma <= 0.
+
+    At rho = 1 its gradient is gamma / (1 + gamma)^2 of the plain one: 0.25 at gamma 1.
+    """
+    return -advantage * (rho / (rho + gamma) if gamma > 0 else rho)
+
+
+def k3(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
+    """Returns exp(d) - d - 1 with d = log pi_ref - log pi: an estimate of KL(pi || pi_ref), never < 0."""
+    d = ref_logprobs - logprobs
+    return d.exp() - d - 1.0
+
+
+def mismatch_weight(
+    trainer_logprobs: torch.Tensor,
+    sampler_logprobs: torch.Tensor,
+    row: torch.Tensor,
+    *,
+    level: MismatchLevel,
+    mode: Literal["truncate", "mask"],
+    cap: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns (weights, cut): importance weights, without gradient, for sampling with another engine than
+    the trainer, and where the cap cut them.
+
+    Weights are pi_trainer / pi_sampler per token, or per answer (product over its tokens); above the
+    cap they are truncated to it or set to 0.
+    """
+    difference = (trainer_logprobs - sampler_logprobs).detach()
+    if level == "none":
+        return torch.ones_like(difference), torch.zeros_like(difference, dtype=torch.bool)
+    if level == "sequence":
+        difference = _sums(difference, row)[row]
+    weight = difference.clamp(-20.0, 20.0).exp()
+    cut = weight > cap
+    return weight.clamp(max=cap) if mode == "truncate" else weight * ~cut, cut
+
+
+def _sums(values: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+    """Sums by answer, [N], in a fixed order on a GPU, too. Places beyond the number of answers hold 0."""
+    borders = torch.searchsorted(row, torch.arange(len(row) + 1, device=row.device))
+    return torch.segment_reduce(values, "sum", offsets=borders, initial=0.0, unsafe=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mismatch:
+    """Correction for a sampler whose probabilities differ from the trainer's; own attempts only.
+
+    Args:
+        level: Weights per `token`, per `sequence`, or `none`.
+        mode: What happens above the cap: `truncate` the weight, or `mask` the token or answer.
+        cap: Largest importance weight.
+    """
+
+    level: MismatchLevel = "none"
+    mode: Literal["truncate", "mask"] = "truncate"
+    cap: float = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyLoss(Loss):
+    """PPO's clipped loss on rubric advantages, with what HeRL adds for revisions.
+
+    Args:
+        clip_low, clip_high: PPO clip range below and above 1.
+        dual_clip: Bound at negative advantages, as a multiple of -A; None for none.
+        revision_ratio: `same_context`: pi(y|c) / pi_old(y|c) in the context c that it is trained under;
+            `policy_prob`: pi(y|c), behaviour probability taken as 1 (LUFFY);
+            `cross_context`: pi(y|c) / pi_sampler(y|h), true importance sampling, truncated at
+            `ratio_cap`.
+        revision_shaping: `clip` like own attempts, or `shaped` with `gamma`.
+        gamma: Shaping constant; at 0 and below revisions get the plain -A rho.
+        ratio_cap: Largest ratio under `cross_context`.
+        kl_coef: Weight of the KL to the reference policy. At 0 no reference is loaded.
+        entropy_coef: Weight of the entropy bonus.
+        aggregation: See `token_weights`.
+        constant_length: Tokens, for the aggregation `constant`.
+        mismatch: Correction for a sampler of its own engine.
+    """
+
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    dual_clip: float | None = 3.0
+    revision_ratio: RevisionRatio = "same_context"
+    revision_shaping: Literal["clip", "shaped"] = "clip"
+    gamma: float = 1.0
+    ratio_cap: float = 2.0
+    kl_coef: float = 0.0
+    entropy_coef: float = 0.0
+    aggregation: Aggregation = "token_mean"
+    constant_length: int = 1
+    mismatch: Mismatch = field(default_factory=Mismatch)
+
+    def __post_init__(self) -> None:
+        if self.dual_clip is not None and self.dual_clip <= 1.0 + self.clip_high:
+            raise ConfigError(
+                f"loss.dual_clip: expected more than 1 + clip_high = {1 + self.clip_high:g}, or null, "
+                f"got {self.dual_clip}"
+            )
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether there is a KL to a reference."""
+        return self.kl_coef > 0
+
+    @property
+    def needs_ref_logprobs(self) -> bool:
+        """Whether there is a KL to a reference."""
+        return self.kl_coef > 0
+
+    def __call__(self, tokens: Tokens) -> tuple[torch.Tensor, Stats]:
+        """Returns (loss, stats)."""
+        behaviour = self._behaviour(tokens)
+        rho = ratio(tokens.logprobs, behaviour)
+        if self.revision_ratio == "cross_context":
+            rho = torch.where(tokens.revision, rho.clamp(max=self.ratio_cap), rho)
+        per_token, cut = ppo_clip(
+            rho,
+            tokens.advantage,
+            low=self.clip_low,
+            high=self.clip_high,
+            dual_clip=self.dual_clip,
+        )
+        if self.revision_shaping == "shaped":
+            revised = shaped(rho, tokens.advantage, self.gamma)
+            per_token = torch.where(tokens.revision, revised, per_token)
+            cut = cut & ~tokens.revision
+        correction, corrected_cut = self._correction(tokens)
+        per_token = per_token * correction
+        per_token = per_token - self.entropy_coef * tokens.entropy
+        if tokens.ref_logprobs is not None:
+            per_token = per_token + self.kl_coef * k3(tokens.logprobs, tokens.ref_logprobs)
+        stats = self._stats(tokens, rho, cut, correction, corrected_cut)
+        return (tokens.weight * per_token).sum(), stats
+
+    def _behaviour(self, tokens: Tokens) -> torch.Tensor:
+        old = tokens.old_logprobs
+        if self.revision_ratio == "policy_prob":
+            return torch.where(tokens.revision, torch.zeros_like(old), old)
+        if self.revision_ratio == "cross_context":
+            return torch.where(tokens.revision, tokens.sampler_logprobs, old)
+        return old
+
+    def _correction(self, tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
+        weight, cut = mismatch_weight(
+            tokens.old_logprobs,
+            tokens.sampler_logprobs,
+            tokens.row,
+            level=self.mismatch.level,
+            mode=self.mismatch.mode,
+            cap=self.mismatch.cap,
+        )
+        return torch.where(tokens.revision, torch.ones_like(weight), weight), cut & ~tokens.revision
+
+    def _stats(
+        self,
+        tokens: Tokens,
+        rho: torch.Tensor,
+        cut: torch.Tensor,
+        correction: torch.Tensor,
+        corrected_cut: torch.Tensor,
+    ) -> Stats:
+        with torch.no_grad():
+            own, revision = ~tokens.revision, tokens.revision
+            drift = k3(tokens.logprobs, tokens.old_logprobs)
+            means = {
+                "entropy": _over(tokens.entropy, own | revision),
+                "clip_fraction_low": _over((cut & (rho < 1)).float(), own | revision),
+                "clip_fraction_high": _over((cut & (rho > 1)).float(), own | revision),
+                "kl_to_old": _over(drift, own | revision),
+                "revision_ratio": _over(rho, revision),
+                # KL(sampler || trainer) before the update, from the sampler's own answers
+                "mismatch_kl": _over(k3(tokens.sampler_logprobs, tokens.old_logprobs), own),
+                "mismatch_weight": _over(correction, own),
+                "mismatch_clipped": _over(corrected_cut.float(), own),
+            }
+            if tokens.ref_logprobs is not None:
+                means["kl_to_reference"] = _over(k3(tokens.logprobs, tokens.ref_logprobs), own | revision)
+            difference = (tokens.old_logprobs - tokens.sampler_logprobs).abs()
+            return Stats(
+                means=means,
+                maxima={"mismatch_max": difference.masked_fill(revision, -torch.inf)},
+                percentiles={"ratio": rho.detach()},
+            )
+
+
+def _over(values: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return (values * mask).sum(), mask.sum()

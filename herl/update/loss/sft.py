@@ -1,0 +1,50 @@
+"""Stage 11: the likelihood of selected answers, -A log pi. With A = 1 on the best, rejection fine-tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from herl.errors import ConfigError
+from herl.update.loss.base import Aggregation, Loss, Stats, Tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LikelihoodLoss(Loss):
+    """-A log pi for every answer token.
+
+    Args:
+        aggregation: See `herl.update.loss.base.token_weights`.
+        constant_length: Tokens, for the aggregation `constant`.
+        entropy_coef: Weight of the entropy bonus.
+    """
+
+    aggregation: Aggregation = "token_mean"
+    constant_length: int = 1
+    entropy_coef: float = 0.0
+
+    @property
+    def needs_old_logprobs(self) -> bool:
+        """False: there is no ratio."""
+        return False
+
+    def check(self, advantages: Sequence[float], training_context: str) -> None:
+        """Refuses advantages of 0: those of one answer alone, compared with itself."""
+        if not any(advantages):
+            raise ConfigError(
+                "loss: expected members to learn from, got a selection and advantages that leave "
+                f"{list(advantages)} of a group: use advantages=ones"
+            )
+
+    def __call__(self, tokens: Tokens) -> tuple[torch.Tensor, Stats]:
+        """Returns (loss, stats)."""
+        per_token = -tokens.advantage * tokens.logprobs - self.entropy_coef * tokens.entropy
+        count = torch.tensor(len(tokens.logprobs))
+        with torch.no_grad():
+            means = {
+                "entropy": (tokens.entropy.sum(), count),
+                "logprob": (tokens.logprobs.sum(), count),
+            }
+        return (tokens.weight * per_token).sum(), Stats(means=means)

@@ -1,0 +1,147 @@
+"""Stages 9 to 11 on one rank: experiences -> micro-batches -> log-probs -> loss.
+
+What a pass needs of the models and of the configuration, in one object. No optimiser here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from herl.distributed import gather, rank, world_size
+from herl.models.lora import adapters_off
+from herl.types import Experience, Rollout
+from herl.update.batch import MicroBatch, Packing, micro_batches, unjudged
+from herl.update.logprobs import answer_logprobs
+from herl.update.loss.base import Loss, Stats, Tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scorer:
+    """Scores answers by the policy, and by the reference where the loss asks for it."""
+
+    policy: PreTrainedModel
+    reference: PreTrainedModel | None
+    """None where there is none, or where it is the policy without its adapters."""
+    loss: Loss
+    temperature: float
+    """That attempts are sampled at."""
+    max_tokens: int
+    """Tokens in a micro-batch."""
+    packing: Packing
+    device: torch.device
+
+    def micro_batches(
+        self,
+        experiences: Sequence[Experience],
+        old_logprobs: Sequence[torch.Tensor | None] | None = None,
+    ) -> Iterator[MicroBatch]:
+        """Yields this rank's share of an optimiser step, on its device."""
+        rows = micro_batches(
+            experiences,
+            max_tokens=self.max_tokens,
+            aggregation=self.loss.aggregation,
+            constant_length=self.loss.constant_length,
+            old_logprobs=old_logprobs,
+            rank=rank(),
+            world_size=world_size(),
+            packing=self.packing,
+        )
+        moved = (batch.to(self.device) for batch in rows)
+        return moved if self.device.type == "cpu" else _one_ahead(moved)
+
+    def compute_loss(self, batch: MicroBatch) -> tuple[torch.Tensor, Stats]:
+        """Returns the loss of a micro-batch, with gradient, and its statistics."""
+        ref_logprobs = self._ref_logprobs(batch) if self.loss.needs_ref_logprobs else None
+        logprobs, entropy = answer_logprobs(
+            self.policy, batch, self.temperature, entropy_grad=self.loss.entropy_coef != 0
+        )
+        old = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
+        return self.loss(
+            Tokens(
+                logprobs=logprobs,
+                entropy=entropy,
+                old_logprobs=old,
+                sampler_logprobs=batch.sampler_logprobs,
+                advantage=batch.advantage,
+                weight=batch.weight,
+                revision=batch.revision,
+                row=batch.row,
+                ref_logprobs=ref_logprobs,
+            )
+        )
+
+    @torch.no_grad()
+    def _ref_logprobs(self, batch: MicroBatch) -> torch.Tensor:
+        """The reference's log-probs, [N]: of a model of its own, or of the policy without adapters."""
+        if self.reference is not None:
+            return answer_logprobs(self.reference, batch, self.temperature)[0]
+        with adapters_off(self.policy):
+            return answer_logprobs(self.policy, batch, self.temperature)[0]
+
+    def logprobs(self, experiences: Sequence[Experience]) -> list[torch.Tensor | None]:
+        """Returns the policy's current log-probs of each experience under its training context,
+        [answer_len] each, on the CPU.
+
+        None where another rank trains on it: answers are dealt out here as they are in the step.
+        """
+        found = self._logprobs(self.micro_batches(experiences))
+        return [found.get(place) for place in range(len(experiences))]
+
+    @torch.no_grad()
+    def answer_logprobs(self, experiences: Sequence[Experience], *, reference: bool = False) -> list[float]:
+        """Returns the log-prob of each answer under its training context, in nats, summed over its tokens.
+
+        Args:
+            experiences: The answers. Each rank computes its share and gets all.
+            reference: By the reference model instead of the policy.
+        """
+        found: dict[int, float] = {}
+        for batch in self.micro_batches(experiences):
+            if reference:
+                logprobs = self._ref_logprobs(batch)
+            else:
+                logprobs = answer_logprobs(self.policy, batch, self.temperature)[0]
+            if not batch.filler:
+                sums = [float(one.sum()) for one in logprobs.cpu().split(batch.answer_lengths)]
+                found.update(zip(batch.rows, sums, strict=True))
+        shared = {place: value for part in gather(found) for place, value in part.items()}
+        return [shared[place] for place in range(len(experiences))]
+
+    def own_logprobs(self, rollouts: Sequence[Rollout]) -> torch.Tensor:
+        """Returns the policy's log-probs of answers that only this rank has, [N] in their order, on the CPU.
+
+        The number of passes depends on the number of answers alone: it is the same on every rank.
+        """
+        experiences = [unjudged(rollout) for rollout in rollouts]
+        found = self._logprobs(
+            batch.to(self.device)
+            for batch in micro_batches(
+                experiences, max_tokens=2**31, aggregation="token_mean", packing=self.packing
+            )
+        )
+        return torch.cat([found[place] for place in range(len(rollouts))])
+
+    @torch.no_grad()
+    def _logprobs(self, batches: Iterable[MicroBatch]) -> dict[int, torch.Tensor]:
+        found: dict[int, torch.Tensor] = {}
+        for batch in batches:
+            logprobs, _ = answer_logprobs(self.policy, batch, self.temperature)
+            found.update(zip(batch.rows, logprobs.cpu().split(batch.answer_lengths), strict=True))
+        return found
+
+
+def _one_ahead(batches: Iterator[MicroBatch]) -> Iterator[MicroBatch]:
+    """Yields micro-batches while a thread makes the next, so that a GPU need not wait for it."""
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        following = thread.submit(next, batches, None)
+        while (batch := following.result()) is not None:
+            following = thread.submit(next, batches, None)
+            yield batch

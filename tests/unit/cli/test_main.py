@@ -1,0 +1,124 @@
+"""What the command line makes of its arguments before Hydra sees them."""
+
+import sys
+
+import pytest
+from omegaconf import OmegaConf
+
+from herl.cli import main as cli
+
+
+@pytest.fixture
+def handed_over(monkeypatch):
+    """What Hydra would get for the arguments of a herl command."""
+
+    def read(*arguments):
+        monkeypatch.setattr(sys, "argv", ["herl", *arguments])
+        monkeypatch.setattr(cli, "_run_hydra", lambda verb: None)
+        cli.main()
+        return sys.argv[2:]
+
+    return read
+
+
+def a_run(folder, *overrides, config_dir=None):
+    (folder / ".hydra").mkdir(parents=True)
+    OmegaConf.save(list(overrides), folder / ".hydra" / "overrides.yaml")
+    sources = [{"path": "hydra.conf", "provider": "hydra"}]
+    if config_dir:
+        sources.append({"path": str(config_dir), "provider": "command-line"})
+    runtime = {"hydra": {"runtime": {"config_sources": sources}}}
+    OmegaConf.save(runtime, folder / ".hydra" / "hydra.yaml")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["seed=1", "--config-dir", "mine", "judge=a"], ["--config-dir", "mine", "seed=1", "judge=a"]),
+        (
+            ["seed=1", "-m", "loss.gamma=1,2", "--cfg", "job"],
+            ["-m", "--cfg", "job", "seed=1", "loss.gamma=1,2"],
+        ),
+        (["--info", "seed=1"], ["--info=all", "seed=1"]),
+        (["seed=1", "--info", "defaults"], ["--info", "defaults", "seed=1"]),
+        (["~bonus", "-cd=a=b"], ["-cd=a=b", "~bonus"]),
+    ],
+)
+def test_options_go_before_all_overrides(handed_over, given, expected):
+    assert handed_over("fit", *given) == expected
+
+
+def test_inspect_takes_a_folder_and_json(handed_over):
+    assert handed_over("inspect", "--json", "runs/mine") == ["json=true", "run='runs/mine'"]
+    assert handed_over("inspect", "runs/mine", "most=1") == ["run='runs/mine'", "most=1"]
+
+
+def test_a_run_brings_its_overrides_and_its_config_dir(handed_over, tmp_path):
+    plugins = tmp_path / "conf"
+    plugins.mkdir()
+    run = a_run(tmp_path / "run", "judge=mine", "judge.most=3", "seed=4", "resume=auto", config_dir=plugins)
+    own = ["judge=mine", "judge.most=3", "seed=4"]
+    assert handed_over("validate", f"run={run}") == [f"--config-dir={plugins}", *own, f"run={run}"]
+    other = handed_over("validate", "-m", "-cd", "other", f"run={run}", "seed=0,1")
+    assert other == ["-m", "-cd", "other", *own, f"run={run}", "seed=0,1"]
+    assert handed_over("validate", f"run={run}", "++judge=rule")[1:] == [
+        "seed=4",
+        f"run={run}",
+        "++judge=rule",
+    ]
+
+
+def test_a_config_dir_that_a_run_no_longer_finds_is_named(handed_over, tmp_path, capsys):
+    run = a_run(tmp_path / "run", "judge=mine", config_dir=tmp_path / "gone")
+    with pytest.raises(SystemExit):
+        handed_over("validate", f"run={run}")
+    assert f"run: expected {tmp_path}/gone, its --config-dir, got none there" in capsys.readouterr().err
+    assert "judge=mine" in handed_over("validate", f"run={run}", f"--config-dir={tmp_path}")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "judge=rule", "++judge=rule", "data.train_size=3", "~data", "+judge@judge.judges.a=rule", "aggregation=gated",
+        "module.validation_attempts=4", "rollout.heldout.temperature=1.0",
+    ],
+)  # fmt: skip
+def test_what_a_benchmark_would_overrule_is_refused(handed_over, capsys, given):
+    with pytest.raises(SystemExit):
+        handed_over("test", "benchmark=ifbench", given)
+    said = capsys.readouterr().err
+    assert f"error: {given}: no effect with benchmark=ifbench, which brings its own: set benchmark." in said
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["benchmark=none", "judge=rule"], ["benchmark='none'", "judge=rule"], ["judge=rule"],
+        ["benchmark=ifbench", "benchmark.judge.strict=false", "module.validation_revisions=1"],
+        ["--config-dir", "data", "benchmark=ifbench"],
+    ],
+)  # fmt: skip
+def test_what_a_benchmark_leaves_alone_is_taken(handed_over, given):
+    assert sorted(handed_over("test", *given)) == sorted(given)
+
+
+def test_what_the_run_of_a_benchmark_was_trained_on_is_no_mistake(handed_over, tmp_path):
+    run = a_run(tmp_path / "run", "data.regime=loose", "rollout.heldout.temperature=1.0")
+    given = handed_over("test", f"run={run}", "benchmark=ifbench")
+    assert given == [
+        "data.regime=loose",
+        "rollout.heldout.temperature=1.0",
+        f"run={run}",
+        "benchmark=ifbench",
+    ]
+
+
+def test_a_run_of_an_older_version_brings_objects_by_their_new_paths(handed_over, tmp_path):
+    run = a_run(
+        tmp_path / "run", "model._target_=herl.model.PretrainedModel", "judge._target_='mine.loss.Loss'"
+    )
+    assert handed_over("validate", f"run={run}")[:2] == [
+        "model._target_=herl.models.pretrained.PretrainedModel",
+        "judge._target_='mine.loss.Loss'",
+    ]

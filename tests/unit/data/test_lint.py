@@ -1,0 +1,121 @@
+import json
+from dataclasses import replace
+
+import pytest
+
+from herl import Criterion, DataError, Rubric
+from herl.data.lint import bad_rows, findings
+from herl.records.lines import read_records
+from herl.testing import make_task
+
+LONG = "Describe the otter and tell where it lives, what it eats and how it raises its young in the river."
+
+
+def task(id, request=LONG, *criteria):
+    made = make_task(id=id, request=request)
+    return replace(made, rubric=Rubric(criteria=criteria)) if criteria else made
+
+
+def kinds(*args, **settings):
+    return [(one.level, one.kind, one.where) for one in findings(*args, **settings)]
+
+
+def test_clean_data_gives_no_findings():
+    assert kinds({"train": [task("a", "Describe the otter."), task("b", "What does a fox eat?")]}) == []
+
+
+@pytest.mark.parametrize(
+    ("criterion", "level", "kind"),
+    [
+        ({"text": "  "}, "error", "empty criterion"),
+        ({"text": "Is kind.", "weight": 0.0}, "error", "zero weight"),
+        ({"text": "Names the river and explains the tide."}, "warning", "compound criterion"),
+        ({"text": "Does not advertise.", "weight": -1.0, "undesirable": True}, "warning", "polarity"),
+        ({"text": "Fails to greet."}, "warning", "polarity"),
+    ],
+)
+def test_doubtful_criteria(criterion, level, kind):
+    bad, good = Criterion(id="c", **criterion), Criterion(id="d", text="Says hi.", weight=3.0)
+    assert kinds({"train": [task("a", "Hi", bad, good)]}) == [(level, kind, "train:a:c")]
+
+
+def test_criteria_that_only_look_doubtful_pass():
+    good = [
+        Criterion(id="a", text="Says salt and pepper."),
+        Criterion(id="b", text="Does not advertise."),
+        Criterion(id="c", text="Advertises.", weight=-1.0, undesirable=True),
+    ]
+    assert kinds({"train": [task("a", "Hi", *good)]}) == []
+
+
+def test_a_criterion_that_stands_twice():
+    twice = [Criterion(id="a", text="Is kind.", weight=2.0), Criterion(id="b", text="is  kind.")]
+    assert kinds({"train": [task("a", "Hi", *twice)]}) == [("warning", "repeated criterion", "train:a")]
+
+
+def test_data_in_which_all_weighs_the_same():
+    same = [Criterion(id="a", text="Is kind."), Criterion(id="b", text="Is short.")]
+    assert kinds({"train": [task("a", "Hi", *same)]}) == [("warning", "no weights", "train")]
+
+
+def test_duplicates_near_duplicates_and_leaks():
+    train = [
+        task("a"),
+        task("b", LONG.upper() + "!"),
+        task("c", LONG + " Thanks."),
+        task("d", "Something else here."),
+    ]
+    assert kinds({"train": train, "heldout": [task("h", "Something else here.")]}) == [
+        ("error", "duplicate prompt in two splits", "heldout:h"),
+        ("warning", "duplicate prompt", "train:b"),
+        ("warning", "near-duplicate prompt", "train:c"),
+    ]
+
+
+def test_prompts_that_are_too_long():
+    found = findings(
+        {"train": [task("a")]}, prompt_tokens=lambda t: len(t.request.split()), max_prompt_tokens=5
+    )
+    assert [(one.level, one.kind, one.detail) for one in found] == [
+        ("error", "long prompt", "20 tokens, of which 5 are allowed: it is dropped")
+    ]
+
+
+def record(task_id, reward, origin="policy", **met):
+    verdicts = [{"criterion_id": name, "met": value} for name, value in met.items()]
+    return {"task_id": task_id, "reward": reward, "origin": origin, "verdicts": verdicts}
+
+
+def test_records_show_what_says_nothing():
+    records = [
+        record("a", 0.5, fish=True, river=False, tide=None),
+        record("a", 0.5, fish=True, river=True, tide=False),
+        record("b", 0.1, fish=False),
+        record("b", 0.2, fish=False),
+        record("b", 1.0, origin="hindsight", fish=True),
+    ]
+    assert kinds({}, records=records) == [
+        ("warning", "criterion always met", "records:a:fish"),
+        ("warning", "criterion never met", "records:b:fish"),
+        ("warning", "prompt without signal", "records:a"),
+    ]
+
+
+def test_records_and_bad_rows_are_read_from_a_runs_folder(tmp_path):
+    with pytest.raises(DataError, match="expected the folder of a run with recorded answers"):
+        list(read_records(tmp_path))
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / "answers-00000.jsonl").write_text(json.dumps(record("a", 0.5)) + "\n")
+    assert [one["task_id"] for one in read_records(tmp_path)] == ["a"]
+    with (tmp_path / "records" / "answers-00000.jsonl").open("a") as file:
+        file.write('{"task_id": "half a li')
+    assert [one["task_id"] for one in read_records(tmp_path)] == ["a"]
+    (tmp_path / "records" / "answers-00000.jsonl").write_text('{"task_id": "a"}\n?\n')
+    with pytest.raises(DataError, match=r"answers-00000.jsonl:2: expected one JSON object a line"):
+        list(read_records(tmp_path))
+    (tmp_path / "bad_rows_train.jsonl").write_text(
+        json.dumps({"place": "x:1", "error": "x:1: no prompt", "row": {}})
+    )
+    [finding] = bad_rows(tmp_path)
+    assert (finding.level, finding.kind, finding.where) == ("error", "bad row", "x:1")
+    assert finding.detail == "no prompt"

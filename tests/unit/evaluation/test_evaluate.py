@@ -1,0 +1,126 @@
+import numpy as np
+import pytest
+
+from herl.cli.summary import show_rows
+from herl.errors import JudgeError
+from herl.evaluation.evaluate import evaluate, judge_again, rounds_picture, rounds_table
+from herl.evaluation.intervals import evaluation_rows, find_row
+from herl.judge import JudgeDesk
+from herl.judge.rule import RuleJudge
+from herl.rollout.improve import Trajectory
+from herl.testing import FakeJudge, make_judged, make_rollout, make_task
+from herl.types import Criterion, Judged, Rubric, Task
+
+
+def judged(task, *met, id="group/0", text="fish"):
+    verdicts = {c.id: m for c, m in zip(task.rubric.criteria, met, strict=True)}
+    known = [m for m in met if m is not None]
+    reward = sum(known) / len(known) if known else None
+    return make_judged(reward, met=verdicts, rollout=make_rollout(text, id=id, task_id=task.id))
+
+
+def test_means_are_over_answers_and_criteria_over_verdicts():
+    task = make_task({"fish": 3.0, "river": 2.0})
+    rows = evaluation_rows(
+        [(task, judged(task, True, True)), (task, judged(task, True, None)), (task, judged(task, None, None))]
+    )
+    means = {row.name: (row.mean, row.count) for row in rows}
+    assert means == {
+        "reward": (1.0, 2),
+        "perfect": (0.5, 2),  # an unknown verdict is not a fulfilled one
+        "criteria_met": (1.0, 3),
+        "abstained": (0.5, 6),
+        "criterion/fish": (1.0, 2),
+        "criterion/river": (1.0, 1),
+    }
+
+
+def test_what_an_undesirable_criterion_wishes_is_that_it_is_not_met():
+    task = make_task({"fish": 3.0, "advert": -2.0})
+    rows = evaluation_rows([(task, judged(task, True, False))])
+    assert find_row(rows, "perfect").mean == 1.0
+    assert find_row(rows, "criterion/advert").mean == 1.0
+
+
+def test_categories_and_sources_have_rows_of_their_own():
+    criteria = tuple(Criterion(id=str(i), text="x", category="AB"[i % 2]) for i in range(3))
+    messages = ({"role": "user", "content": "x"},)
+    task = Task(id="t", messages=messages, rubric=Rubric(criteria=criteria), source="bench")
+    rows = evaluation_rows([(task, judged(task, True, False, False))])
+    assert find_row(rows, "category/A").mean == 0.5
+    assert find_row(rows, "category/B").mean == 0.0
+    assert find_row(rows, "source/bench").mean == pytest.approx(1 / 3)
+
+
+def test_intervals_are_those_of_a_naive_bootstrap_over_prompts():
+    rng = np.random.default_rng(0)
+    tasks = [make_task({"fish": 1.0}, id=f"t{i}") for i in range(40)]
+    values = {task.id: rng.random(2) < 0.3 for task in tasks}  # two answers to a prompt are drawn together
+    pairs = [
+        (task, judged(task, bool(v), id=f"g/{k}")) for task in tasks for k, v in enumerate(values[task.id])
+    ]
+    row = find_row(evaluation_rows(pairs), "reward")
+    naive = np.random.default_rng(1)
+    means = []
+    for _ in range(4000):
+        drawn = [values[tasks[i].id] for i in naive.integers(0, len(tasks), len(tasks))]
+        means.append(np.mean(drawn))
+    assert (row.low, row.high) == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])), abs=0.02)
+    assert row.mean == pytest.approx(np.mean(list(values.values())))
+    assert evaluation_rows(pairs) == evaluation_rows(pairs)
+
+
+def test_nothing_to_evaluate_gives_no_rows(capsys):
+    show_rows([])
+    assert "nothing to report" in capsys.readouterr().out
+    assert evaluation_rows([]) == []
+    assert find_row([], "reward") is None
+
+
+def trajectories():
+    task = make_task({"fish": 3.0, "river": 2.0})
+    draft = judged(task, True, False, text="fish")
+    revision = judged(task, True, True, id="group/0/0", text="fish river")
+    return [Trajectory(task=task, answers=(draft, revision)), Trajectory(task=task, answers=(revision,))]
+
+
+def test_a_further_judge_judges_the_answers_that_the_first_chose():
+    class FakeLoose(FakeJudge):
+        async def judge(self, task, rollout):
+            if rollout.text == "fish":
+                raise JudgeError("will not")
+            return await super().judge(task, rollout)
+
+    rows = evaluate(trajectories(), 1, {"loose": FakeLoose()})
+    by = {(row.judge, row.revisions): row.mean for row in rows if row.name == "reward"}
+    assert by == {("", 0): 0.75, ("", 1): 1.0, ("loose", 0): 1.0, ("loose", 1): 1.0}
+    assert find_row(rows, "abstained", 0, "loose").mean == 0.5
+
+
+def test_judging_again_keeps_the_order():
+    task = make_task({"fish": 3.0, "river": 2.0})
+    rollouts = [
+        make_rollout(text, id=f"group/{i}") for i, text in enumerate(("fish", "river", "", "fish river"))
+    ]
+    again = judge_again(JudgeDesk(RuleJudge()), [task] * 4, rollouts)
+    assert all(isinstance(one, Judged) for one in again)
+    assert [one.judgement.reward for one in again] == pytest.approx([0.6, 0.4, 0.0, 1.0])
+
+
+def test_rounds_are_shown_as_a_table_and_as_a_picture(tmp_path):
+    from rich.console import Console
+
+    found = trajectories()
+    rows = evaluate(found, 1)
+    console = Console(width=100)
+    with console.capture() as shown:
+        console.print(rounds_table(found, 1, rows))
+    cells = [line.split("│")[1:-1] for line in shown.get().splitlines() if "1.000" in line]
+    assert [cell.strip() for cell in cells[-1]][-4:] == [
+        "1",
+        "1",
+        "0",
+        "2",
+    ]  # revised, mended, broken, tokens
+    rounds_picture(rows, tmp_path / "improve.png")
+    assert (tmp_path / "improve.png").read_bytes()[:4] == b"\x89PNG"

@@ -1,0 +1,88 @@
+"""A judging model in this process, through the engines that sample."""
+
+import pytest
+
+from herl.judge import JudgeDesk
+from herl.judge.llm.client import Limits
+from herl.judge.llm.judge import LLMJudge
+from herl.judge.llm.local import LocalChat, opening
+from herl.judge.llm.scale import Scale
+from herl.models.pretrained import PretrainedModel
+from herl.sampler.transformers import TransformersSampler
+from herl.testing import make_rollout, make_task
+
+TASK = make_task()
+
+
+class Verdicts(TransformersSampler):
+    """The real engine, whose words are replaced: the tiny model knows nothing of verdicts."""
+
+    def __init__(self, words):
+        super().__init__(batch_size=4)
+        self.words = words
+        self.rounds = []
+
+    def generate(self, requests):
+        from dataclasses import replace
+
+        self.rounds.append([self._tokenizer.decode(request.prompt_ids) for request in requests])
+        for rollout in super().generate(requests):
+            assert len(rollout.token_ids) <= 4
+            yield replace(rollout, text=self.words)
+
+
+def judge_with(words, texts, **settings):
+    engine = Verdicts(words)
+    judge = LLMJudge(
+        LocalChat(PretrainedModel(path="tiny"), engine),
+        max_tokens=4,
+        limits=Limits(tries=1),
+        reasons=False,
+        **settings,
+    )
+    with JudgeDesk(judge) as desk:
+        futures = [desk.submit(TASK, make_rollout(text, id=f"g/{i}")) for i, text in enumerate(texts)]
+        judgements = [future.result().judgement for future in futures]
+    with JudgeDesk(judge) as desk:  # a second stage of the run: the model is there already
+        desk.submit(TASK, make_rollout("again", id="g/9")).result()
+    judge.close()
+    return judgements, engine
+
+
+def test_replies_are_begun_in_their_form_and_written_together():
+    judgements, engine = judge_with('met"}}}', ["fish", "river", "otter"], mode="per_criterion")
+    assert [judgement.reward for judgement in judgements] == [1.0, 1.0, 1.0]
+    assert len(engine.rounds) <= 3
+    assert all(
+        prompt.endswith('{"verdicts": {"1": {"verdict": "') for prompts in engine.rounds for prompt in prompts
+    )
+    assert judgements[0].usage["tokens"] > 100
+
+
+def test_nothing_holds_a_local_model_to_its_form_so_it_may_abstain():
+    judgements, _ = judge_with("blah", ["fish"], mode="per_criterion")
+    assert judgements[0].reward is None
+    assert judgements[0].usage["abstained_malformed"] == 2
+
+
+class Broken(Verdicts):
+    def generate(self, requests):
+        raise RuntimeError("out of memory")
+
+
+def test_an_engine_that_breaks_abstains_and_the_rest_goes_on():
+    judge = LLMJudge(LocalChat(PretrainedModel(path="tiny"), Broken("")), limits=Limits(tries=1))
+    with JudgeDesk(judge) as desk:
+        judgement = desk.submit(TASK, make_rollout("fish")).result().judgement
+    assert judgement.reward is None
+    assert "RuntimeError: out of memory" in judgement.verdicts[0].reason
+
+
+@pytest.mark.parametrize(
+    ("mode", "begun"), [("holistic", '{"reason": "'), ("one_shot", '{"verdicts": {"1": {"reason": "')]
+)
+def test_the_opening_follows_the_schema(mode, begun):
+    from herl.judge.llm.prompt import Questioner
+
+    [question] = Questioner(mode, Scale.of(None)).questions(TASK, "fish")
+    assert opening(question.schema) == begun

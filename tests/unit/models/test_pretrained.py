@@ -1,0 +1,66 @@
+import pytest
+from transformers import AutoConfig
+
+from herl import ConfigError
+from herl.models.pretrained import PretrainedModel
+
+
+def test_the_shipped_model_is_found_by_name_and_by_folder(tmp_path):
+    model = PretrainedModel(path="tiny")
+    loaded = model.load()
+    assert str(loaded.dtype) == "torch.float32"
+    loaded.save_pretrained(tmp_path)
+    model.tokenizer().save_pretrained(tmp_path)
+    assert PretrainedModel(path=str(tmp_path)).load().num_parameters() == loaded.num_parameters()
+
+
+def test_a_converted_model_is_found_in_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("HERL_CACHE", str(tmp_path))
+    PretrainedModel(path="tiny").load().save_pretrained(tmp_path / "models" / "mine")
+    assert PretrainedModel(path="mine").load().config.num_hidden_layers == 3
+
+
+@pytest.mark.parametrize(
+    ("rope", "expected"),
+    [
+        ({"rope_type": "default"}, 512),
+        ({"rope_type": "linear", "factor": 2.0}, 1024),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}, 2048),
+        ({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 128}, 512),
+    ],
+)
+def test_the_tokens_that_a_model_takes_count_its_stretched_positions(tmp_path, rope, expected):
+    config = AutoConfig.from_pretrained(PretrainedModel(path="tiny").source())
+    config.rope_parameters = {"rope_theta": 10000.0} | rope
+    config.save_pretrained(tmp_path)
+    assert PretrainedModel(path=str(tmp_path)).max_tokens() == expected
+
+
+def test_gradient_checkpointing_is_switched_on():
+    assert PretrainedModel(path="tiny", gradient_checkpointing=True).load().is_gradient_checkpointing
+
+
+def test_a_missing_model_says_what_there_is():
+    with pytest.raises(ConfigError, match=r"one of \['tiny'\], got 'smollm2'"):
+        PretrainedModel(path="smollm2").load()
+
+
+def test_a_model_without_a_chat_template_is_refused(tmp_path):
+    model = PretrainedModel(path="tiny")
+    model.load().save_pretrained(tmp_path)
+    tokenizer = model.tokenizer()
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="expected a chat model"):
+        PretrainedModel(path=str(tmp_path)).tokenizer()
+
+
+def test_an_unknown_dtype_is_refused():
+    with pytest.raises(ConfigError, match=r"model.dtype: expected a torch dtype"):
+        PretrainedModel(dtype="float33")
+
+
+def test_the_tokenizer_gives_text_back_unchanged():
+    tokenizer = PretrainedModel(path="tiny").tokenizer()
+    for text in ("It eats fish. Hello, dear reader!", "Ünïcode {braces} and 漢字"):
+        assert tokenizer.decode(tokenizer.encode(text)) == text

@@ -1,0 +1,165 @@
+"""herl inspect finds what a plain search through all records finds."""
+
+import json
+import random
+
+import pytest
+from omegaconf import OmegaConf
+
+from herl.errors import ConfigError, DataError
+from herl.records.inspect import Query, find, inspect, show, word_diff
+
+
+def record(number, **changes):
+    return {
+        "id": f"0:0:0:t{number}/0", "task_id": f"t{number % 7}", "parent_id": None, "origin": "policy",
+        "request": "Describe the otter.", "text": f"answer {number}", "reward": 0.5, "parent_reward": None,
+        "policy_version": number // 10, "verdicts": [],
+    } | changes  # fmt: skip
+
+
+def written(folder, records, per_file=100):
+    (folder / "records").mkdir(parents=True)
+    for start in range(0, len(records), per_file):
+        lines = [json.dumps(one) + "\n" for one in records[start : start + per_file]]
+        (folder / "records" / f"answers-{start // per_file:05d}.jsonl").write_text("".join(lines))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def records():
+    rng = random.Random(0)
+    made = []
+    for number in range(240):
+        verdicts = [
+            {"criterion_id": name, "criterion": name, "weight": 1.0, "met": True, "reason": "",
+             "fulfilled": rng.choice([True, False, None])}
+            for name in ("food", "length")
+        ]  # fmt: skip
+        reward = rng.choice([None, *(n / 4 for n in range(5))])
+        made.append(record(number, reward=reward, verdicts=verdicts))
+        if reward is not None and rng.random() < 0.5:
+            made.append(
+                record(number, id=f"0:0:0:t{number}/0/0", parent_id=f"0:0:0:t{number}/0", origin="hindsight",
+                       reward=rng.random(), parent_reward=reward, verdicts=verdicts)
+            )  # fmt: skip
+    return made
+
+
+@pytest.fixture(scope="module")
+def folder(records, tmp_path_factory):
+    return written(tmp_path_factory.mktemp("run"), records, per_file=97)
+
+
+def gain(one):
+    return one["reward"] - one["parent_reward"]
+
+
+NAIVE = {
+    "best": (lambda r: r["reward"] is not None, lambda r: -r["reward"]),
+    "worst": (lambda r: r["reward"] is not None, lambda r: r["reward"]),
+    "improved": (lambda r: r["parent_reward"] is not None, lambda r: -gain(r)),
+    "broken": (lambda r: r["parent_reward"] is not None, gain),
+    "first": (lambda r: True, lambda r: 0),
+}
+
+
+@pytest.mark.parametrize("order", sorted(NAIVE))
+@pytest.mark.parametrize("most", [1, 5, 1000])
+def test_orders_are_those_of_a_plain_sort(folder, records, order, most):
+    keep, rank = NAIVE[order]
+    expected = sorted(filter(keep, records), key=rank)[:most]  # ties: the earlier first
+    assert [one.answer for one in find(folder, Query(order=order, most=most))] == expected
+
+
+def test_the_last_come_last_first(folder, records):
+    expected = records[::-1][:5]
+    assert [one.answer for one in find(folder, Query(order="last"))] == expected
+
+
+def test_answers_are_found_by_task_step_and_criterion(folder, records):
+    query = Query(order="worst", most=9, task="t3", steps=(2, 20), criterion="food")
+    found = [one.answer["id"] for one in find(folder, query)]
+    fits = [
+        r
+        for r in records
+        if r["task_id"] == "t3" and 2 <= r["policy_version"] <= 20 and r["reward"] is not None
+        and any(v["criterion_id"] == "food" and v["fulfilled"] is False for v in r["verdicts"])
+    ]  # fmt: skip
+    assert found == [r["id"] for r in sorted(fits, key=lambda r: r["reward"])[:9]]
+    assert found
+
+
+def test_a_revision_comes_with_its_draft_even_from_the_file_before(folder, records):
+    by_id = {one["id"]: one for one in records}
+    for one in find(folder, Query(order="improved", most=1000)):
+        assert one.draft == by_id[one.answer["parent_id"]]
+
+
+def test_a_folder_without_records_and_a_broken_file_are_errors(tmp_path):
+    with pytest.raises(DataError, match="expected the folder of a run with recorded answers"):
+        find(tmp_path, Query())
+    (tmp_path / "answers.jsonl").write_text("{broken\n")
+    with pytest.raises(DataError, match=r"answers.jsonl: expected one JSON object a line"):
+        find(tmp_path, Query())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"order": "bset"}, "order: expected one of worst, best, .* got 'bset'"),
+        ({"most": 0}, "most: expected at least 1, got 0"),
+        ({"steps": (1,)}, "steps: expected the first and the last"),
+    ],
+)
+def test_wrong_questions_get_clear_errors(options, message):
+    with pytest.raises(ConfigError, match=message):
+        Query(**options)
+
+
+def test_word_diff_tells_what_went_and_what_came():
+    assert word_diff("It eats fish daily", "It now eats fish") == [
+        ("same", "It"), ("new", "now"), ("same", "eats fish"), ("gone", "daily"),
+    ]  # fmt: skip
+    assert word_diff("", "") == []
+    for before, after in (("a b", "b a"), ("", "x"), ("x", "")):
+        changes = word_diff(before, after)
+        assert " ".join(words for kind, words in changes if kind != "new") == before
+        assert " ".join(words for kind, words in changes if kind != "gone") == after
+
+
+def test_markup_in_answers_is_shown_as_it_is(tmp_path, capsys):
+    text = "[red]not red[/red] [link=http://x]y[/link]"
+    verdict = {
+        "criterion_id": "a",
+        "criterion": "[b]x[/b]",
+        "weight": 1.0,
+        "fulfilled": False,
+        "reason": text,
+    }
+    show(find(written(tmp_path, [record(0, text=text, verdicts=[verdict])]), Query(order="first")))
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "[red]not" in shown
+    assert "[b]x[/b] (1) [a]" in shown
+    assert "after 0 optimiser steps" in shown
+
+
+def test_where_nothing_fits_it_says_what_to_look_for(tmp_path, capsys):
+    folder = written(tmp_path, [record(0)])
+    query = {"order": "improved", "most": 1, "task": None, "criterion": "fod", "steps": None, "json": False}
+    inspect(OmegaConf.create({"run": str(folder)} | query))
+    said = capsys.readouterr().out
+    assert "a run without hindsight has order=worst or best" in said
+    assert "ids of criteria" in said
+
+
+@pytest.mark.parametrize("tail", ['{"id": "0:0:0:t', "x" * 200_000])
+def test_half_a_line_that_a_killed_run_left_is_passed_over(tmp_path, records, tail):
+    folder = written(tmp_path / "run", records, per_file=97)
+    expected = find(folder, Query(order="best", most=7))
+    newest = sorted((folder / "records").iterdir())[-1]
+    with newest.open("a") as file:
+        file.write(tail)
+    assert find(folder, Query(order="best", most=7)) == expected
+    newest.write_text(tail)
+    assert find(folder, Query(order="last", most=1))[0].answer == records[len(records) // 97 * 97 - 1]

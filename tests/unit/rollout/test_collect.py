@@ -1,0 +1,173 @@
+import math
+
+import pytest
+
+from herl import NoHindsight, Sampling
+from herl.advantages import group_advantages
+from herl.bonus.improvement import ImprovementBonus
+from herl.errors import ConfigError
+from herl.hindsight.revision import RevisionBuilder
+from herl.judge import JudgeDesk
+from herl.judge.rule import RuleJudge
+from herl.rollout.collect import collect
+from herl.rollout.render import render
+from herl.rollout.stages import RolloutPlan, Stages
+from herl.sampler.scripted import ScriptedSampler
+from herl.sampler.transformers import TransformersSampler
+from herl.selection import form_group
+from herl.testing import FakeJudge, make_task
+
+ATTEMPTS = {"task": ["It eats fish.", "It is brown.", "river", "fish"]}
+REVISIONS = {"task": ["fish river"]}
+
+
+@pytest.fixture
+def stages(tokenizer):
+    def make(**changes):
+        sampler = changes.pop("sampler", None) or ScriptedSampler(ATTEMPTS, REVISIONS)
+        sampler.start(changes.pop("policy", None), tokenizer)
+        plan = {"attempts_per_prompt": 4} | changes.pop("plan", {})
+        judge = changes.pop("judge", RuleJudge())
+        desk = JudgeDesk(judge)
+        desk.__enter__()
+        desks.append(desk)
+        defaults = {
+            "tokenizer": tokenizer,
+            "sampler": sampler,
+            "desk": desk,
+            "plan": RolloutPlan(**plan),
+            "selection": form_group,
+            "advantages": group_advantages,
+            "hindsight": RevisionBuilder(draft=True),
+            "bonus": ImprovementBonus(0.05),
+        }
+        return Stages(**(defaults | changes))
+
+    desks = []
+    yield make
+    for desk in desks:
+        desk.__exit__(None, None, None)
+
+
+def test_one_prompt_all_the_way(stages):
+    task = make_task()
+    collection = collect([task], stages(), (0, 0, 0))
+    [group] = collection.groups
+    assert [judged.judgement.reward for judged in group.attempts] == [0.6, 0.0, 0.4, 0.6]
+    [revision] = group.revisions
+    assert revision.rollout.parent_id == group.attempts[0].rollout.id
+    assert revision.judgement.reward == 1.0
+    # the revision takes the place of the worst attempt; its parent earns 0.05 * (1.0 - 0.6)
+    assert [m.total for m in group.members] == pytest.approx([0.62, 1.0, 0.4, 0.6])
+    assert [e.origin for e in collection.experiences] == ["policy", "hindsight", "policy", "policy"]
+    assert sum(e.advantage for e in collection.experiences) == pytest.approx(0.0, abs=1e-9)
+    assert math.isclose(collection.experiences[0].bonus, 0.02)
+
+
+def test_an_answer_alone_cannot_be_compared(stages):
+    with pytest.raises(
+        ConfigError, match="attempts_per_prompt: expected at least 2 without hindsight, got 1"
+    ):
+        stages(plan={"attempts_per_prompt": 1}, hindsight=NoHindsight())
+    assert stages(plan={"attempts_per_prompt": 1})
+
+
+@pytest.mark.parametrize(
+    ("context", "expected"),
+    [("original", ["x"]), ("hindsight", ["h"]), ("both", ["x", "h"])],
+)
+def test_a_revision_is_trained_under_the_chosen_context(stages, tokenizer, context, expected):
+    task = make_task()
+    collection = collect([task], stages(plan={"training_context": context}), (0,))
+    x = render(tokenizer, task.messages)
+    [group] = collection.groups
+    h = group.revisions[0].rollout.prompt_ids
+    assert h != x
+    contexts = [e.context_ids for e in collection.experiences if e.origin == "hindsight"]
+    assert contexts == [{"x": x, "h": h}[name] for name in expected]
+    assert {e.context_ids for e in collection.experiences if e.origin == "policy"} == {x}
+
+
+def test_the_chat_template_is_applied_once_to_prompt_and_revision_prompt(stages, tokenizer):
+    [group] = collect([make_task()], stages(), (0,)).groups
+    for ids in (group.prompt_ids, group.revisions[0].rollout.prompt_ids):
+        text = tokenizer.decode(ids)
+        assert text.startswith("<|im_start|>user\n")
+        assert text.endswith("<|im_end|>\n<|im_start|>assistant\n")
+        assert text.count("<|im_start|>") == 2
+    assert "Draft: It eats fish." in text
+
+
+def test_a_group_without_signal_is_not_trained_on(stages):
+    sampler = ScriptedSampler({"task": ["fish"]}, {"task": ["fish"]})
+    collection = collect([make_task()], stages(sampler=sampler), (0,))
+    assert collection.experiences == ()
+    assert collection.groups[0].advantages == (0.0,) * 4
+
+
+def test_an_over_long_revision_prompt_is_dropped_and_counted_never_cut(stages, tokenizer):
+    fits = len(render(tokenizer, make_task().messages))
+    collection = collect([make_task()], stages(plan={"max_prompt_tokens": fits}), (0,))
+    assert collection.dropped == {"prompts": 0, "revision_prompts": 1}
+    assert collection.groups[0].revisions == ()
+    collection = collect([make_task()], stages(plan={"max_prompt_tokens": fits - 1}), (0,))
+    assert collection.dropped == {"prompts": 1, "revision_prompts": 0}
+    assert collection.groups == ()
+
+
+def test_a_truncated_answer_has_no_end_token(stages, tokenizer):
+    plan = {"attempt": Sampling(max_new_tokens=2), "revision": Sampling(max_new_tokens=2)}
+    collection = collect([make_task()], stages(plan=plan), (0,))
+    cut = [e.rollout for e in collection.experiences if e.rollout.finish_reason == "length"]
+    assert cut
+    assert all(tokenizer.eos_token_id not in rollout.token_ids for rollout in cut)
+
+
+def test_an_attempt_that_could_not_be_judged_leaves_its_group(stages):
+    collection = collect([make_task()], stages(judge=FakeJudge(fail_on="brown")), (0,))
+    [group] = collection.groups
+    assert [judged.judgement.reward for judged in group.attempts] == [0.6, None, 0.4, 0.6]
+    assert len(group.members) == 3
+    assert all("brown" not in e.rollout.text for e in collection.experiences)
+
+
+def test_without_hindsight_nothing_is_revised(stages):
+    [group] = collect([make_task()], stages(hindsight=NoHindsight()), (0,)).groups
+    assert group.revisions == ()
+    assert [m.total for m in group.members] == [0.6, 0.0, 0.4, 0.6]
+
+
+def test_the_order_of_prompts_does_not_change_their_answers(stages, policy):
+    tasks = [
+        make_task(id=name, request=f"Describe the {name}, a mammal.") for name in ("otter", "fox", "lion")
+    ]
+    plan = {"attempt": Sampling(max_new_tokens=16), "revision": Sampling(max_new_tokens=16)}
+
+    def texts(order):
+        sampler = TransformersSampler(batch_size=5)
+        run = stages(sampler=sampler, policy=policy, plan=plan)
+        groups = collect(order, run, (0, 1, 2)).groups
+        return {g.task.id: [j.rollout.token_ids for j in (*g.attempts, *g.revisions)] for g in groups}
+
+    assert texts(tasks) == texts(tasks[::-1])
+
+
+@pytest.mark.parametrize(("most", "expected"), [(None, 4096), (8192, 4096), (512, 448), (65, 1)])
+def test_prompts_leave_room_for_the_longest_answer_in_the_model(most, expected):
+    plan = RolloutPlan(attempt=Sampling(max_new_tokens=32), revision=Sampling(max_new_tokens=64))
+    assert plan.within(most).max_prompt_tokens == expected
+
+
+def test_an_answer_that_fills_the_model_is_refused():
+    plan = RolloutPlan(attempt=Sampling(max_new_tokens=32), revision=Sampling(max_new_tokens=64))
+    with pytest.raises(ConfigError, match=r"rollout.revision.max_new_tokens: .*less than the 64 .*got 64"):
+        plan.within(64)
+
+
+def test_bad_plans_are_refused():
+    with pytest.raises(ConfigError, match="attempts_per_prompt"):
+        RolloutPlan(attempts_per_prompt=0)
+    with pytest.raises(ConfigError, match=r"rollout.revision: expected .* top_p in \(0, 1\]"):
+        RolloutPlan(revision=Sampling(top_p=0.0))
+    with pytest.raises(ConfigError, match=r"rollout.attempt.temperature: expected a number above 0"):
+        RolloutPlan(attempt=Sampling(temperature=0.0))

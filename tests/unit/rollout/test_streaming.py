@@ -1,0 +1,173 @@
+import asyncio
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+
+from herl.advantages import group_advantages
+from herl.clock import PhaseClock
+from herl.errors import BudgetSpent, SamplerError
+from herl.hindsight.revision import RevisionBuilder
+from herl.judge import JudgeDesk
+from herl.rollout.collect import collect
+from herl.rollout.stages import RolloutPlan, Stages
+from herl.rollout.streaming import sample_and_judge
+from herl.sampler import StreamingSampler
+from herl.sampler.scripted import ScriptedSampler
+from herl.selection import form_group
+from herl.testing import FakeJudge, make_task
+from herl.types import SampleRequest, Sampling
+
+NAMES = ("otter", "fox", "lion")
+ATTEMPTS = {
+    "otter": ["fish", "river", "none"],
+    "fox": ["none", "none", "fish"],
+    "lion": ["river", "", "fish"],
+}
+REVISIONS = {name: ["fish river"] for name in NAMES}
+TASKS = [make_task(id=name) for name in NAMES]
+
+
+class FakeStreamingSampler(ScriptedSampler, StreamingSampler):
+    """Gives its answers one by one, and takes new requests after each."""
+
+    closed = False
+    generate = StreamingSampler.generate
+
+    def stream(self, requests, more):
+        try:
+            while requests:
+                coming = []
+                for rollout in ScriptedSampler.generate(self, requests):
+                    yield rollout
+                    coming += more(False)
+                requests = coming or more(True)
+        finally:
+            self.closed = True
+
+
+class FakeSlowJudge(FakeJudge):
+    """Takes its time, another one for each answer."""
+
+    async def judge(self, task, rollout):
+        await asyncio.sleep((hash(rollout.id) % 7) * 0.005)
+        return await super().judge(task, rollout)
+
+
+def run(tokenizer, sampler, judge, work):
+    sampler.start(None, tokenizer)
+    with JudgeDesk(judge) as desk:
+        return work(desk)
+
+
+def collected(tokenizer, sampler, judge):
+    def work(desk):
+        stages = Stages(
+            tokenizer=tokenizer,
+            sampler=sampler,
+            desk=desk,
+            plan=RolloutPlan(attempts_per_prompt=3, revisions_per_candidate=2),
+            selection=form_group,
+            advantages=group_advantages,
+            hindsight=RevisionBuilder(),
+        )
+        return collect(TASKS, stages, (0, 0, 0))
+
+    return run(tokenizer, sampler, judge, work)
+
+
+def without_times(judged):
+    return replace(judged, judgement=replace(judged.judgement, usage={}))
+
+
+def test_revising_group_by_group_gives_what_revising_all_at_the_end_gives(tokenizer):
+    results = []
+    for sampler in (ScriptedSampler(ATTEMPTS, REVISIONS), FakeStreamingSampler(ATTEMPTS, REVISIONS)):
+        groups = collected(tokenizer, sampler, FakeSlowJudge()).groups
+        results.append(
+            [
+                ([*map(without_times, (*group.attempts, *group.revisions))], group.advantages, group.members)
+                for group in groups
+            ]
+        )
+    naive, streamed = results
+    assert [answers for answers, _, _ in streamed] == [answers for answers, _, _ in naive]
+    assert [advantages for _, advantages, _ in streamed] == [advantages for _, advantages, _ in naive]
+    assert sum(answer.rollout.origin == "hindsight" for answers, _, _ in naive for answer in answers) >= 6
+
+
+def test_a_group_is_revised_while_another_is_still_being_judged(tokenizer):
+    revised = threading.Event()
+
+    class FakeBlockedJudge(FakeJudge):
+        async def judge(self, task, rollout):
+            if task.id == "lion" and rollout.parent_id is None:
+                assert await asyncio.to_thread(revised.wait, 20), "nothing was revised in the meantime"
+            return await super().judge(task, rollout)
+
+    class FakeWatchedSampler(FakeStreamingSampler):
+        def _rollout(self, request, index, text):
+            if request.parent_id is not None and request.task_id == "otter":
+                revised.set()
+            return super()._rollout(request, index, text)
+
+    groups = collected(tokenizer, FakeWatchedSampler(ATTEMPTS, REVISIONS), FakeBlockedJudge()).groups
+    lion = groups[2]
+    assert all(answer.judgement.reward is not None for answer in lion.attempts)
+    assert lion.revisions
+
+
+def test_a_judge_that_ends_the_run_ends_sampling(tokenizer):
+    class FakeSpentJudge(FakeJudge):
+        async def judge(self, task, rollout):
+            raise BudgetSpent("nothing left")
+
+    sampler = FakeStreamingSampler(ATTEMPTS, REVISIONS)
+    with pytest.raises(BudgetSpent, match="nothing left"):
+        collected(tokenizer, sampler, FakeSpentJudge())
+    assert sampler.closed
+
+
+def test_a_sampler_that_leaves_answers_out_is_an_error(tokenizer):
+    class FakeForgetfulSampler(ScriptedSampler):
+        def generate(self, requests):
+            yield from list(super().generate(requests))[:-2]
+
+    with pytest.raises(SamplerError, match="FakeForgetfulSampler left out 2 of the requested answers"):
+        collected(tokenizer, FakeForgetfulSampler(ATTEMPTS, REVISIONS), FakeJudge())
+
+
+def test_answers_come_back_in_order_whatever_finished_first(tokenizer):
+    requests = [
+        SampleRequest(
+            task_id=name, group_id=f"g:{name}", prompt_ids=(1, 2), n=12, sampling=Sampling(), seed=0
+        )
+        for name in NAMES
+    ]
+    sampler = ScriptedSampler(ATTEMPTS, REVISIONS)
+    clock = PhaseClock()
+    found = run(
+        tokenizer,
+        sampler,
+        FakeSlowJudge(),
+        lambda desk: sample_and_judge(sampler, desk, TASKS, requests[::-1], clock),
+    )
+    for name in NAMES:
+        assert [one.rollout.id for one in found[name]] == [f"g:{name}/{index}" for index in range(12)]
+    assert clock.seconds["judge"] > 0
+
+
+def test_a_phase_within_another_pauses_it():
+    clock = PhaseClock()
+    started = time.perf_counter()
+    with clock.time("outer"):
+        time.sleep(0.02)
+        with clock.time("inner"):
+            time.sleep(0.04)
+        with clock.time("inner"):
+            pass
+    spent = time.perf_counter() - started
+    assert clock.seconds["inner"] >= 0.04
+    assert clock.seconds["outer"] >= 0.02
+    assert sum(clock.seconds.values()) == pytest.approx(spent, abs=1e-3)

@@ -1,0 +1,144 @@
+"""Faults that are injected into the update, and runs that collapse."""
+
+import json
+import logging
+
+import lightning as L
+import pytest
+import torch
+
+from herl.callbacks import Alarms, RecordAnswers, RefreshSampler
+from herl.data import RubricDataModule
+from herl.errors import ConfigError, TrainingError
+from herl.models.weights import first_not_finite
+from herl.update.loss.base import Loss
+from herl.update.loss.policy import PolicyLoss
+from tests.support.training import ANSWERS, TASKS, fit, initial, module_of, weights
+
+
+class FakeNanLoss(Loss):
+    """A loss that is no number in some calls."""
+
+    aggregation, constant_length, entropy_coef = "token_mean", 1, 0.0
+
+    def __init__(self, *calls):
+        self.calls, self.called = set(calls), 0
+        self.real = PolicyLoss()
+
+    def __call__(self, tokens):
+        self.called += 1
+        loss, stats = self.real(tokens)
+        return (loss * float("nan"), stats) if self.called in self.calls else (loss, stats)
+
+
+def test_a_step_that_is_no_number_is_skipped_and_its_answers_are_recorded(tmp_path, caplog):
+    module = module_of(loss=FakeNanLoss(1), updates_per_batch=2)
+    with caplog.at_level(logging.WARNING, logger="herl"):
+        fit(module, tmp_path, callbacks=[RecordAnswers(str(tmp_path / "records"))])
+    assert (module.counts["optimizer_steps"], module.counts["skipped_steps"]) == (1, 1)
+    assert torch.isfinite(weights(module)).all()
+    assert not torch.equal(weights(module), initial())
+    assert "the gradient of model.embed_tokens.weight is not finite" in caplog.text.replace("policy.", "")
+    lines = [
+        json.loads(line) for line in (tmp_path / "records" / "answers-00000.jsonl").read_text().splitlines()
+    ]
+    faulty = {line["task_id"] for line in lines if line["fault"] == "the loss is not finite"}
+    assert len(faulty) == 1  # the group of the step that was skipped, and no other
+    assert sum(line["fault"] is not None for line in lines) == 4
+
+
+def test_a_step_that_is_skipped_leaves_no_trace_in_the_next(tmp_path):
+    skipped, never = module_of(loss=FakeNanLoss(1), updates_per_batch=1), module_of(updates_per_batch=1)
+    fit(skipped, tmp_path, max_epochs=2)
+    fit(never, tmp_path)
+    moved = [weights(module) - initial() for module in (skipped, never)]
+    assert torch.allclose(moved[0], moved[1], rtol=1e-4, atol=1e-7)  # SGD: the same step, one epoch later
+
+
+def test_too_many_in_a_row_end_the_run_with_the_tensor_named(tmp_path):
+    module = module_of(loss=FakeNanLoss(*range(2, 99)), updates_per_batch=1, most_skipped_steps=2)
+    with pytest.raises(
+        TrainingError, match=r"the gradient of policy.model.embed_tokens.weight is not finite"
+    ) as error:
+        fit(module, tmp_path, max_epochs=9)
+    assert "3 steps in a row were skipped, module.most_skipped_steps allows 2" in str(error.value)
+    assert module.counts["optimizer_steps"] == 1
+    assert torch.isfinite(weights(module)).all()
+
+
+def test_single_ones_do_not_add_up(tmp_path):
+    module = module_of(loss=FakeNanLoss(1, 3, 5), updates_per_batch=1, most_skipped_steps=1)
+    fit(module, tmp_path, max_epochs=6)
+    assert (module.counts["optimizer_steps"], module.counts["skipped_steps"]) == (3, 3)
+
+
+def test_a_weight_that_is_no_number_is_named(tmp_path):
+    class Break(L.Callback):
+        def on_train_batch_start(self, trainer, module, *_):
+            with torch.no_grad():
+                module.policy.model.layers[1].mlp.up_proj.weight[3, 4] = float("inf")
+
+    module = module_of(most_skipped_steps=0)
+    with pytest.raises(
+        TrainingError, match=r"the weight policy.model.layers.1.mlp.up_proj.weight is not finite"
+    ):
+        fit(module, tmp_path, callbacks=[Break()])
+    assert first_not_finite(torch.nn.Linear(2, 2)) == "no tensor"
+
+
+def watched(tmp_path, alarms, answers=ANSWERS, epochs=5, **changes):
+    module = module_of(answers, **changes)
+    trainer = L.Trainer(
+        max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False, limit_val_batches=0,
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
+        callbacks=[RefreshSampler(), alarms],
+    )  # fmt: skip
+    trainer.fit(module, RubricDataModule(TASKS, prompts_per_batch=2))
+    return module
+
+
+SAME = {task.id: ["fish"] for task in TASKS}
+
+
+@pytest.mark.parametrize(
+    ("limits", "name", "said"),
+    [
+        ({"entropy_below": 50.0}, "entropy", "update/entropy was below 50 for 2 batches in a row"),
+        ({"truncated_above": -0.5}, "truncated", "train/truncated was above -0.5"),
+    ],
+)
+def test_an_alarm_goes_off_once_for_each_time_that_a_limit_is_broken(tmp_path, caplog, limits, name, said):
+    with caplog.at_level(logging.WARNING, logger="herl"):
+        module = watched(tmp_path, Alarms(**limits, patience=2))
+    assert module.counts[f"alarms_{name}"] == 1
+    assert caplog.text.count(said) == 1
+    assert f"callbacks.alarms.{name}_" in caplog.text
+
+
+def test_answers_that_are_all_the_same_set_two_alarms_off(tmp_path):
+    module = watched(tmp_path, Alarms(patience=3), SAME)
+    assert {name: n for name, n in module.counts.items() if name.startswith("alarms_")} == {
+        "alarms_identical": 1,
+        "alarms_zero_signal": 1,
+    }
+
+
+def test_kl_to_the_reference_has_an_alarm(tmp_path):
+    module = watched(tmp_path, Alarms(kl_above=1e-9, patience=2), loss=PolicyLoss(kl_coef=0.01))
+    assert module.counts["alarms_kl"] == 1
+
+
+def test_an_alarm_ends_the_run_if_it_is_told_to(tmp_path):
+    with pytest.raises(TrainingError, match="train/identical_groups was above 0.9 for 2 batches in a row"):
+        watched(tmp_path, Alarms(patience=2, stop=True), SAME)
+
+
+def test_a_healthy_run_is_quiet(tmp_path, caplog):
+    module = watched(tmp_path, Alarms(patience=1))
+    assert not [name for name in module.counts if name.startswith("alarms_")]
+    assert "alarm" not in caplog.text
+
+
+def test_alarms_need_patience():
+    with pytest.raises(ConfigError, match="callbacks.alarms.patience: expected at least 1, got 0"):
+        Alarms(patience=0)

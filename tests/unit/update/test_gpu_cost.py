@@ -1,0 +1,166 @@
+"""What a run would take on other GPUs, against numbers worked out by hand."""
+
+from dataclasses import replace
+
+import pytest
+
+from herl.errors import ConfigError
+from herl.update.gpu_cost import (
+    GIB,
+    GPU,
+    LOGIT_BYTES,
+    LOGITS_AT_ONCE,
+    RESERVE_GIB,
+    ModelSize,
+    Settings,
+    Work,
+    estimate,
+    gpu_named,
+    model_size,
+    update_gib,
+)
+
+SIZE = ModelSize(
+    parameters=1_000_000_000, layers=10, width=1000, inner=3000, vocabulary=50_000, outer=100_000_000,
+    kv_bytes=10_000,
+)  # fmt: skip
+QWEN_05B = ModelSize(
+    parameters=494_032_768, layers=24, width=896, inner=4864, vocabulary=151_936, outer=136_134_656,
+    kv_bytes=12_288,
+)  # fmt: skip
+QWEN_15B = replace(QWEN_05B, parameters=1_543_569_408, layers=28, width=1536, inner=8960, outer=233_373_696)
+QWEN_7B_6 = replace(
+    QWEN_05B, parameters=2_487_353_344, layers=6, width=3584, inner=18944, outer=1_089_077_248
+)
+WORK = Work(
+    answers=100, answer_tokens=200, prompt_tokens=10_000, trained_tokens=30_000, micro_batch_tokens=1000,
+    judge_seconds=1.5,
+)  # fmt: skip
+CARD = GPU(tflops=100, gib=80, bandwidth=1.0)
+
+
+def test_each_phase_is_what_its_formula_says():
+    found = estimate(SIZE, WORK, Settings(), CARD, 1)["seconds"]
+    attention = 6 * 10 * 1000 * 30_000 * 300
+    assert found["update"] == pytest.approx((6 * 1e9 * 30_000 + attention) / 40e12)
+    prefill = 2e9 * 10_000 / 40e12
+    computed = 2e9 * 100 / 40e12  # of 100 answers, longer than to read 2 GB of weights
+    assert found["sample"] == pytest.approx(200 * (0.005 + computed) + prefill)
+    few = replace(WORK, answers=10, prompt_tokens=1000)
+    read = (2e9 + 10 * 10_000 * 300) / 0.7e12
+    slow = estimate(SIZE, few, Settings(), CARD, 1)["seconds"]["sample"]
+    assert slow == pytest.approx(200 * (0.005 + read) + prefill / 10)
+    assert found["refresh"] == pytest.approx(0.1)
+    assert found["judge"] == 1.5
+
+
+# (what, peak GiB that torch's allocator had in use, model, tokens of the longest row, settings, GPUs, moments)
+MEASURED = [
+    ("0.5B on an H100, eager blocks, no optimizer", 22.9, QWEN_05B, 10_700, Settings(), 1, False),
+    ("0.5B on an H100, compiled blocks", 19.8, QWEN_05B, 10_950, Settings(compiled=True), 1, False),
+    ("1.5B on an H100, compiled blocks", 41.0, QWEN_15B, 10_950, Settings(compiled=True), 1, False),
+    ("7B, six layers, compiled blocks", 37.4, QWEN_7B_6, 10_950, Settings(compiled=True), 1, False),
+]
+
+
+@pytest.mark.parametrize("point", MEASURED, ids=lambda point: point[0])
+def test_the_formulas_hold_at_the_measured_points(point):
+    _, measured, size, row, settings, devices, moments = point
+    estimated = sum(update_gib(size, row, settings, devices, moments=moments).values())
+    assert 0.85 <= measured / estimated <= 1.05
+
+
+def test_memory_is_what_its_formulas_say():
+    gib = estimate(SIZE, WORK, Settings(), CARD, 1)["gib"]
+    assert gib["weights_gradients_moments"] == pytest.approx(16e9 / GIB)
+    assert gib["bfloat16_weights"] == pytest.approx(2e9 / GIB)
+    assert gib["activations"] == pytest.approx((34 * 1000 + 8 * 3000) * 10 * 1000 / GIB)
+    assert gib["logits"] == pytest.approx(LOGIT_BYTES * 50_000 * 1000 / GIB)
+    assert gib["engine"] == pytest.approx(2e9 / GIB + 2)
+    assert gib["keys_and_values"] == pytest.approx(100 * 300 * 10_000 / GIB)
+    parts = [value for name, value in gib.items() if name not in ("total", "of")]
+    assert gib["total"] == pytest.approx(sum(parts))
+
+
+def test_the_head_never_holds_more_than_its_share_of_logits():
+    whole = update_gib(SIZE, 100_000, Settings(), 1)["logits"]
+    assert whole == pytest.approx(LOGIT_BYTES * LOGITS_AT_ONCE / GIB)
+
+
+def test_several_gpus_share_the_state_and_gather_one_layer_after_the_other():
+    gib = update_gib(SIZE, 1000, Settings(), 2)
+    assert gib["weights_gradients_moments"] == pytest.approx(8e9 / GIB)
+    assert gib["bfloat16_weights"] == pytest.approx((2 * (100e6 + 180e6) + 6 * (100e6 + 90e6)) / GIB)
+
+
+def test_an_engine_that_sleeps_and_the_update_are_never_there_together():
+    long = replace(WORK, micro_batch_tokens=20_000)
+    awake = estimate(SIZE, long, Settings(), CARD, 1)["gib"]
+    asleep = estimate(SIZE, long, Settings(sleep=True), CARD, 1)["gib"]
+    update = sum(update_gib(SIZE, 20_000, Settings(), 1).values()) + RESERVE_GIB
+    assert asleep["total"] == pytest.approx(update)
+    assert awake["total"] == pytest.approx(update + awake["engine"] + awake["keys_and_values"])
+    sampling = estimate(SIZE, replace(WORK, micro_batch_tokens=1), Settings(sleep=True), CARD, 1)["gib"]
+    held = 12e9 / GIB + sampling["engine"] + sampling["keys_and_values"] + RESERVE_GIB
+    assert sampling["total"] == pytest.approx(max(held, 18e9 / GIB + RESERVE_GIB), rel=1e-3)
+
+
+def test_other_samplers_take_a_copy_of_the_weights_or_nothing():
+    copy = estimate(SIZE, WORK, Settings(engine="transformers"), CARD, 1)["gib"]
+    assert copy["engine"] == pytest.approx(2e9 / GIB)
+    away = estimate(SIZE, WORK, Settings(engine="elsewhere"), CARD, 1)["gib"]
+    assert away["engine"] == away["keys_and_values"] == 0.0
+
+
+def changed(settings=None, devices=8, **work):
+    found = estimate(SIZE, replace(WORK, **work), settings or Settings(), CARD, devices)
+    return found["seconds"] | found["gib"]
+
+
+def test_settings_cost_what_they_cost():
+    plain = changed()
+    assert changed(devices=16)["update"] == pytest.approx(plain["update"] / 2)
+    assert changed(Settings(checkpointing=True))["update"] == pytest.approx(plain["update"] * 4 / 3)
+    recomputed = changed(Settings(checkpointing=True))["activations"]
+    assert recomputed == pytest.approx(plain["activations"] * (4 * 10 * 1000 + 58_000) / 580_000)
+    assert changed(Settings(updates_per_batch=4))["update"] == pytest.approx(plain["update"] * 3.75 / 3)
+    reference = changed(Settings(reference=True, second_model=True))
+    assert reference["update"] == pytest.approx(plain["update"] * 4 / 3)
+    assert reference["weights_gradients_moments"] == pytest.approx(
+        plain["weights_gradients_moments"] * 20 / 16
+    )
+    adapters = changed(Settings(trained_share=0.01))
+    assert adapters["weights_gradients_moments"] == pytest.approx(
+        plain["weights_gradients_moments"] * 4.12 / 16
+    )
+    assert plain["engine"] - changed(Settings(tensor_parallel=2))["engine"] == pytest.approx(1e9 / GIB)
+    assert changed(Settings(most_at_once=4))["sample"] > plain["sample"]
+
+
+def test_what_does_not_fit_is_said():
+    assert estimate(SIZE, WORK, Settings(), CARD, 1)["fits"]
+    assert not estimate(SIZE, WORK, Settings(), replace(CARD, gib=16), 1)["fits"]
+
+
+def test_mistakes_are_clear_errors():
+    with pytest.raises(ConfigError, match="cost.gpu: expected one of a100, .*, got 'h1000'"):
+        gpu_named("h1000")
+    with pytest.raises(
+        ConfigError, match="cost.devices: expected a multiple of the 4 GPUs of an engine, got 6"
+    ):
+        estimate(SIZE, WORK, Settings(tensor_parallel=4), CARD, 6)
+    with pytest.raises(ConfigError, match="cost.model: cannot read the configuration of 'nothing-here'"):
+        model_size("nothing-here")
+
+
+def test_the_size_of_a_model_is_read_from_its_configuration(policy):
+    size = model_size("tiny")
+    assert size.parameters == sum(p.numel() for p in policy.parameters())
+    config = policy.config
+    assert (size.layers, size.width) == (config.num_hidden_layers, config.hidden_size)
+    assert (size.inner, size.vocabulary) == (config.intermediate_size, config.vocab_size)
+    inside = sum(p.numel() for layer in policy.model.layers for p in layer.parameters())
+    assert size.outer == size.parameters - inside - policy.model.norm.weight.numel()
+    cache = policy(**policy.dummy_inputs).past_key_values
+    held = sum(layer.keys[0, :, 0].numel() + layer.values[0, :, 0].numel() for layer in cache.layers)
+    assert size.kv_bytes == 2 * held
