@@ -20,7 +20,7 @@ from herl.errors import (
 )
 from herl.hindsight import HindsightBuilder, NoHindsight
 from herl.judge import Judge
-from herl.replay import Memory, NoMemory
+from herl.replay import NoReplay, Replay
 from herl.sampler import Sampler, StreamingSampler
 from herl.types import (
     Criterion,
@@ -57,11 +57,11 @@ __all__ = [
     "Judged",
     "Judgement",
     "Member",
-    "Memory",
     "Message",
     "NoBonus",
     "NoHindsight",
-    "NoMemory",
+    "NoReplay",
+    "Replay",
     "Rollout",
     "Rubric",
     "RunStopped",

@@ -28,7 +28,7 @@ from herl.clock import PhaseClock
 from herl.distributed import gather, together, world_size
 from herl.errors import ConfigError, TrainingError, check_at_least
 from herl.hindsight import HindsightBuilder, NoHindsight
-from herl.judge import Judge, JudgeDesk
+from herl.judge import Judge, JudgeRunner
 from herl.metrics.collection import collection_counts, collection_metrics
 from herl.metrics.heldout import heldout_metrics
 from herl.metrics.running import RunningStats
@@ -37,7 +37,7 @@ from herl.models.fsdp import check_trainer, load, synchronise_gradients
 from herl.models.lora import has_adapters
 from herl.models.pretrained import PretrainedModel
 from herl.models.weights import first_not_finite, is_sharded, named_weights, whole
-from herl.replay import Memory, NoMemory
+from herl.replay import NoReplay, Replay
 from herl.rollout.collect import Collection, collect
 from herl.rollout.improve import Trajectory, check_attempts, check_rounds, improve
 from herl.rollout.render import reading_sample
@@ -70,12 +70,12 @@ class HerlModule(L.LightningModule):
         judge: Judges them (stage 3).
         hindsight: Writes revision prompts (stage 4).
         bonus: Pays attempts for their potential (stage 5).
-        memory: Good answers of earlier batches, between stages 5 and 6.
+        replay: Good answers of earlier batches, between stages 5 and 6.
         selection: `herl.selection.form_group` with its options (stage 6).
         advantages: `herl.advantages.group_advantages` with its options (stage 7).
         loss: Stage 11.
         rollout: How many answers are drawn, how, and what they are trained under.
-        judge_desk: `herl.judge.JudgeDesk` with its options.
+        judge_runner: `herl.judge.JudgeRunner` with its options.
         optimizer: Parameters -> optimizer.
         schedule: Course of the learning rate over the run, after the warm-up.
         warmup_steps: Optimiser steps over which the learning rate rises from 0.
@@ -83,7 +83,7 @@ class HerlModule(L.LightningModule):
         micro_batch_tokens: Tokens of a row, which is one forward pass. Changes memory and speed, never the
             result. `auto` for 8192 on a CPU and what fits in memory on a GPU (`herl.update.row_tokens`).
         packing: What a row holds (`herl.update.batch.Packing`); `auto` for the best that the model allows.
-        most_skipped_steps: Steps in a row that may be skipped for a loss or gradient that is not finite.
+        max_skipped_steps: Steps in a row that may be skipped for a loss or gradient that is not finite.
         max_grad_norm: Gradients are clipped to this norm; None for no clipping.
         validation_attempts: Plain attempts per held-out prompt. More only lower the noise.
         validation_revisions: Revisions of each of them at most, reported beside the plain attempts.
@@ -99,12 +99,12 @@ class HerlModule(L.LightningModule):
         judge: Judge,
         hindsight: HindsightBuilder | None = None,
         bonus: BonusReward | None = None,
-        memory: Memory | None = None,
+        replay: Replay | None = None,
         selection: Selection = form_group,
         advantages: Advantages = group_advantages,
         loss: Loss | None = None,
         rollout: RolloutPlan | None = None,
-        judge_desk: Callable[[Judge], JudgeDesk] = JudgeDesk,
+        judge_runner: Callable[[Judge], JudgeRunner] = JudgeRunner,
         optimizer: Optimizer = ADAMW,
         schedule: Schedule = "constant",
         warmup_steps: int = 0,
@@ -112,7 +112,7 @@ class HerlModule(L.LightningModule):
         micro_batch_tokens: int | Literal["auto"] = "auto",
         packing: Packing | Literal["auto"] = "auto",
         max_grad_norm: float | None = 1.0,
-        most_skipped_steps: int = 3,
+        max_skipped_steps: int = 3,
         validation_attempts: int = 1,
         validation_revisions: int = 0,
         log_over: Literal["answers_sampled", "optimizer_steps"] = "answers_sampled",
@@ -131,21 +131,21 @@ class HerlModule(L.LightningModule):
         self.micro_batch_tokens = micro_batch_tokens
         self.packing = packing
         self.max_grad_norm = max_grad_norm
-        self.most_skipped_steps = most_skipped_steps
+        self.max_skipped_steps = max_skipped_steps
         self.validation_attempts, self.validation_revisions = validation_attempts, validation_revisions
         self.log_over = log_over
         self.seed = seed
-        self.judge_desk = judge_desk
+        self.judge_runner = judge_runner
         self.stages = Stages(
             tokenizer=model.tokenizer(),
             sampler=sampler,
-            desk=judge_desk(judge),
+            judge_runner=judge_runner(judge),
             plan=(rollout or RolloutPlan()).within(model.max_tokens()),
             selection=selection,
             advantages=advantages,
             hindsight=hindsight or NoHindsight(),
             bonus=bonus or NoBonus(),
-            memory=memory or NoMemory(),
+            replay=replay or NoReplay(),
         )
         self.loss.check(trial_advantages(self.stages), self.stages.plan.training_context)
         check_rounds("module.validation_revisions", validation_revisions, self.stages)
@@ -189,12 +189,12 @@ class HerlModule(L.LightningModule):
         return [TeardownOnError()]
 
     def setup(self, stage: str) -> None:
-        """Opens the judge desk."""
-        together(self.stages.desk.open)
+        """Opens the judge runner."""
+        together(self.stages.judge_runner.open)
 
     def teardown(self, stage: str) -> None:
-        """Closes the judge desk."""
-        self.stages.desk.close()
+        """Closes the judge runner."""
+        self.stages.judge_runner.close()
 
     def on_fit_start(self) -> None:
         """Moves the reference, which Lightning does not know, to the policy's device."""
@@ -211,8 +211,8 @@ class HerlModule(L.LightningModule):
         """Adds the counts, so that a resumed run goes on counting."""
         checkpoint["herl"] = {
             "counts": dict(self.counts),
-            "judge": self.stages.desk.state_dict(),
-            "memory": self.stages.memory.state_dict(),
+            "judge": self.stages.judge_runner.state_dict(),
+            "replay": self.stages.replay.state_dict(),
             "seconds": dict(self.clock.seconds),
             "prompt": reading_sample(self.stages.tokenizer),
         }
@@ -234,8 +234,9 @@ class HerlModule(L.LightningModule):
         if self.trainer.state.fn == TrainerFn.FITTING:  # the validation before it loads it too
             self.clock.add(checkpoint["herl"]["seconds"])
             self.clock.lap()
-            self.stages.desk.load_state_dict(checkpoint["herl"]["judge"])
-            self.stages.memory.load_state_dict(checkpoint["herl"].get("memory", {}))
+            self.stages.judge_runner.load_state_dict(checkpoint["herl"]["judge"])
+            kept = checkpoint["herl"].get("replay") or checkpoint["herl"].get("memory", {})  # its name in 0.1
+            self.stages.replay.load_state_dict(kept)
 
     # Training
 
@@ -322,10 +323,10 @@ class HerlModule(L.LightningModule):
             f"the gradient norm after optimiser step {self.counts['optimizer_steps']} is {norm}, expected a "
             f"finite number: {tensor} is not finite; answers whose loss is not: {bad[:5]}"
         )
-        if self._skipped > self.most_skipped_steps:
+        if self._skipped > self.max_skipped_steps:
             raise TrainingError(
-                f"{said}. {self._skipped} steps in a row were skipped, module.most_skipped_steps allows "
-                f"{self.most_skipped_steps}. Lower optimizer.lr, or train in float32"
+                f"{said}. {self._skipped} steps in a row were skipped, module.max_skipped_steps allows "
+                f"{self.max_skipped_steps}. Lower optimizer.lr, or train in float32"
             )
         logger.warning("%s. The step is skipped", said)
 

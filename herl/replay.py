@@ -1,8 +1,8 @@
-"""Between stages 5 and 6: good answers of earlier batches join the group when their prompt returns.
+"""Stage 6: good answers of earlier batches join the group when their prompt returns.
 
-`Memory` is the interface. `Replay` keeps the best answers of each prompt; `NoMemory` keeps none. A remembered
-answer costs no sampling and no judging: selection treats it like a revision, and it is trained on like one,
-with log-probs of the policy as it is then.
+`Replay` is the interface. `ReplayBuffer` keeps the best answers of each prompt; `NoReplay` keeps none. A
+replayed answer costs no sampling and no judging. Selection and training treat it like a revision, with
+log-probs under the policy of that time.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from herl.errors import check_at_least
 from herl.types import Judged, Judgement, Member, Rollout, Verdict
 
 
-class Memory(ABC):
+class Replay(ABC):
     """Keeps answers for the next time their prompt comes up."""
 
     needs_revisions: bool = False
-    """True for a memory that keeps nothing without hindsight."""
+    """True for a buffer that keeps nothing without hindsight."""
 
     @abstractmethod
     def recall(self, task_id: str, group_id: str) -> list[Judged]:
-        """Returns what is kept for a prompt, with origin "memory", as candidates for this group of it."""
+        """Returns what is kept for a prompt, with origin "replay", as candidates for this group of it."""
 
     @abstractmethod
     def keep(self, task_id: str, members: Sequence[Member], answers: Sequence[Judged]) -> None:
@@ -45,7 +45,7 @@ class Memory(ABC):
         """Takes it back."""
 
 
-class NoMemory(Memory):
+class NoReplay(Replay):
     """Keeps nothing."""
 
     def recall(self, task_id: str, group_id: str) -> list[Judged]:
@@ -69,7 +69,7 @@ class _Kept:
     uses: int = 0
 
 
-class Replay(Memory):
+class ReplayBuffer(Replay):
     """Keeps the best answers of each prompt until they have been recalled often enough.
 
     Args:
@@ -77,7 +77,7 @@ class Replay(Memory):
         size: Answers of a prompt at most; the better ones stay. Above 1 only where `uses` is, too: a batch
             adds one answer to a prompt, and a recall takes all of them.
         uses: Times that an answer is recalled before it is forgotten; None for no limit.
-        most_prompts: Prompts whose answers are kept; of more, those that came up longest ago are forgotten.
+        max_prompts: Prompts whose answers are kept; of more, those that came up longest ago are forgotten.
     """
 
     def __init__(
@@ -85,13 +85,13 @@ class Replay(Memory):
         of: Literal["revisions", "best"] = "revisions",
         size: int = 1,
         uses: int | None = 1,
-        most_prompts: int = 4096,
+        max_prompts: int = 4096,
     ) -> None:
-        check_at_least("memory", 1, size=size, uses=uses, most_prompts=most_prompts)
+        check_at_least("replay", 1, size=size, uses=uses, max_prompts=max_prompts)
         self.needs_revisions = of == "revisions"
         self.size = size
         self.uses = uses
-        self.most_prompts = most_prompts
+        self.max_prompts = max_prompts
         self._kept: dict[str, list[_Kept]] = {}
 
     def recall(self, task_id: str, group_id: str) -> list[Judged]:
@@ -115,7 +115,7 @@ class Replay(Memory):
         kept.sort(key=lambda one: _reward(one.judged), reverse=True)
         if kept:
             self._kept[task_id] = kept[: self.size]  # now the newest
-        if len(self._kept) > self.most_prompts:
+        if len(self._kept) > self.max_prompts:
             del self._kept[next(iter(self._kept))]
 
     def state_dict(self) -> dict[str, Any]:
@@ -139,7 +139,7 @@ def _reward(judged: Judged) -> float:
 
 
 def _remembered(judged: Judged) -> Judged:
-    rollout = replace(judged.rollout, origin="memory", parent_id=None)
+    rollout = replace(judged.rollout, origin="replay", parent_id=None)
     return Judged(rollout=rollout, judgement=replace(judged.judgement, usage={}))  # paid for once
 
 
@@ -152,4 +152,5 @@ def _plain(judged: Judged) -> dict[str, Any]:
 def _judged(plain: Mapping[str, Any]) -> Judged:
     judgement = dict(plain["judgement"])
     judgement["verdicts"] = tuple(Verdict(**verdict) for verdict in judgement["verdicts"])
-    return Judged(rollout=Rollout(**plain["rollout"]), judgement=Judgement(**judgement))
+    rollout = Rollout(**{**plain["rollout"], "origin": "replay"})  # version 0.1 said "memory"
+    return Judged(rollout=rollout, judgement=Judgement(**judgement))

@@ -15,7 +15,7 @@ from typing import Any, Literal
 Message = Mapping[str, str]
 """One chat message: {"role": "system" | "user" | "assistant", "content": text}."""
 
-Origin = Literal["policy", "hindsight", "memory"]
+Origin = Literal["policy", "hindsight", "replay"]
 """The policy's own attempt, a revision of one, or an answer of an earlier batch that is replayed."""
 FinishReason = Literal["stop", "length"]
 

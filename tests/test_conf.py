@@ -6,7 +6,7 @@ import pytest
 from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 
-from herl import BonusReward, ConfigError, HindsightBuilder, Judge, Memory, Sampler
+from herl import BonusReward, ConfigError, HindsightBuilder, Judge, Replay, Sampler
 from herl.cli.commands import _benchmarked
 from herl.config.check import check, conf_dir
 from herl.update.loss.base import Loss
@@ -19,7 +19,7 @@ INTERFACES = {
     "judge": Judge,
     "hindsight": HindsightBuilder,
     "bonus": BonusReward,
-    "memory": Memory,
+    "replay": Replay,
     "loss": Loss,
 }
 GROUPS = sorted(path.name for path in conf_dir().iterdir() if path.is_dir() and path.name != "benchmark")
@@ -168,8 +168,8 @@ def test_presets_are_what_they_say():
     )
     assert herl.loss.entropy_coef == 0.01
     assert herl.module.updates_per_batch == 4
-    assert herl.memory._target_.endswith("NoMemory")
-    assert grpo.memory._target_.endswith("NoMemory")
+    assert herl.replay._target_.endswith("NoReplay")
+    assert grpo.replay._target_.endswith("NoReplay")
     assert reference.rollout.training_context == "hindsight"
     assert reference.hindsight.candidates._target_.endswith("tied_best")
     assert reference.selection.fallback_copies is True
@@ -186,7 +186,7 @@ def test_presets_of_baselines_are_what_they_say():
     assert critique.bonus._target_.endswith("NoBonus")
     for config in (sft, dpo):
         assert config.hindsight._target_.endswith("NoHindsight")
-        assert config.memory._target_.endswith("NoMemory")
+        assert config.replay._target_.endswith("NoReplay")
     assert isinstance(instantiate(sft.loss), LikelihoodLoss)
     assert instantiate(dpo.loss).beta == 0.1
     assert (sft.selection.best, sft.selection.worst, sft.selection.at_least) == (1, 0, None)
@@ -245,8 +245,8 @@ def test_only_trusted_packages_are_named(monkeypatch):
             r"x._target_: cannot import 'herl.update.loss.policy.PolicyLos'",
         ),
         ({"_target_": "herl.models.pretrained.PretrainedModel", "path": 3}, r"x.path: expected str, got 3"),
-        ({"a": {"_target_": "herl.judge.JudgeDesk"}}, r"x.a.judge: expected a value, got none"),
-        ({"_target_": "herl.judge.JudgeDesk", "judge": "???"}, r"judge: expected a value, got none"),
+        ({"a": {"_target_": "herl.judge.JudgeRunner"}}, r"x.a.judge: expected a value, got none"),
+        ({"_target_": "herl.judge.JudgeRunner", "judge": "???"}, r"judge: expected a value, got none"),
     ],
 )
 def test_a_wrong_node_names_key_expected_and_got(node, message):

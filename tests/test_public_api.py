@@ -21,7 +21,7 @@ def test_all_lists_exactly_what_is_there_in_order():
 def test_all_records_interfaces_and_errors_are_public():
     records = {n for n, v in vars(types).items() if isinstance(v, type) and v.__module__ == types.__name__}
     raised = {n for n, v in vars(errors).items() if isinstance(v, type) and issubclass(v, Exception)}
-    interfaces = {bonus.BonusReward, hindsight.HindsightBuilder, replay.Memory}
+    interfaces = {bonus.BonusReward, hindsight.HindsightBuilder, replay.Replay}
     interfaces |= {sampler.Sampler, sampler.StreamingSampler}
     assert (records | raised | {i.__name__ for i in interfaces}) <= set(herl.__all__)
 

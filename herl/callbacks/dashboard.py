@@ -99,15 +99,15 @@ class Dashboard(L.Callback):
     Args:
         every_n_batches: Batches between pictures and texts of training.
         heldout_prompts: Held-out prompts whose answers are shown after each validation.
-        most_criteria: Heat maps are drawn for at most this many criteria.
+        max_criteria: Heat maps are drawn for at most this many criteria.
     """
 
-    def __init__(self, every_n_batches: int = 20, heldout_prompts: int = 3, most_criteria: int = 64) -> None:
+    def __init__(self, every_n_batches: int = 20, heldout_prompts: int = 3, max_criteria: int = 64) -> None:
         check_at_least("callbacks.dashboard", 1, every_n_batches=every_n_batches)
-        check_at_least("callbacks.dashboard", 0, heldout_prompts=heldout_prompts, most_criteria=most_criteria)
+        check_at_least("callbacks.dashboard", 0, heldout_prompts=heldout_prompts, max_criteria=max_criteria)
         self.every_n_batches = every_n_batches
         self.heldout_prompts = heldout_prompts
-        self.most_criteria = most_criteria
+        self.max_criteria = max_criteria
         self.history: dict[str, list[tuple[int, dict[str, float]]]] = {"train": [], "heldout": []}
         self.batches = 0
         self._shown = -1  # place on the x axis of the last held-out answers
@@ -168,7 +168,7 @@ class Dashboard(L.Callback):
             name.removeprefix(prefix): share for name, share in metrics.items() if name.startswith(prefix)
         }
         past = self.history[family]
-        if shares and len(shares) <= self.most_criteria and (not past or past[-1][0] < step):
+        if shares and len(shares) <= self.max_criteria and (not past or past[-1][0] < step):
             past.append((step, shares))
 
     def _draw(self, trainer: L.Trainer, module: HerlModule) -> None:

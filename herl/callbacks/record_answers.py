@@ -25,13 +25,13 @@ class RecordAnswers(L.Callback):
 
     Args:
         folder: Where the files go.
-        most: Answers to record in all; None for no limit.
+        max_answers: Answers to record in all; None for no limit.
     """
 
-    def __init__(self, folder: str, most: int | None = 100_000) -> None:
-        check_at_least("callbacks.record_answers", 0, most=most)
+    def __init__(self, folder: str, max_answers: int | None = 100_000) -> None:
+        check_at_least("callbacks.record_answers", 0, max_answers=max_answers)
         self.folder = Path(folder)
-        self.most = most
+        self.max_answers = max_answers
         self.written = 0
 
     def state_dict(self) -> dict[str, int]:
@@ -60,11 +60,13 @@ class RecordAnswers(L.Callback):
         assert pl_module.collection is not None
         if not trainer.is_global_zero:
             return
-        left = None if self.most is None else max(0, self.most - self.written)
+        left = None if self.max_answers is None else max(0, self.max_answers - self.written)
         found = list(step_records(pl_module.collection, pl_module.counts, pl_module.faults))
         lines = [json.dumps(one) + "\n" for one in islice(found, left)]
         if left and len(found) >= left:
-            logger.warning("%d answers are recorded: no more (callbacks.record_answers.most)", self.most)
+            logger.warning(
+                "%d answers are recorded: no more (callbacks.record_answers.max_answers)", self.max_answers
+            )
         while lines:
             room = LINES_PER_FILE - self.written % LINES_PER_FILE
             name = f"answers-{self.written // LINES_PER_FILE:05d}.jsonl"
@@ -99,7 +101,7 @@ def step_records(
         ids = [member.judged.rollout.id for member in group.members]
         earned = dict(zip(ids, group.advantages, strict=True))
         reward_of = {one.rollout.id: one.judgement.reward for one in group.attempts}
-        again = [member.judged for member in group.members if member.origin == "memory"]
+        again = [member.judged for member in group.members if member.origin == "replay"]
         for judged in (*group.attempts, *group.revisions, *again):
             key = judged.rollout.id
             yield answer_record(group.task, judged) | {

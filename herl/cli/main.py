@@ -147,25 +147,17 @@ def _overrides_of_run(overrides: list[str]) -> list[str]:
     from omegaconf import OmegaConf
 
     from herl.config.check import conf_dir
+    from herl.config.renamed import renamed
 
     keys = {_key(one) for one in overrides}
     chosen = {key for key in keys if (conf_dir() / key).is_dir()}  # the settings of another choice do not fit
-    past = [_renamed(str(one)) for one in OmegaConf.load(os.path.join(kept, "overrides.yaml"))]
+    past = [renamed(str(one)) for one in OmegaConf.load(os.path.join(kept, "overrides.yaml"))]
     return [
         override
         for override in past
         if not override.startswith(NOT_OF_A_RUN)
         and re.split(r"[./=]", override.lstrip("+~"), maxsplit=1)[0] not in chosen
     ]
-
-
-def _renamed(override: str) -> str:
-    """Puts the new path of an object in the place of the one that an older version knew it by."""
-    from herl.targets import moved
-
-    key, _, value = override.partition("=")
-    new = moved(value.strip("'\"")) if key.endswith("._target_") else None
-    return f"{key}={new}" if new else override
 
 
 def _options_of_run(options: list[str], overrides: list[str]) -> list[str]:
@@ -235,6 +227,7 @@ def _suggest(verb: str) -> None:
     from hydra.errors import HydraException
 
     from herl.config.check import conf_dir, known_keys
+    from herl.config.renamed import renamed_key
 
     groups = {
         path.relative_to(conf_dir()).as_posix(): {p.stem for p in path.glob("*.yaml")}
@@ -250,7 +243,9 @@ def _suggest(verb: str) -> None:
     ):
         known += known_keys(compose(verb, chosen, return_hydra_config=False))
     for key, _ in given:
-        if key not in known:
+        if (new := renamed_key(key)) != key:
+            print(f"herl: '{key}' is now '{new}'.", file=sys.stderr)
+        elif key not in known:
             print(f"herl: unknown key '{key}'.{did_you_mean(key, known)}", file=sys.stderr)
 
 

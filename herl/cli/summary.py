@@ -22,7 +22,7 @@ from rich.text import Text
 
 from herl.config.build import Run
 from herl.evaluation.intervals import OVERALL, Row, find_row
-from herl.judge import JudgeDesk
+from herl.judge import JudgeRunner
 
 PACKAGES = ("herl", "torch", "lightning", "transformers", "hydra-core")
 MOST_ROWS = 20
@@ -51,7 +51,7 @@ def _summary(config: DictConfig, run: Run, started: float, results: Mapping[str,
         "algorithm": choices.get("algorithm"),
         "seed": config.seed,
         **results,
-        "judge": _judge_summary(run.module.stages.desk),
+        "judge": _judge_summary(run.module.stages.judge_runner),
         "processes": run.trainer.world_size,
         "seconds": seconds,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
@@ -72,13 +72,13 @@ def environment_unread() -> Iterator[None]:
         OmegaConf.register_new_resolver("oc.env", read_environment, replace=True)
 
 
-def _judge_summary(desk: JudgeDesk) -> dict[str, Any]:
+def _judge_summary(runner: JudgeRunner) -> dict[str, Any]:
     """What judging cost, where it cost something, and how many verdicts abstained, by cause."""
-    usage = desk.totals()
+    usage = runner.totals()
     counted = ("calls", "tokens", "cost", "cache_hits", "missing")
     cost = {name: round(usage[name], 6) for name in counted if usage.get(name)}
     faults = {name: int(n) for name, n in sorted(usage.items()) if name.startswith("fault_")}
-    return cost | faults | ({"abstained": causes} if (causes := desk.causes()) else {})
+    return cost | faults | ({"abstained": causes} if (causes := runner.causes()) else {})
 
 
 def log_hyperparameters(config: DictConfig, run: Run, metrics: Mapping[str, Any]) -> None:

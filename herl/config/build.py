@@ -40,7 +40,11 @@ class Run:
     def closing(self) -> ExitStack:
         """Ends sampler and judge with the block, also after an error, where Lightning tears nothing down."""
         stack = ExitStack()
-        for part in (self.module.stages.sampler, self.module.stages.desk.judge, self.module.stages.desk):
+        for part in (
+            self.module.stages.sampler,
+            self.module.stages.judge_runner.judge,
+            self.module.stages.judge_runner,
+        ):
             stack.enter_context(closing(part))
         return stack
 

@@ -19,7 +19,7 @@ def held_out(
     path: str,
     fields: Mapping[str, str] | None = None,
     negative_weight: NegativeWeight = "must_say",
-    most: int | None = None,
+    max_prompts: int | None = None,
     prompts_per_batch: int = 16,
     seed: int = 0,
 ) -> RubricDataModule:
@@ -29,18 +29,18 @@ def held_out(
         path: A .jsonl, .json, .csv or .parquet file, a folder of them, or hf:owner/name[:split].
         fields: Names of herl's fields -> names in this data.
         negative_weight: What a negative weight means where the row does not say it.
-        most: Prompts to take, evenly spread over the file; None for all.
+        max_prompts: Prompts to take, evenly spread over the file; None for all.
         prompts_per_batch: Prompts that are answered together.
         seed: Of the data module.
     """
     return _module(
-        _spread(read_tasks(path, fields=fields, negative_weight=negative_weight), most),
+        _spread(read_tasks(path, fields=fields, negative_weight=negative_weight), max_prompts),
         prompts_per_batch,
         seed,
     )
 
 
-def ifbench(most: int | None = 48, prompts_per_batch: int = 16, seed: int = 0) -> RubricDataModule:
+def ifbench(max_prompts: int | None = 48, prompts_per_batch: int = 16, seed: int = 0) -> RubricDataModule:
     """Returns the prompts of IFBench (arXiv:2507.02833) as held-out ones.
 
     Raises:
@@ -50,7 +50,7 @@ def ifbench(most: int | None = 48, prompts_per_batch: int = 16, seed: int = 0) -
     if not path.is_file():
         raise ConfigError(f"benchmark=ifbench: expected the prompts in {path}: run tools/fetch_ifbench first")
     tasks = read_tasks(path, source="ifbench")
-    return _module(_spread(tasks, most), prompts_per_batch, seed)
+    return _module(_spread(tasks, max_prompts), prompts_per_batch, seed)
 
 
 def typed_prompt(text: str, rubric: Sequence[Any] = ()) -> RubricDataModule:
@@ -80,12 +80,12 @@ def typed_prompt(text: str, rubric: Sequence[Any] = ()) -> RubricDataModule:
     return _module([task_of(Row(place="prompt", number=1, value=value), Reading())], 1, 0)
 
 
-def _spread(tasks: Sequence[Task], most: int | None) -> Sequence[Task]:
-    if most is not None and most < 1:
-        raise ConfigError(f"data.most: expected at least 1, or null, got {most}")
-    if most is None or most >= len(tasks):
+def _spread(tasks: Sequence[Task], max_prompts: int | None) -> Sequence[Task]:
+    if max_prompts is not None and max_prompts < 1:
+        raise ConfigError(f"data.max_prompts: expected at least 1, or null, got {max_prompts}")
+    if max_prompts is None or max_prompts >= len(tasks):
         return tasks
-    return [tasks[place * len(tasks) // most] for place in range(most)]
+    return [tasks[place * len(tasks) // max_prompts] for place in range(max_prompts)]
 
 
 def _module(tasks: Sequence[Task], prompts_per_batch: int, seed: int) -> RubricDataModule:

@@ -155,7 +155,7 @@ def gpu_estimate(
         engine=ENGINES.get(config.sampler._target_, "transformers"),
         sleep=config.sampler.get("sleep", False) is not False,  # null: where it shares the trainer's GPU
         tensor_parallel=config.sampler.get("tensor_parallel_size", 1),
-        most_at_once=config.sampler.get("max_num_seqs", 256),
+        max_at_once=config.sampler.get("max_num_seqs", 256),
     )
     found = estimate(size, work, settings, gpu, devices)
     total = sum(found["seconds"].values())

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from herl.distributed import gather_results, rank, world_size
 from herl.evaluation.intervals import Row, evaluation_rows, find_row
-from herl.judge import Judge, JudgeDesk
+from herl.judge import Judge, JudgeRunner
 from herl.metrics.rubric import fulfilled
 from herl.records.lines import answer_record
 from herl.rollout.improve import Trajectory
@@ -26,7 +26,7 @@ def evaluate(
     rounds: int,
     further_judges: Mapping[str, Judge] | None = None,
     seed: int = 0,
-    judge_desk: Callable[[Judge], JudgeDesk] = JudgeDesk,
+    judge_runner: Callable[[Judge], JudgeRunner] = JudgeRunner,
 ) -> list[Row]:
     """Returns the numbers of the plain attempts and of the best answers after each revision.
 
@@ -35,7 +35,7 @@ def evaluate(
         rounds: Revisions of each at most.
         further_judges: By name: they judge the same answers, and nothing is revised or chosen by them.
         seed: Of the confidence intervals.
-        judge_desk: That of the run: its budget holds for further judges, too.
+        judge_runner: That of the run: its budget holds for further judges, too.
     """
     rows: list[Row] = []
     tasks = [one.task for one in trajectories]
@@ -43,25 +43,25 @@ def evaluate(
         best = [one.best(revisions) for one in trajectories]
         rows += evaluation_rows(zip(tasks, best, strict=True), revisions=revisions, seed=seed)
         for name, judge in (further_judges or {}).items():
-            again = judge_again(judge_desk(judge), tasks, [one.rollout for one in best])
+            again = judge_again(judge_runner(judge), tasks, [one.rollout for one in best])
             rows += evaluation_rows(
                 zip(tasks, again, strict=True), revisions=revisions, judge=name, seed=seed
             )
     return rows
 
 
-def judge_again(desk: JudgeDesk, tasks: Sequence[Task], rollouts: Sequence[Rollout]) -> list[Judged]:
+def judge_again(runner: JudgeRunner, tasks: Sequence[Task], rollouts: Sequence[Rollout]) -> list[Judged]:
     """Returns what another judge says of answers. Ranks share the work, and all get all of it."""
 
     def work() -> list[tuple[int, Judged]]:
-        with desk:
+        with runner:
             own = range(rank(), len(rollouts), world_size())
-            futures = [(place, desk.submit(tasks[place], rollouts[place])) for place in own]
+            futures = [(place, runner.submit(tasks[place], rollouts[place])) for place in own]
             return [(place, future.result()) for place, future in futures]
 
     found = dict(chain.from_iterable(gather_results(work)))
     judged = [found[place] for place in range(len(rollouts))]
-    desk.watch(judged)
+    runner.watch(judged)
     return judged
 
 

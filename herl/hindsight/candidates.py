@@ -27,11 +27,11 @@ def _ranked(group: Sequence[Judged]) -> list[Judged]:
     return sorted(group, key=lambda judged: (-_reward(judged), -_met(judged)))
 
 
-def tied_best(group: Sequence[Judged], *, most: int = 16) -> list[Judged]:
-    """Returns those tied for the best reward, most met criteria first, at most `most` (reference)."""
+def tied_best(group: Sequence[Judged], *, max_candidates: int = 16) -> list[Judged]:
+    """Returns those tied for the best reward, most met criteria first (reference)."""
     best = max(map(_reward, group))
     tied = [judged for judged in group if abs(_reward(judged) - best) < TIE]
-    return sorted(tied, key=lambda judged: -_met(judged))[:most]
+    return sorted(tied, key=lambda judged: -_met(judged))[:max_candidates]
 
 
 def top_k(group: Sequence[Judged], *, k: int = 1) -> list[Judged]:

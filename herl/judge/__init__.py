@@ -7,7 +7,7 @@ with `met=None`. Such a verdict abstains, the criterion leaves the reward, and i
     instruction_following.py   the IFEval and IFBench checkers
     llm.py                     a language model: questions -> chat (endpoint, vllm_chat, local) -> reading
     function.py, mix.py        a plain Python function; several judges as one
-    desk.py                    runs any of them, with budget and failure policy
+    runner.py                  runs any of them, with budget and failure policy
 
 To write one, subclass `Judge`, return `self.verdict_sum(task, rollout, verdicts)`, and select it with a
 file of your own in `conf/judge/` (README, "Write a plug-in").
@@ -15,6 +15,6 @@ file of your own in `conf/judge/` (README, "Write a plug-in").
 
 from herl.judge.base import Aggregation, Judge
 from herl.judge.budget import Budget
-from herl.judge.runner import JudgeDesk
+from herl.judge.runner import JudgeRunner
 
-__all__ = ["Aggregation", "Budget", "Judge", "JudgeDesk"]
+__all__ = ["Aggregation", "Budget", "Judge", "JudgeRunner"]

@@ -37,7 +37,7 @@ class Budget:
             for name, limit in (("calls", calls), ("tokens", tokens), ("cost", cost))
             if limit is not None
         }
-        check_above("module.judge_desk.budget", 0, **self.limits, warn_at=warn_at)
+        check_above("module.judge_runner.budget", 0, **self.limits, warn_at=warn_at)
         self.warn_at = warn_at
         self.settled: Counter[str] = Counter()
         """Spent by all ranks, as of the last time that answers were gathered."""
@@ -59,7 +59,7 @@ class Budget:
             if self.spent(name) >= limit:
                 raise BudgetSpent(
                     f"the judge's budget is spent: {self.spent(name):g} of {limit:g} {name}. Raise "
-                    f"module.judge_desk.budget.{name} and resume: replies that were paid for are cached"
+                    f"module.judge_runner.budget.{name} and resume: replies that were paid for are cached"
                 )
         self._add({"calls": 1})
 

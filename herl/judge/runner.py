@@ -28,7 +28,7 @@ from herl.judge.llm.parse import without_thinking
 from herl.types import Judged, Judgement, Rollout, Task, Verdict
 
 
-class JudgeDesk:
+class JudgeRunner:
     """A running judge.
 
     Args:
@@ -52,7 +52,7 @@ class JudgeDesk:
     ) -> None:
         if concurrency < 1 or window < 1 or not 0.0 <= max_abstention <= 1.0:
             raise ConfigError(
-                "module.judge_desk: expected concurrency >= 1, window >= 1 and max_abstention in [0, 1], "
+                "module.judge_runner: expected concurrency >= 1, window >= 1 and max_abstention in [0, 1], "
                 f"got {concurrency}, {window} and {max_abstention}"
             )
         self.judge = judge
@@ -96,7 +96,7 @@ class JudgeDesk:
             finally:
                 self._end_thread()
 
-    def __enter__(self) -> JudgeDesk:
+    def __enter__(self) -> JudgeRunner:
         self.open()
         return self
 
@@ -133,7 +133,7 @@ class JudgeDesk:
 
         It does hold what ends the run: `JudgeStop` and `ConfigError`.
         """
-        assert self._loop is not None, "open the desk first"
+        assert self._loop is not None, "open the runner first"
         return asyncio.run_coroutine_threadsafe(self._judge(task, rollout), self._loop)
 
     async def _judge(self, task: Task, rollout: Rollout) -> Judged:
@@ -209,7 +209,7 @@ class JudgeDesk:
             causes = ", ".join(f"{cause} {count}" for cause, count in self.causes().items())
             raise AbstentionLimit(
                 f"the judge {type(self.judge).__name__} abstained on {abstained} of the last {total} "
-                f"verdicts; module.judge_desk.max_abstention allows a share of {self.max_abstention}. "
+                f"verdicts; module.judge_runner.max_abstention allows a share of {self.max_abstention}. "
                 f"Causes in the whole run: {causes}. "
                 f"Last failure: {self._last_failure or 'verdicts with met=None'}"
             )

@@ -38,9 +38,9 @@ def collection_metrics(collection: Collection, policy_version: int = 0) -> dict[
         "hindsight/accepted": [any(m.origin == "hindsight" for m in group.members) for group in revised],
         "sampler/staleness": [policy_version - judged.rollout.policy_version for _, judged in attempts],
         "bonus/mean": [m.bonus for group in groups for m in group.members if m.bonus != 0.0],
-        "memory/recalled": [bool(group.recalled) for group in groups] * any(g.recalled for g in groups),
-        "memory/joined": [
-            any(m.origin == "memory" for m in group.members) for group in groups if group.recalled
+        "replay/recalled": [bool(group.replayed) for group in groups] * any(g.replayed for g in groups),
+        "replay/joined": [
+            any(m.origin == "replay" for m in group.members) for group in groups if group.replayed
         ],
         "bonus/paid": [m.bonus != 0.0 for group in groups for m in group.members if m.origin == "policy"],
     }

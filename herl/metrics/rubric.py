@@ -41,12 +41,12 @@ class RubricMetrics:
 
     Args:
         family: First part of the names: "train", "revision" or "heldout".
-        most_criteria: Curves by criterion are kept only while there are at most this many ids.
+        max_criteria: Curves by criterion are kept only while there are at most this many ids.
     """
 
-    def __init__(self, family: str, most_criteria: int = 64) -> None:
+    def __init__(self, family: str, max_criteria: int = 64) -> None:
         self.family = family
-        self.most_criteria = most_criteria
+        self.max_criteria = max_criteria
         self._means: dict[str, MeanMetric] = {}
 
     def update(self, pairs: Iterable[Pair]) -> None:
@@ -67,7 +67,7 @@ class RubricMetrics:
         return {
             name: float(mean.compute())
             for name, mean in sorted(self._means.items())
-            if criteria <= self.most_criteria or not name.startswith(by_criterion)
+            if criteria <= self.max_criteria or not name.startswith(by_criterion)
         }
 
     def _values(self, pairs: Iterable[Pair]) -> dict[str, list[float]]:

@@ -1,4 +1,4 @@
-"""Memory that tensors free is used again, instead of being handed back to the system and asked for anew.
+"""Replay that tensors free is used again, instead of being handed back to the system and asked for anew.
 
 On a CPU tensors come from glibc's malloc, which returns the free end of its heap to the system whenever that
 is more than 64 MiB, and gets it back page by page, zeroed. In an update, where the same sizes come and go in

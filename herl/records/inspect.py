@@ -59,14 +59,14 @@ class Query:
     Args:
         order: `worst` or `best` reward; revisions that `improved` on their draft most, or have `broken`
             most; the `first` or the `last` that were sampled.
-        most: Answers to find.
+        max_answers: Answers to find.
         task: Only answers to this task.
         criterion: Only answers that miss this criterion; with `best` and `improved`, that fulfil it.
         steps: Only answers sampled after at least and at most so many optimiser steps.
     """
 
     order: Order = "improved"
-    most: int = 5
+    max_answers: int = 5
     task: str | None = None
     criterion: str | None = None
     steps: tuple[int, int] | None = None
@@ -74,8 +74,8 @@ class Query:
     def __post_init__(self) -> None:
         if self.order not in get_args(Order):
             raise ConfigError(f"order: expected one of {', '.join(get_args(Order))}, got '{self.order}'")
-        if self.most < 1:
-            raise ConfigError(f"most: expected at least 1, got {self.most}")
+        if self.max_answers < 1:
+            raise ConfigError(f"max_answers: expected at least 1, got {self.max_answers}")
         if self.steps is not None and len(self.steps) != 2:
             raise ConfigError(f"steps: expected the first and the last, as in steps=[0,50], got {self.steps}")
 
@@ -86,7 +86,7 @@ def inspect(config: DictConfig) -> None:
         raise ConfigError("run: expected the folder of a run, as in: herl inspect runs/...")
     query = Query(
         order=config.order,
-        most=config.most,
+        max_answers=config.max_answers,
         task=None if config.task is None else str(config.task),
         criterion=None if config.criterion is None else str(config.criterion),
         steps=None if config.steps is None else tuple(config.steps),
@@ -119,7 +119,7 @@ def find(folder: Path, query: Query) -> list[Found]:
                 age = (number << 40) + line
                 tie = age if query.order == "last" else -age
                 best.append((rank, tie, number, line, parent or ""))
-            best = heapq.nlargest(query.most, best)
+            best = heapq.nlargest(query.max_answers, best)
             start += len(batch)
     lines = _read_lines(files, {(number, line) for _, _, number, line, _ in best})
     drafts = _read_drafts(files, {(number, parent) for _, _, number, _, parent in best if parent})
@@ -185,8 +185,8 @@ def _ranked(batch: pa.RecordBatch, query: Query) -> tuple[np.ndarray, np.ndarray
         places = np.intersect1d(places, _with_verdict(batch.column("verdicts"), query.criterion, wanted))
     ranks = sign * pc.fill_null(by, 0.0).to_numpy(zero_copy_only=False)[places]
     if query.order == "last":
-        return places[-query.most :], ranks[-query.most :]
-    order = np.argsort(-ranks, kind="stable")[: query.most]
+        return places[-query.max_answers :], ranks[-query.max_answers :]
+    order = np.argsort(-ranks, kind="stable")[: query.max_answers]
     return places[order], ranks[order]
 
 

@@ -41,7 +41,7 @@ class Group:
     prompt_ids: tuple[int, ...]
     attempts: tuple[Judged, ...]
     revisions: tuple[Judged, ...] = ()
-    recalled: tuple[Judged, ...] = ()
+    replayed: tuple[Judged, ...] = ()
     """From the memory: candidates like revisions, sampled for an earlier batch."""
     members: tuple[Member, ...] = ()
     """Attempts that could be judged, after revisions have taken their places."""
@@ -93,18 +93,18 @@ def collect(
     attempts = {id: [one for one in answers[id] if one.rollout.origin == "policy"] for id in answers}
     revisions = {id: [one for one in answers[id] if one.rollout.origin == "hindsight"] for id in answers}
 
-    recalled = {
-        task.id: stages.memory.recall(task.id, _name(*key, task.id)) if _rewarded(attempts[task.id]) else []
+    replayed = {
+        task.id: stages.replay.recall(task.id, _name(*key, task.id)) if _rewarded(attempts[task.id]) else []
         for task in tasks
     }
     members = {
         task.id: _members(
-            stages, attempts[task.id], revisions[task.id], recalled[task.id], derive_seed(*key, task.id)
+            stages, attempts[task.id], revisions[task.id], replayed[task.id], derive_seed(*key, task.id)
         )
         for task in tasks
     }
     for task in tasks:
-        stages.memory.keep(task.id, members[task.id], _rewarded(answers[task.id]))
+        stages.replay.keep(task.id, members[task.id], _rewarded(answers[task.id]))
     advantages = stages.advantages(
         [[member.total for member in members[task.id]] for task in tasks],
         [[member.origin == "policy" for member in members[task.id]] for task in tasks],
@@ -115,7 +115,7 @@ def collect(
             prompt_ids=prompts[task.id],
             attempts=tuple(attempts[task.id]),
             revisions=tuple(revisions[task.id]),
-            recalled=tuple(recalled[task.id]),
+            replayed=tuple(replayed[task.id]),
             members=tuple(members[task.id]),
             advantages=tuple(values),
         )
@@ -144,12 +144,12 @@ def _attempt_and_revise(
     reviser = _Reviser(stages, key)
     if takes_follow_ups(stages.sampler):
         answers = sample_and_judge(
-            stages.sampler, stages.desk, tasks, requests, clock, follow_up=reviser.requests
+            stages.sampler, stages.judge_runner, tasks, requests, clock, follow_up=reviser.requests
         )
         return answers, sum(gather(reviser.over_long))  # each rank revises the prompts that it sampled
-    answers = sample_and_judge(stages.sampler, stages.desk, tasks, requests, clock)
+    answers = sample_and_judge(stages.sampler, stages.judge_runner, tasks, requests, clock)
     requests = [request for task in tasks for request in reviser.requests(task, answers[task.id])]
-    revised = sample_and_judge(stages.sampler, stages.desk, tasks, requests, clock, "revise")
+    revised = sample_and_judge(stages.sampler, stages.judge_runner, tasks, requests, clock, "revise")
     return {task.id: answers[task.id] + revised[task.id] for task in tasks}, reviser.over_long
 
 
@@ -188,10 +188,10 @@ def _members(
     stages: Stages,
     attempts: Sequence[Judged],
     revisions: Sequence[Judged],
-    recalled: Sequence[Judged],
+    replayed: Sequence[Judged],
     seed: int,
 ) -> list[Member]:
-    """Pays bonuses and lets revisions in, new and recalled. Answers that could not be judged leave here."""
+    """Pays bonuses and lets revisions in, new and replayed. Answers that could not be judged leave here."""
     own, revised = _rewarded(attempts), _rewarded(revisions)
     by_parent: defaultdict[str | None, list[Judged]] = defaultdict(list)
     for revision in revised:
@@ -201,7 +201,7 @@ def _members(
         for attempt in own
         if attempt.rollout.id in by_parent
     }
-    return stages.selection(own, [*revised, *recalled], bonuses, seed)
+    return stages.selection(own, [*revised, *replayed], bonuses, seed)
 
 
 def _experiences(group: Group, training_context: TrainingContext) -> list[Experience]:

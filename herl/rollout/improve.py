@@ -91,14 +91,14 @@ def improve(
         for task in tasks
         if task.id in prompts
     ]
-    judged = sample_and_judge(stages.sampler, stages.desk, tasks, requests, clock, "validate")
+    judged = sample_and_judge(stages.sampler, stages.judge_runner, tasks, requests, clock, "validate")
     found = [Trajectory(task=task, answers=(one,)) for task in tasks for one in judged[task.id]]
     revisions_dropped = 0
     for number in range(1, rounds + 1):
         asked = [_revision(one, stages, derive_seed(seed, number)) for one in found]
         requests = [request for some, _ in asked for request in some]
         revisions_dropped += sum(over_long for _, over_long in asked)
-        judged = sample_and_judge(stages.sampler, stages.desk, tasks, requests, clock, "validate")
+        judged = sample_and_judge(stages.sampler, stages.judge_runner, tasks, requests, clock, "validate")
         revision_of = {one.rollout.parent_id: one for group in judged.values() for one in group}
         found = [_extended(one, revision_of.get(one.best().rollout.id)) for one in found]
     dropped_all = {"prompts": dropped, "revision_prompts": revisions_dropped}

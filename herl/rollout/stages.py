@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Literal
 from herl.bonus import BonusReward, NoBonus
 from herl.errors import ConfigError
 from herl.hindsight import HindsightBuilder, NoHindsight
-from herl.judge import JudgeDesk
-from herl.replay import Memory, NoMemory
+from herl.judge import JudgeRunner
+from herl.replay import NoReplay, Replay
 from herl.sampler import Sampler
 from herl.types import Judged, Judgement, Member, Rollout, Sampling
 
@@ -75,25 +75,27 @@ class RolloutPlan:
                 f"compared), got {self.attempt.temperature}"
             )
 
-    def within(self, most: int | None) -> RolloutPlan:
+    def within(self, max_tokens: int | None) -> RolloutPlan:
         """Returns the plan with prompts so short that every answer has room in the model.
 
         Args:
-            most: Tokens of a prompt with its answer that the model takes; None for any.
+            max_tokens: Tokens of a prompt with its answer that the model takes; None for any.
 
         Raises:
             ConfigError: an answer alone may fill it.
         """
-        if most is None:
+        if max_tokens is None:
             return self
         kinds = {"attempt": self.attempt, "revision": self.revision, "heldout": self.heldout or self.attempt}
         name, longest = max(kinds.items(), key=lambda kind: kind[1].max_new_tokens)
-        if longest.max_new_tokens >= most:
+        if longest.max_new_tokens >= max_tokens:
             raise ConfigError(
-                f"rollout.{name}.max_new_tokens: expected less than the {most} tokens that the model takes "
-                f"of a prompt with its answer, got {longest.max_new_tokens}"
+                f"rollout.{name}.max_new_tokens: expected less than {max_tokens} (the model's limit for a "
+                f"prompt with its answer), got {longest.max_new_tokens}"
             )
-        return replace(self, max_prompt_tokens=min(self.max_prompt_tokens, most - longest.max_new_tokens))
+        return replace(
+            self, max_prompt_tokens=min(self.max_prompt_tokens, max_tokens - longest.max_new_tokens)
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,24 +104,24 @@ class Stages:
 
     tokenizer: PreTrainedTokenizerBase
     sampler: Sampler
-    desk: JudgeDesk
+    judge_runner: JudgeRunner
     plan: RolloutPlan
     selection: Selection
     advantages: Advantages
     hindsight: HindsightBuilder = field(default_factory=NoHindsight)
     bonus: BonusReward = field(default_factory=NoBonus)
-    memory: Memory = field(default_factory=NoMemory)
+    replay: Replay = field(default_factory=NoReplay)
 
     def __post_init__(self) -> None:
-        self.desk.needs_verdicts = self.hindsight.needs_verdicts
-        if self.memory.needs_revisions and isinstance(self.hindsight, NoHindsight):
-            raise ConfigError("memory.of: expected 'best' without hindsight, got 'revisions': there are none")
+        self.judge_runner.needs_verdicts = self.hindsight.needs_verdicts
+        if self.replay.needs_revisions and isinstance(self.hindsight, NoHindsight):
+            raise ConfigError("replay.of: expected 'best' without hindsight, got 'revisions': there are none")
         if self.plan.attempts_per_prompt == 1 and isinstance(self.hindsight, NoHindsight):
             raise ConfigError(
                 "rollout.attempts_per_prompt: expected at least 2 without hindsight, got 1: an answer "
                 "alone has nothing to be better than"
             )
-        if self.desk.judge.holistic and self.hindsight.needs_verdicts:
+        if self.judge_runner.judge.holistic and self.hindsight.needs_verdicts:
             raise ConfigError(
                 "judge: expected verdicts on each criterion, which hindsight is made of, got a holistic "
                 "judge with one score for the whole answer: use algorithm=grpo, or another judge.mode"

@@ -1,6 +1,6 @@
 """Stages 2 and 3 at work: answers are sampled, judged while others are sampled, and followed up.
 
-    requests -> [sampler] -> answer -> [judge desk] -> judged
+    requests -> [sampler] -> answer -> [judge runner] -> judged
                     ^                                     |
                     +---- follow-up requests <--- all answers to a prompt judged
 
@@ -18,7 +18,7 @@ from queue import Empty, SimpleQueue
 from herl.clock import PhaseClock
 from herl.distributed import gather_results, rank, world_size
 from herl.errors import SamplerError
-from herl.judge import JudgeDesk
+from herl.judge import JudgeRunner
 from herl.sampler import Sampler, StreamingSampler
 from herl.types import Judged, Rollout, SampleRequest, Task
 
@@ -28,7 +28,7 @@ FollowUp = Callable[[Task, Sequence[Judged]], Sequence[SampleRequest]]
 
 def sample_and_judge(
     sampler: Sampler,
-    desk: JudgeDesk,
+    runner: JudgeRunner,
     tasks: Sequence[Task],
     requests: Sequence[SampleRequest],
     clock: PhaseClock,
@@ -56,7 +56,7 @@ def sample_and_judge(
         if place > 0:  # helps its engine to compute what the engine's first rank judges
             deque(sampler.generate(share), maxlen=0)
             return []
-        answers = _Round(desk, tasks, share, clock, follow_up)
+        answers = _Round(runner, tasks, share, clock, follow_up)
         answers.sample(sampler, phase)
         return answers.results()
 
@@ -64,7 +64,7 @@ def sample_and_judge(
     judged = sorted(
         chain.from_iterable(gather_results(work)), key=lambda one: (order[one.rollout.task_id], _path(one))
     )
-    desk.watch(judged)
+    runner.watch(judged)
     by_task: dict[str, list[Judged]] = {task.id: [] for task in tasks}
     for one in judged:
         by_task[one.rollout.task_id].append(one)
@@ -81,13 +81,13 @@ class _Round:
 
     def __init__(
         self,
-        desk: JudgeDesk,
+        runner: JudgeRunner,
         tasks: Sequence[Task],
         requests: Sequence[SampleRequest],
         clock: PhaseClock,
         follow_up: FollowUp | None,
     ) -> None:
-        self._desk = desk
+        self._runner = runner
         self._tasks = {task.id: task for task in tasks}
         self._requests = requests
         self._clock = clock
@@ -131,7 +131,7 @@ class _Round:
         rollout = next(answers, None)
         if rollout is None:
             return False
-        future = self._desk.submit(self._tasks[rollout.task_id], rollout)
+        future = self._runner.submit(self._tasks[rollout.task_id], rollout)
         self._futures.append(future)
         if self._follow_up is None:
             self._unsampled -= 1

@@ -47,7 +47,7 @@ class Shape:
 
 
 class FlatBuffer:
-    """Memory that is viewed in several shapes, and moves only to grow."""
+    """Replay that is viewed in several shapes, and moves only to grow."""
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         self.flat = torch.zeros(0, dtype=dtype, device=device)

@@ -54,7 +54,7 @@ class VLLMSampler(StreamingSampler):
         max_model_len: Most tokens of prompt and answer together. None: the longest that the run may ask for,
             and what the model allows where there is no run, as in a judge.
         max_num_seqs: Answers that the engine works on at the same time.
-        kv_cache_gib: Memory for keys and values; None takes it from gpu_memory_utilization, or 1 on a CPU.
+        kv_cache_gib: Replay for keys and values; None takes it from gpu_memory_utilization, or 1 on a CPU.
         gpu_memory_utilization: Share of the GPU's memory that the engine may take in all. None: what its
             answers can use of what the trainer leaves (`herl.sampler.vllm_arguments`); 0.4 in a judge.
         block_size: Tokens per block of the cache, of which only whole ones are shared; None for the

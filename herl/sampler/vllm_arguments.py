@@ -65,7 +65,7 @@ def run_arguments(
         weight_bytes=4 if chosen["dtype"] in ("float32", "float") else 2,
         tensor_parallel=chosen["tensor_parallel_size"],
         longest_tokens=chosen["max_model_len"],
-        most_at_once=chosen["max_num_seqs"],
+        max_at_once=chosen["max_num_seqs"],
     )
     return found | {"gpu_memory_utilization": share}
 
@@ -79,19 +79,19 @@ def share_of_card(
     weight_bytes: int,
     tensor_parallel: int,
     longest_tokens: int,
-    most_at_once: int,
+    max_at_once: int,
 ) -> float:
     """Returns the share of a GPU's memory that an engine may take, in (0, 1).
 
     Args:
         needs: What the model and the trainer need.
-        total_gib: Memory of the GPU.
+        total_gib: Replay of the GPU.
         others_gib: Taken already, by other processes.
         sleeps: Whether the engine frees its memory during the update.
         weight_bytes: Bytes of one of the engine's weights.
         tensor_parallel: GPUs of one engine.
         longest_tokens: Of a prompt with its answer.
-        most_at_once: Answers that the engine works on.
+        max_at_once: Answers that the engine works on.
 
     Raises:
         ConfigError: the room is too small for the engine's weights and one answer; says what to change.
@@ -111,7 +111,7 @@ def share_of_card(
             "module.micro_batch_tokens or rollout.max_prompt_tokens; a given sampler.gpu_memory_utilization "
             "is taken without this check"
         )
-    return min(room, least + answer * (most_at_once - 1), MOST * total_gib) / total_gib
+    return min(room, least + answer * (max_at_once - 1), MOST * total_gib) / total_gib
 
 
 def memory_complaint(error: Exception) -> str | None:

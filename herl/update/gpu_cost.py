@@ -151,7 +151,7 @@ class Settings:
     """Whether the engine leaves its memory to the update."""
     tensor_parallel: int = 1
     """GPUs of one engine."""
-    most_at_once: int = 256
+    max_at_once: int = 256
     """Answers that one engine works on."""
 
 
@@ -227,7 +227,7 @@ def estimate(model: ModelSize, work: Work, settings: Settings, gpu: GPU, devices
     taken = sampling_total if asleep else update_total + sampling["engine"]
     kept = work.answer_tokens + work.prompt_tokens / max(1.0, work.answers)
     room = (gpu.gib - taken) * GIB * settings.tensor_parallel / (model.kv_bytes * kept)
-    at_once = max(1.0, min(settings.most_at_once, room, work.answers * settings.tensor_parallel / devices))
+    at_once = max(1.0, min(settings.max_at_once, room, work.answers * settings.tensor_parallel / devices))
     cache = 0.0
     if settings.engine != "elsewhere":
         cache = at_once * kept * model.kv_bytes / settings.tensor_parallel / GIB

@@ -57,10 +57,11 @@ RARE = {
     "judge/calls", "judge/tokens", "judge/cost", "judge/cache_hit_share", "judge/agreement",  # rules are free
     "sampler/probe_error", "sampler/probe_seconds", "sampler/probe_temperature", "sampler/refresh_seconds",
     "sampler/weights_proven",  # the sampler reads the live policy
+    "throughput/mfu",  # of a GPU
     "train/dropped_prompts", "heldout/reward_revised_k", "judge/missing", "progress/skipped_steps",
     "train_category/<name>",  # no categories in these rubrics
     "update/logprob", "update/preference_loss",  # of sft and dpo
-    "memory/recalled<name>", "memory/joined<name>",  # no memory
+    "replay/recalled<name>", "replay/joined<name>",  # no replay
 }  # fmt: skip
 """Curves of the README that a run of the default has none of."""
 UNLISTED = re.compile(r"(final|hp_\w+)/|(train|revision|heldout)_criterion/|.*/seconds_max|throughput/")
@@ -114,9 +115,9 @@ def test_the_best_checkpoint_is_kept_and_named(run):
 
 
 def test_inspect_browses_the_answers_of_a_run(run):
-    shown = herl("inspect", str(run), "most=2", cwd=run)
+    shown = herl("inspect", str(run), "max_answers=2", cwd=run)
     assert shown.count("draft: ") == shown.count("revision: ") == 2
-    [line] = herl("inspect", "--json", "order=best", str(run), "most=1", cwd=run).splitlines()
+    [line] = herl("inspect", "--json", "order=best", str(run), "max_answers=1", cwd=run).splitlines()
     best = json.loads(line)["answer"]["reward"]
     recorded = (run / "records" / "answers-00000.jsonl").read_text().splitlines()
     assert best == max(json.loads(one)["reward"] for one in recorded)
@@ -163,7 +164,7 @@ def test_one_prompt_is_improved_from_standard_input(tmp_path):
 
 def test_ifbench_is_judged_strictly_and_loosely(tmp_path):
     herl(
-        "test", "benchmark=ifbench", "benchmark.data.most=4", "benchmark.heldout.max_new_tokens=32", f"hydra.run.dir={tmp_path}",
+        "test", "benchmark=ifbench", "benchmark.data.max_prompts=4", "benchmark.heldout.max_new_tokens=32", f"hydra.run.dir={tmp_path}",
         cwd=tmp_path,
     )  # fmt: skip
     rows = summary(tmp_path)["results"]
@@ -179,7 +180,7 @@ def test_a_benchmark_is_the_same_whatever_the_run_was_trained_on(run, tmp_path):
     with (other / ".hydra" / "overrides.yaml").open("a") as overrides:
         overrides.write("- data.regime=loose\n- rollout.heldout.temperature=1.0\n")
     herl(
-        "test", f"run={other}", "benchmark=ifbench", "benchmark.data.most=2", "benchmark.heldout.max_new_tokens=16",
+        "test", f"run={other}", "benchmark=ifbench", "benchmark.data.max_prompts=2", "benchmark.heldout.max_new_tokens=16",
         f"hydra.run.dir={tmp_path}/tested", cwd=tmp_path,
     )  # fmt: skip
     facts = summary(tmp_path / "tested")

@@ -107,7 +107,7 @@ def test_a_run_with_30_percent_faults_learns_the_same_and_shows_its_key_nowhere(
 def test_a_dead_judge_stops_the_run_with_an_error_and_a_checkpoint_that_goes_on(clean, tmp_path):
     with FakeEndpoint(judge=by_hash, key=KEY) as endpoint:
         endpoint.fails_from = 60  # after the first validation and some batches
-        done = run(tmp_path, endpoint, "module.judge_desk.window=16", "judge.limits.tries=2", code=2)
+        done = run(tmp_path, endpoint, "module.judge_runner.window=16", "judge.limits.tries=2", code=2)
         assert "abstained on" in done.stderr
         assert "HTTP 500" in done.stderr
         assert f"resume={tmp_path}/checkpoints/last.ckpt" in done.stderr
@@ -124,14 +124,14 @@ def test_a_dead_judge_stops_the_run_with_an_error_and_a_checkpoint_that_goes_on(
 
 def test_a_spent_budget_ends_the_run_cleanly_and_a_larger_one_goes_on(clean, tmp_path):
     with FakeEndpoint(judge=by_hash, key=KEY) as endpoint:
-        done = run(tmp_path, endpoint, "module.judge_desk.budget.calls=50")
+        done = run(tmp_path, endpoint, "module.judge_runner.budget.calls=50")
         assert "the judge has used 40 of 50 calls" in done.stdout + done.stderr
         first = summary(tmp_path)
         assert first["stopped"].startswith("the judge's budget is spent: 50 of 50 calls")
         assert sum(endpoint.served.values()) == 50
         resumed = tmp_path / "resumed"
         run(
-            resumed, endpoint, f"resume={tmp_path}/checkpoints/last.ckpt", "module.judge_desk.budget.calls=500",
+            resumed, endpoint, f"resume={tmp_path}/checkpoints/last.ckpt", "module.judge_runner.budget.calls=500",
             cache=tmp_path / "replies.sqlite",
         )  # fmt: skip
     assert len(set(endpoint.bodies)) == len(endpoint.bodies)  # nothing is paid for twice

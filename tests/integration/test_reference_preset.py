@@ -8,7 +8,7 @@ import pytest
 import torch
 from hydra.utils import instantiate
 
-from herl.judge import JudgeDesk
+from herl.judge import JudgeRunner
 from herl.judge.rule import RuleJudge
 from herl.rollout.collect import collect
 from herl.rollout.stages import Stages
@@ -31,11 +31,11 @@ def preset():
 def run(preset, tokenizer, revision, key):
     sampler = ScriptedSampler({"task": ATTEMPTS}, {"task": [revision]})
     sampler.start(None, tokenizer)
-    with JudgeDesk(RuleJudge()) as desk:
+    with JudgeRunner(RuleJudge()) as runner:
         stages = Stages(
             tokenizer=tokenizer,
             sampler=sampler,
-            desk=desk,
+            runner=runner,
             plan=preset["rollout"],
             selection=preset["selection"],
             advantages=preset["advantages"],

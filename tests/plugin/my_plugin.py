@@ -6,12 +6,12 @@ from herl import BonusReward, Hindsight, HindsightBuilder, Judge, Judgement, Ver
 class ShortAnswerJudge(Judge):
     """Adds to the rubric's own checks nothing but taste: an answer meets a criterion when it is short."""
 
-    def __init__(self, most_words: int = 12):
+    def __init__(self, max_words: int = 12):
         super().__init__()
-        self.most_words = most_words
+        self.max_words = max_words
 
     async def judge(self, task, rollout) -> Judgement:
-        short = len(rollout.text.split()) <= self.most_words
+        short = len(rollout.text.split()) <= self.max_words
         verdicts = [Verdict(criterion_id=c.id, met=short != c.undesirable) for c in task.rubric.criteria]
         return self.verdict_sum(task, rollout, verdicts)
 

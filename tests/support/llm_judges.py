@@ -1,6 +1,6 @@
 """Language-model judges on a fake endpoint."""
 
-from herl.judge import JudgeDesk
+from herl.judge import JudgeRunner
 from herl.judge.llm.client import Limits
 from herl.judge.llm.endpoint import Endpoint
 from herl.judge.llm.judge import LLMJudge
@@ -12,9 +12,9 @@ TASK = make_task()
 QUICK = Limits(backoff_seconds=0.01)
 
 
-def judge_all(judge, texts, task=TASK, **desk):
-    """Judges these answers and returns judgements and the desk."""
-    with JudgeDesk(judge, **desk) as open_desk:
+def judge_all(judge, texts, task=TASK, **runner):
+    """Judges these answers and returns judgements and the runner."""
+    with JudgeRunner(judge, **runner) as open_desk:
         futures = [open_desk.submit(task, make_rollout(text, id=f"g/{i}")) for i, text in enumerate(texts)]
         judged = [future.result() for future in futures]
         open_desk.watch(judged)

@@ -56,18 +56,18 @@ def test_a_step_that_is_skipped_leaves_no_trace_in_the_next(tmp_path):
 
 
 def test_too_many_in_a_row_end_the_run_with_the_tensor_named(tmp_path):
-    module = module_of(loss=FakeNanLoss(*range(2, 99)), updates_per_batch=1, most_skipped_steps=2)
+    module = module_of(loss=FakeNanLoss(*range(2, 99)), updates_per_batch=1, max_skipped_steps=2)
     with pytest.raises(
         TrainingError, match=r"the gradient of policy.model.embed_tokens.weight is not finite"
     ) as error:
         fit(module, tmp_path, max_epochs=9)
-    assert "3 steps in a row were skipped, module.most_skipped_steps allows 2" in str(error.value)
+    assert "3 steps in a row were skipped, module.max_skipped_steps allows 2" in str(error.value)
     assert module.counts["optimizer_steps"] == 1
     assert torch.isfinite(weights(module)).all()
 
 
 def test_single_ones_do_not_add_up(tmp_path):
-    module = module_of(loss=FakeNanLoss(1, 3, 5), updates_per_batch=1, most_skipped_steps=1)
+    module = module_of(loss=FakeNanLoss(1, 3, 5), updates_per_batch=1, max_skipped_steps=1)
     fit(module, tmp_path, max_epochs=6)
     assert (module.counts["optimizer_steps"], module.counts["skipped_steps"]) == (3, 3)
 
@@ -78,7 +78,7 @@ def test_a_weight_that_is_no_number_is_named(tmp_path):
             with torch.no_grad():
                 module.policy.model.layers[1].mlp.up_proj.weight[3, 4] = float("inf")
 
-    module = module_of(most_skipped_steps=0)
+    module = module_of(max_skipped_steps=0)
     with pytest.raises(
         TrainingError, match=r"the weight policy.model.layers.1.mlp.up_proj.weight is not finite"
     ):

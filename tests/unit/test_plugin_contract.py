@@ -18,6 +18,6 @@ def my_plugin(monkeypatch):
 
 
 def test_the_example_components_keep_their_contracts(my_plugin):
-    assert check_judge(my_plugin.ShortAnswerJudge(most_words=1), text="one word too many").reward == 0.0
+    assert check_judge(my_plugin.ShortAnswerJudge(max_words=1), text="one word too many").reward == 0.0
     check_hindsight_builder(my_plugin.AskForLess())
     check_bonus_reward(my_plugin.FlatBonus())

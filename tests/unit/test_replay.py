@@ -9,8 +9,8 @@ import torch
 
 from herl.errors import ConfigError
 from herl.hindsight.revision import RevisionBuilder
-from herl.judge import JudgeDesk
-from herl.replay import NoMemory, Replay
+from herl.judge import JudgeRunner
+from herl.replay import NoReplay, ReplayBuffer
 from herl.selection import form_group
 from herl.testing import FakeJudge, make_judged
 from herl.types import Member
@@ -23,7 +23,7 @@ def member(reward, parent_id=None, id="group/0"):
 
 
 def keep(memory, task_id, *members):
-    memory.keep(task_id, members, [m.judged for m in members if m.origin != "memory"])
+    memory.keep(task_id, members, [m.judged for m in members if m.origin != "replay"])
 
 
 def rewards(found):
@@ -31,36 +31,36 @@ def rewards(found):
 
 
 def test_an_accepted_revision_comes_back_once():
-    memory = Replay()
+    memory = ReplayBuffer()
     keep(memory, "t", member(0.4), member(0.9, parent_id="group/0", id="group/0/0"))
     assert memory.recall("other", "now") == []
     [back] = memory.recall("t", "now")
-    assert (back.judgement.reward, back.rollout.origin, back.rollout.parent_id) == (0.9, "memory", None)
+    assert (back.judgement.reward, back.rollout.origin, back.rollout.parent_id) == (0.9, "replay", None)
     assert memory.recall("t", "now") == []
 
 
 def test_attempts_are_kept_where_the_best_is_wanted():
     for of, expected in (("revisions", []), ("best", [0.8])):
-        memory = Replay(of=of)
+        memory = ReplayBuffer(of=of)
         keep(memory, "t", member(0.4), member(0.8, id="group/1"))
         assert rewards(memory.recall("t", "now")) == expected
 
 
 def test_the_better_ones_stay_and_uses_are_counted():
-    memory = Replay(of="best", size=2, uses=2)
+    memory = ReplayBuffer(of="best", size=2, uses=2)
     for reward in (0.5, 0.9, 0.3, 0.7):
         keep(memory, "t", member(reward))
     assert rewards(memory.recall("t", "now")) == [0.9, 0.7]
     keep(memory, "t", member(0.8))
     assert rewards(memory.recall("t", "now")) == [0.9, 0.8]
     assert rewards(memory.recall("t", "now")) == [0.8]
-    endless = Replay(of="best", uses=None)
+    endless = ReplayBuffer(of="best", uses=None)
     keep(endless, "t", member(0.5))
     assert [rewards(endless.recall("t", "now")) for _ in range(3)] == [[0.5]] * 3
 
 
 def test_prompts_that_came_up_longest_ago_are_forgotten():
-    memory = Replay(of="best", most_prompts=2)
+    memory = ReplayBuffer(of="best", max_prompts=2)
     for task_id in ("a", "b", "a", "c"):
         keep(memory, task_id, member(0.5))
     assert {task_id: rewards(memory.recall(task_id, "now")) for task_id in "abc"} == {
@@ -71,7 +71,7 @@ def test_prompts_that_came_up_longest_ago_are_forgotten():
 
 
 def test_what_was_recalled_is_not_kept_as_new():
-    memory = Replay(of="best")
+    memory = ReplayBuffer(of="best")
     keep(memory, "t", member(0.9))
     [back] = memory.recall("t", "now")
     keep(memory, "t", Member(judged=back, reward=0.9), member(0.5, id="group/1"))
@@ -79,13 +79,13 @@ def test_what_was_recalled_is_not_kept_as_new():
 
 
 def test_the_state_goes_through_a_checkpoint_whole(tmp_path):
-    memory = Replay(of="best", size=2, uses=3)
+    memory = ReplayBuffer(of="best", size=2, uses=3)
     keep(memory, "t", member(0.9))
     memory.recall("t", "now")
     state = memory.state_dict()
     torch.save(state, tmp_path / "state")
     state = torch.load(tmp_path / "state", weights_only=True)  # as a checkpoint is loaded
-    other = Replay(of="best", size=2, uses=3)
+    other = ReplayBuffer(of="best", size=2, uses=3)
     other.load_state_dict(state)
     assert other.state_dict() == state
     assert other.recall("t", "now") == memory.recall("t", "now")
@@ -93,8 +93,8 @@ def test_the_state_goes_through_a_checkpoint_whole(tmp_path):
 
 @pytest.mark.parametrize("wrong", [{"size": 0}, {"uses": 0}])
 def test_impossible_settings_are_refused(wrong):
-    with pytest.raises(ConfigError, match=r"memory\.(size|uses): expected"):
-        Replay(**wrong)
+    with pytest.raises(ConfigError, match=r"replay\.(size|uses): expected"):
+        ReplayBuffer(**wrong)
 
 
 def test_a_remembered_revision_joins_the_group_of_a_later_epoch(tmp_path):
@@ -102,14 +102,14 @@ def test_a_remembered_revision_joins_the_group_of_a_later_epoch(tmp_path):
     made = partial(
         module_of, answers, hindsight=RevisionBuilder(), optimizer=partial(torch.optim.SGD, lr=0.01)
     )
-    module, without = made(memory=Replay()), made()
+    module, without = made(replay=ReplayBuffer()), made()
     fit(without, tmp_path, max_epochs=2)
     fit(module, tmp_path, max_epochs=1)
-    assert "memory/joined" not in module.reported, "nothing to remember in the first epoch"
-    module = made(memory=Replay())
+    assert "replay/joined" not in module.reported, "nothing to remember in the first epoch"
+    module = made(replay=ReplayBuffer())
     seen = []
-    real = module.stages.memory.recall
-    module.stages.memory.recall = lambda *where: seen.append((where, found := real(*where))) or found
+    real = module.stages.replay.recall
+    module.stages.replay.recall = lambda *where: seen.append((where, found := real(*where))) or found
 
     class Forget(L.Callback):
         """From the second epoch on revisions are worse than what is remembered."""
@@ -120,7 +120,7 @@ def test_a_remembered_revision_joins_the_group_of_a_later_epoch(tmp_path):
 
     fit(module, tmp_path, max_epochs=2, callbacks=[Forget()])
     assert [bool(found) for _, found in seen] == [False, False, True, True]
-    assert module.reported["memory/joined"] == module.reported["memory/recalled"] == 1.0
+    assert module.reported["replay/joined"] == module.reported["replay/recalled"] == 1.0
     assert module.counts["answers_sampled"] == without.counts["answers_sampled"], "a memory costs no sampling"
 
 
@@ -128,41 +128,41 @@ def test_a_replay_belongs_to_the_group_that_it_joins(tmp_path):
     """Groups are never torn apart between optimiser steps."""
     answers = {task.id: ["It eats fish.", "It is brown.", "no", "nothing"] for task in TASKS}
     module = module_of(
-        answers, memory=Replay(of="best", uses=None), optimizer=partial(torch.optim.SGD, lr=0.0)
+        answers, replay=ReplayBuffer(of="best", uses=None), optimizer=partial(torch.optim.SGD, lr=0.0)
     )
     module.stages = replace(module.stages, selection=partial(form_group, strict=False))
     fit(module, tmp_path, max_epochs=2)
     experiences = module.collection.experiences
-    assert {e.origin for e in experiences} == {"policy", "memory"}
+    assert {e.origin for e in experiences} == {"policy", "replay"}
     parts = split_by_group(experiences, 8)
     assert len(parts) == len(TASKS)
     assert all(len({e.rollout.task_id for e in part}) == 1 for part in parts)
 
 
 def test_revisions_cannot_be_kept_where_none_are_made():
-    with pytest.raises(ConfigError, match="memory.of: expected 'best' without hindsight"):
-        module_of(memory=Replay())
+    with pytest.raises(ConfigError, match="replay.of: expected 'best' without hindsight"):
+        module_of(replay=ReplayBuffer())
 
 
 def test_the_best_answer_is_kept_even_if_it_is_no_member():
     """A selection may leave it out."""
-    memory = Replay(of="best")
+    memory = ReplayBuffer(of="best")
     memory.keep("t", [member(0.1)], [make_judged(0.9), make_judged(0.1, id="group/1")])
     assert rewards(memory.recall("t", "now")) == [0.9]
 
 
 def test_nothing_is_used_up_where_no_attempt_could_be_judged(tmp_path):
-    memory, (first, second) = Replay(), TASKS
+    memory, (first, second) = ReplayBuffer(), TASKS
     for task in TASKS:
         keep(memory, task.id, member(0.1, parent_id="group/0", id="group/0/0"))
     answers = {first.id: ["unreadable"] * 4, second.id: ["It eats fish.", "no", "no", "no"]}
-    desk = partial(JudgeDesk, max_abstention=0.9)
+    runner = partial(JudgeRunner, max_abstention=0.9)
     module = module_of(
         answers,
-        memory=memory,
+        replay=memory,
         hindsight=RevisionBuilder(),
         judge=FakeJudge(fail_on="unreadable"),
-        judge_desk=desk,
+        judge_runner=runner,
     )
     fit(module, tmp_path)
     assert rewards(memory.recall(first.id, "now")) == [0.1]
@@ -170,6 +170,6 @@ def test_nothing_is_used_up_where_no_attempt_could_be_judged(tmp_path):
 
 
 def test_no_memory_keeps_nothing():
-    memory = NoMemory()
+    memory = NoReplay()
     keep(memory, "t", member(0.9))
     assert (memory.recall("t", "now"), memory.state_dict()) == ([], {})

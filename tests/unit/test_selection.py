@@ -53,7 +53,7 @@ def test_replace_random_depends_on_the_seed_alone_and_reaches_every_slot():
 def test_a_recalled_answer_joins_like_a_revision_but_is_no_reason_for_a_fallback_copy():
     def recalled(reward):
         one = make_judged(reward, id="old/0")
-        return replace(one, rollout=replace(one.rollout, origin="memory"))
+        return replace(one, rollout=replace(one.rollout, origin="replay"))
 
     assert totals(form_group(ATTEMPTS, [recalled(0.8)], {}, 0)) == [0.8, 0.6, 0.4]
     assert totals(form_group(ATTEMPTS, [recalled(0.1)], {}, 0, fallback_copies=True)) == [0.2, 0.6, 0.4]

@@ -11,7 +11,7 @@ from herl.targets import MOVED, configured, moved
         ("herl.judge.llm.LLMJudge", "herl.judge.llm.judge.LLMJudge"),
         ("herl.likelihood.LikelihoodLoss", "herl.update.loss.sft.LikelihoodLoss"),
         ("herl.experience.RolloutPlan", "herl.rollout.stages.RolloutPlan"),
-        ("herl.memory.Replay", "herl.replay.Replay"),
+        ("herl.replay.ReplayBuffer", "herl.replay.ReplayBuffer"),
     ],
 )
 def test_the_error_for_an_old_path_names_the_new_one(old, new):

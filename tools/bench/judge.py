@@ -18,7 +18,7 @@ from pathlib import Path
 
 import aiohttp
 
-from herl.judge import JudgeDesk
+from herl.judge import JudgeRunner
 from herl.judge.llm.client import Limits
 from herl.judge.llm.endpoint import Endpoint
 from herl.judge.llm.judge import LLMJudge
@@ -73,12 +73,12 @@ def serve(
 def herl(url: str, arguments: argparse.Namespace, cache: str) -> float:
     chat = Endpoint(url, "m", structured="none")
     judge = LLMJudge(chat, limits=Limits(concurrency=arguments.concurrency), cache=ReplyCache(cache))
-    with JudgeDesk(judge) as desk:
-        warm = desk.submit(TASK, make_rollout("warm up", id="w/0"))  # the first call imports and connects
+    with JudgeRunner(judge) as runner:
+        warm = runner.submit(TASK, make_rollout("warm up", id="w/0"))  # the first call imports and connects
         warm.result()
         started = time.perf_counter()
         futures = [
-            desk.submit(TASK, make_rollout(f"fish {n}", id=f"g/{n}")) for n in range(arguments.answers)
+            runner.submit(TASK, make_rollout(f"fish {n}", id=f"g/{n}")) for n in range(arguments.answers)
         ]
         rewards = [future.result().judgement.reward for future in futures]
         seconds = time.perf_counter() - started

@@ -18,7 +18,7 @@ from workload import arguments_of, median, report, tasks_of, write
 
 from herl.advantages import group_advantages
 from herl.hindsight.revision import RevisionBuilder
-from herl.judge import Judge, JudgeDesk
+from herl.judge import Judge, JudgeRunner
 from herl.models.pretrained import PretrainedModel
 from herl.models.weights import named_weights
 from herl.rollout.collect import collect
@@ -72,11 +72,11 @@ def main() -> None:
     tasks = tasks_of(arguments.prompts, 12)
 
     def run(sampler: Sampler, judge: Judge) -> float:
-        with JudgeDesk(judge, concurrency=arguments.slots) as desk:
+        with JudgeRunner(judge, concurrency=arguments.slots) as runner:
             stages = Stages(
                 tokenizer=tokenizer,
                 sampler=sampler,
-                desk=desk,
+                runner=runner,
                 plan=RolloutPlan(attempts_per_prompt=arguments.answers, attempt=sampling, revision=sampling),
                 selection=form_group,
                 advantages=partial(group_advantages),

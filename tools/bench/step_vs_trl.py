@@ -7,7 +7,7 @@ r"""A GRPO step of herl against one of TRL's GRPOTrainer: the same model, prompt
 TRL comes by `pip install 'herl[bench]'`; herl samples with vLLM and, in a row of its own, with transformers
 as TRL does. Each trainer runs in processes of its own, two warm-up steps and then --steps measured ones, in
 turn; medians over all of them. All answers have the full length: the model's end token is replaced by one
-that is hardly ever sampled. Memory is the peak of the process. In both: float32, fused AdamW, no gradient
+that is hardly ever sampled. Replay is the peak of the process. In both: float32, fused AdamW, no gradient
 checkpointing, no KL, no hindsight, micro-batches of about --micro-batch-tokens tokens. herl's step includes
 the refresh of the sampler and its probe.
 """

@@ -14,7 +14,7 @@ from herl.bonus import NoBonus
 from herl.data.animals import animals
 from herl.hindsight.candidates import all_imperfect
 from herl.hindsight.revision import RevisionBuilder
-from herl.judge import JudgeDesk
+from herl.judge import JudgeRunner
 from herl.judge.rule import RuleJudge
 from herl.metrics.rubric import rewards
 from herl.models.pretrained import PretrainedModel
@@ -34,11 +34,11 @@ def main() -> None:
     sampler.start(model.load(), tokenizer)
     for regime in ("tight", "loose"):
         data = animals(regime)
-        with JudgeDesk(RuleJudge()) as desk:
+        with JudgeRunner(RuleJudge()) as runner:
             stages = Stages(
                 tokenizer=tokenizer,
                 sampler=sampler,
-                desk=desk,
+                runner=runner,
                 plan=RolloutPlan(attempt=Sampling(max_new_tokens=64), revision=Sampling(max_new_tokens=64)),
                 selection=form_group,
                 advantages=group_advantages,

@@ -34,7 +34,7 @@ def kinds(records: Iterable[dict[str, Any]]) -> Iterator[tuple[str, dict[str, An
     """Yields what an answer counts as: an attempt, a revision, and for each revision its draft once more."""
     attempts: dict[str, dict[str, Any]] = {}
     for record in records:
-        if record["origin"] == "memory":  # counted when it was new
+        if record["origin"] == "replay":  # counted when it was new
             continue
         if record["parent_id"] is None:
             attempts[record["id"]] = record

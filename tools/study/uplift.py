@@ -57,7 +57,7 @@ def main() -> None:
     plan = replace(module.stages.plan, attempts_per_prompt=options["attempts"], revision=revision)
     print("| revision prompt | drafts | revisions | better | worse | better than the best | n |")
     print("| --- |" + " --: |" * 6)
-    with module.stages.desk:
+    with module.stages.judge_runner:
         for name, words in PROMPTS.items():
             builder = RevisionBuilder(partial(top_k, k=2), **words)
             found = collect(tasks, replace(module.stages, plan=plan, hindsight=builder), (1,))

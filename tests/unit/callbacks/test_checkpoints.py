@@ -14,7 +14,7 @@ from herl.callbacks import Checkpoints, RecordAnswers, RefreshSampler, StopOnSig
 from herl.data import RubricDataModule
 from herl.errors import ConfigError, DataError, RunStopped, TrainingError
 from herl.hindsight.revision import RevisionBuilder
-from herl.replay import Replay
+from herl.replay import ReplayBuffer
 from herl.sampler.scripted import ScriptedSampler
 from herl.selection import form_group
 from herl.testing import make_task
@@ -110,7 +110,7 @@ def test_a_run_that_dies_anywhere_goes_on_with_the_same_numbers(tmp_path, whole,
 @pytest.mark.parametrize("batch", [2, 4])
 def test_a_memory_goes_on_with_what_it_kept(tmp_path, whole, batch):
     def both():  # a new revision and a remembered one may join
-        return {"memory": Replay(), "selection": partial(form_group, top_n=2)}
+        return {"replay": ReplayBuffer(), "selection": partial(form_group, top_n=2)}
 
     module, expected = run(tmp_path / "whole", **both())
     assert not torch.equal(weights(module), weights(whole[0])), "the memory is used"
@@ -119,7 +119,7 @@ def test_a_memory_goes_on_with_what_it_kept(tmp_path, whole, batch):
     again, rest = run(tmp_path, resume=str(tmp_path / "c" / "last.ckpt"), **both())
     assert torch.equal(weights(again), weights(module))
     assert rest.rewards.items() <= expected.rewards.items()
-    assert again.stages.memory.state_dict() == module.stages.memory.state_dict()
+    assert again.stages.replay.state_dict() == module.stages.replay.state_dict()
 
 
 def recorded(folder):

@@ -149,7 +149,7 @@ def test_both_loggers_hold_the_same_numbers_over_the_same_axis(run):
 @pytest.mark.filterwarnings("ignore")
 def test_recorded_revisions_know_their_drafts(run):
     folder, module, _, _ = run
-    found = find(folder, Query(order="improved", most=100))
+    found = find(folder, Query(order="improved", max_answers=100))
     assert len(found) == module.counts["revisions_sampled"] == 8
     assert all(one.draft["reward"] == one.answer["parent_reward"] == pytest.approx(0.6) for one in found)
     assert {one.answer["text"] for one in found} == {"fish river"}
@@ -202,7 +202,7 @@ def test_the_first_page_has_no_chart_without_curves():
 
 
 def test_the_limit_of_records_is_said_once(tmp_path, caplog):
-    recorder = RecordAnswers(str(tmp_path / "records"), most=8)
+    recorder = RecordAnswers(str(tmp_path / "records"), max_answers=8)
     fit(module_of(), tmp_path, callbacks=[recorder], max_epochs=3)  # 8 answers a batch
     lines = (tmp_path / "records" / "answers-00000.jsonl").read_text().splitlines()
     assert len(lines) == 8

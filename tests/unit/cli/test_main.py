@@ -51,14 +51,16 @@ def test_options_go_before_all_overrides(handed_over, given, expected):
 
 def test_inspect_takes_a_folder_and_json(handed_over):
     assert handed_over("inspect", "--json", "runs/mine") == ["json=true", "run='runs/mine'"]
-    assert handed_over("inspect", "runs/mine", "most=1") == ["run='runs/mine'", "most=1"]
+    assert handed_over("inspect", "runs/mine", "max_answers=1") == ["run='runs/mine'", "max_answers=1"]
 
 
 def test_a_run_brings_its_overrides_and_its_config_dir(handed_over, tmp_path):
     plugins = tmp_path / "conf"
     plugins.mkdir()
-    run = a_run(tmp_path / "run", "judge=mine", "judge.most=3", "seed=4", "resume=auto", config_dir=plugins)
-    own = ["judge=mine", "judge.most=3", "seed=4"]
+    run = a_run(
+        tmp_path / "run", "judge=mine", "judge.max_answers=3", "seed=4", "resume=auto", config_dir=plugins
+    )
+    own = ["judge=mine", "judge.max_answers=3", "seed=4"]
     assert handed_over("validate", f"run={run}") == [f"--config-dir={plugins}", *own, f"run={run}"]
     other = handed_over("validate", "-m", "-cd", "other", f"run={run}", "seed=0,1")
     assert other == ["-m", "-cd", "other", *own, f"run={run}", "seed=0,1"]

@@ -14,18 +14,20 @@ def path(tmp_path):
     return str(file)
 
 
-@pytest.mark.parametrize(("most", "ids"), [(None, "0123456789"), (3, "036"), (10, "0123456789"), (1, "0")])
-def test_a_part_of_a_file_is_spread_over_it(path, most, ids):
-    assert "".join(task.id for task in held_out(path, most=most).heldout) == ids
+@pytest.mark.parametrize(
+    ("max_prompts", "ids"), [(None, "0123456789"), (3, "036"), (10, "0123456789"), (1, "0")]
+)
+def test_a_part_of_a_file_is_spread_over_it(path, max_prompts, ids):
+    assert "".join(task.id for task in held_out(path, max_prompts=max_prompts).heldout) == ids
 
 
 def test_no_prompts_at_all_is_an_error(path):
-    with pytest.raises(ConfigError, match=r"data.most: expected at least 1, or null, got 0"):
-        held_out(path, most=0)
+    with pytest.raises(ConfigError, match=r"data.max_prompts: expected at least 1, or null, got 0"):
+        held_out(path, max_prompts=0)
 
 
 def test_ifbench_has_its_294_prompts_and_says_where_it_comes_from(monkeypatch, tmp_path):
-    data = ifbench(most=None)
+    data = ifbench(max_prompts=None)
     assert len(data.heldout) == 294
     assert {task.source for task in data.heldout} == {"ifbench"}
     assert len(ifbench().heldout) == 48

@@ -5,7 +5,7 @@ from herl.cli.summary import show_rows
 from herl.errors import JudgeError
 from herl.evaluation.evaluate import evaluate, judge_again, rounds_picture, rounds_table
 from herl.evaluation.intervals import evaluation_rows, find_row
-from herl.judge import JudgeDesk
+from herl.judge import JudgeRunner
 from herl.judge.rule import RuleJudge
 from herl.rollout.improve import Trajectory
 from herl.testing import FakeJudge, make_judged, make_rollout, make_task
@@ -102,7 +102,7 @@ def test_judging_again_keeps_the_order():
     rollouts = [
         make_rollout(text, id=f"group/{i}") for i, text in enumerate(("fish", "river", "", "fish river"))
     ]
-    again = judge_again(JudgeDesk(RuleJudge()), [task] * 4, rollouts)
+    again = judge_again(JudgeRunner(RuleJudge()), [task] * 4, rollouts)
     assert all(isinstance(one, Judged) for one in again)
     assert [one.judgement.reward for one in again] == pytest.approx([0.6, 0.4, 0.0, 1.0])
 

@@ -26,7 +26,7 @@ def ids(candidates):
 def test_tied_best_takes_exact_ties_with_more_met_criteria_first():
     judged = group(0.5, 0.7, 0.7 + 1e-7, 0.7, met=(0, 1, 2, 2))
     assert ids(tied_best(judged)) == ["group/2", "group/3", "group/1"]
-    assert ids(tied_best(judged, most=1)) == ["group/2"]
+    assert ids(tied_best(judged, max_candidates=1)) == ["group/2"]
 
 
 def test_top_k_takes_the_best_and_breaks_ties_by_met_criteria_then_by_order():

@@ -4,7 +4,7 @@ import threading
 import pytest
 
 from herl import ConfigError
-from herl.judge import JudgeDesk
+from herl.judge import JudgeRunner
 from herl.judge.function import FunctionJudge
 from herl.testing import check_judge, make_rollout, make_task
 
@@ -32,10 +32,10 @@ def wrong(task, text):
 
 
 def judge_one(function, text="fish", needs_verdicts=False):
-    desk = JudgeDesk(FunctionJudge(function))
-    desk.needs_verdicts = needs_verdicts
-    with desk:
-        return desk.submit(TASK, make_rollout(text)).result().judgement
+    runner = JudgeRunner(FunctionJudge(function))
+    runner.needs_verdicts = needs_verdicts
+    with runner:
+        return runner.submit(TASK, make_rollout(text)).result().judgement
 
 
 def test_verdicts_by_criterion_id():
@@ -90,8 +90,8 @@ def test_slow_functions_run_side_by_side():
         all_four.wait(timeout=60)  # none comes back before all have begun
         return by_word(task, text)
 
-    with JudgeDesk(FunctionJudge(slow)) as desk:
-        futures = [desk.submit(TASK, make_rollout("fish", id=f"g/{n}")) for n in range(4)]
+    with JudgeRunner(FunctionJudge(slow)) as runner:
+        futures = [runner.submit(TASK, make_rollout("fish", id=f"g/{n}")) for n in range(4)]
         assert [future.result().judgement.reward for future in futures] == [0.6] * 4
 
 

@@ -87,9 +87,9 @@ def test_several_judges_are_weighed():
 def test_judges_with_connections_start_and_stop_with_the_mix():
     with FakeEndpoint() as endpoint:
         judge = RoutedJudge({"rule": RuleJudge(), "model": made(endpoint)}, {"contains": "rule"}, "model")
-        [judgement], desk = judge_all(judge, ["fish otter"], task=TASK)
+        [judgement], runner = judge_all(judge, ["fish otter"], task=TASK)
     assert [verdict.met for verdict in judgement.verdicts] == [True, False, True]
-    assert desk.usage["calls"] == 1
+    assert runner.usage["calls"] == 1
 
 
 def test_what_cannot_work_is_refused():

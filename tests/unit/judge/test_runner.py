@@ -5,32 +5,32 @@ import numpy as np
 import pytest
 
 from herl import AbstentionLimit, ConfigError, Judge, Judgement, Verdict
-from herl.judge import JudgeDesk
+from herl.judge import JudgeRunner
 from herl.testing import FakeJudge, make_rollout, make_task
 
 TASK = make_task()
 
 
-def judge_all(desk, texts):
-    with desk:
-        futures = [desk.submit(TASK, make_rollout(text, id=f"group/{i}")) for i, text in enumerate(texts)]
+def judge_all(runner, texts):
+    with runner:
+        futures = [runner.submit(TASK, make_rollout(text, id=f"group/{i}")) for i, text in enumerate(texts)]
         judged = [future.result() for future in futures]
-    desk.watch(judged)
+    runner.watch(judged)
     return judged
 
 
 def test_judged_answers_come_back_in_the_order_of_submission():
-    judged = judge_all(JudgeDesk(FakeJudge()), ["fish", "river", "fish river", ""])
+    judged = judge_all(JudgeRunner(FakeJudge()), ["fish", "river", "fish river", ""])
     assert [one.judgement.reward for one in judged] == pytest.approx([0.6, 0.4, 1.0, 0.0])
 
 
 def test_a_judge_that_raises_abstains_and_never_scores_0():
-    desk = JudgeDesk(FakeJudge(fail_on="river"))
-    judged = judge_all(desk, ["fish", "river", "nothing"])
+    runner = JudgeRunner(FakeJudge(fail_on="river"))
+    judged = judge_all(runner, ["fish", "river", "nothing"])
     assert [one.judgement.reward for one in judged] == [0.6, None, 0.0]
     assert [verdict.met for verdict in judged[1].judgement.verdicts] == [None, None]
     assert "told to fail on 'river'" in judged[1].judgement.verdicts[0].reason
-    assert desk.causes() == {"other": 2}
+    assert runner.causes() == {"other": 2}
 
 
 class ForgetfulJudge(Judge):
@@ -39,11 +39,11 @@ class ForgetfulJudge(Judge):
 
 
 def test_a_judge_that_leaves_out_criteria_abstains():
-    desk = JudgeDesk(ForgetfulJudge())
-    [holistic] = judge_all(desk, ["fish"])
+    runner = JudgeRunner(ForgetfulJudge())
+    [holistic] = judge_all(runner, ["fish"])
     assert holistic.judgement.reward == 0.0  # one score for the whole answer
-    desk.needs_verdicts = True  # as hindsight does
-    [judged] = judge_all(desk, ["fish"])
+    runner.needs_verdicts = True  # as hindsight does
+    [judged] = judge_all(runner, ["fish"])
     assert judged.judgement.reward is None
     assert "expected one verdict for each of ['fish', 'river'], got []" in judged.judgement.verdicts[0].reason
 
@@ -62,14 +62,14 @@ def test_numbers_of_numpy_become_pythons_own():
             )
             return Judgement(rollout_id=rollout.id, verdicts=verdicts, reward=np.float64(0.25))
 
-    with JudgeDesk(NumpyJudge()) as desk:
-        judgement = desk.submit(make_task(), make_rollout()).result().judgement
+    with JudgeRunner(NumpyJudge()) as runner:
+        judgement = runner.submit(make_task(), make_rollout()).result().judgement
     assert type(judgement.reward) is float
     assert {(type(v.met), type(v.score)) for v in judgement.verdicts} == {(bool, float)}
 
 
 def test_a_reward_that_is_no_number_abstains():
-    [judged] = judge_all(JudgeDesk(NanJudge()), ["fish"])
+    [judged] = judge_all(JudgeRunner(NanJudge()), ["fish"])
     assert judged.judgement.reward is None
 
 
@@ -79,36 +79,36 @@ class CrookedJudge(Judge):
 
 
 def test_a_run_stops_once_too_many_verdicts_abstained():
-    desk = JudgeDesk(CrookedJudge(), max_abstention=0.5, window=4)
-    assert len(judge_all(desk, ["a"] * 3)) == 3
+    runner = JudgeRunner(CrookedJudge(), max_abstention=0.5, window=4)
+    assert len(judge_all(runner, ["a"] * 3)) == 3
     with pytest.raises(AbstentionLimit, match=r"abstained on 8 of the last 8.*ZeroDivisionError: a bug"):
-        judge_all(desk, ["a"])
+        judge_all(runner, ["a"])
 
 
 def test_the_limit_is_a_share_over_a_sliding_window():
-    desk = JudgeDesk(FakeJudge(fail_on="river"), max_abstention=0.5, window=4)
-    assert len(judge_all(desk, ["river", "river", "fish", "fish"] * 3)) == 12
+    runner = JudgeRunner(FakeJudge(fail_on="river"), max_abstention=0.5, window=4)
+    assert len(judge_all(runner, ["river", "river", "fish", "fish"] * 3)) == 12
 
 
-def resumed(desk, judge):
-    again = JudgeDesk(judge, max_abstention=0.5, window=4)
-    again.load_state_dict(desk.state_dict())
+def resumed(runner, judge):
+    again = JudgeRunner(judge, max_abstention=0.5, window=4)
+    again.load_state_dict(runner.state_dict())
     return again
 
 
 def test_a_resumed_run_remembers_what_abstained_before():
-    desk = JudgeDesk(CrookedJudge(), max_abstention=0.5, window=4)
-    judge_all(desk, ["a"] * 3)
+    runner = JudgeRunner(CrookedJudge(), max_abstention=0.5, window=4)
+    judge_all(runner, ["a"] * 3)
     with pytest.raises(AbstentionLimit, match=r"abstained on 8 of the last 8.*ZeroDivisionError: a bug"):
-        judge_all(resumed(desk, CrookedJudge()), ["a"])
-    assert resumed(desk, FakeJudge()).totals() == desk.totals()
+        judge_all(resumed(runner, CrookedJudge()), ["a"])
+    assert resumed(runner, FakeJudge()).totals() == runner.totals()
 
 
 def test_a_run_resumed_after_the_limit_with_a_better_judge_goes_on():
-    desk = JudgeDesk(CrookedJudge(), max_abstention=0.5, window=4)
+    runner = JudgeRunner(CrookedJudge(), max_abstention=0.5, window=4)
     with pytest.raises(AbstentionLimit):
-        judge_all(desk, ["a"] * 4)
-    assert len(judge_all(resumed(desk, FakeJudge()), ["fish"] * 4)) == 4
+        judge_all(runner, ["a"] * 4)
+    assert len(judge_all(resumed(runner, FakeJudge()), ["fish"] * 4)) == 4
 
 
 class WithoutKey(FakeJudge):
@@ -119,7 +119,7 @@ class WithoutKey(FakeJudge):
 def test_a_judge_that_cannot_start_is_an_error_and_leaves_no_thread():
     before = threading.active_count()
     with pytest.raises(ConfigError, match="no key"):
-        JudgeDesk(WithoutKey()).open()
+        JudgeRunner(WithoutKey()).open()
     assert threading.active_count() == before
 
 
@@ -130,7 +130,7 @@ class Misconfigured(FakeJudge):
 
 def test_an_error_in_the_configuration_ends_the_run_and_does_not_abstain():
     with pytest.raises(ConfigError, match="wrong key"):
-        judge_all(JudgeDesk(Misconfigured()), ["fish"])
+        judge_all(JudgeRunner(Misconfigured()), ["fish"])
 
 
 class SeesText(FakeJudge):
@@ -140,22 +140,22 @@ class SeesText(FakeJudge):
 
 
 def test_thinking_is_hidden_from_judges_where_configured():
-    [judged] = judge_all(JudgeDesk(SeesText(), strip_thinking=True), ["<think>secret river</think>fish"])
+    [judged] = judge_all(JudgeRunner(SeesText(), strip_thinking=True), ["<think>secret river</think>fish"])
     assert judged.judgement.reward == pytest.approx(0.6)
     assert judged.rollout.text == "<think>secret river</think>fish"
 
 
 def test_judging_time_is_part_of_the_usage():
-    [judged] = judge_all(JudgeDesk(FakeJudge()), ["fish"])
+    [judged] = judge_all(JudgeRunner(FakeJudge()), ["fish"])
     assert judged.judgement.usage["seconds"] > 0
 
 
 def test_no_thread_is_left_behind():
     before = threading.active_count()
-    judge_all(JudgeDesk(FakeJudge()), ["fish"])
+    judge_all(JudgeRunner(FakeJudge()), ["fish"])
     assert threading.active_count() == before
 
 
 def test_bad_settings_are_refused():
     with pytest.raises(ConfigError, match="max_abstention"):
-        JudgeDesk(FakeJudge(), max_abstention=2.0)
+        JudgeRunner(FakeJudge(), max_abstention=2.0)

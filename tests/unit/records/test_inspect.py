@@ -65,11 +65,11 @@ NAIVE = {
 
 
 @pytest.mark.parametrize("order", sorted(NAIVE))
-@pytest.mark.parametrize("most", [1, 5, 1000])
-def test_orders_are_those_of_a_plain_sort(folder, records, order, most):
+@pytest.mark.parametrize("max_answers", [1, 5, 1000])
+def test_orders_are_those_of_a_plain_sort(folder, records, order, max_answers):
     keep, rank = NAIVE[order]
-    expected = sorted(filter(keep, records), key=rank)[:most]  # ties: the earlier first
-    assert [one.answer for one in find(folder, Query(order=order, most=most))] == expected
+    expected = sorted(filter(keep, records), key=rank)[:max_answers]  # ties: the earlier first
+    assert [one.answer for one in find(folder, Query(order=order, max_answers=max_answers))] == expected
 
 
 def test_the_last_come_last_first(folder, records):
@@ -78,7 +78,7 @@ def test_the_last_come_last_first(folder, records):
 
 
 def test_answers_are_found_by_task_step_and_criterion(folder, records):
-    query = Query(order="worst", most=9, task="t3", steps=(2, 20), criterion="food")
+    query = Query(order="worst", max_answers=9, task="t3", steps=(2, 20), criterion="food")
     found = [one.answer["id"] for one in find(folder, query)]
     fits = [
         r
@@ -92,7 +92,7 @@ def test_answers_are_found_by_task_step_and_criterion(folder, records):
 
 def test_a_revision_comes_with_its_draft_even_from_the_file_before(folder, records):
     by_id = {one["id"]: one for one in records}
-    for one in find(folder, Query(order="improved", most=1000)):
+    for one in find(folder, Query(order="improved", max_answers=1000)):
         assert one.draft == by_id[one.answer["parent_id"]]
 
 
@@ -108,7 +108,7 @@ def test_a_folder_without_records_and_a_broken_file_are_errors(tmp_path):
     ("options", "message"),
     [
         ({"order": "bset"}, "order: expected one of worst, best, .* got 'bset'"),
-        ({"most": 0}, "most: expected at least 1, got 0"),
+        ({"max_answers": 0}, "max_answers: expected at least 1, got 0"),
         ({"steps": (1,)}, "steps: expected the first and the last"),
     ],
 )
@@ -146,7 +146,14 @@ def test_markup_in_answers_is_shown_as_it_is(tmp_path, capsys):
 
 def test_where_nothing_fits_it_says_what_to_look_for(tmp_path, capsys):
     folder = written(tmp_path, [record(0)])
-    query = {"order": "improved", "most": 1, "task": None, "criterion": "fod", "steps": None, "json": False}
+    query = {
+        "order": "improved",
+        "max_answers": 1,
+        "task": None,
+        "criterion": "fod",
+        "steps": None,
+        "json": False,
+    }
     inspect(OmegaConf.create({"run": str(folder)} | query))
     said = capsys.readouterr().out
     assert "a run without hindsight has order=worst or best" in said
@@ -156,10 +163,10 @@ def test_where_nothing_fits_it_says_what_to_look_for(tmp_path, capsys):
 @pytest.mark.parametrize("tail", ['{"id": "0:0:0:t', "x" * 200_000])
 def test_half_a_line_that_a_killed_run_left_is_passed_over(tmp_path, records, tail):
     folder = written(tmp_path / "run", records, per_file=97)
-    expected = find(folder, Query(order="best", most=7))
+    expected = find(folder, Query(order="best", max_answers=7))
     newest = sorted((folder / "records").iterdir())[-1]
     with newest.open("a") as file:
         file.write(tail)
-    assert find(folder, Query(order="best", most=7)) == expected
+    assert find(folder, Query(order="best", max_answers=7)) == expected
     newest.write_text(tail)
-    assert find(folder, Query(order="last", most=1))[0].answer == records[len(records) // 97 * 97 - 1]
+    assert find(folder, Query(order="last", max_answers=1))[0].answer == records[len(records) // 97 * 97 - 1]

@@ -7,7 +7,7 @@ from herl.advantages import group_advantages
 from herl.bonus.improvement import ImprovementBonus
 from herl.errors import ConfigError
 from herl.hindsight.revision import RevisionBuilder
-from herl.judge import JudgeDesk
+from herl.judge import JudgeRunner
 from herl.judge.rule import RuleJudge
 from herl.rollout.collect import collect
 from herl.rollout.render import render
@@ -28,13 +28,13 @@ def stages(tokenizer):
         sampler.start(changes.pop("policy", None), tokenizer)
         plan = {"attempts_per_prompt": 4} | changes.pop("plan", {})
         judge = changes.pop("judge", RuleJudge())
-        desk = JudgeDesk(judge)
-        desk.__enter__()
-        desks.append(desk)
+        runner = JudgeRunner(judge)
+        runner.__enter__()
+        runners.append(runner)
         defaults = {
             "tokenizer": tokenizer,
             "sampler": sampler,
-            "desk": desk,
+            "judge_runner": runner,
             "plan": RolloutPlan(**plan),
             "selection": form_group,
             "advantages": group_advantages,
@@ -43,10 +43,10 @@ def stages(tokenizer):
         }
         return Stages(**(defaults | changes))
 
-    desks = []
+    runners = []
     yield make
-    for desk in desks:
-        desk.__exit__(None, None, None)
+    for runner in runners:
+        runner.__exit__(None, None, None)
 
 
 def test_one_prompt_all_the_way(stages):
@@ -152,15 +152,15 @@ def test_the_order_of_prompts_does_not_change_their_answers(stages, policy):
     assert texts(tasks) == texts(tasks[::-1])
 
 
-@pytest.mark.parametrize(("most", "expected"), [(None, 4096), (8192, 4096), (512, 448), (65, 1)])
-def test_prompts_leave_room_for_the_longest_answer_in_the_model(most, expected):
+@pytest.mark.parametrize(("max_tokens", "expected"), [(None, 4096), (8192, 4096), (512, 448), (65, 1)])
+def test_prompts_leave_room_for_the_longest_answer_in_the_model(max_tokens, expected):
     plan = RolloutPlan(attempt=Sampling(max_new_tokens=32), revision=Sampling(max_new_tokens=64))
-    assert plan.within(most).max_prompt_tokens == expected
+    assert plan.within(max_tokens).max_prompt_tokens == expected
 
 
 def test_an_answer_that_fills_the_model_is_refused():
     plan = RolloutPlan(attempt=Sampling(max_new_tokens=32), revision=Sampling(max_new_tokens=64))
-    with pytest.raises(ConfigError, match=r"rollout.revision.max_new_tokens: .*less than the 64 .*got 64"):
+    with pytest.raises(ConfigError, match=r"rollout.revision.max_new_tokens: .*less than 64 .*got 64"):
         plan.within(64)
 
 

@@ -3,7 +3,7 @@ import pytest
 from herl.errors import ConfigError
 from herl.evaluation.evaluate import trajectory_records
 from herl.hindsight.revision import RevisionBuilder
-from herl.judge import JudgeDesk
+from herl.judge import JudgeRunner
 from herl.rollout.improve import Trajectory, improve, rewards_by_round
 from herl.rollout.stages import RolloutPlan, Stages
 from herl.sampler.scripted import ScriptedSampler
@@ -32,9 +32,9 @@ class FakeScript(ScriptedSampler):
 def improved(tokenizer, first, revisions, *, rounds=2, judge=None, hindsight=None, **options):
     sampler = FakeScript(first, revisions)
     sampler.start(None, tokenizer)
-    with JudgeDesk(judge or FakeJudge()) as desk:
+    with JudgeRunner(judge or FakeJudge()) as runner:
         stages = Stages(
-            tokenizer=tokenizer, sampler=sampler, desk=desk, plan=RolloutPlan(), selection=None,
+            tokenizer=tokenizer, sampler=sampler, judge_runner=runner, plan=RolloutPlan(), selection=None,
             advantages=None, hindsight=hindsight or RevisionBuilder(),
         )  # fmt: skip
         return improve(TASKS, stages, seed=0, rounds=rounds, **options), sampler

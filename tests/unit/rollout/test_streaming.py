@@ -9,7 +9,7 @@ from herl.advantages import group_advantages
 from herl.clock import PhaseClock
 from herl.errors import BudgetSpent, SamplerError
 from herl.hindsight.revision import RevisionBuilder
-from herl.judge import JudgeDesk
+from herl.judge import JudgeRunner
 from herl.rollout.collect import collect
 from herl.rollout.stages import RolloutPlan, Stages
 from herl.rollout.streaming import sample_and_judge
@@ -57,16 +57,16 @@ class FakeSlowJudge(FakeJudge):
 
 def run(tokenizer, sampler, judge, work):
     sampler.start(None, tokenizer)
-    with JudgeDesk(judge) as desk:
-        return work(desk)
+    with JudgeRunner(judge) as runner:
+        return work(runner)
 
 
 def collected(tokenizer, sampler, judge):
-    def work(desk):
+    def work(runner):
         stages = Stages(
             tokenizer=tokenizer,
             sampler=sampler,
-            desk=desk,
+            judge_runner=runner,
             plan=RolloutPlan(attempts_per_prompt=3, revisions_per_candidate=2),
             selection=form_group,
             advantages=group_advantages,
@@ -151,7 +151,7 @@ def test_answers_come_back_in_order_whatever_finished_first(tokenizer):
         tokenizer,
         sampler,
         FakeSlowJudge(),
-        lambda desk: sample_and_judge(sampler, desk, TASKS, requests[::-1], clock),
+        lambda runner: sample_and_judge(sampler, runner, TASKS, requests[::-1], clock),
     )
     for name in NAMES:
         assert [one.rollout.id for one in found[name]] == [f"g:{name}/{index}" for index in range(12)]

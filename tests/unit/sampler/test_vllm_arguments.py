@@ -109,7 +109,7 @@ NEEDS = CardNeeds(parameters=GIB, kv_bytes=2**20, resident_gib=12.0, update_gib=
 def share(needs=NEEDS, **changes):
     card = {
         "total_gib": 80.0, "others_gib": 0.5, "sleeps": True, "weight_bytes": 2, "tensor_parallel": 1,
-        "longest_tokens": 1024, "most_at_once": 256,
+        "longest_tokens": 1024, "max_at_once": 256,
     }  # fmt: skip
     return share_of_card(needs, **(card | changes)) * 80.0
 
@@ -121,9 +121,9 @@ def test_an_engine_that_sleeps_leaves_room_for_weights_and_moments_and_one_that_
 
 
 def test_an_engine_takes_no_more_than_its_answers_can_use():
-    assert share(most_at_once=16) == pytest.approx(2 + WORKSPACE_GIB + 16)
-    assert share(most_at_once=16, tensor_parallel=2) == pytest.approx(1 + WORKSPACE_GIB + 8)
-    assert share(most_at_once=8, weight_bytes=4) == pytest.approx(4 + WORKSPACE_GIB + 16)
+    assert share(max_at_once=16) == pytest.approx(2 + WORKSPACE_GIB + 16)
+    assert share(max_at_once=16, tensor_parallel=2) == pytest.approx(1 + WORKSPACE_GIB + 8)
+    assert share(max_at_once=8, weight_bytes=4) == pytest.approx(4 + WORKSPACE_GIB + 16)
 
 
 def test_an_engine_without_room_is_an_error_that_says_what_to_change():

@@ -70,7 +70,7 @@ def medicine():
 def share(limits, sampler, sleeps=True):
     return share_of_card(
         limits.card, total_gib=GPUS["h100"].gib, others_gib=1.0, sleeps=sleeps, weight_bytes=2, tensor_parallel=1,
-        longest_tokens=limits.longest_tokens, most_at_once=sampler.max_num_seqs,
+        longest_tokens=limits.longest_tokens, max_at_once=sampler.max_num_seqs,
     )  # fmt: skip
 
 

@@ -134,7 +134,7 @@ def test_settings_cost_what_they_cost():
         plain["weights_gradients_moments"] * 4.12 / 16
     )
     assert plain["engine"] - changed(Settings(tensor_parallel=2))["engine"] == pytest.approx(1e9 / GIB)
-    assert changed(Settings(most_at_once=4))["sample"] > plain["sample"]
+    assert changed(Settings(max_at_once=4))["sample"] > plain["sample"]
 
 
 def test_what_does_not_fit_is_said():

@@ -10,7 +10,7 @@ from email.utils import formatdate
 import pytest
 
 from herl import AbstentionLimit, BudgetSpent, ConfigError
-from herl.judge import Budget, JudgeDesk
+from herl.judge import Budget, JudgeRunner
 from herl.judge.llm.client import Limits
 from herl.judge.llm.endpoint import Endpoint, _retry_after
 from herl.judge.llm.judge import LLMJudge
@@ -46,11 +46,11 @@ def test_a_holistic_judge_gives_a_reward_and_no_verdicts():
 
 def test_a_holistic_judge_that_fails_abstains():
     with FakeEndpoint(judge=lambda parts: "no idea") as endpoint:
-        [judgement], desk = judge_all(made(endpoint, mode="holistic", limits=Limits(tries=1)), ["fish"])
+        [judgement], runner = judge_all(made(endpoint, mode="holistic", limits=Limits(tries=1)), ["fish"])
     assert judgement.reward is None
     assert [verdict.met for verdict in judgement.verdicts] == [None, None]
     assert "expected JSON with verdicts, got 'no idea'" in judgement.verdicts[0].reason
-    assert desk.causes() == {"malformed": 2}
+    assert runner.causes() == {"malformed": 2}
 
 
 def test_graded_verdicts_count_as_met_from_a_share_on():
@@ -68,10 +68,10 @@ def test_what_the_judge_cannot_tell_leaves_the_reward():
         {"verdicts": {"1": {"verdict": "cannot tell", "reason": "blurred"}, "2": {"verdict": "met"}}}
     )
     with FakeEndpoint(judge=lambda parts: reply) as endpoint:
-        [judgement], desk = judge_all(made(endpoint), ["a"])
+        [judgement], runner = judge_all(made(endpoint), ["a"])
     assert judgement.reward == 1.0
     assert (judgement.verdicts[0].met, judgement.verdicts[0].reason) == (None, "blurred")
-    assert desk.causes() == {"cannot_tell": 1}
+    assert runner.causes() == {"cannot_tell": 1}
 
 
 def test_the_majority_of_votes_decides_and_agreement_is_counted():
@@ -88,11 +88,11 @@ def test_the_majority_of_votes_decides_and_agreement_is_counted():
 def test_tied_votes_abstain():
     votes = iter(["met", "not met"])
     with FakeEndpoint(judge=lambda p: json.dumps({"verdicts": {n: next(votes) for n in "1"}})) as endpoint:
-        [judgement], desk = judge_all(
+        [judgement], runner = judge_all(
             made(endpoint, votes=2, temperature=1.0), ["a"], task=make_task({"fish": 1.0})
         )
     assert judgement.reward is None
-    assert desk.causes() == {"tie": 1}
+    assert runner.causes() == {"tie": 1}
 
 
 def test_an_endpoint_without_schemas_is_asked_without(caplog):
@@ -101,9 +101,9 @@ def test_an_endpoint_without_schemas_is_asked_without(caplog):
     assert rewards(judgements) == REWARDS
     assert "takes no JSON schema" in caplog.text
     with FakeEndpoint(refuses_schema=True) as endpoint:
-        [judgement], desk = judge_all(made(endpoint, chat={"structured": "json_schema"}), ["a"])
+        [judgement], runner = judge_all(made(endpoint, chat={"structured": "json_schema"}), ["a"])
     assert judgement.reward is None
-    assert desk.causes() == {"refused": 2}
+    assert runner.causes() == {"refused": 2}
 
 
 # Failures
@@ -114,25 +114,25 @@ def faulty():
     """What became of 200 answers when three in ten requests fail."""
     texts = [f"{text} {n}" for n in range(5) for text in TEXTS]
     with FakeEndpoint(fault_share=0.3) as endpoint:
-        judgements, desk = judge_all(
+        judgements, runner = judge_all(
             made(endpoint, limits=Limits(backoff_seconds=0.01, tries=12), timeout=0.3), texts
         )
-    return judgements, desk, endpoint
+    return judgements, runner, endpoint
 
 
 def test_verdicts_that_came_are_those_of_a_run_without_faults(faulty):
-    judgements, desk, _ = faulty
+    judgements, runner, _ = faulty
     assert rewards(judgements) == REWARDS * 5
-    assert desk.causes() == {}
+    assert runner.causes() == {}
 
 
 def test_faults_are_counted_by_cause_as_the_server_made_them(faulty):
-    _, desk, endpoint = faulty
+    _, runner, endpoint = faulty
     made_by = {"hang": "timeout", "cut": "connection"}
     expected = {f"fault_{made_by.get(f, f)}": n for f, n in endpoint.served.items() if f != "ok"}
     assert len(expected) == 6
-    assert {name: n for name, n in desk.usage.items() if name.startswith("fault_")} == expected
-    assert desk.usage["calls"] == sum(endpoint.served.values())
+    assert {name: n for name, n in runner.usage.items() if name.startswith("fault_")} == expected
+    assert runner.usage["calls"] == sum(endpoint.served.values())
 
 
 @pytest.mark.parametrize(
@@ -145,18 +145,18 @@ def test_what_keeps_failing_abstains_with_its_cause_and_never_scores_0(fault, ca
     with FakeEndpoint(fault_share=1.0, faults=(fault,), retry_after=0.01) as endpoint:
         limits = Limits(backoff_seconds=0.0, tries=2)
         timeout = 0.2 if fault == "hang" else 30.0  # seconds
-        judgements, desk = judge_all(made(endpoint, limits=limits, timeout=timeout), ["fish", "river"])
+        judgements, runner = judge_all(made(endpoint, limits=limits, timeout=timeout), ["fish", "river"])
     assert [judgement.reward for judgement in judgements] == [None, None]
     assert all(verdict.met is None and verdict.reason for j in judgements for verdict in j.verdicts)
-    assert desk.causes() == {cause: 4}
+    assert runner.causes() == {cause: 4}
     assert endpoint.served == {fault: 4}
 
 
 def test_an_endpoint_that_is_not_there_is_no_timeout():
     with FakeEndpoint() as endpoint:
         judge = made(endpoint, limits=Limits(backoff_seconds=0.0, tries=2))
-    [judgement], desk = judge_all(judge, ["fish"])  # the port is closed by now
-    assert desk.causes() == {"connection": 2}
+    [judgement], runner = judge_all(judge, ["fish"])  # the port is closed by now
+    assert runner.causes() == {"connection": 2}
     assert f"connection to {endpoint.url}" in judgement.verdicts[0].reason
     assert "Connect call failed" in judgement.verdicts[0].reason
 
@@ -201,8 +201,8 @@ def test_retry_after_may_be_seconds_or_a_date():
 def test_the_total_time_of_a_request_is_limited_and_the_cause_is_the_last_fault():
     limits = Limits(total_timeout_seconds=0.5, tries=100, backoff_seconds=0.0)
     with FakeEndpoint(fault_share=1.0, faults=("rate_limit",), retry_after=60.0) as endpoint:
-        [judgement], desk = judge_all(made(endpoint, limits=limits), ["fish"])
-    assert desk.causes() == {"rate_limit": 2}
+        [judgement], runner = judge_all(made(endpoint, limits=limits), ["fish"])
+    assert runner.causes() == {"rate_limit": 2}
     assert "no usable reply within 0.5 s; last: HTTP 429" in judgement.verdicts[0].reason
 
 
@@ -225,12 +225,12 @@ def test_requests_per_minute_are_limited():
 
 def test_cancelled_cleanly_while_requests_hang():
     with FakeEndpoint(fault_share=1.0, faults=("hang",)) as endpoint:
-        desk = JudgeDesk(made(endpoint, timeout=600.0))
-        desk.open()
-        futures = [desk.submit(TASK, make_rollout("fish", id=f"g/{n}")) for n in range(8)]
+        runner = JudgeRunner(made(endpoint, timeout=600.0))
+        runner.open()
+        futures = [runner.submit(TASK, make_rollout("fish", id=f"g/{n}")) for n in range(8)]
         while endpoint.open_now < 1:
             time.sleep(0.01)
-        desk.close()  # would take an hour if it waited for them
+        runner.close()  # would take an hour if it waited for them
     assert all(future.cancelled() for future in futures)
     assert not [thread for thread in threading.enumerate() if thread.name == "judge"]
 
@@ -299,10 +299,10 @@ def test_a_second_run_from_the_cache_makes_no_call(tmp_path):
     path = str(tmp_path / "replies.sqlite")
     with FakeEndpoint() as endpoint:
         first, _ = judge_all(made(endpoint, ReplyCache(path)), TEXTS)
-        second, desk = judge_all(made(endpoint, ReplyCache(path)), TEXTS)
+        second, runner = judge_all(made(endpoint, ReplyCache(path)), TEXTS)
     assert sum(endpoint.served.values()) == len(TEXTS)
     assert [j.verdicts for j in second] == [j.verdicts for j in first]
-    assert (desk.usage["calls"], desk.usage["cache_hits"]) == (0, len(TEXTS))
+    assert (runner.usage["calls"], runner.usage["cache_hits"]) == (0, len(TEXTS))
 
 
 def test_offline_a_run_is_replayed_without_an_endpoint_and_missing_calls_are_named(tmp_path, caplog):
@@ -311,18 +311,18 @@ def test_offline_a_run_is_replayed_without_an_endpoint_and_missing_calls_are_nam
         judge = made(endpoint, ReplyCache(path))
         judge_all(judge, ["fish"])
     judge = LLMJudge(judge.asker.chat, cache=ReplyCache(path, mode="offline"))
-    judgements, desk = judge_all(judge, ["fish", "river"])
+    judgements, runner = judge_all(judge, ["fish", "river"])
     assert [judgement.reward for judgement in judgements] == [pytest.approx(0.6), None]
-    assert desk.causes() == {"not_cached": 2}
+    assert runner.causes() == {"not_cached": 2}
     assert "not in the judge's cache, which is offline: task task: fish, river" in caplog.text
 
 
 def test_the_same_question_at_the_same_time_is_asked_once():
     with FakeEndpoint(seconds=0.1) as endpoint:
-        judgements, desk = judge_all(made(endpoint), ["fish"] * 16)
+        judgements, runner = judge_all(made(endpoint), ["fish"] * 16)
     assert sum(endpoint.served.values()) == 1
     assert {judgement.reward for judgement in judgements} == {0.6}
-    assert (desk.usage["calls"], desk.usage["shared"]) == (1, 15)
+    assert (runner.usage["calls"], runner.usage["shared"]) == (1, 15)
 
 
 def test_everything_that_decides_the_verdict_is_in_the_key(tmp_path):
@@ -354,25 +354,25 @@ def test_an_endpoint_that_refuses_schemas_keeps_its_keys(tmp_path):
     path = str(tmp_path / "replies.sqlite")
     with FakeEndpoint(refuses_schema=True) as endpoint:
         first, _ = judge_all(made(endpoint, ReplyCache(path)), TEXTS)
-        again, desk = judge_all(made(endpoint, ReplyCache(path)), TEXTS)
+        again, runner = judge_all(made(endpoint, ReplyCache(path)), TEXTS)
         offline, _ = judge_all(made(endpoint, ReplyCache(path, mode="offline")), TEXTS)
-    assert desk.usage["cache_hits"] == len(TEXTS)
+    assert runner.usage["cache_hits"] == len(TEXTS)
     assert [j.reward for j in first] == [j.reward for j in again] == [j.reward for j in offline]
 
 
 def test_a_reply_without_text_is_malformed_and_paid_for():
     with FakeEndpoint(judge=lambda parts: None) as endpoint:
-        [judgement], desk = judge_all(made(endpoint, limits=Limits(tries=2, backoff_seconds=0.0)), ["a"])
+        [judgement], runner = judge_all(made(endpoint, limits=Limits(tries=2, backoff_seconds=0.0)), ["a"])
     assert judgement.reward is None
-    assert (desk.usage["fault_malformed"], desk.usage["tokens"]) == (2, 240)
+    assert (runner.usage["fault_malformed"], runner.usage["tokens"]) == (2, 240)
 
 
 def test_waiting_for_room_does_not_count_as_the_requests_own_time():
     limits = Limits(concurrency=1, total_timeout_seconds=0.3)
     with FakeEndpoint(seconds=0.1) as endpoint:
-        judgements, desk = judge_all(made(endpoint, limits=limits), TEXTS[:8])
+        judgements, runner = judge_all(made(endpoint, limits=limits), TEXTS[:8])
     assert REWARDS[:8] == rewards(judgements)
-    assert desk.causes() == {}
+    assert runner.causes() == {}
 
 
 def test_replies_that_could_not_be_read_are_not_kept(tmp_path):
@@ -402,9 +402,9 @@ def test_a_budget_warns_and_then_stops_the_run(limits, name, caplog):
 
 def test_what_was_spent_survives_a_resume():
     with FakeEndpoint() as endpoint:
-        _, desk = judge_all(made(endpoint), TEXTS[:8], budget=Budget(calls=10))
-        resumed = JudgeDesk(made(endpoint), budget=Budget(calls=10))
-        resumed.load_state_dict(desk.state_dict())
+        _, runner = judge_all(made(endpoint), TEXTS[:8], budget=Budget(calls=10))
+        resumed = JudgeRunner(made(endpoint), budget=Budget(calls=10))
+        resumed.load_state_dict(runner.state_dict())
         assert resumed.budget.spent("calls") == 8
         with pytest.raises(BudgetSpent), resumed:
             [resumed.submit(TASK, make_rollout(f"{n}", id=f"g/{n}")).result() for n in range(3)]
@@ -415,17 +415,17 @@ def test_cached_replies_cost_nothing(tmp_path):
     with FakeEndpoint() as endpoint:
         cache = ReplyCache(str(tmp_path / "replies.sqlite"))
         judge_all(made(endpoint, cache), TEXTS)
-        judgements, desk = judge_all(made(endpoint, cache), TEXTS, budget=Budget(calls=1))
+        judgements, runner = judge_all(made(endpoint, cache), TEXTS, budget=Budget(calls=1))
     assert rewards(judgements) == REWARDS
-    assert desk.budget.spent("calls") == 0
+    assert runner.budget.spent("calls") == 0
 
 
 def test_usage_adds_up_to_what_the_endpoint_saw():
     with FakeEndpoint() as endpoint:
-        judgements, desk = judge_all(
+        judgements, runner = judge_all(
             made(endpoint, chat={"prompt_price": 1.0, "completion_price": 5.0}), TEXTS
         )
     total = sum((Counter(judgement.usage) for judgement in judgements), Counter())
-    assert total["calls"] == desk.usage["calls"] == endpoint.served["ok"] == 40
+    assert total["calls"] == runner.usage["calls"] == endpoint.served["ok"] == 40
     assert total["tokens"] == 40 * 120
     assert total["cost"] == pytest.approx(40 * (100 * 1.0 + 20 * 5.0) / 1e6)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from herl.judge import JudgeDesk
+from herl.judge import JudgeRunner
 from herl.judge.llm.client import Limits
 from herl.judge.llm.judge import LLMJudge
 from herl.judge.llm.local import LocalChat, opening
@@ -40,11 +40,11 @@ def judge_with(words, texts, **settings):
         reasons=False,
         **settings,
     )
-    with JudgeDesk(judge) as desk:
-        futures = [desk.submit(TASK, make_rollout(text, id=f"g/{i}")) for i, text in enumerate(texts)]
+    with JudgeRunner(judge) as runner:
+        futures = [runner.submit(TASK, make_rollout(text, id=f"g/{i}")) for i, text in enumerate(texts)]
         judgements = [future.result().judgement for future in futures]
-    with JudgeDesk(judge) as desk:  # a second stage of the run: the model is there already
-        desk.submit(TASK, make_rollout("again", id="g/9")).result()
+    with JudgeRunner(judge) as runner:  # a second stage of the run: the model is there already
+        runner.submit(TASK, make_rollout("again", id="g/9")).result()
     judge.close()
     return judgements, engine
 
@@ -72,8 +72,8 @@ class Broken(Verdicts):
 
 def test_an_engine_that_breaks_abstains_and_the_rest_goes_on():
     judge = LLMJudge(LocalChat(PretrainedModel(path="tiny"), Broken("")), limits=Limits(tries=1))
-    with JudgeDesk(judge) as desk:
-        judgement = desk.submit(TASK, make_rollout("fish")).result().judgement
+    with JudgeRunner(judge) as runner:
+        judgement = runner.submit(TASK, make_rollout("fish")).result().judgement
     assert judgement.reward is None
     assert "RuntimeError: out of memory" in judgement.verdicts[0].reason
 

@@ -1,0 +1,44 @@
+"""Settings of version 0.1 under other names: an older run still brings its settings, and a user is told."""
+
+from __future__ import annotations
+
+import re
+
+from herl.targets import moved
+
+KEYS = {
+    "benchmark.data.most": "benchmark.data.max_prompts",
+    "callbacks.dashboard.most_criteria": "callbacks.dashboard.max_criteria",
+    "callbacks.record_answers.most": "callbacks.record_answers.max_answers",
+    "data.most": "data.max_prompts",
+    "hindsight.candidates.most": "hindsight.candidates.max_candidates",
+    "memory": "replay",
+    "memory.most_prompts": "replay.max_prompts",
+    "module.judge_desk": "module.judge_runner",
+    "module.memory": "module.replay",
+    "module.most_skipped_steps": "module.max_skipped_steps",
+    "most": "max_answers",
+}
+"""Keys, and beginnings of keys, by their old names."""
+
+CHOICES = {"memory=replay": "replay=buffer"}
+"""Choices from a group of configurations, by their old names."""
+
+
+def renamed_key(key: str) -> str:
+    """Returns the new name of a dotted key; the key itself if it was not renamed."""
+    names = key.split(".")
+    for count in range(len(names), 0, -1):
+        if new := KEYS.get(".".join(names[:count])):
+            return ".".join([new, *names[count:]])
+    return key
+
+
+def renamed(override: str) -> str:
+    """Returns an override of an older run in today's names."""
+    if override in CHOICES:
+        return CHOICES[override]
+    prefix, key, rest = re.fullmatch(r"([+~]*)([^=]*)(.*)", override, re.DOTALL).groups()  # type: ignore[union-attr]
+    if key.endswith("._target_") and (new := moved(rest[1:].strip("'\""))):
+        rest = f"={new}"
+    return f"{prefix}{renamed_key(key)}{rest}"
