@@ -65,6 +65,7 @@ def make_rollout(
     prompt_ids: Sequence[int] = (1, 2, 3),
     token_ids: Sequence[int] = (4, 5),
     logprobs: Sequence[float] | None = None,
+    index: int = 0,
     parent_id: str | None = None,
 ) -> Rollout:
     """Returns an answer with made-up token ids."""
@@ -78,6 +79,7 @@ def make_rollout(
         text=text,
         finish_reason="stop",
         policy_version=0,
+        index=index,
         origin="policy" if parent_id is None else "hindsight",
         parent_id=parent_id,
     )
@@ -223,6 +225,7 @@ def check_sampler(sampler: Sampler, prompt_ids: Sequence[int], *, n: int = 2) ->
         assert rollout.origin == "policy", "a request without a parent is the policy's own attempt"
     again = sorted(sampler.generate([request]), key=lambda rollout: rollout.id)
     assert [r.token_ids for r in again] == [r.token_ids for r in rollouts], "same seed, same answer"
+    assert [rollout.index for rollout in rollouts] == list(range(n)), "each answer must carry its index"
     if isinstance(sampler, StreamingSampler):
         later = [replace(request, group_id="later")]
         streamed = list(sampler.stream([request], lambda wait: [later.pop()] if later else []))

@@ -1,6 +1,6 @@
 """The records that travel through the stages, in the order in which they come to be.
 
-    Task -> SampleRequest -> Rollout -> Judgement -> Hindsight -> Experience
+    Task -> SampleRequest -> Rollout -> Judgement -> Hindsight -> Group -> Experience
 
 They are frozen: a stage returns new records and never edits one. Where a record came from stands in
 `origin` and `parent_id`; ids are opaque and are never parsed. Nothing here needs torch.
@@ -8,7 +8,7 @@ They are frozen: a stage returns new records and never edits one. Where a record
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -57,6 +57,15 @@ class Rubric:
     """The weighted criteria of one task."""
 
     criteria: tuple[Criterion, ...]
+
+    def fulfilled(self, verdicts: Sequence[Verdict]) -> dict[str, bool]:
+        """Returns, by criterion id, whether its wish is fulfilled. Abstentions are left out."""
+        met = {verdict.criterion_id: verdict.met for verdict in verdicts}
+        return {
+            criterion.id: criterion.good(answer)
+            for criterion in self.criteria
+            if (answer := met.get(criterion.id)) is not None
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,9 +128,40 @@ class Rollout:
     text: str
     finish_reason: FinishReason
     policy_version: int
-    """Optimiser steps that the sampling policy had seen."""
+    """Optimizer steps that the sampling policy had seen."""
+    index: int = 0
+    """Place among the answers to the same request."""
     origin: Origin = "policy"
     parent_id: str | None = None
+    """The rollout that this one revises."""
+
+    @classmethod
+    def answering(
+        cls,
+        request: SampleRequest,
+        index: int,
+        *,
+        token_ids: tuple[int, ...],
+        logprobs: tuple[float, ...],
+        text: str = "",
+        finish_reason: FinishReason = "stop",
+        policy_version: int = 0,
+    ) -> Rollout:
+        """Returns answer `index` to a request: a revision if the request has a parent, else an attempt."""
+        return cls(
+            id=f"{request.parent_id or request.group_id}/{index}",
+            task_id=request.task_id,
+            group_id=request.group_id,
+            prompt_ids=request.prompt_ids,
+            token_ids=token_ids,
+            logprobs=logprobs,
+            text=text,
+            finish_reason=finish_reason,
+            policy_version=policy_version,
+            index=index,
+            origin="policy" if request.parent_id is None else "hindsight",
+            parent_id=request.parent_id,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,6 +195,21 @@ class Judged:
     rollout: Rollout
     judgement: Judgement
 
+    @property
+    def has_reward(self) -> bool:
+        """Whether the answer could be judged."""
+        return self.judgement.reward is not None
+
+    @property
+    def reward(self) -> float:
+        """The judge's reward. Only an answer that could be judged has one."""
+        assert self.judgement.reward is not None, "check has_reward first"
+        return self.judgement.reward
+
+    def fulfilled_count(self, task: Task) -> int:
+        """Returns how many criteria of the task's rubric are fulfilled."""
+        return sum(task.rubric.fulfilled(self.judgement.verdicts).values())
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hindsight:
@@ -184,6 +239,25 @@ class Member:
     @property
     def origin(self) -> Origin:
         return self.judged.rollout.origin
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """One prompt in one step. It is opened with the prompt and grows stage by stage."""
+
+    id: str
+    task: Task
+    prompt_ids: tuple[int, ...]
+    attempts: tuple[Judged, ...] = ()
+    """In the order of their indices."""
+    revisions: tuple[Judged, ...] = ()
+    """In the order of their drafts, then of their indices."""
+    replayed: tuple[Judged, ...] = ()
+    """Answers from the replay buffer, sampled for an earlier batch. Selection treats them like revisions."""
+    members: tuple[Member, ...] = ()
+    """Attempts that could be judged, after revisions have taken their places."""
+    advantages: tuple[float, ...] = ()
+    """One for each member."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

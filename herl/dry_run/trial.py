@@ -31,7 +31,7 @@ from herl.dry_run.estimate import (
 from herl.metrics.throughput import memory
 from herl.module import HerlModule
 from herl.rollout.render import render
-from herl.types import Experience, Judgement, Rollout
+from herl.types import Experience, Judgement, Rollout, SampleRequest, Sampling
 from herl.update.gpu_cost import gpu_named, model_size
 
 KEPT = ("refresh_sampler",)
@@ -150,10 +150,10 @@ class _Watch(L.Callback):
 
 
 def _made_up(number: int, context: int, answer: int) -> Experience:
-    rollout = Rollout(
-        id=f"longest/{number}", task_id="longest", group_id="longest", prompt_ids=(1,) * context,
-        token_ids=(1,) * answer, logprobs=(-1.0,) * answer, text="", finish_reason="length", policy_version=0,
-    )  # fmt: skip
+    request = SampleRequest(
+        task_id="longest", group_id="longest", prompt_ids=(1,) * context, n=1, sampling=Sampling(), seed=0
+    )
+    rollout = Rollout.answering(request, number, token_ids=(1,) * answer, logprobs=(-1.0,) * answer)
     judgement = Judgement(rollout_id=rollout.id, verdicts=(), reward=0.0)
     return Experience(
         rollout=rollout, judgement=judgement, reward=0.0, bonus=0.0, advantage=1.0 if number % 2 else -1.0,

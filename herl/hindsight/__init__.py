@@ -15,6 +15,9 @@ from herl.types import Hindsight, Judged, Task
 class HindsightBuilder(ABC):
     """Chooses attempts to revise and writes the prompts of their revisions."""
 
+    revises: bool = True
+    """False for a builder that never asks for a revision."""
+
     needs_verdicts: bool = True
     """False for a builder that can do with rewards alone: judges without verdicts then will do, too."""
 
@@ -31,6 +34,7 @@ class HindsightBuilder(ABC):
 class NoHindsight(HindsightBuilder):
     """Never revises: plain policy-gradient RL."""
 
+    revises = False
     needs_verdicts = False
 
     def build(self, task: Task, group: Sequence[Judged]) -> list[Hindsight]:

@@ -7,16 +7,24 @@ text.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
+from typing import Protocol
 
 from herl import prompt_template
 from herl.hindsight import HindsightBuilder
 from herl.hindsight.candidates import TIE, top_k
 from herl.types import Criterion, Hindsight, Judged, Message, Task
 
-Candidates = Callable[[Sequence[Judged]], list[Judged]]
-"""A function of `herl.hindsight.candidates` with its options bound."""
+
+class Candidates(Protocol):
+    """Which of a group's judged attempts are revised (`herl.hindsight.candidates`)."""
+
+    def __call__(self, task: Task, group: Sequence[Judged]) -> list[Judged]:
+        """Returns some of the attempts. Each of them has a reward."""
+        ...
+
+
 ONE_BEST: Candidates = partial(top_k, k=1)
 
 _FIELDS, _OPTIONAL = {"request"}, {"draft", "met", "missed"}
@@ -50,11 +58,10 @@ class RevisionBuilder(HindsightBuilder):
 
     def build(self, task: Task, group: Sequence[Judged]) -> list[Hindsight]:
         """Returns a revision prompt for each candidate that missed something."""
-        judged = [one for one in group if one.judgement.reward is not None]
-        rewards = [one.judgement.reward or 0.0 for one in judged]
-        if not judged or max(rewards) >= self.perfect - TIE:
+        judged = [attempt for attempt in group if attempt.has_reward]
+        if not judged or max(attempt.reward for attempt in judged) >= self.perfect - TIE:
             return []
-        hindsights = [self._hindsight(task, one) for one in self.candidates(judged)]
+        hindsights = [self._hindsight(task, one) for one in self.candidates(task, judged)]
         return [hindsight for hindsight in hindsights if hindsight.missed]
 
     def _hindsight(self, task: Task, judged: Judged) -> Hindsight:

@@ -9,8 +9,8 @@ from rapidfuzz.distance import Levenshtein
 
 from herl.metrics.judging import judge_metrics
 from herl.metrics.rubric import fulfilled, is_perfect, rewards, rubric_metrics
-from herl.rollout.collect import Collection, Group
-from herl.types import Experience, Judged, Task
+from herl.rollout.collect import Collection
+from herl.types import Experience, Group, Judged, Task
 
 
 def collection_metrics(collection: Collection, policy_version: int = 0) -> dict[str, float]:

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from herl.clock import PhaseClock
 from herl.errors import ConfigError
-from herl.hindsight import NoHindsight
-from herl.rollout.render import render_all
+from herl.rollout.requests import attempt_request, open_groups, revision_requests
 from herl.rollout.stages import Stages
 from herl.rollout.streaming import sample_and_judge
 from herl.seeds import derive_seed
-from herl.types import Judged, SampleRequest, Sampling, Task
+from herl.types import Judged, Sampling, Task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +31,7 @@ class Trajectory:
     def best(self, rounds: int | None = None) -> Judged:
         """Returns the best answer of the first `rounds` revisions; of equals, the earlier one."""
         seen = self.answers if rounds is None else self.answers[: rounds + 1]
-        return max(seen, key=lambda judged: _reward(judged))
+        return max(seen, key=lambda answer: answer.reward if answer.has_reward else float("-inf"))
 
     def reward(self, rounds: int | None = None) -> float | None:
         """Returns the reward of the best answer; None where none could be judged."""
@@ -77,39 +77,36 @@ def improve(
         SamplerError: an answer could not be sampled.
     """
     check_rounds("rounds", rounds, stages)
+    sample = partial(sample_and_judge, stages.sampler, stages.judge_runner)
     clock = clock or PhaseClock()
-    prompts, dropped = render_all(stages, {task.id: task.messages for task in tasks})
+    groups, over_long = open_groups(tasks, stages, "heldout")
     requests = [
-        SampleRequest(
-            task_id=task.id,
-            group_id=f"heldout:{task.id}",
-            prompt_ids=prompts[task.id],
-            n=attempts,
-            sampling=sampling or stages.plan.attempt,
-            seed=derive_seed(seed, task.id, "heldout"),
+        attempt_request(
+            group, attempts, sampling or stages.plan.attempt, derive_seed(seed, group.task.id, "heldout")
         )
-        for task in tasks
-        if task.id in prompts
+        for group in groups
     ]
-    judged = sample_and_judge(stages.sampler, stages.judge_runner, tasks, requests, clock, "validate")
-    found = [Trajectory(task=task, answers=(one,)) for task in tasks for one in judged[task.id]]
-    revisions_dropped = 0
+    task_of = {group.id: group.task for group in groups}
+    judged = sample(groups, requests, clock, "validate").judged
+    found = [Trajectory(task=task_of[one.rollout.group_id], answers=(one,)) for one in judged]
+    revisions_over_long = 0
     for number in range(1, rounds + 1):
-        asked = [_revision(one, stages, derive_seed(seed, number)) for one in found]
-        requests = [request for some, _ in asked for request in some]
-        revisions_dropped += sum(over_long for _, over_long in asked)
-        judged = sample_and_judge(stages.sampler, stages.judge_runner, tasks, requests, clock, "validate")
-        revision_of = {one.rollout.parent_id: one for group in judged.values() for one in group}
+        key = (derive_seed(seed, number),)
+        asked = [revision_requests(one.task, [one.best()], stages, n=1, key=key) for one in found]
+        requests = [request for some in asked for request in some.requests]
+        revisions_over_long += sum(some.over_long for some in asked)
+        judged = sample(groups, requests, clock, "validate").judged
+        revision_of = {one.rollout.parent_id: one for one in judged}
         found = [_extended(one, revision_of.get(one.best().rollout.id)) for one in found]
-    dropped_all = {"prompts": dropped, "revision_prompts": revisions_dropped}
-    return Improvement(trajectories=tuple(found), dropped=dropped_all)
+    dropped = {"prompts": over_long, "revision_prompts": revisions_over_long}
+    return Improvement(trajectories=tuple(found), dropped=dropped)
 
 
 def check_rounds(key: str, rounds: int, stages: Stages) -> None:
     """Raises a ConfigError if that many revisions cannot be had."""
     if rounds < 0:
         raise ConfigError(f"{key}: expected at least 0, got {rounds}")
-    if rounds and isinstance(stages.hindsight, NoHindsight):
+    if rounds and not stages.hindsight.revises:
         raise ConfigError(
             f"{key}: expected 0 with a hindsight that writes no revision prompts, got {rounds}: "
             "add hindsight=rewrite"
@@ -134,30 +131,7 @@ def rewards_by_round(trajectories: Sequence[Trajectory], rounds: int) -> list[fl
     return means
 
 
-def _revision(trajectory: Trajectory, stages: Stages, seed: int) -> tuple[list[SampleRequest], int]:
-    """Asks for a revision of the best answer, if it needs one; returns how many prompts are too long, too."""
-    best = trajectory.best()
-    hindsights = stages.hindsight.build(trajectory.task, [best])
-    prompts, over_long = render_all(stages, {one.parent.id: one.messages for one in hindsights})
-    return [
-        SampleRequest(
-            task_id=trajectory.task.id,
-            group_id=best.rollout.group_id,
-            prompt_ids=prompt_ids,
-            n=1,
-            sampling=stages.plan.revision,
-            seed=derive_seed(seed, parent_id, "revision"),
-            parent_id=parent_id,
-        )
-        for parent_id, prompt_ids in prompts.items()
-    ], over_long
-
-
 def _extended(trajectory: Trajectory, revision: Judged | None) -> Trajectory:
     if revision is None:
         return trajectory
     return replace(trajectory, answers=(*trajectory.answers, revision))
-
-
-def _reward(judged: Judged) -> float:
-    return float("-inf") if judged.judgement.reward is None else judged.judgement.reward

@@ -47,16 +47,12 @@ def finished_answer(
     version: int,
 ) -> Rollout:
     """Returns the record of answer `index` to a request. Its text is without special tokens."""
-    return Rollout(
-        id=f"{request.parent_id or request.group_id}/{index}",
-        task_id=request.task_id,
-        group_id=request.group_id,
-        prompt_ids=request.prompt_ids,
+    return Rollout.answering(
+        request,
+        index,
         token_ids=tuple(token_ids),
         logprobs=tuple(logprobs),
         text=str(tokenizer.decode(list(token_ids), skip_special_tokens=True)),
         finish_reason="stop" if token_ids and token_ids[-1] in end_ids else "length",
         policy_version=version,
-        origin="policy" if request.parent_id is None else "hindsight",
-        parent_id=request.parent_id,
     )

@@ -34,7 +34,7 @@ from herl.models import shared_attention
 from herl.models.precision import computes_exact_float32
 from herl.models.uncompiled import uncompiled
 from herl.models.weights import whole
-from herl.types import Rollout
+from herl.types import Rollout, SampleRequest, Sampling
 from herl.update.batch import Packing, micro_batches, unjudged
 from herl.update.logprobs import answer_logprobs
 
@@ -169,20 +169,18 @@ def _rollouts(config: Any) -> list[Rollout]:
         room = max(most - max(map(max, ANSWERS)), 2)
         length = min(length if number else max(length, seen + 10), room) // 2 * 2
         prompt_ids = tuple(draw.randrange(config.vocab_size) for _ in range(length))
-        for answer_length in answers:
-            rollouts.append(
-                Rollout(
-                    id=str(len(rollouts)),
-                    task_id=str(number),
-                    group_id=str(number),
-                    prompt_ids=prompt_ids,
-                    token_ids=tuple(draw.randrange(config.vocab_size) for _ in range(answer_length)),
-                    logprobs=(0.0,) * answer_length,
-                    text="",
-                    finish_reason="length",
-                    policy_version=0,
-                )
-            )
+        request = SampleRequest(
+            task_id=str(number),
+            group_id=str(number),
+            prompt_ids=prompt_ids,
+            n=len(answers),
+            sampling=Sampling(),
+            seed=0,
+        )
+        for index, answer_length in enumerate(answers):
+            token_ids = tuple(draw.randrange(config.vocab_size) for _ in range(answer_length))
+            logprobs = (0.0,) * answer_length
+            rollouts.append(Rollout.answering(request, index, token_ids=token_ids, logprobs=logprobs))
     return rollouts
 
 

@@ -140,7 +140,7 @@ def test_a_replay_belongs_to_the_group_that_it_joins(tmp_path):
 
 
 def test_revisions_cannot_be_kept_where_none_are_made():
-    with pytest.raises(ConfigError, match="replay.of: expected 'best' without hindsight"):
+    with pytest.raises(ConfigError, match="replay.of=revisions needs hindsight; use replay.of=best"):
         module_of(replay=ReplayBuffer())
 
 

@@ -76,7 +76,7 @@ def main() -> None:
             stages = Stages(
                 tokenizer=tokenizer,
                 sampler=sampler,
-                runner=runner,
+                judge_runner=runner,
                 plan=RolloutPlan(attempts_per_prompt=arguments.answers, attempt=sampling, revision=sampling),
                 selection=form_group,
                 advantages=partial(group_advantages),

@@ -11,7 +11,7 @@ from herl.advantages import ones
 from herl.errors import ConfigError, TrainingError
 from herl.rollout.stages import RolloutPlan
 from herl.selection import keep_ranked
-from herl.testing import make_experience, make_judged, make_rollout
+from herl.testing import make_experience, make_judged, make_rollout, make_task
 from herl.update.loss.dpo import PreferenceLoss
 from herl.update.loss.sft import LikelihoodLoss
 from herl.update.scorer import Scorer
@@ -116,15 +116,15 @@ def test_the_likelihood_loss_is_the_weighted_mean_of_log_probs(policy, aggregati
 def test_the_best_answers_stay_and_bad_ones_are_not_learned_from():
     attempts = [make_judged(r, id=f"group/{i}") for i, r in enumerate((0.2, 0.6, 0.4))]
     revision = make_judged(0.5, id="group/1/0", parent_id="group/1")
-    kept = keep_ranked(attempts, [revision], {}, 0, best=3, at_least=0.45)
+    kept = keep_ranked(make_task(), attempts, [revision], {}, 0, best=3, at_least=0.45)
     assert [member.reward for member in kept] == [0.6, 0.5]
-    assert keep_ranked(attempts, [], {}, 0, at_least=0.7) == []
+    assert keep_ranked(make_task(), attempts, [], {}, 0, at_least=0.7) == []
 
 
 def test_the_best_and_the_worst_answer_form_a_pair():
     attempts = [make_judged(r, id=f"group/{i}") for i, r in enumerate((0.4, 0.2, 0.6))]
-    assert [member.reward for member in keep_ranked(attempts, [], {}, 0, worst=1)] == [0.6, 0.2]
-    assert keep_ranked(attempts[:1], [], {}, 0, worst=1) == []
+    assert [member.reward for member in keep_ranked(make_task(), attempts, [], {}, 0, worst=1)] == [0.6, 0.2]
+    assert keep_ranked(make_task(), attempts[:1], [], {}, 0, worst=1) == []
 
 
 def test_an_impossible_preference_loss_is_refused():
@@ -159,7 +159,7 @@ def test_a_step_of_no_pairs_fails(policy):
 
 def test_negative_rewards_are_learned_from_unless_a_limit_is_set():
     attempts = [make_judged(r, id=f"group/{i}") for i, r in enumerate((-0.5, -0.2))]
-    assert [member.reward for member in keep_ranked(attempts, [], {}, 0)] == [-0.2]
+    assert [member.reward for member in keep_ranked(make_task(), attempts, [], {}, 0)] == [-0.2]
 
 
 def test_no_old_logprobs_where_there_is_no_ratio(tmp_path, monkeypatch):
