@@ -129,7 +129,7 @@ class FakeJudge(Judge):
         """Returns verdicts after giving way to other judgements once."""
         await asyncio.sleep(0)
         if self.fail_on is not None and self.fail_on in rollout.text:
-            raise JudgeError(f"told to fail on {self.fail_on!r}")
+            raise JudgeError(f"FakeJudge fails on {self.fail_on!r}")
         verdicts = [
             Verdict(criterion_id=criterion.id, met=criterion.id in rollout.text)
             for criterion in task.rubric.criteria
