@@ -219,11 +219,11 @@ def test_all_mistakes_are_told_at_once_and_each_once():
 def test_only_trusted_packages_are_named(monkeypatch):
     node = OmegaConf.create({"x": {"y": {"_target_": "subprocess.check_output", "args": "ls"}}})
     with pytest.raises(
-        ConfigError, match=r"x.y._target_: expected something of .*HERL_ALLOW_TARGETS=subprocess"
+        ConfigError, match=r"x.y._target_: expected an object from .*HERL_ALLOW_TARGETS=subprocess"
     ):
         check(node)
     for name in ("herlx.Judge", "torch.load", "torch.optimx.A", "lightningx.Trainer"):
-        with pytest.raises(ConfigError, match="expected something of herl"):
+        with pytest.raises(ConfigError, match="expected an object from herl"):
             check(OmegaConf.create({"x": {"_target_": name}}))
     monkeypatch.setenv("HERL_ALLOW_TARGETS", "fractions")
     check(OmegaConf.create({"x": {"_target_": "fractions.Fraction"}}))

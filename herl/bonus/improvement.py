@@ -1,4 +1,4 @@
-"""The bonus of HeRL: a share of what the best revision gained over its attempt."""
+"""HeRL's bonus: a share of the best revision's gain over its draft."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from herl.types import Judged
 
 
 class ImprovementBonus(BonusReward):
-    """alpha * (best revision's reward - attempt's reward), arXiv:2603.20046.
+    """Pays alpha * (best revision's reward - attempt's reward), arXiv:2603.20046.
 
     Args:
         alpha: Share of the gain that is paid.
-        mode: "signed" lets a worse revision lower the reward (reference code); "clipped" never does.
+        mode: With "signed", a worse revision lowers the reward (as in the reference code); with "clipped",
+            it does not.
     """
 
     def __init__(self, alpha: float = 0.05, mode: Literal["signed", "clipped"] = "signed") -> None:

@@ -1,8 +1,8 @@
 """Verdicts and weights -> one reward. Pure functions, chosen by `aggregation=`.
 
-A criterion that abstained leaves both the numerator and the denominator. Each function returns None
-when nothing is left. A criterion with a negative weight costs its weight when the bad thing happens
-and earns nothing when it does not.
+A criterion whose verdict abstained leaves both the numerator and the denominator. Each function returns
+None if no criterion is left. A criterion with a negative weight costs its weight when the bad thing
+happens and earns nothing when it does not.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from herl.types import Criterion, Rubric, Verdict
 
 CATEGORY_WEIGHTS = {"essential": 1.0, "important": 0.7, "optional": 0.3, "pitfall": 0.9}
-"""Weights by category of Rubrics as Rewards (arXiv:2507.17746)."""
+"""Category weights from Rubrics as Rewards (arXiv:2507.17746)."""
 
 
 def goodness(criterion: Criterion, verdict: Verdict) -> float:
-    """Returns how far the author's wish is fulfilled, in [0, 1]. The verdict must not be an abstention."""
+    """Returns how well a criterion is fulfilled, in [0, 1]. The verdict must not be an abstention."""
     value = float(bool(verdict.met)) if verdict.score is None else verdict.score
     return 1.0 - value if criterion.undesirable else value
 
@@ -34,7 +34,7 @@ def _points(weight: float, good: float) -> float:
 
 
 def weighted(rubric: Rubric, verdicts: Sequence[Verdict], *, clip: bool = True) -> float | None:
-    """Returns sum(earned points) / sum(positive weights), clipped to [0, 1] unless told otherwise.
+    """Returns sum(earned points) / sum(positive weights), clipped to [0, 1] by default.
 
     This is HealthBench's score (arXiv:2505.08775).
     """
@@ -56,7 +56,7 @@ def absolute(rubric: Rubric, verdicts: Sequence[Verdict]) -> float | None:
 
 
 def all_or_nothing(rubric: Rubric, verdicts: Sequence[Verdict]) -> float | None:
-    """Returns 1.0 when every judged criterion is fulfilled, else 0.0."""
+    """Returns 1.0 if every judged criterion is fulfilled, else 0.0."""
     judged = list(_judged(rubric, verdicts))
     if not judged:
         return None
@@ -64,7 +64,7 @@ def all_or_nothing(rubric: Rubric, verdicts: Sequence[Verdict]) -> float | None:
 
 
 def gated(rubric: Rubric, verdicts: Sequence[Verdict], *, clip: bool = True) -> float | None:
-    """Returns 0.0 when a criterion marked `gate` fails, else the weighted score."""
+    """Returns 0.0 if a criterion marked `gate` fails, else the weighted score."""
     if any(criterion.gate and good < 1.0 for criterion, good in _judged(rubric, verdicts)):
         return 0.0
     return weighted(rubric, verdicts, clip=clip)
@@ -73,7 +73,7 @@ def gated(rubric: Rubric, verdicts: Sequence[Verdict], *, clip: bool = True) -> 
 def by_category(
     rubric: Rubric, verdicts: Sequence[Verdict], *, weights: Mapping[str, float] = CATEGORY_WEIGHTS
 ) -> float | None:
-    """Returns the share of fulfilled criteria, weighted by category in lower case; others have weight 1."""
+    """Returns the share of fulfilled criteria, weighted by lower-cased category; unlisted ones weigh 1."""
     judged = [
         (weights.get(criterion.category.lower(), 1.0), good) for criterion, good in _judged(rubric, verdicts)
     ]

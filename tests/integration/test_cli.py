@@ -74,7 +74,7 @@ def test_help_is_quick_and_loads_neither_torch_nor_hydra(tmp_path):
         ),
         (
             ["fit", "judge._target_=os.system", "~judge.aggregation", "~judge.python_modules"],
-            "judge._target_: expected something of herl, lightning, torch.optim, got 'os.system'",
+            "judge._target_: expected an object from herl, lightning, torch.optim, got 'os.system'",
         ),
         (
             ["fit", "resume=auto"],

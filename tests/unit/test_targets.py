@@ -15,7 +15,7 @@ from herl.targets import MOVED, configured, moved
     ],
 )
 def test_the_error_for_an_old_path_names_the_new_one(old, new):
-    with pytest.raises(ConfigError, match=f"loss._target_: expected '{new}', its new name, got '{old}'"):
+    with pytest.raises(ConfigError, match=f"loss._target_: expected '{new}', the new path of '{old}'"):
         configured("loss._target_", old)
     configured("loss._target_", new)
 

@@ -77,7 +77,7 @@ def test_prompts_that_are_too_long():
         {"train": [task("a")]}, prompt_tokens=lambda t: len(t.request.split()), max_prompt_tokens=5
     )
     assert [(one.level, one.kind, one.detail) for one in found] == [
-        ("error", "long prompt", "20 tokens, of which 5 are allowed: it is dropped")
+        ("error", "long prompt", "20 tokens exceed the limit of 5: it will be dropped")
     ]
 
 

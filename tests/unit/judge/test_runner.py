@@ -29,7 +29,7 @@ def test_a_judge_that_raises_abstains_and_never_scores_0():
     judged = judge_all(runner, ["fish", "river", "nothing"])
     assert [one.judgement.reward for one in judged] == [0.6, None, 0.0]
     assert [verdict.met for verdict in judged[1].judgement.verdicts] == [None, None]
-    assert "told to fail on 'river'" in judged[1].judgement.verdicts[0].reason
+    assert "FakeJudge fails on 'river'" in judged[1].judgement.verdicts[0].reason
     assert runner.causes() == {"other": 2}
 
 
