@@ -77,7 +77,9 @@ class Query:
         if self.max_answers < 1:
             raise ConfigError(f"max_answers: expected at least 1, got {self.max_answers}")
         if self.steps is not None and len(self.steps) != 2:
-            raise ConfigError(f"steps: expected the first and the last step, as in steps=[0,50], got {self.steps}")
+            raise ConfigError(
+                f"steps: expected the first and the last step, as in steps=[0,50], got {self.steps}"
+            )
 
 
 def inspect(config: DictConfig) -> None:
@@ -165,7 +167,9 @@ def _batches(path: Path) -> Iterator[pa.RecordBatch]:
     try:
         yield from arrow_json.open_json(source, read_options=reading, parse_options=options)
     except pa.ArrowInvalid as error:
-        raise DataError(f"{path}: expected one JSON object per line, as a run records them: {error}") from error
+        raise DataError(
+            f"{path}: expected one JSON object per line, as a run records them: {error}"
+        ) from error
 
 
 def _ranked(batch: pa.RecordBatch, query: Query) -> tuple[np.ndarray, np.ndarray]:
