@@ -1,4 +1,4 @@
-"""The course of the learning rate, a function of nothing but the point of the run."""
+"""Learning-rate schedules: pure functions of training progress."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def learning_rate_share(schedule: Schedule, step: int, warmup_steps: int, progre
     """Returns the share of the full learning rate, in [0, 1].
 
     Args:
-        schedule: Course after the warm-up: constant, or down to 0 at the end of the run.
-        step: Optimiser steps taken so far.
+        schedule: Shape after the warm-up: constant, or falling to 0 at the end of the run.
+        step: Optimizer steps taken so far.
         warmup_steps: Steps over which the rate rises linearly.
         progress: Share of the run that is done, in [0, 1].
     """
@@ -27,11 +27,11 @@ def learning_rate_share(schedule: Schedule, step: int, warmup_steps: int, progre
 
 
 def run_share(trainer: L.Trainer, batches: int, answers: float = 0.0) -> float:
-    """Returns how much of a run is done, in [0, 1]: by its epochs, steps or answers, whichever end it first.
+    """Returns the share of a run that is done, in [0, 1]: by epochs, steps or answers, whichever is furthest.
 
     Args:
-        trainer: Knows max_epochs and max_steps.
-        batches: Batches of the present epoch that are done.
+        trainer: The run's trainer, for its max_epochs and max_steps.
+        batches: Batches of the current epoch that are done.
         answers: Share of the answer budget that is spent.
     """
     epochs = trainer.max_epochs or 0

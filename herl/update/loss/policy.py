@@ -1,11 +1,11 @@
-"""Stage 11: the loss, as pure functions on flat answer tokens; `PolicyLoss` holds the options.
+"""Stage 11: the policy loss, as pure functions on flat answer tokens; `PolicyLoss` holds the options.
 
-All tensors are [N]: one entry per answer token of a micro-batch. Weights of tokens are fixed beforehand for
-the whole optimiser step (`token_weights`), so losses of micro-batches simply add up.
+All tensors are [N]: one entry per answer token of a micro-batch. Token weights are fixed in advance for the
+whole optimizer step (`token_weights`), so the losses of micro-batches simply add up.
 
-    ratio       rho = exp(clamp(log pi - log pi_behaviour, -20, 20))
-    own         PPO: max(-A rho, -A clip(rho, 1 - low, 1 + high)); for A < 0 at most -c A (dual clip)
-    revisions   a ratio of their own (`revision_ratio`), then PPO like the others, or shaped:
+    ratio       rho = exp(clamp(log pi - log pi_behavior, -20, 20))
+    attempts    PPO: max(-A rho, -A clip(rho, 1 - low, 1 + high)); for A < 0 at most -c A (dual clip)
+    revisions   a separate ratio (`revision_ratio`), then PPO as for attempts, or shaped:
                 -A rho / (rho + gamma)
     plus        kl_coef * k3(pi || pi_ref) - entropy_coef * entropy
 """
@@ -24,9 +24,9 @@ RevisionRatio = Literal["same_context", "policy_prob", "cross_context"]
 MismatchLevel = Literal["none", "token", "sequence"]
 
 
-def ratio(logprobs: torch.Tensor, behaviour_logprobs: torch.Tensor) -> torch.Tensor:
-    """Returns exp(log pi - log pi_behaviour) with the exponent clamped to [-20, 20]."""
-    return (logprobs - behaviour_logprobs).clamp(-20.0, 20.0).exp()
+def ratio(logprobs: torch.Tensor, behavior_logprobs: torch.Tensor) -> torch.Tensor:
+    """Returns exp(log pi - log pi_behavior) with the exponent clamped to [-20, 20]."""
+    return (logprobs - behavior_logprobs).clamp(-20.0, 20.0).exp()
 
 
 def ppo_clip(
@@ -37,7 +37,7 @@ def ppo_clip(
     high: float,
     dual_clip: float | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns (loss, clipped): the clipped surrogate (arXiv:1707.06347) and where it cut the gradient.
+    """Returns (loss, clipped): the clipped surrogate (arXiv:1707.06347) and where it cuts the gradient.
 
     Args:
         dual_clip: Upper bound c of the loss at A < 0, as -c A (arXiv:1912.09729); None for no bound.
@@ -57,13 +57,13 @@ def ppo_clip(
 def shaped(rho: torch.Tensor, advantage: torch.Tensor, gamma: float) -> torch.Tensor:
     """Returns -A rho / (rho + gamma), LUFFY's shaping (arXiv:2504.14945); -A rho at gamma <= 0.
 
-    At rho = 1 its gradient is gamma / (1 + gamma)^2 of the plain one: 0.25 at gamma 1.
+    At rho = 1, its gradient is gamma / (1 + gamma)^2 times the plain one: 0.25 times at gamma = 1.
     """
     return -advantage * (rho / (rho + gamma) if gamma > 0 else rho)
 
 
 def k3(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
-    """Returns exp(d) - d - 1 with d = log pi_ref - log pi: an estimate of KL(pi || pi_ref), never < 0."""
+    """Returns exp(d) - d - 1 with d = log pi_ref - log pi: an estimate, never < 0, of KL(pi || pi_ref)."""
     d = ref_logprobs - logprobs
     return d.exp() - d - 1.0
 
@@ -77,11 +77,11 @@ def mismatch_weight(
     mode: Literal["truncate", "mask"],
     cap: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns (weights, cut): importance weights, without gradient, for sampling with another engine than
-    the trainer, and where the cap cut them.
+    """Returns (weights, cut): importance weights, without gradient, that correct for a sampler other than the
+    trainer, and where the cap cuts them.
 
-    Weights are pi_trainer / pi_sampler per token, or per answer (product over its tokens); above the
-    cap they are truncated to it or set to 0.
+    Weights are pi_trainer / pi_sampler per token, or per answer (the product over its tokens). Above the cap,
+    they are truncated to it or set to 0.
     """
     difference = (trainer_logprobs - sampler_logprobs).detach()
     if level == "none":
@@ -94,18 +94,18 @@ def mismatch_weight(
 
 
 def _sums(values: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
-    """Sums by answer, [N], in a fixed order on a GPU, too. Places beyond the number of answers hold 0."""
+    """Returns sums by answer, [N], in a fixed order even on a GPU. Entries beyond the last answer are 0."""
     borders = torch.searchsorted(row, torch.arange(len(row) + 1, device=row.device))
     return torch.segment_reduce(values, "sum", offsets=borders, initial=0.0, unsafe=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mismatch:
-    """Correction for a sampler whose probabilities differ from the trainer's; own attempts only.
+    """Correction for a sampler whose probabilities differ from the trainer's; applies only to attempts.
 
     Args:
         level: Weights per `token`, per `sequence`, or `none`.
-        mode: What happens above the cap: `truncate` the weight, or `mask` the token or answer.
+        mode: Treatment above the cap: `truncate` the weight, or `mask` the token or answer.
         cap: Largest importance weight.
     """
 
@@ -116,23 +116,23 @@ class Mismatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyLoss(Loss):
-    """PPO's clipped loss on rubric advantages, with what HeRL adds for revisions.
+    """PPO's clipped loss on rubric advantages, with HeRL's options for revisions.
 
     Args:
         clip_low, clip_high: PPO clip range below and above 1.
-        dual_clip: Bound at negative advantages, as a multiple of -A; None for none.
-        revision_ratio: `same_context`: pi(y|c) / pi_old(y|c) in the context c that it is trained under;
-            `policy_prob`: pi(y|c), behaviour probability taken as 1 (LUFFY);
+        dual_clip: Bound at negative advantages, as a multiple of -A; None for no bound.
+        revision_ratio: `same_context`: pi(y|c) / pi_old(y|c) under the training context c;
+            `policy_prob`: pi(y|c), with a behavior probability of 1 (LUFFY);
             `cross_context`: pi(y|c) / pi_sampler(y|h), true importance sampling, truncated at
             `ratio_cap`.
-        revision_shaping: `clip` like own attempts, or `shaped` with `gamma`.
-        gamma: Shaping constant; at 0 and below revisions get the plain -A rho.
+        revision_shaping: `clip` as for attempts, or `shaped` with `gamma`.
+        gamma: Shaping constant; if not above 0, revisions get the plain -A rho.
         ratio_cap: Largest ratio under `cross_context`.
         kl_coef: Weight of the KL to the reference policy. At 0 no reference is loaded.
         entropy_coef: Weight of the entropy bonus.
         aggregation: See `token_weights`.
         constant_length: Tokens, for the aggregation `constant`.
-        mismatch: Correction for a sampler of its own engine.
+        mismatch: Correction for a sampler with a separate engine.
     """
 
     clip_low: float = 0.2
@@ -157,18 +157,18 @@ class PolicyLoss(Loss):
 
     @property
     def needs_reference(self) -> bool:
-        """Whether there is a KL to a reference."""
+        """Whether the loss has a KL term."""
         return self.kl_coef > 0
 
     @property
     def needs_ref_logprobs(self) -> bool:
-        """Whether there is a KL to a reference."""
+        """Whether the loss has a KL term."""
         return self.kl_coef > 0
 
     def __call__(self, tokens: Tokens) -> tuple[torch.Tensor, Stats]:
         """Returns (loss, stats)."""
-        behaviour = self._behaviour(tokens)
-        rho = ratio(tokens.logprobs, behaviour)
+        behavior = self._behavior(tokens)
+        rho = ratio(tokens.logprobs, behavior)
         if self.revision_ratio == "cross_context":
             rho = torch.where(tokens.revision, rho.clamp(max=self.ratio_cap), rho)
         per_token, cut = ppo_clip(
@@ -190,7 +190,7 @@ class PolicyLoss(Loss):
         stats = self._stats(tokens, rho, cut, correction, corrected_cut)
         return (tokens.weight * per_token).sum(), stats
 
-    def _behaviour(self, tokens: Tokens) -> torch.Tensor:
+    def _behavior(self, tokens: Tokens) -> torch.Tensor:
         old = tokens.old_logprobs
         if self.revision_ratio == "policy_prob":
             return torch.where(tokens.revision, torch.zeros_like(old), old)
@@ -226,7 +226,7 @@ class PolicyLoss(Loss):
                 "clip_fraction_high": _over((cut & (rho > 1)).float(), own | revision),
                 "kl_to_old": _over(drift, own | revision),
                 "revision_ratio": _over(rho, revision),
-                # KL(sampler || trainer) before the update, from the sampler's own answers
+                # KL(sampler || trainer) before the update, estimated from attempts
                 "mismatch_kl": _over(k3(tokens.sampler_logprobs, tokens.old_logprobs), own),
                 "mismatch_weight": _over(correction, own),
                 "mismatch_clipped": _over(corrected_cut.float(), own),

@@ -1,4 +1,4 @@
-"""Stage 11: the likelihood of selected answers, -A log pi. With A = 1 on the best, rejection fine-tuning."""
+"""Stage 11: the likelihood of selected answers, -A log pi. With A = 1 on the best: rejection fine-tuning."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from herl.update.loss.base import Aggregation, Loss, Stats, Tokens
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LikelihoodLoss(Loss):
-    """-A log pi for every answer token.
+    """The loss -A log pi for every answer token.
 
     Args:
         aggregation: See `herl.update.loss.base.token_weights`.
@@ -31,11 +31,11 @@ class LikelihoodLoss(Loss):
         return False
 
     def check(self, advantages: Sequence[float], training_context: str) -> None:
-        """Refuses advantages of 0: those of one answer alone, compared with itself."""
+        """Refuses groups whose advantages are all 0, such as that of a single answer compared with itself."""
         if not any(advantages):
             raise ConfigError(
-                "loss: expected members to learn from, got a selection and advantages that leave "
-                f"{list(advantages)} of a group: use advantages=ones"
+                "loss: expected members to learn from, got a selection and advantages that leave a group "
+                f"with {list(advantages)}; use advantages=ones"
             )
 
     def __call__(self, tokens: Tokens) -> tuple[torch.Tensor, Stats]:

@@ -95,7 +95,7 @@ def test_the_papers_setting_fits_eight_gpus_of_80_gib(medicine, qwen_7b):
 
 def test_one_gpu_is_too_small_for_the_papers_setting(medicine, qwen_7b):
     limits = needs(qwen_7b, instantiate(medicine.rollout), gpus=1)
-    with pytest.raises(ConfigError, match="GiB for an engine beside the trainer, got 0.0: .*strategy=fsdp"):
+    with pytest.raises(ConfigError, match="GiB for an engine next to the trainer, got 0.0: .*strategy=fsdp"):
         share(limits, medicine.sampler)
 
 

@@ -135,7 +135,7 @@ def test_an_impossible_preference_loss_is_refused():
 @pytest.mark.parametrize(
     ("loss", "options", "message"),
     [
-        (PreferenceLoss(), {}, "two answers of each group, got 4: use selection=extremes"),
+        (PreferenceLoss(), {}, "two answers per group, got 4; use selection=extremes"),
         (PreferenceLoss(), {"selection": PAIR, "advantages": ones}, "a better and a worse answer"),
         (
             PreferenceLoss(),
@@ -153,7 +153,7 @@ def test_settings_that_a_loss_cannot_learn_from_are_refused_before_a_model_loads
 def test_a_step_of_no_pairs_fails(policy):
     loss = PreferenceLoss()
     for wrong in ([*pairs(1), pairs(1)[0]], [replace(e, advantage=1.0) for e in pairs(1)]):
-        with pytest.raises(TrainingError, match="a worse and a better answer of each group"):
+        with pytest.raises(TrainingError, match="a worse and a better answer per group"):
             loss.prepare(wrong, scorer(policy, loss, reference=policy))
 
 
