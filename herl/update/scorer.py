@@ -96,7 +96,7 @@ class Scorer:
         return [found.get(place) for place in range(len(experiences))]
 
     @torch.no_grad()
-    def answer_logprobs(self, experiences: Sequence[Experience], *, reference: bool = False) -> list[float]:
+    def sequence_logprobs(self, experiences: Sequence[Experience], *, reference: bool = False) -> list[float]:
         """Returns the log-prob of each answer under its training context, in nats, summed over its tokens.
 
         Args:

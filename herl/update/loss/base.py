@@ -70,7 +70,7 @@ class Tokens:
 class Likelihoods(Protocol):
     """Log-probs of whole answers: the view of the models that `Loss.prepare` gets."""
 
-    def answer_logprobs(self, experiences: Sequence[Experience], *, reference: bool = False) -> list[float]:
+    def sequence_logprobs(self, experiences: Sequence[Experience], *, reference: bool = False) -> list[float]:
         """Returns the log-prob of each answer, in nats, summed over its tokens, on every rank."""
         ...
 

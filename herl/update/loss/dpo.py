@@ -75,8 +75,8 @@ class PreferenceLoss(LikelihoodLoss):
         moved = [
             policy - reference
             for policy, reference in zip(
-                scorer.answer_logprobs(experiences),
-                scorer.answer_logprobs(experiences, reference=True),
+                scorer.sequence_logprobs(experiences),
+                scorer.sequence_logprobs(experiences, reference=True),
                 strict=True,
             )
         ]

@@ -218,21 +218,21 @@ class PolicyLoss(Loss):
         corrected_cut: torch.Tensor,
     ) -> Stats:
         with torch.no_grad():
-            own, revision = ~tokens.revision, tokens.revision
+            attempt, revision = ~tokens.revision, tokens.revision
             drift = k3(tokens.logprobs, tokens.old_logprobs)
             means = {
-                "entropy": _over(tokens.entropy, own | revision),
-                "clip_fraction_low": _over((cut & (rho < 1)).float(), own | revision),
-                "clip_fraction_high": _over((cut & (rho > 1)).float(), own | revision),
-                "kl_to_old": _over(drift, own | revision),
+                "entropy": _over(tokens.entropy, attempt | revision),
+                "clip_fraction_low": _over((cut & (rho < 1)).float(), attempt | revision),
+                "clip_fraction_high": _over((cut & (rho > 1)).float(), attempt | revision),
+                "kl_to_old": _over(drift, attempt | revision),
                 "revision_ratio": _over(rho, revision),
                 # KL(sampler || trainer) before the update, estimated from attempts
-                "mismatch_kl": _over(k3(tokens.sampler_logprobs, tokens.old_logprobs), own),
-                "mismatch_weight": _over(correction, own),
-                "mismatch_clipped": _over(corrected_cut.float(), own),
+                "mismatch_kl": _over(k3(tokens.sampler_logprobs, tokens.old_logprobs), attempt),
+                "mismatch_weight": _over(correction, attempt),
+                "mismatch_clipped": _over(corrected_cut.float(), attempt),
             }
             if tokens.ref_logprobs is not None:
-                means["kl_to_reference"] = _over(k3(tokens.logprobs, tokens.ref_logprobs), own | revision)
+                means["kl_to_reference"] = _over(k3(tokens.logprobs, tokens.ref_logprobs), attempt | revision)
             difference = (tokens.old_logprobs - tokens.sampler_logprobs).abs()
             return Stats(
                 means=means,
