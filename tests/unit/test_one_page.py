@@ -64,7 +64,7 @@ class RecordingJudge(RuleJudge):
     def answers(self):
         """Prompt -> the answers to it in order, all as token ids."""
         found = defaultdict(list)
-        for rollout in sorted(self.rollouts, key=lambda rollout: rollout.id):
+        for rollout in sorted(self.rollouts, key=lambda rollout: rollout.index):
             found[rollout.prompt_ids].append(list(rollout.token_ids))
         return found
 
@@ -167,7 +167,7 @@ CHANGES = {
     "ALPHA": 0.06,
     "FLAT": 1.0,
     "CLIP": 0.25,
-    "DUAL_CLIP": 4.0,
+    "DUAL_CLIP": 100.0,
     "ENTROPY_COEF": 0.011,
     "UPDATES": 3,
     "MAX_GRAD_NORM": 0.9,
@@ -238,7 +238,7 @@ def test_its_sampler_draws_from_the_policy_and_ends_answers_at_their_end_token(p
     """The log-probs of what is drawn are on average minus the entropy, as they are for nothing else."""
     torch.manual_seed(0)
     context = one_page.render(tokenizer, [{"role": "user", "content": "Describe the otter, a mammal."}])
-    answers = one_page.sample(policy, tokenizer, context, 64)
+    answers = one_page.sample(policy, tokenizer, context, 16)
     with torch.no_grad():
         scores = [one_page.logprobs(policy, context, ids) for ids in answers]
     surprise = torch.cat([-logprobs - entropy for logprobs, entropy in scores])
