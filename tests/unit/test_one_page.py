@@ -24,6 +24,7 @@ from tests import one_page
 from tests.support.configuration import composed
 
 TINY = one_page.HERL / "assets" / "tiny"
+ATTEMPTS = 4  # instead of 8, to save time
 UNREADABLE = "unreadable"
 RUBRIC = {"fish": 3.0, "river": 2.0, "zoo": -2.0}
 
@@ -35,16 +36,16 @@ def task(id, **more):
     return replace(made, rubric=Rubric(criteria=(*made.rubric.criteria, mood)))
 
 
-SCRIPT = {  # eight attempts at each prompt, and a revision of the best of them
-    "joins": (["It eats fish.", "It is brown.", "A river, a zoo."] + ["Brown."] * 5, "fish river"),
-    "ties": (["It eats fish.", "It is brown.", "river"] + ["fish zoo"] * 5, "It eats fish, so it does."),
-    "worse": (["river", "It eats fish.", "zoo", "Brown."] * 2, "No idea."),
-    "perfect": (["fish river", "fish", "river", "Brown."] * 2, "not asked for"),
-    "flat": (["Brown."] * 8, "It is brown."),
-    "abstains": ([UNREADABLE, "It eats fish.", UNREADABLE, "Brown."] * 2, "river fish"),
-    "revision_abstains": (["It eats fish.", "river"] * 4, UNREADABLE),
-    "all_abstain": ([UNREADABLE] * 8, "not asked for"),
-    "undesirable": (["fish zoo", "fish river zoo", "zoo"] + ["fish"] * 5, "fish river"),
+SCRIPT = {  # attempts at each prompt, and a revision of the best of them
+    "joins": (["It eats fish.", "It is brown.", "A river, a zoo.", "Brown."], "fish river"),
+    "ties": (["It eats fish.", "It is brown.", "river", "fish zoo"], "It eats fish, so it does."),
+    "worse": (["river", "It eats fish.", "zoo", "Brown."], "No idea."),
+    "perfect": (["fish river", "fish", "river", "Brown."], "not asked for"),
+    "flat": (["Brown."] * ATTEMPTS, "It is brown."),
+    "abstains": ([UNREADABLE, "It eats fish.", UNREADABLE, "Brown."], "river fish"),
+    "revision_abstains": (["It eats fish.", "river"] * 2, UNREADABLE),
+    "all_abstain": ([UNREADABLE] * ATTEMPTS, "not asked for"),
+    "undesirable": (["fish zoo", "fish river zoo", "zoo", "fish"], "fish river"),
 }
 
 
@@ -86,7 +87,8 @@ class RecordingSGD(torch.optim.SGD):
 
 def herl_gradients(sampler, tasks, folder):
     """What `herl fit` computes on one batch by default: each optimizer step's gradients, and the answers."""
-    config, judge, steps = composed("fit"), RecordingJudge(), []
+    config = composed("fit", f"rollout.attempts_per_prompt={ATTEMPTS}")
+    judge, steps = RecordingJudge(), []
     parts = {
         name: instantiate(config[name])
         for name in ("hindsight", "bonus", "selection", "advantages", "loss", "rollout")
@@ -106,8 +108,11 @@ def herl_gradients(sampler, tasks, folder):
 
 
 def page_gradients(answers, tasks):
-    """What the page does with the same answers. It finds them by prompt, so prompts are compared, too."""
-    policy, steps = AutoModelForCausalLM.from_pretrained(TINY), []
+    """What the page does with the same answers, in float64.
+
+    It looks answers up by the ids of their prompt, so the two must agree on every revision prompt.
+    """
+    policy, steps = AutoModelForCausalLM.from_pretrained(TINY).double(), []
     tokenizer = PretrainedModel(path="tiny").tokenizer()
     given = {prompt: list(them) for prompt, them in answers.items()}
 
@@ -119,6 +124,7 @@ def page_gradients(answers, tasks):
 
     meets = one_page.meets
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(one_page, "ATTEMPTS", ATTEMPTS)
         patch.setattr(one_page, "sample", sample)
         patch.setattr(one_page, "meets", lambda c, text: None if UNREADABLE in text else meets(c, text))
         in_order = [tasks[place] for place in EpochShuffle(len(tasks), seed=0)]
@@ -128,13 +134,22 @@ def page_gradients(answers, tasks):
 
 
 def deviation(steps, others):
-    """The largest distance between gradients of a parameter at any step, as a share of the second's norm."""
+    """The largest relative distance at any step, between whole gradients and between those of a parameter."""
     assert len(steps) == len(others)
-    return max(
-        float((one - other).norm() / other.norm())
-        for step, other_step in zip(steps, others, strict=True)
-        for one, other in zip(step, other_step, strict=True)
-    )
+    whole, parameter = 0.0, 0.0
+    for step, other in zip(steps, others, strict=True):
+        distances = torch.stack([(a.double() - b).norm() for a, b in zip(step, other, strict=True)])
+        norms = torch.stack([b.norm() for b in other])
+        whole = max(whole, float(distances.norm() / norms.norm()))
+        parameter = max(parameter, float((distances / norms).max()))
+    return whole, parameter
+
+
+def check_same(steps, expected):
+    """What is left is rounding in float32, of parameters with small gradients above all."""
+    whole, parameter = deviation(steps, expected)
+    assert whole < 1e-5
+    assert parameter < 3e-5
 
 
 @pytest.fixture(scope="module")
@@ -147,12 +162,14 @@ def scripted(tmp_path_factory):
     return steps, answers, tasks
 
 
-def test_the_page_takes_herls_gradients_at_every_optimizer_step(scripted, record_property):
+def test_the_page_takes_herls_gradients_at_every_optimizer_step(scripted, monkeypatch):
     steps, answers, tasks = scripted
-    expected, _ = page_gradients(answers, tasks)
-    record_property("deviation", deviation(steps, expected))  # 2.2e-6 on an x86 CPU
+    counts = count_clipped_tokens(monkeypatch)
+    expected, groups = page_gradients(answers, tasks)
     assert len(steps) == one_page.UPDATES
-    assert deviation(steps, expected) < 1e-5
+    check_same(steps, expected)  # measured: 2.7e-6 and 7.4e-6
+    check_that_every_case_occurs(groups)
+    assert min(counts[name] for name in ("high", "low", "dual")) > 0, "a branch of the loss is not compared"
 
 
 def test_it_does_with_answers_that_the_policy_sampled(tmp_path):
@@ -160,13 +177,13 @@ def test_it_does_with_answers_that_the_policy_sampled(tmp_path):
     steps, answers = herl_gradients(TransformersSampler(), tasks, tmp_path)
     expected, groups = page_gradients(answers, tasks)
     assert len(groups) >= 6
-    assert deviation(steps, expected) < 1e-5  # 1.1e-6
+    check_same(steps, expected)  # measured: 2.6e-6 and 4.1e-6
 
 
 CHANGES = {
     "ALPHA": 0.06,
     "FLAT": 1.0,
-    "CLIP": 0.25,
+    "CLIP": 0.5,
     "DUAL_CLIP": 100.0,
     "ENTROPY_COEF": 0.011,
     "UPDATES": 3,
@@ -179,42 +196,37 @@ def test_a_changed_coefficient_is_noticed(scripted, name, monkeypatch):
     steps, answers, tasks = scripted
     monkeypatch.setattr(one_page, name, CHANGES[name])
     expected, _ = page_gradients(answers, tasks)
-    assert len(steps) != len(expected) or deviation(steps, expected) > 1e-3
+    assert len(steps) != len(expected) or deviation(steps, expected)[0] > 1e-3
 
 
-def test_the_script_has_every_case(scripted):
-    _, answers, tasks = scripted
-    _, groups = page_gradients(answers, tasks)
+def check_that_every_case_occurs(groups):
     tokenizer = PretrainedModel(path="tiny").tokenizer()
     found = {}
     for group in groups:
-        [id] = [one.id for one in tasks if f"Describe the {one.id}." in tokenizer.decode(group[0][0])]
+        prompt = tokenizer.decode(group[0][0])
+        [id] = [id for id in SCRIPT if f"Describe the {id}." in prompt]
         found[id] = [answer for _, answer, _ in group]
-    revised = {id: SCRIPT[id][1] in [answer.text for answer in members] for id, members in found.items()}
-    assert [id for id in found if revised[id]] == [
-        id for id in found if id in ("joins", "abstains", "undesirable")
-    ]
     assert set(found) == set(SCRIPT) - {"flat", "all_abstain"}
-    assert {id: len(members) for id, members in found.items() if len(members) != 8} == {"abstains": 4}
+    joined = {id for id, them in found.items() if SCRIPT[id][1] in [answer.text for answer in them]}
+    assert joined == {"joins", "abstains", "undesirable"}
+    assert {id for id, them in found.items() if len(them) != ATTEMPTS} == {"abstains"}
     bonuses = {id: max((answer.bonus for answer in them), key=abs) for id, them in found.items()}
     assert bonuses["joins"] > 0 > bonuses["worse"]
     assert bonuses["ties"] == bonuses["perfect"] == bonuses["revision_abstains"] == 0
 
 
-def test_the_script_reaches_every_branch_of_the_loss(scripted, monkeypatch):
-    _, answers, tasks = scripted
+def count_clipped_tokens(monkeypatch):
     counts, token_losses = defaultdict(int), one_page.token_losses
 
     def counted(logprobs, entropy, old, advantage):
         ratio = (logprobs - old).exp().tolist()
-        counts["high"] += sum(one > 1.2 and advantage > 0 for one in ratio)
-        counts["low"] += sum(one < 0.8 and advantage < 0 for one in ratio)
-        counts["dual"] += sum(one > 3 and advantage < 0 for one in ratio)
+        counts["high"] += sum(one > 1 + one_page.CLIP and advantage > 0 for one in ratio)
+        counts["low"] += sum(one < 1 - one_page.CLIP and advantage < 0 for one in ratio)
+        counts["dual"] += sum(one > one_page.DUAL_CLIP and advantage < 0 for one in ratio)
         return token_losses(logprobs, entropy, old, advantage)
 
     monkeypatch.setattr(one_page, "token_losses", counted)
-    page_gradients(answers, tasks)
-    assert min(counts[name] for name in ("high", "low", "dual")) > 0
+    return counts
 
 
 def test_its_constants_are_the_defaults_of_herl_fit():
