@@ -1,8 +1,8 @@
 """HeRL on one page: one training step, written naively, to be read from top to bottom.
 
-The method is hindsight experience (arXiv:2603.20046) with the settings that `herl fit` has by default. The
-names are the paper's: x is a prompt, y an attempt at it, r its reward, h the hindsight that asks for a
-revision of y, A an advantage, and rho a probability ratio. Every part names the file in which herl does the
+The method is hindsight experience (arXiv:2603.20046) with the settings that `herl fit` has by default. In its
+notation, x is a prompt, y an attempt at it, r its reward, h the hindsight that asks for a revision of y, A an
+advantage, and rho a probability ratio. Every part names the file in which herl does the
 same, with all its options. The page shares no code with those files: a test gives both the same answers and
 compares their gradients (tests/unit/test_one_page.py), so the page also defines what herl computes.
 
@@ -61,31 +61,32 @@ def herl_step(policy, tokenizer, optimizer, tasks):
 
 def collect(policy, tokenizer, task):
     """One prompt's way from attempts to advantages (herl/rollout/collect.py)."""
-    # Sample attempts and judge them. An answer that cannot be judged leaves: it must not count as a failure.
+    # 1. Sample attempts and judge them. An answer that cannot be judged leaves: it must not count as a failure.
     x = render(tokenizer, task.messages)
     attempts = [judge(task, tokenizer, ids) for ids in sample(policy, tokenizer, x, ATTEMPTS)]
     members = [y for y in attempts if y.reward is not None]
     if not members:
         return []
 
-    # The best attempt is the draft; of equals, the one that fulfills more criteria, then the one sampled first
-    # (herl/hindsight/candidates.py). Unless it is perfect, the same policy writes a revision of it.
+    # 2. The best attempt is the draft; of equals, the one that fulfills more criteria, then the one that was
+    # sampled first (herl/hindsight/candidates.py). Unless it is perfect, the same policy revises it.
     draft = max(members, key=lambda y: (y.reward, sum(good for _, good in y.fulfilled)))
     if draft.reward < 1.0:
         h = render(tokenizer, revision_prompt(task, draft))
         [ids] = sample(policy, tokenizer, h, 1)
-        revision = judge(task, tokenizer, ids)  # by the rubric of x, like any other answer
+        revision = judge(task, tokenizer, ids)  # by the same rubric as the attempts
         if revision.reward is not None:
-            # Bonus: the draft is paid for its potential, or pays, if its revision is worse
+            # 3. Bonus: the draft is paid for its potential to improve, and charged if its revision is worse
             # (herl/bonus/improvement.py).
             draft.bonus = ALPHA * (revision.reward - draft.reward)
-            # Select: only a revision that beats every attempt joins, in place of the worst (herl/selection.py).
+            # 4. Select: a revision joins only if it beats every attempt; it replaces the worst
+            # (herl/selection.py).
             if revision.reward > draft.reward:
                 rewards = [y.reward for y in members]
                 members[rewards.index(min(rewards))] = revision
 
-    # Advantages: how far each answer is above its group's mean, in standard deviations (herl/advantages.py).
-    # A group whose members are all alike teaches nothing.
+    # 5. Advantages: how far each answer is above its group's mean, in standard deviations
+    # (herl/advantages.py). A group whose members are all alike teaches nothing.
     totals = [y.reward + y.bonus for y in members]
     if max(totals) - min(totals) < FLAT:
         return []
@@ -136,7 +137,7 @@ def meets(criterion, text):
 def revision_prompt(task, draft):
     """The hindsight: the request, and what the draft met and missed of its rubric (herl/hindsight/revision.py).
 
-    It does not show the draft: without it, revisions are written from scratch, and were better.
+    It does not show the draft, so the revision is written from scratch. On the embedded task this is better.
     """
     lines = [(f"- {c.wish} ({abs(c.weight):g})", good) for c, good in draft.fulfilled]
     met = "\n".join(line for line, good in lines if good) or "- nothing"
@@ -148,7 +149,7 @@ def revision_prompt(task, draft):
 
 def update(policy, optimizer, groups):
     """Several optimizer steps, each on its share of the groups (herl/module.py)."""
-    # A revision is trained under x, like every member, although it was sampled under h: the policy is to answer
+    # 6. A revision is trained under x, like every member, although it was sampled under h: the policy is to answer
     # that well without being told how. The old policy is the one before the first of these steps.
     groups = [[(x, y, A, logprobs(policy, x, y.token_ids)[0].detach()) for x, y, A in g] for g in groups]
     steps = min(UPDATES, len(groups))
