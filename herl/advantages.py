@@ -38,6 +38,17 @@ def group_advantages(
         tolerance: Spread of rewards (largest minus smallest) under which a group has no signal.
             Not 0: a judge's floats are noisy.
         epsilon: Added to the scale.
+
+    A reward above its group's mean is a positive advantage. The second group has no signal.
+
+    >>> rewards = [[0.0, 0.5, 1.0], [0.4, 0.4]]
+    >>> is_attempt = [[True, True, False], [True, True]]
+    >>> [[round(a, 2) for a in group] for group in group_advantages(rewards, is_attempt)]
+    [[-1.0, 0.0, 1.0], [0.0, 0.0]]
+    >>> group_advantages(rewards, is_attempt, scale="none", baseline_over="attempts")
+    [[-0.25, 0.25, 0.75], [0.0, 0.0]]
+    >>> group_advantages(rewards, is_attempt, scale="none", baseline="leave_one_out")
+    [[-0.75, 0.0, 0.75], [0.0, 0.0]]
     """
     flat = [max(group, default=0.0) - min(group, default=0.0) < tolerance for group in rewards]
     counted = [
@@ -67,6 +78,9 @@ def ones(rewards: Sequence[Sequence[float]], is_attempt: Sequence[Sequence[bool]
     Args:
         rewards: Rewards of each group's members.
         is_attempt: Not used.
+
+    >>> ones([[0.9], [0.2, 0.7]], [[True], [True, False]])
+    [[1.0], [1.0, 1.0]]
     """
     return [[1.0] * len(group) for group in rewards]
 

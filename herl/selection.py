@@ -44,6 +44,18 @@ def form_group(
             `replace_random` any of them, even the best (reference code).
         fallback_copies: Whether, when revisions were made but none qualifies, a random slot is
             overwritten by a copy of the best attempt (reference code).
+
+    The revision beats the best attempt and takes the place of the worst. The draft keeps its bonus.
+
+    >>> from herl.testing import make_judged, make_task
+    >>> attempts = [make_judged(reward, id=f"a{i}") for i, reward in enumerate([0.6, 0.2, 0.4])]
+    >>> revision = make_judged(0.8, id="r", parent_id="a0")
+    >>> group = form_group(make_task(), attempts, [revision], {"a0": 0.01}, seed=0)
+    >>> [(member.judged.rollout.id, member.reward, member.bonus) for member in group]
+    [('a0', 0.6, 0.01), ('r', 0.8, 0.0), ('a2', 0.4, 0.0)]
+    >>> tie = make_judged(0.6, id="r", parent_id="a0")
+    >>> [m.judged.rollout.id for m in form_group(make_task(), attempts, [tie], {}, seed=0)]
+    ['a0', 'a1', 'a2']
     """
     members = [
         Member(judged=judged, reward=judged.reward, bonus=bonuses.get(judged.rollout.id, 0.0))
@@ -87,6 +99,15 @@ def keep_ranked(
         best: Best answers that stay.
         worst: Worst answers that stay. Where there are not enough for both, nothing stays.
         at_least: Reward under which no answer stays; None for no limit.
+
+    >>> from herl.testing import make_judged, make_task
+    >>> attempts = [make_judged(reward, id=f"a{i}") for i, reward in enumerate([0.6, 0.2, 0.4])]
+    >>> [one.reward for one in keep_ranked(make_task(), attempts, [], {}, seed=0)]
+    [0.6]
+    >>> [one.reward for one in keep_ranked(make_task(), attempts, [], {}, seed=0, worst=1)]
+    [0.6, 0.2]
+    >>> keep_ranked(make_task(), attempts, [], {}, seed=0, at_least=0.7)
+    []
     """
     ranked = [
         Member(judged=judged, reward=judged.reward)

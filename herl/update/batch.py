@@ -42,6 +42,28 @@ class MicroBatch:
     """Tensors of one row of T tokens, N of which belong to answers.
 
     Flat tensors [N] hold the tokens of the row's first answer, then of the second, and so on.
+
+    Two answers to the prompt 1 2 3 share one row, in which the prompt stands once. Token 3, in column 2,
+    predicts the first token of both.
+
+    >>> from herl.testing import make_experience, make_rollout
+    >>> answers = [make_rollout(id=f"a{i}", token_ids=ids) for i, ids in enumerate([[4, 5], [6, 7, 8]])]
+    >>> [batch] = micro_batches(
+    ...     [make_experience(answers[0], advantage=1.0), make_experience(answers[1], advantage=-1.0)],
+    ...     max_tokens=100, aggregation="token_mean",
+    ... )
+    >>> batch.input_ids  # the context, the first answer, the second answer
+    tensor([[1, 2, 3, 4, 5, 6, 7, 8]])
+    >>> batch.position_ids  # both answers go on where the context ends
+    tensor([[0, 1, 2, 3, 4, 3, 4, 5]])
+    >>> batch.answer_ids
+    tensor([4, 5, 6, 7, 8])
+    >>> batch.before  # the column that predicts each of them
+    tensor([2, 3, 2, 5, 6])
+    >>> batch.row  # the answer that each of them belongs to
+    tensor([0, 0, 1, 1, 1])
+    >>> batch.advantage, batch.weight
+    (tensor([ 1.,  1., -1., -1., -1.]), tensor([0.2000, 0.2000, 0.2000, 0.2000, 0.2000]))
     """
 
     rows: tuple[int, ...]

@@ -19,6 +19,13 @@ def learning_rate_share(schedule: Schedule, step: int, warmup_steps: int, progre
         step: Optimizer steps taken so far.
         warmup_steps: Steps over which the rate rises linearly.
         progress: Share of the run that is done, in [0, 1].
+
+    >>> [learning_rate_share("constant", step, warmup_steps=3, progress=0.0) for step in range(5)]
+    [0.25, 0.5, 0.75, 1.0, 1.0]
+    >>> [learning_rate_share("linear", 9, warmup_steps=0, progress=done) for done in (0.0, 0.25, 1.0)]
+    [1.0, 0.75, 0.0]
+    >>> [round(learning_rate_share("cosine", 9, 0, done), 3) for done in (0.0, 0.25, 0.5, 1.0)]
+    [1.0, 0.854, 0.5, 0.0]
     """
     warm = min(1.0, (step + 1) / (warmup_steps + 1))
     left = 1.0 - min(1.0, max(0.0, progress))

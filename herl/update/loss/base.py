@@ -39,6 +39,15 @@ def token_weights(lengths: Sequence[int], aggregation: Aggregation, constant_len
             `sequence_mean`, the mean over answers of the mean over tokens (GRPO);
             `constant`, sums divided by answers x `constant_length` (Dr.GRPO, arXiv:2503.20783).
         constant_length: Tokens, for `constant`.
+
+    Answers of 1 and 3 tokens: the same for every token, or for every answer.
+
+    >>> token_weights([1, 3], "token_mean")
+    [0.25, 0.25]
+    >>> [round(weight, 3) for weight in token_weights([1, 3], "sequence_mean")]
+    [0.5, 0.167]
+    >>> token_weights([1, 3], "constant", constant_length=10)
+    [0.05, 0.05]
     """
     count = len(lengths)
     if not count:

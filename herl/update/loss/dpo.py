@@ -28,6 +28,21 @@ class PreferenceLoss(LikelihoodLoss):
     Args:
         aggregation: Must be `constant`, with a length of 1: log-probs are summed over an answer's tokens.
         beta: Inverse temperature: how far the policy may move from the reference.
+
+    Since the reference, the better answer has gained 1 nat and the worse one has lost 1: the margin is
+    0.1 (1 + 1), and each answer of the pair weighs beta sigmoid(-0.2), doubled for the mean over two answers.
+
+    >>> from herl.testing import make_experience, make_rollout
+    >>> pair = [
+    ...     make_experience(make_rollout(id="good"), advantage=0.7),
+    ...     make_experience(make_rollout(id="bad"), advantage=-0.7),
+    ... ]
+    >>> class Scores:
+    ...     def sequence_logprobs(self, experiences, *, reference=False):
+    ...         return [-5.0, -5.0] if reference else [-4.0, -6.0]
+    >>> prepared, stats = PreferenceLoss(beta=0.1).prepare(pair, Scores())
+    >>> [round(one.advantage, 4) for one in prepared]
+    [0.09, -0.09]
     """
 
     aggregation: Aggregation = "constant"

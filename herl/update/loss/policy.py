@@ -25,7 +25,13 @@ MismatchLevel = Literal["none", "token", "sequence"]
 
 
 def ratio(logprobs: torch.Tensor, behavior_logprobs: torch.Tensor) -> torch.Tensor:
-    """Returns exp(log pi - log pi_behavior) with the exponent clamped to [-20, 20]."""
+    """Returns exp(log pi - log pi_behavior) with the exponent clamped to [-20, 20].
+
+    A token that has become twice as likely, and one that was impossible:
+
+    >>> ratio(torch.tensor([0.5, 0.5]).log(), torch.tensor([0.25, 0.0]).log())
+    tensor([2.0000e+00, 4.8517e+08])
+    """
     return (logprobs - behavior_logprobs).clamp(-20.0, 20.0).exp()
 
 
@@ -41,6 +47,16 @@ def ppo_clip(
 
     Args:
         dual_clip: Upper bound c of the loss at A < 0, as -c A (arXiv:1912.09729); None for no bound.
+
+    Beyond the range the loss is flat, but only in the direction that the advantage has pushed already.
+
+    >>> rho = torch.tensor([0.5, 1.0, 1.5, 4.0])
+    >>> loss, cut = ppo_clip(rho, torch.tensor(1.0), low=0.2, high=0.2, dual_clip=3.0)
+    >>> loss, cut
+    (tensor([-0.5000, -1.0000, -1.2000, -1.2000]), tensor([False, False,  True,  True]))
+    >>> loss, cut = ppo_clip(rho, torch.tensor(-1.0), low=0.2, high=0.2, dual_clip=3.0)
+    >>> loss, cut
+    (tensor([0.8000, 1.0000, 1.5000, 3.0000]), tensor([ True, False, False,  True]))
     """
     free = -advantage * rho
     clipped = -advantage * rho.clamp(1.0 - low, 1.0 + high)
@@ -58,12 +74,22 @@ def shaped(rho: torch.Tensor, advantage: torch.Tensor, gamma: float) -> torch.Te
     """Returns -A rho / (rho + gamma), LUFFY's shaping (arXiv:2504.14945); -A rho at gamma <= 0.
 
     At rho = 1, its gradient is gamma / (1 + gamma)^2 times the plain one: 0.25 times at gamma = 1.
+
+    >>> rho = torch.tensor([0.1, 1.0, 10.0])
+    >>> shaped(rho, torch.tensor(1.0), gamma=1.0)
+    tensor([-0.0909, -0.5000, -0.9091])
+    >>> shaped(rho, torch.tensor(1.0), gamma=0.0)
+    tensor([ -0.1000,  -1.0000, -10.0000])
     """
     return -advantage * (rho / (rho + gamma) if gamma > 0 else rho)
 
 
 def k3(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
-    """Returns exp(d) - d - 1 with d = log pi_ref - log pi: an estimate, never < 0, of KL(pi || pi_ref)."""
+    """Returns exp(d) - d - 1 with d = log pi_ref - log pi: an estimate, never < 0, of KL(pi || pi_ref).
+
+    >>> k3(torch.tensor([0.5, 0.25]).log(), torch.tensor([0.5, 0.5]).log())  # 2 - log 2 - 1 for the second
+    tensor([0.0000, 0.3069])
+    """
     d = ref_logprobs - logprobs
     return d.exp() - d - 1.0
 
@@ -82,6 +108,16 @@ def mismatch_weight(
 
     Weights are pi_trainer / pi_sampler per token, or per answer (the product over its tokens). Above the cap,
     they are truncated to it or set to 0.
+
+    Two answers of two tokens and one token. In the first, the trainer finds the tokens 4 times and half as
+    likely as the sampler did, in the second as likely.
+
+    >>> difference, row = torch.tensor([4.0, 0.5, 1.0]).log(), torch.tensor([0, 0, 1])
+    >>> for level, mode in [("token", "truncate"), ("token", "mask"), ("sequence", "truncate")]:
+    ...     mismatch_weight(difference, torch.zeros(3), row, level=level, mode=mode, cap=3.0)[0]
+    tensor([3.0000, 0.5000, 1.0000])
+    tensor([0.0000, 0.5000, 1.0000])
+    tensor([2., 2., 1.])
     """
     difference = (trainer_logprobs - sampler_logprobs).detach()
     if level == "none":

@@ -19,6 +19,18 @@ class LikelihoodLoss(Loss):
         aggregation: See `herl.update.loss.base.token_weights`.
         constant_length: Tokens, for the aggregation `constant`.
         entropy_coef: Weight of the entropy bonus.
+
+    An answer of two tokens, with probabilities of 1/2 and 1/4: the loss is the mean of log 2 and log 4.
+
+    >>> half, zeros = torch.full([2], 0.5), torch.zeros(2)
+    >>> tokens = Tokens(
+    ...     logprobs=torch.tensor([0.5, 0.25]).log(), entropy=zeros, old_logprobs=zeros,
+    ...     sampler_logprobs=zeros, advantage=torch.ones(2), weight=half, revision=zeros.bool(),
+    ...     row=torch.tensor([0, 0]),
+    ... )
+    >>> loss, stats = LikelihoodLoss()(tokens)
+    >>> round(float(loss), 4)
+    1.0397
     """
 
     aggregation: Aggregation = "token_mean"
