@@ -52,7 +52,7 @@ class Answer:
 
 
 def herl_step(policy, tokenizer, optimizer, tasks):
-    """Takes one step on a batch of prompts. Returns what it learned from: groups of (x, answer, advantage)."""
+    """Takes one step on a batch of prompts. Returns its groups of (x, answer, advantage)."""
     groups = [collect(policy, tokenizer, task) for task in tasks]
     groups = [group for group in groups if group]
     update(policy, optimizer, groups)
@@ -61,7 +61,7 @@ def herl_step(policy, tokenizer, optimizer, tasks):
 
 def collect(policy, tokenizer, task):
     """One prompt's way from attempts to advantages (herl/rollout/collect.py)."""
-    # 1. Sample attempts and judge them. An answer that cannot be judged leaves: it must not count as a failure.
+    # 1. Sample attempts and judge them. An answer that cannot be judged leaves; it does not score 0.
     x = render(tokenizer, task.messages)
     attempts = [judge(task, tokenizer, ids) for ids in sample(policy, tokenizer, x, ATTEMPTS)]
     members = [y for y in attempts if y.reward is not None]
@@ -100,7 +100,7 @@ def render(tokenizer, messages):
 
 @torch.no_grad()
 def sample(policy, tokenizer, context, n):
-    """The token ids of n answers, drawn at temperature 1; an end token belongs to its answer (herl/sampler)."""
+    """The token ids of n answers, drawn at temperature 1, each with its end token (herl/sampler)."""
     ids_BT, end = torch.tensor([context] * n), tokenizer.eos_token_id
     for _ in range(MAX_NEW_TOKENS):
         logits_BV = policy(input_ids=ids_BT).logits[:, -1]
@@ -112,7 +112,7 @@ def sample(policy, tokenizer, context, n):
 
 
 def judge(task, tokenizer, ids):
-    """The share of the rubric's points that an answer earns (herl/judge/rule.py, herl/judge/aggregation.py)."""
+    """An answer's share of the rubric's points (herl/judge/rule.py, herl/judge/aggregation.py)."""
     text = tokenizer.decode(ids, skip_special_tokens=True)
     verdicts = [(criterion, meets(criterion, text)) for criterion in task.rubric.criteria]
     # An undesirable criterion is fulfilled by not being met. It has a negative weight, which is the price of
@@ -135,7 +135,7 @@ def meets(criterion, text):
 
 
 def revision_prompt(task, draft):
-    """The hindsight: the request, and what the draft met and missed of its rubric (herl/hindsight/revision.py).
+    """The hindsight: the request, and what the draft met and missed (herl/hindsight/revision.py).
 
     It does not show the draft, so the revision is written from scratch. On the embedded task this is better.
     """
@@ -149,8 +149,8 @@ def revision_prompt(task, draft):
 
 def update(policy, optimizer, groups):
     """Several optimizer steps, each on its share of the groups (herl/module.py)."""
-    # 6. A revision is trained under x, like every member, although it was sampled under h: the policy is to answer
-    # that well without being told how. The old policy is the one before the first of these steps.
+    # 6. A revision is trained under x, like every member, although it was sampled under h: the policy is to
+    # answer that well without being told how. The old policy is the one before the first of these steps.
     groups = [[(x, y, A, logprobs(policy, x, y.token_ids)[0].detach()) for x, y, A in g] for g in groups]
     steps = min(UPDATES, len(groups))
     for step in range(steps):
@@ -166,7 +166,7 @@ def update(policy, optimizer, groups):
 
 
 def logprobs(policy, context, ids):
-    """Log-probabilities of an answer's tokens, and entropies where they were drawn (herl/update/logprobs.py)."""
+    """Log-probabilities of an answer's tokens, and the entropy at each (herl/update/logprobs.py)."""
     ids_1T = torch.tensor([context + ids])
     logits_NV = policy(input_ids=ids_1T).logits[0, len(context) - 1 : -1]  # column t predicts token t + 1
     logprobs_NV = logits_NV.log_softmax(-1)
