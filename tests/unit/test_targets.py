@@ -11,7 +11,9 @@ from herl.targets import MOVED, configured, moved
         ("herl.judge.llm.LLMJudge", "herl.judge.llm.judge.LLMJudge"),
         ("herl.likelihood.LikelihoodLoss", "herl.update.loss.sft.LikelihoodLoss"),
         ("herl.experience.RolloutPlan", "herl.rollout.stages.RolloutPlan"),
-        ("herl.replay.ReplayBuffer", "herl.replay.ReplayBuffer"),
+        ("herl.memory.Replay", "herl.replay.ReplayBuffer"),
+        ("herl.memory.NoMemory", "herl.replay.NoReplay"),
+        ("herl.judge.JudgeDesk", "herl.judge.JudgeRunner"),
     ],
 )
 def test_the_error_for_an_old_path_names_the_new_one(old, new):
