@@ -96,7 +96,7 @@ def _sees(bounds: torch.Tensor, window: int | None) -> Any:
 
 def _bounds(contexts: Sequence[SharedContext]) -> np.ndarray:
     """Returns three columns for each column of the padded row, int32 [3, T]: the first of the context that
-    it follows, the one after that context (both 0 within a context), and the first of its own piece."""
+    it follows, the one after that context (both 0 within a context), and the first of its piece."""
     length = contexts[-1].end
     length += padding(length)
     bounds = np.zeros((3, length), dtype=np.int32)

@@ -174,7 +174,7 @@ def _write(
     if not adapter:
         target = AutoModelForCausalLM.from_config(policy.config, dtype=policy.dtype)
         target.generation_config = policy.generation_config
-        if hasattr(policy, "_weight_conversions"):  # the conversions of its own checkpoint
+        if hasattr(policy, "_weight_conversions"):  # those of its original checkpoint
             target._weight_conversions = policy._weight_conversions
         target.load_state_dict(weights, strict=False)  # tied weights have one name
         weights = target.state_dict()

@@ -1,4 +1,4 @@
-"""Says what the shipped tiny model earns on the embedded task before any training.
+"""Prints the rewards of the shipped tiny model on the embedded task before any training.
 
 python tools/embedded/evaluate.py [--model FOLDER]
 """

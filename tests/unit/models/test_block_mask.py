@@ -68,7 +68,7 @@ def test_rows_have_few_lengths():
 
 @pytest.fixture
 def compiled(monkeypatch):
-    """As on a GPU, but for each shape anew: the C++ that torch writes for any length does not compile."""
+    """As on a GPU, but compiled for each shape: the C++ that torch writes for dynamic lengths does not compile."""
     whole = torch.compile(flex_attention, dynamic=False, fullgraph=True)
     monkeypatch.setattr(shared_attention, "_compiled_attention", whole)
 

@@ -140,7 +140,7 @@ def test_a_second_batch_of_the_same_shapes_replays_what_the_first_recorded(talke
     recorder, requests = Recorder(), many_requests(4)
     decoder = decoder_of(talker, recorder)
     recorded = []
-    for _ in range(4):  # buffers that grow move, and what was recorded before is recorded again
+    for _ in range(4):  # growing buffers move, so earlier recordings are made again
         list(decoder.sample(answers_to(requests), 1000))
         recorded.append(recorder.recorded)
     assert recorded[-1] == recorded[-2] > 0
