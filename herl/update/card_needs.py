@@ -1,7 +1,7 @@
 """What a run will ask of its sampler, and how much of a GPU the trainer needs beside it.
 
 The module hands this to the sampler before `Sampler.start`: an engine on the trainer's card sizes its context
-and its memory by it. Replay is what `herl.update.gpu_cost` estimates; nothing is measured here.
+and its memory by it. Memory is estimated by `herl.update.gpu_cost`; nothing is measured here.
 """
 
 from __future__ import annotations
