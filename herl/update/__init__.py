@@ -3,6 +3,7 @@
 batch.py           experiences -> rows of tokens
 packing_probe.py   which kinds of rows a model computes correctly
 logprobs.py        rows -> log-probabilities and entropies
+forward_swap.py    calls a model, with its hooks, for something else than its forward pass
 scorer.py          the loss of one row, on policy and reference
 loss/              the losses: base, policy (PPO and HeRL), sft, dpo
 schedule.py        learning rates
