@@ -75,7 +75,8 @@ class HerlModule(L.LightningModule):
         advantages: `herl.advantages.group_advantages` with its options (stage 7).
         loss: Stage 11.
         rollout: How many answers are drawn, how, and what they are trained under.
-        judge_runner: `herl.judge.JudgeRunner` with its options.
+        judge_runner: `herl.judge.JudgeRunner` with its options: called with the judge, and with
+            `needs_verdicts` where hindsight is made of verdicts.
         optimizer: Parameters -> optimizer.
         schedule: Course of the learning rate over the run, after the warm-up.
         warmup_steps: Optimiser steps over which the learning rate rises from 0.
@@ -104,7 +105,7 @@ class HerlModule(L.LightningModule):
         advantages: Advantages = group_advantages,
         loss: Loss | None = None,
         rollout: RolloutPlan | None = None,
-        judge_runner: Callable[[Judge], JudgeRunner] = JudgeRunner,
+        judge_runner: Callable[..., JudgeRunner] = JudgeRunner,
         optimizer: Optimizer = ADAMW,
         schedule: Schedule = "constant",
         warmup_steps: int = 0,
@@ -135,15 +136,15 @@ class HerlModule(L.LightningModule):
         self.validation_attempts, self.validation_revisions = validation_attempts, validation_revisions
         self.log_over = log_over
         self.seed = seed
-        self.judge_runner = judge_runner
+        hindsight = hindsight or NoHindsight()
         self.stages = Stages(
             tokenizer=model.tokenizer(),
             sampler=sampler,
-            judge_runner=judge_runner(judge),
+            judge_runner=judge_runner(judge, needs_verdicts=hindsight.needs_verdicts),
             plan=(rollout or RolloutPlan()).within(model.max_tokens()),
             selection=selection,
             advantages=advantages,
-            hindsight=hindsight or NoHindsight(),
+            hindsight=hindsight,
             bonus=bonus or NoBonus(),
             replay=replay or NoReplay(),
         )

@@ -121,7 +121,7 @@ def _evaluated(config: DictConfig, data: Any = None) -> tuple[Run, list[Row]]:
             run.module.validation_revisions,
             judges,
             seed=config.seed,
-            judge_runner=run.module.judge_runner,
+            runner_of=run.module.stages.judge_runner.for_judge,
         )
     if run.trainer.is_global_zero:
         write_lines(Path(config.output_dir) / "answers.jsonl", trajectory_records(run.module.heldout))

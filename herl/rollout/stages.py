@@ -113,7 +113,6 @@ class Stages:
     replay: Replay = field(default_factory=NoReplay)
 
     def __post_init__(self) -> None:
-        self.judge_runner.needs_verdicts = self.hindsight.needs_verdicts
         if self.replay.needs_revisions and isinstance(self.hindsight, NoHindsight):
             raise ConfigError("replay.of: expected 'best' without hindsight, got 'revisions': there are none")
         if self.plan.attempts_per_prompt == 1 and isinstance(self.hindsight, NoHindsight):
