@@ -39,9 +39,10 @@ from herl.models.pretrained import PretrainedModel
 from herl.models.weights import first_not_finite, is_sharded, named_weights, whole
 from herl.replay import NoReplay, Replay
 from herl.rollout.collect import Collection, collect
-from herl.rollout.improve import Trajectory, check_attempts, check_rounds, improve
+from herl.rollout.improve import Trajectory, check_rounds
 from herl.rollout.render import reading_sample
 from herl.rollout.stages import Advantages, RolloutPlan, Selection, Stages, trial_advantages
+from herl.rollout.validate import check_attempts, validate
 from herl.sampler import Sampler
 from herl.selection import form_group
 from herl.teardown import TeardownOnError
@@ -354,13 +355,12 @@ class HerlModule(L.LightningModule):
 
     def validation_step(self, tasks: list[Task], batch_idx: int) -> None:
         """Attempts at held-out prompts and their revisions, with the same random numbers every time."""
-        found = improve(
+        found = validate(
             tasks,
             self.stages,
             seed=self.seed,
-            rounds=self.validation_revisions,
             attempts=self.validation_attempts,
-            sampling=self.stages.plan.heldout,
+            revisions=self.validation_revisions,
             clock=self.clock,
         )
         self.heldout += found.trajectories
