@@ -78,7 +78,9 @@ def validate(
 
 
 def check_attempts(key: str, attempts: int, sampling: Sampling | None) -> None:
-    """Raises a ConfigError if that many attempts would all be the same."""
+    """Raises a ConfigError if there would be no attempt, or only attempts that are the same."""
+    if attempts < 1:
+        raise ConfigError(f"{key}: expected at least 1, got {attempts}")
     if attempts > 1 and sampling is not None and sampling.temperature == 0:
         raise ConfigError(
             f"{key}: expected 1 with rollout.heldout.temperature=0, under which all are the same, "

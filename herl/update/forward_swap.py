@@ -2,8 +2,8 @@
 
 Computing log-probabilities needs the logits of some tokens only, so `logprobs.py` cannot use the model's own
 forward pass as it is. It cannot call the model's parts directly either: the weights of a sharded model (FSDP)
-are gathered by hooks that run only when the model itself is called, as `model(...)`. So the function takes the
-place of `model.forward` for the length of one call, and the call goes through the model's own `__call__`.
+are gathered by hooks, which run only when the model itself is called, as `model(...)`. So the function takes
+the place of `model.forward` for the length of one call, and the call goes through the model's own `__call__`.
 """
 
 from __future__ import annotations
