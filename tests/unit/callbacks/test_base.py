@@ -12,7 +12,9 @@ from herl.data import RubricDataModule
 from herl.errors import ConfigError
 from herl.hindsight.revision import RevisionBuilder
 from herl.module import HerlModule
-from tests.support.training import TASKS, fit, module_of
+from herl.sampler.scripted import ScriptedSampler
+from herl.testing import make_task
+from tests.support.training import fit, module_of
 
 
 class Watch(HerlCallback):
@@ -56,8 +58,10 @@ def trainer_of(tmp_path, *callbacks):
 def test_a_callback_gets_each_step_and_each_validation_as_a_record(tmp_path):
     watch, kept = Watch(), KeepHeldout()
     trainer = trainer_of(tmp_path, RefreshSampler(), watch, kept)
-    module = module_of(hindsight=RevisionBuilder(), validation_revisions=1)
-    trainer.fit(module, RubricDataModule(TASKS, TASKS * 2, prompts_per_batch=2))
+    tasks = [make_task(id=f"t{number}") for number in range(4)]
+    sampler = ScriptedSampler({one.id: ["fish"] for one in tasks}, {one.id: ["fish river"] for one in tasks})
+    module = module_of(sampler=sampler, hindsight=RevisionBuilder(), validation_revisions=1)
+    trainer.fit(module, RubricDataModule(tasks[:2], tasks, prompts_per_batch=2))
     *before, step, heldout, found, end = watch.seen
     assert before == ["start", "epoch", "batch"]
     assert [len(group.attempts) for group in step.collection.groups] == [4, 4]
