@@ -9,6 +9,7 @@ from herl.targets import moved
 KEYS = {
     "benchmark.data.most": "benchmark.data.max_prompts",
     "callbacks.dashboard.most_criteria": "callbacks.dashboard.max_criteria",
+    "callbacks.hindsight_gate": "module.hindsight_gate",
     "callbacks.record_answers.most": "callbacks.record_answers.max_answers",
     "data.most": "data.max_prompts",
     "hindsight.candidates.most": "hindsight.candidates.max_candidates",

@@ -38,6 +38,7 @@ class JudgeRunner:
         window: Number of answers the share is computed over. The limit applies once the window is full.
         strip_thinking: Whether to remove the thinking up to </think> before an answer is judged.
         budget: Limits on the cost of judging in the whole run; None for no limits.
+        needs_verdicts: Whether a reward without verdicts counts as a failure, since hindsight cannot use it.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class JudgeRunner:
         window: int = 64,
         strip_thinking: bool = False,
         budget: Budget | None = None,
+        needs_verdicts: bool = False,
     ) -> None:
         if concurrency < 1 or window < 1 or not 0.0 <= max_abstention <= 1.0:
             raise ConfigError(
@@ -58,8 +60,7 @@ class JudgeRunner:
         self.judge = judge
         self.max_abstention = max_abstention
         self.budget = budget or Budget()
-        self.needs_verdicts = False
-        """Whether a reward without verdicts counts as a failure, because hindsight cannot use it."""
+        self.needs_verdicts = needs_verdicts
         self.usage: Counter[str] = Counter()
         """Usage summed over all judgements of the run so far, on all ranks; `budget` tracks spending."""
         self._concurrency = concurrency
@@ -67,6 +68,18 @@ class JudgeRunner:
         self._window: deque[tuple[int, int]] = deque(maxlen=window)
         self._last_failure = ""
         self._loop: asyncio.AbstractEventLoop | None = None
+
+    def for_judge(self, judge: Judge) -> JudgeRunner:
+        """Returns a runner of another judge with the same settings, which spends the same budget."""
+        assert self._window.maxlen is not None
+        return type(self)(
+            judge,
+            concurrency=self._concurrency,
+            max_abstention=self.max_abstention,
+            window=self._window.maxlen,
+            strip_thinking=self._strip_thinking,
+            budget=self.budget,
+        )
 
     # Open and close
 

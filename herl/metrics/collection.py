@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from rapidfuzz.distance import Levenshtein
@@ -64,6 +64,17 @@ def collection_counts(collection: Collection) -> dict[str, int]:
         "revisions_sampled": len(revisions),
         "tokens_sampled": sum(len(one.rollout.token_ids) for one in answers),
     }
+
+
+def progress_metrics(counts: Mapping[str, int], epoch: int) -> dict[str, float]:
+    """Returns how far the run is.
+
+    Args:
+        counts: Of the run so far.
+        epoch: The present one, from 0.
+    """
+    numbers = {f"progress/{name}": float(count) for name, count in sorted(counts.items())}
+    return numbers | {"progress/epoch": float(epoch)}
 
 
 def _changes(groups: Sequence[Group]) -> dict[str, list[float]]:

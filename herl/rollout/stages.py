@@ -143,7 +143,6 @@ class Stages:
     replay: Replay = field(default_factory=NoReplay)
 
     def __post_init__(self) -> None:
-        self.judge_runner.needs_verdicts = self.hindsight.needs_verdicts
         if self.replay.needs_revisions and not self.hindsight.revises:
             raise ConfigError(
                 "replay.of=revisions needs hindsight; use replay.of=best, or choose a hindsight builder"

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import lightning as L
 
 Schedule = Literal["constant", "linear", "cosine"]
+
+
+@runtime_checkable
+class EndsRun(Protocol):
+    """A callback that ends a run by a limit of its own, such as `herl.callbacks.AnswerBudget`."""
+
+    def share_spent(self, counts: Mapping[str, int]) -> float:
+        """Returns how much of the limit is spent; 1.0 or more ends the run.
+
+        Args:
+            counts: Of the run so far, as in `herl.module.HerlModule.counts`.
+        """
 
 
 def learning_rate_share(schedule: Schedule, step: int, warmup_steps: int, progress: float) -> float:
@@ -33,16 +46,20 @@ def learning_rate_share(schedule: Schedule, step: int, warmup_steps: int, progre
     return warm * course[schedule]
 
 
-def run_share(trainer: L.Trainer, batches: int, answers: float = 0.0) -> float:
-    """Returns the share of a run that is done, in [0, 1]: by epochs, steps or answers, whichever is furthest.
+def run_share(trainer: L.Trainer, batches: int, counts: Mapping[str, int]) -> float:
+    """Returns the share of a run that is done, in [0, 1], by the limit that ends it first.
+
+    Limits are max_epochs and max_steps of the trainer, and those of its callbacks (`EndsRun`).
 
     Args:
-        trainer: The run's trainer, for its max_epochs and max_steps.
+        trainer: The run's trainer.
         batches: Batches of the current epoch that are done.
-        answers: Share of the answer budget that is spent.
+        counts: The run's counts so far.
     """
     epochs = trainer.max_epochs or 0
     done = trainer.current_epoch + batches / trainer.num_training_batches
     by_epoch = done / epochs if epochs > 0 else 0.0
     by_step = trainer.global_step / trainer.max_steps if trainer.max_steps > 0 else 0.0
-    return min(1.0, max(by_epoch, by_step, answers))
+    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    spent = [one.share_spent(counts) for one in callbacks if isinstance(one, EndsRun)]
+    return min(1.0, max(by_epoch, by_step, *spent))

@@ -32,9 +32,7 @@ def wrong(task, text):
 
 
 def judge_one(function, text="fish", needs_verdicts=False):
-    runner = JudgeRunner(FunctionJudge(function))
-    runner.needs_verdicts = needs_verdicts
-    with runner:
+    with JudgeRunner(FunctionJudge(function), needs_verdicts=needs_verdicts) as runner:
         return runner.submit(TASK, make_rollout(text)).result().judgement
 
 

@@ -8,13 +8,13 @@ from herl.clock import PhaseClock
 from herl.evaluation.intervals import evaluation_rows
 from herl.metrics.collection import collection_metrics
 from herl.metrics.rubric import RubricMetrics, rubric_metrics
-from herl.metrics.running import MOST_SAMPLES, RunningStats
 from herl.metrics.throughput import throughput_metrics, trained_flops
 from herl.rollout.collect import Collection
 from herl.seeds import derive_seed
 from herl.testing import make_experience, make_judged, make_rollout, make_task
 from herl.types import Criterion, Group, Member, Rubric, Task
 from herl.update.loss.base import Stats
+from herl.update.running_stats import MOST_SAMPLES, RunningStats
 
 
 def test_sums_add_up_over_micro_batches_as_one_mean():

@@ -54,10 +54,9 @@ def needs(model, plan, gpus=8, reference=True, trains=True, micro_batch_tokens=8
             precision="bf16-mixed",
             callbacks=[RefreshSampler()],
         ),
-        micro_batch_tokens=micro_batch_tokens,
-        trains=trains,
+        updater=SimpleNamespace(micro_batch_tokens=micro_batch_tokens),
     )
-    return run_limits(module)
+    return run_limits(module, trains=trains)
 
 
 @pytest.fixture

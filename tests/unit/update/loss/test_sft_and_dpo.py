@@ -17,7 +17,7 @@ from herl.update.loss.sft import LikelihoodLoss
 from herl.update.scorer import Scorer
 from tests.support.experiences import several
 from tests.support.naive import padded_logprobs
-from tests.support.training import fit, initial, module_of, weights
+from tests.support.training import KeepSteps, fit, initial, module_of, weights
 
 PAIR = partial(keep_ranked, worst=1)
 
@@ -173,13 +173,14 @@ def test_dpo_trains_with_a_reference_and_lowers_its_loss(tmp_path):
     module = module_of(
         loss=PreferenceLoss(beta=0.5), selection=partial(keep_ranked, worst=1), updates_per_batch=1
     )
-    fit(module, tmp_path)
-    first = module.reported["update/preference_loss"]
+    kept = KeepSteps()
+    fit(module, tmp_path, callbacks=[kept])
+    first = kept.steps[-1].metrics["update/preference_loss"]
     assert first == pytest.approx(0.6931, abs=1e-3)  # policy and reference are the same: log 2
-    assert len(module._reference) == 1
+    assert module.updater.reference is not None
     longer = module_of(
         loss=PreferenceLoss(beta=0.5), selection=partial(keep_ranked, worst=1), updates_per_batch=1
     )
-    fit(longer, tmp_path, max_epochs=4)
-    assert longer.reported["update/preference_loss"] < first
+    fit(longer, tmp_path, max_epochs=4, callbacks=[kept])
+    assert kept.steps[-1].metrics["update/preference_loss"] < first
     assert not torch.equal(weights(longer), initial())
