@@ -45,7 +45,7 @@ class RecordAnswers(HerlCallback):
         self.written = state_dict["written"]
 
     def on_start(self, trainer: L.Trainer, module: HerlModule) -> None:
-        """Truncates records written after the checkpoint being resumed; those batches will be sampled again."""
+        """Truncates records written after the checkpoint being resumed; those batches are sampled again."""
         if trainer.is_global_zero:
             last = self.folder / f"answers-{self.written // LINES_PER_FILE:05d}.jsonl"
             for path in self.folder.glob("answers-*.jsonl"):
@@ -75,7 +75,7 @@ class RecordAnswers(HerlCallback):
                     file.writelines(lines[:room])
             except OSError as error:
                 raise TrainingError(
-                    f"cannot record answers in {self.folder / name}: {error}. Free some space, then resume"
+                    f"cannot record answers in {self.folder / name}: {error}. Free some space and resume"
                 ) from error
             self.written += len(lines[:room])
             lines = lines[room:]

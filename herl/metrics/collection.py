@@ -98,7 +98,7 @@ def _changes(groups: Sequence[Group]) -> dict[str, list[float]]:
 
 
 def _turned(task: Task, draft: Judged, revision: Judged) -> list[tuple[str, bool]]:
-    """Returns ("mended", whether) for each criterion that the draft missed, ("broken", whether) for others."""
+    """Returns ("mended", whether) for each criterion that the draft missed, else ("broken", whether)."""
     before, after = fulfilled(task, draft), fulfilled(task, revision)
     both = [(before[key], after[key]) for key in before if key in after]
     return [("broken", not now) if then else ("mended", now) for then, now in both]

@@ -221,7 +221,7 @@ def test_a_second_ctrl_c_ends_the_process(tmp_path, capfd):
     with pytest.raises(SystemExit):
         run(tmp_path, Send(2, signal.SIGINT, times=2), StopOnSignal(), every=None)
     message = "herl: SIGINT: the run stops before the next batch (press again to stop at once)\n"
-        assert message in capfd.readouterr().err
+    assert message in capfd.readouterr().err
     assert signal.getsignal(signal.SIGINT) is not signal.SIG_IGN or signal.signal(
         signal.SIGINT, signal.default_int_handler
     )
