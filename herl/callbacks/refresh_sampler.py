@@ -199,8 +199,8 @@ def compare(ours: torch.Tensor, theirs: torch.Tensor, hotter: torch.Tensor | Non
     """Compares the trainer's log-probs with the sampler's.
 
     The trainer's log-probs at a temperature 10 % higher show, token by token, the effect of such a change. A
-    least-squares fit finds how much of it is in the deviation. Rounding averages out there, so the fit detects
-    a few percent even if single tokens deviate more for other reasons.
+    least-squares fit finds its share in the deviation. Rounding averages out in the fit, so it detects a few
+    percent even if single tokens deviate more for other reasons.
 
     Args:
         ours: The trainer's log-probs, [num_tokens].

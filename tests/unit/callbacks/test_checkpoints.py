@@ -248,7 +248,7 @@ def test_another_chat_template_is_refused_and_the_checkpoint_stays(tmp_path, mon
 
     monkeypatch.setattr(PretrainedModel, "tokenizer", other)
     with pytest.raises(
-        ConfigError, match="expected the tokenizer and chat template of the checkpoint, got others"
+        ConfigError, match="expected the checkpoint's tokenizer and chat template, got different ones"
     ):
         run(tmp_path, resume=newest)
     assert newest.resolve() == before  # nothing was saved in its place
