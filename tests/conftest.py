@@ -29,7 +29,7 @@ def pytest_runtest_setup(item):
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Says how many tests a machine without a GPU has left out."""
+    """Reports how many tests were skipped for lack of a GPU."""
     skipped = [one for one in terminalreporter.stats.get("skipped", ()) if NO_GPU in str(one.longrepr)]
     if skipped:
         terminalreporter.write_line(f"{len(skipped)} tests skipped: they need a CUDA GPU, and none is here")

@@ -7,7 +7,7 @@ same, with all its options. The page shares no code with those files: a test giv
 compares their gradients (tests/unit/test_one_page.py), so the page also defines what herl computes.
 
 What the page leaves out, and why:
-- Whatever is there for speed: sampling engines, caches, packed rows, micro-batches, ranks. Here every answer
+- Everything that only adds speed: engines, caches, packed rows, micro-batches, ranks. Here every answer
   is one forward pass. None of it may change the result, apart from rounding.
 - Options: conf/ lists them, with the values used here as defaults.
 - One seed per answer (herl/seeds.py). Here all answers come from torch's global generator.
@@ -31,7 +31,7 @@ from herl.types import Criterion, Rubric, Task
 HERL = Path(__file__).parents[1] / "herl"
 ATTEMPTS = 8  # attempts at each prompt: rollout.attempts_per_prompt
 MAX_NEW_TOKENS = 64  # tokens of an answer: rollout.attempt.max_new_tokens
-ALPHA = 0.05  # share of a revision's gain that its draft is paid: bonus.alpha
+ALPHA = 0.05  # share of a revision's gain that is paid to its draft: bonus.alpha
 FLAT = 1e-4  # spread of rewards below which a group teaches nothing: advantages.tolerance
 CLIP = 0.2  # PPO's range around a ratio of 1: loss.clip_low, loss.clip_high
 DUAL_CLIP = 3.0  # bound of the loss at negative advantages: loss.dual_clip
@@ -61,14 +61,14 @@ def herl_step(policy, tokenizer, optimizer, tasks):
 
 def collect(policy, tokenizer, task):
     """One prompt's way from attempts to advantages (herl/rollout/collect.py)."""
-    # 1. Sample attempts and judge them. An answer that cannot be judged leaves; it does not score 0.
+    # 1. Sample attempts and judge them. An answer that cannot be judged is dropped; it does not score 0.
     x = render(tokenizer, task.messages)
     attempts = [judge(task, tokenizer, ids) for ids in sample(policy, tokenizer, x, ATTEMPTS)]
     members = [y for y in attempts if y.reward is not None]
     if not members:
         return []
 
-    # 2. The best attempt is the draft; of equals, the one that fulfills more criteria, then the one that was
+    # 2. The best attempt is the draft; among equals, the one that fulfills more criteria, then the one that was
     # sampled first (herl/hindsight/candidates.py). Unless it is perfect, the same policy revises it.
     draft = max(members, key=lambda y: (y.reward, sum(good for _, good in y.fulfilled)))
     if draft.reward < 1.0:
@@ -125,7 +125,7 @@ def judge(task, tokenizer, ids):
 
 
 def meets(criterion, text):
-    """The verdict on one criterion, by its check in the data; None if there is none that we know."""
+    """The verdict on one criterion, by its check in the data; None if the check is unknown."""
     match criterion.check:
         case {"kind": "contains", "text": phrase}:
             return phrase.lower() in text.lower()
@@ -150,7 +150,7 @@ def revision_prompt(task, draft):
 def update(policy, optimizer, groups):
     """Several optimizer steps, each on its share of the groups (herl/module.py)."""
     # 6. A revision is trained under x, like every member, although it was sampled under h: the policy is to
-    # answer that well without being told how. The old policy is the one before the first of these steps.
+    # answer that well without the hindsight. The old policy is the one before the first of these steps.
     groups = [[(x, y, A, logprobs(policy, x, y.token_ids)[0].detach()) for x, y, A in g] for g in groups]
     steps = min(UPDATES, len(groups))
     for step in range(steps):
@@ -184,7 +184,7 @@ def token_losses(logprobs_N, entropy_N, old_N, A):
 
 
 def main(prompts=16):
-    """Takes one step on the embedded task, and shows what the policy learned from at the first prompt."""
+    """Takes one step on the embedded task, and prints the group of the first prompt."""
     torch.manual_seed(0)
     rows = [json.loads(line) for line in (HERL / "assets" / "animals.jsonl").read_text().splitlines()]
     tasks = []

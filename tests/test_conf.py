@@ -40,7 +40,7 @@ NEEDED = {
     ("judge", "llm"): ["judge.chat.base_url=http://x/v1", "judge.chat.model=m"],
     ("judge", "function"): ["judge.function=my_module.my_reward"],
 }
-"""Values that a choice cannot have of itself."""
+"""Values that a choice cannot supply itself."""
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_every_benchmark_checks(verb, benchmark):
 
 @pytest.mark.parametrize("experiment", choices("experiment"))
 def test_a_benchmark_goes_with_every_experiment(experiment, monkeypatch):
-    """An experiment has settings of its own for data and judge: the benchmark's are others."""
+    """An experiment sets data and judge, but the benchmark's take precedence."""
     config = composed("test", "benchmark=ifbench", f"experiment={experiment}")
     check(config)
     monkeypatch.setattr("herl.cli.commands.make", lambda node: node._target_)
@@ -70,7 +70,7 @@ def test_a_benchmark_goes_with_every_experiment(experiment, monkeypatch):
         1,
     )
     assert list(benchmarked.further_judges) == ["loose"]
-    assert OmegaConf.is_interpolation(config.module, "judge"), "the configuration given stays as it is"
+    assert OmegaConf.is_interpolation(config.module, "judge"), "the given configuration is unchanged"
 
 
 def test_several_loggers_write_at_once():

@@ -1,4 +1,4 @@
-"""The wheel holds all that `herl fit` needs."""
+"""The wheel contains everything that `herl fit` needs."""
 
 import subprocess
 import sys

@@ -2,8 +2,8 @@
 
 experiences -> parts of whole groups -> rows -> loss and gradient -> clipping -> optimizer step
 
-Every rank takes the same steps. The rows of a step are divided among ranks; gradients and metrics are those of
-the whole step. A step whose gradient is not finite is skipped; too many in a row end the run.
+Every rank takes the same steps. The rows of a step are divided among ranks; gradients and metrics are those
+of the whole step. A step whose gradient is not finite is skipped; too many in a row end the run.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Rows, the trial of packings, log-probs, samplers and whole steps, on each device that is here.
+"""Rows, the packing probe, log-probs, samplers and whole steps, on each available device.
 
 Expected values are computed on the CPU in float64, with one padded row per answer.
 """
@@ -27,14 +27,16 @@ from tests.support.experiences import experience
 from tests.support.naive import padded_logprobs, padded_loss
 from tests.support.small_models import ARCHITECTURES, model_of
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # the compiler's own, other ones in each version of torch
+pytestmark = pytest.mark.filterwarnings(
+    "ignore"
+)  # the compiler's warnings, which differ between versions of torch
 NAMES = ("llama", "mistral", "qwen3-sliding", "granite")
 PACKINGS = ("shared", "packed")
 
 
 @pytest.fixture(autouse=True)
 def exact_float32():
-    """Products in float32 are not rounded to TF32, whatever a run in this process has asked for."""
+    """Keeps float32 products from being rounded to TF32, even if a run in this process enabled it."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     yield
@@ -47,7 +49,7 @@ def architecture(name):
 
 
 def long_rows(seed=0, part=1):
-    """Contexts of no round length, and answers of one token to two hundred; or the nth part of those lengths."""
+    """Contexts of odd lengths and answers of 1 to 200 tokens, or these lengths divided by n."""
     draw = torch.Generator().manual_seed(seed)
 
     def some(count):
@@ -62,7 +64,7 @@ def long_rows(seed=0, part=1):
 
 
 def part_for(device):
-    """Real lengths on a GPU; a part of them on a CPU, which `tests/unit` tries more thoroughly."""
+    """Full lengths on a GPU; shorter ones on a CPU, which `tests/unit` tests more thoroughly."""
     return 1 if device.type == "cuda" else 8
 
 
@@ -119,11 +121,11 @@ def test_in_bfloat16_rows_are_as_near_to_float64_as_answers_alone(name, device):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_neighbours_change_no_bit_of_an_answer(dtype, device):
+def test_neighbors_change_no_bit_of_an_answer(dtype, device):
     model = architecture("mistral").to(device)
     part = part_for(device)
     first, second = long_rows(seed=0, part=part), long_rows(seed=1, part=part)
-    kept = first[0]  # stands behind the same context; all other tokens of the row are replaced
+    kept = first[0]  # follows the same context; all other tokens of the row are replaced
     replaced = [
         make_rollout(
             id=e.rollout.id,

@@ -1,4 +1,4 @@
-"""`tools/bench/gpu` without a GPU: its sections in small, and what becomes of sections that fail."""
+"""`tools/bench/gpu` without a GPU: its sections at small sizes, and how failing sections are handled."""
 
 import io
 import json
@@ -39,7 +39,7 @@ def test_a_section_measures_all_its_figures_in_small(function, arguments, figure
 
 
 def test_the_leak_test_finds_a_leak(tmp_path, monkeypatch):
-    """Answers that see the answers before them."""
+    """Lets answers see the answers before them."""
     bench = Bench(section="one", device=torch.device("cpu"), scratch=tmp_path, tokenizer="tiny")
     policy = rows._attentive(rows.load(bench, "0.5b, 2 layers"))
     assert rows._changed_by_neighbors(bench, policy, "shared", bf16=False) == 0

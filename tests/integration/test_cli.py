@@ -29,7 +29,7 @@ def herl(*arguments, cwd, timeout=240, **environment):
 
 def summary_of(folder):
     summary = json.loads((folder / "summary.json").read_text())
-    for name in ("seconds", "best_checkpoint"):  # of the clock and of the folder
+    for name in ("seconds", "best_checkpoint"):  # they depend on the clock and the folder
         summary.pop(name, None)
     return summary
 

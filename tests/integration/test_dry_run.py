@@ -1,4 +1,4 @@
-"""A run that is only tried."""
+"""A dry run."""
 
 import json
 import subprocess
@@ -28,7 +28,7 @@ def test_a_dry_run_shows_prompts_and_estimates_and_writes_nothing_but_its_report
     assert report["prompt"].startswith("<|im_start|>user\n")
     assert "It misses:" in report["revision_prompt"]
     assert "Draft:" not in report["revision_prompt"]
-    assert 50 < report["batches"] < 65  # 8 192 answers, 8 and a revision to each of 16 prompts
+    assert 50 < report["batches"] < 65  # 8 192 answers: 8 attempts and a revision for each of 16 prompts
     assert report["answers"] >= 8192
     assert report["validations"] == 2 + report["batches"] // 6
     assert {"sample", "revise", "update", "validate", "total"} <= set(report["run_seconds"])

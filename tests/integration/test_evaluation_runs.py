@@ -63,7 +63,7 @@ RARE = {
     "update/logprob", "update/preference_loss",  # of sft and dpo
     "replay/recalled<name>", "replay/joined<name>",  # no replay
 }  # fmt: skip
-"""Curves of the README that a run of the default has none of."""
+"""Curves of the README that a default run does not have."""
 UNLISTED = re.compile(r"(final|hp_\w+)/|(train|revision|heldout)_criterion/|.*/seconds_max|throughput/")
 
 
@@ -174,7 +174,7 @@ def test_ifbench_is_judged_strictly_and_loosely(tmp_path):
 
 
 def test_a_benchmark_is_the_same_whatever_the_run_was_trained_on(run, tmp_path):
-    """The run has settings of its own for its data, its judge and how held-out prompts are answered."""
+    """The run sets its data, its judge and how held-out prompts are answered."""
     other = tmp_path / "other"
     shutil.copytree(run, other, symlinks=True)
     with (other / ".hydra" / "overrides.yaml").open("a") as overrides:

@@ -1,4 +1,4 @@
-"""Whole runs with an LLM judge over HTTP: faults, kills, budgets, keys. The endpoint is a fake, all else is real."""
+"""Whole runs with an LLM judge over HTTP: faults, kills, budgets, keys. Only the endpoint is a fake."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ TWO_EPOCHS = (
 
 
 def by_hash(parts):
-    """Verdicts that are a function of criterion and answer, and differ enough to learn from."""
+    """Verdicts that depend only on criterion and answer, and differ enough to learn from."""
     lines = dict(line.split(". ", 1) for line in parts["RUBRIC"].split("\n"))
     return json.dumps({"verdicts": {
         number: {"reason": "", "verdict": "met" if hashlib.md5((text + parts["ANSWER"]).encode()).digest()[0] % 2 else "not met"}
@@ -50,13 +50,13 @@ def start(folder, endpoint, *overrides, cache=None):
     return subprocess.Popen(
         command(folder, endpoint, *overrides, cache=cache),
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment(JUDGE_KEY=KEY),
-        # shells ignore it for what they run in the background, and children inherit that
+        # shells ignore it for background jobs, and children inherit that
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
 
 
-def learnt(folder):
-    """The curves that tell what was learnt, without times and the judge's costs."""
+def learned(folder):
+    """The curves that tell what was learned, without times and the judge's costs."""
     return {
         tag: values
         for tag, values in curves(folder).items()
@@ -66,7 +66,7 @@ def learnt(folder):
 
 @pytest.fixture(scope="module")
 def clean(tmp_path_factory):
-    """A run in which nothing goes wrong."""
+    """A run without faults."""
     folder = tmp_path_factory.mktemp("clean")
     with FakeEndpoint(judge=by_hash, key=KEY) as endpoint:
         run(folder, endpoint)
@@ -83,15 +83,15 @@ def test_the_curves_tell_what_judging_took_and_cost(clean):
         "judge/tokens",
         "judge/cache_hit_share",
     } <= set(found)
-    assert summary(clean)["judge"]["calls"] >= sum(found["judge/calls"])  # and those of the validations
+    assert summary(clean)["judge"]["calls"] >= sum(found["judge/calls"])  # and the validations
 
 
 def test_a_run_with_30_percent_faults_learns_the_same_and_shows_its_key_nowhere(clean, tmp_path):
     with FakeEndpoint(fault_share=0.3, judge=by_hash, key=KEY) as endpoint:
         done = run(tmp_path, endpoint, "judge.chat.extra_body={user: '${oc.env:JUDGE_KEY}'}")
-    assert f'"user": "{KEY}"' in endpoint.bodies[0]  # the endpoint alone gets to read it
+    assert f'"user": "{KEY}"' in endpoint.bodies[0]  # only the endpoint may read it
     assert "${oc.env:JUDGE_KEY}" in (tmp_path / "config.yaml").read_text()
-    assert learnt(tmp_path) == learnt(clean)
+    assert learned(tmp_path) == learned(clean)
     judge = summary(tmp_path)["judge"]
     made_by = {"hang": "timeout", "cut": "connection"}
     expected = {f"fault_{made_by.get(f, f)}": n for f, n in endpoint.served.items() if f != "ok"}
@@ -117,9 +117,9 @@ def test_a_dead_judge_stops_the_run_with_an_error_and_a_checkpoint_that_goes_on(
         endpoint.fails_from = None
         resumed = tmp_path / "resumed"
         run(resumed, endpoint, f"resume={tmp_path}/checkpoints/last.ckpt", cache=tmp_path / "replies.sqlite")
-    joined = {tag: learnt(tmp_path).get(tag, []) + values for tag, values in learnt(resumed).items()}
-    assert joined["update/loss"] == learnt(clean)["update/loss"]
-    assert joined["train/reward"] == learnt(clean)["train/reward"]
+    joined = {tag: learned(tmp_path).get(tag, []) + values for tag, values in learned(resumed).items()}
+    assert joined["update/loss"] == learned(clean)["update/loss"]
+    assert joined["train/reward"] == learned(clean)["train/reward"]
 
 
 def test_a_spent_budget_ends_the_run_cleanly_and_a_larger_one_goes_on(clean, tmp_path):
@@ -135,7 +135,7 @@ def test_a_spent_budget_ends_the_run_cleanly_and_a_larger_one_goes_on(clean, tmp
             cache=tmp_path / "replies.sqlite",
         )  # fmt: skip
     assert len(set(endpoint.bodies)) == len(endpoint.bodies)  # nothing is paid for twice
-    assert (learnt(tmp_path).get("update/loss", []) + learnt(resumed)["update/loss"]) == learnt(clean)[
+    assert (learned(tmp_path).get("update/loss", []) + learned(resumed)["update/loss"]) == learned(clean)[
         "update/loss"
     ]
     assert summary(resumed)["heldout_reward_after"] == summary(clean)["heldout_reward_after"]
@@ -161,8 +161,8 @@ def test_a_run_killed_while_judging_pays_no_call_again(clean, tmp_path, after):
         resume = [f"resume={checkpoint}"] if checkpoint.exists() else []
         run(tmp_path / "second", endpoint, *resume, cache=cache)
     again = len(endpoint.bodies) - len(set(endpoint.bodies))
-    assert again <= len(answered) - kept  # only what was on its way back when the run died
-    assert learnt(tmp_path / "second")["update/loss"][-1] == learnt(clean)["update/loss"][-1]
+    assert again <= len(answered) - kept  # only replies in flight when the run died
+    assert learned(tmp_path / "second")["update/loss"][-1] == learned(clean)["update/loss"][-1]
     assert summary(tmp_path / "second")["heldout_reward_after"] == summary(clean)["heldout_reward_after"]
 
 

@@ -21,5 +21,5 @@ def test_a_policy_is_trained_on_the_verdicts_of_a_served_model(tmp_path):
     assert 0.0 <= found["train/reward"][0] <= 1.0
     assert found["train/abstained"][0] < 0.5
     assert len(list((tmp_path / "records").glob("answers-*.jsonl"))) == 1
-    # the server has ended with the run
+    # the server ended with the run
     assert not subprocess.run(["pgrep", "-f", f"{tmp_path}"], capture_output=True, text=True).stdout

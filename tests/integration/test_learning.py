@@ -1,4 +1,4 @@
-"""End to end on the embedded task: the held-out reward rises by more than a broken loss could make it."""
+"""End to end on the embedded task: the held-out reward rises by more than with any broken loss."""
 
 import json
 import subprocess
@@ -7,7 +7,7 @@ import sys
 import pytest
 
 ANSWERS = 2304  # two fifths of the default budget: about a minute
-RISE = 0.12  # a sound loss: 0.21. With its sign flipped, advantages of zero or a mask one off: none above 0
+RISE = 0.12  # a correct loss: 0.21. With a flipped sign, zero advantages or a mask off by one: none above 0
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Which rows each architecture is trained on, and that they give what one answer at a time gives.
+"""The packing chosen for each architecture gives the same results as one answer at a time.
 
 The right numbers come from the plain model with transformers' own eager attention, one padded row per answer.
 """
@@ -38,11 +38,11 @@ STATE = [
 ]
 """Carry a state or a convolution over from one answer to the next."""
 NO_POSITIONS = ["biogpt", "bloom", "falcon", "falcon-alibi", "gpt_oss", "xglm"]
-"""Do not tell the answers of a row apart by their positions."""
+"""Cannot tell the answers of a row apart by their positions."""
 OWN_MASK = ["gpt_neo", "mpt"]
-"""Have a mask for rows up to their last position alone."""
+"""Have a mask only for rows up to their last position."""
 OWN_ATTENTION = ["codegen", "doge", "gemma2", "gptj", "granite_swa", "nemotron", "stablelm", "vaultgemma"]
-"""Compute attention outside transformers' interface, with caps, sinks or masks of their own."""
+"""Compute attention outside transformers' interface, with custom caps, sinks or masks."""
 EXPECTED = (
     dict.fromkeys(ARCHITECTURES, "shared")
     | dict.fromkeys(OWN_ATTENTION, "packed")

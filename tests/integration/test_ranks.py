@@ -1,4 +1,4 @@
-"""One run on one process or on several: the same numbers, and checkpoints that fit everywhere."""
+"""One process or several: the numbers are the same, and checkpoints work on any number of ranks."""
 
 import socket
 import subprocess
@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from tests.support.runs import HERL, SMALL, curves, environment, fit, summary
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-# what is normalised over the whole batch, on all ranks
+# normalized over the whole batch, on all ranks
 GLOBAL = ("loss.kl_coef=0.01", "advantages.scale=batch_std", "loss.aggregation=sequence_mean")
 SHORT = [o for o in SMALL if "limit_train" not in o and "max_epochs" not in o]
 TWO_EPOCHS = ("trainer.limit_train_batches=2", "trainer.val_check_interval=2", "module.warmup_steps=12")
@@ -133,6 +133,6 @@ def test_two_machines_under_torchrun(tmp_path, alone):
     for node in nodes:
         output, _ = node.communicate(timeout=300)
         assert node.returncode == 0, output[-6000:]
-    [run] = (tmp_path / "runs").iterdir()  # rank 0's: the others, with clocks of their own, make none
+    [run] = (tmp_path / "runs").iterdir()  # rank 0's; the others, with different clocks, make none
     same(curves(run), alone)
     assert summary(run)["processes"] == 2

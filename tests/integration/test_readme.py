@@ -1,4 +1,4 @@
-"""What the README shows, works."""
+"""The README's examples work."""
 
 import json
 import re
@@ -59,7 +59,7 @@ def qwen(name, folder):
 
 
 def gib(config, size, devices):
-    """What a run of this configuration takes of each card, by the formulas, with 64 prompts a batch."""
+    """The memory a run of this configuration needs on each card, by the formulas, with 64 prompts per batch."""
     plan, answers = config.rollout, 64 * config.rollout.attempts_per_prompt
     longest = plan.max_prompt_tokens + plan.attempt.max_new_tokens
     work = Work(

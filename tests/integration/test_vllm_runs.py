@@ -20,7 +20,7 @@ def test_two_ranks_with_an_engine_each_give_the_numbers_of_one(tmp_path):
         assert two[tag] == pytest.approx(one[tag], rel=1e-4), tag
     for found in (one, two):
         assert len(found["update/loss"]) == 5
-        # before the first batch, and after each of five batches but for the last, whose weights nobody asks for
+        # before the first batch, and after each of five batches but the last, whose weights are never used
         assert len(found["sampler/probe_error"]) >= 5
         assert max(found["sampler/probe_error"]) < 1e-3
         assert min(found["sampler/weights_proven"]) == 1

@@ -35,7 +35,7 @@ def sampler(tmp_path_factory):
     finally:
         sampler.close()
     assert not list(sampler._folder.glob("policy-*"))
-    gc.collect()  # a socket left open would be a warning of some later test
+    gc.collect()  # an open socket would cause a warning in a later test
 
 
 def requests(tokenizer, prompts=8, n=8):
@@ -53,7 +53,7 @@ def requests(tokenizer, prompts=8, n=8):
 
 
 def changed(policy, scale):
-    """The policy, with weights that no folder holds."""
+    """The policy, with weights that are not on disk."""
     generator = torch.Generator().manual_seed(int(scale * 1000))
     with torch.no_grad():
         for parameter in policy.parameters():

@@ -1,10 +1,10 @@
-"""A user's own components, outside of the package."""
+"""A user's components, outside the package."""
 
 from herl import BonusReward, Hindsight, HindsightBuilder, Judge, Judgement, Verdict
 
 
 class ShortAnswerJudge(Judge):
-    """Adds to the rubric's own checks nothing but taste: an answer meets a criterion when it is short."""
+    """Ignores the rubric's checks: an answer meets a criterion if it is short."""
 
     def __init__(self, max_words: int = 12):
         super().__init__()
@@ -17,7 +17,7 @@ class ShortAnswerJudge(Judge):
 
 
 class AskForLess(HindsightBuilder):
-    """Asks for a shorter version of the worst attempt."""
+    """Requests a shorter version of the worst attempt."""
 
     def build(self, task, group) -> list[Hindsight]:
         judged = [one for one in group if one.judgement.reward is not None]
@@ -29,7 +29,7 @@ class AskForLess(HindsightBuilder):
 
 
 class FlatBonus(BonusReward):
-    """Pays the same for every revision that is better."""
+    """Pays a fixed bonus if a revision is better."""
 
     def __init__(self, amount: float = 0.1):
         self.amount = amount

@@ -1,4 +1,4 @@
-"""Tiny random models of many architectures, for tests of what holds for any of them.
+"""Tiny random models of many architectures, for tests that apply to all of them.
 
 Left out: opt, whose decoder does not run behind the base model's hooks, and llama4_text, which names a base
 model that it does not have. `answer_logprobs` raises for both.
@@ -37,7 +37,7 @@ ROUTED = {
     "first_k_dense_replace": 1,
 }
 
-# name -> settings; what stands behind a dash only tells two models of one type apart
+# name -> settings; a suffix after a dash only distinguishes two models of one type
 ARCHITECTURES = {
     "apertus": {},
     "arcee": {},

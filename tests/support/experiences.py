@@ -41,7 +41,7 @@ def several(groups=3, answers=4, seed=0):
 
 
 def in_order(batches, compute):
-    """What `compute` returns for each micro-batch, [N] each, in the order of the experiences."""
+    """The results of `compute` for each micro-batch, [N] each, in the order of the experiences."""
     found = {}
     for batch in batches:
         found.update(zip(batch.rows, compute(batch).split(batch.answer_lengths), strict=True))

@@ -1,6 +1,6 @@
 """A fake of an OpenAI-compatible endpoint, over real HTTP on the loopback interface, with faults on demand.
 
-It judges as `make_task` wants: a criterion "Says X." is met by an answer that contains X.
+It judges by the convention of `make_task`: a criterion "Says X." is met by an answer that contains X.
 """
 
 import asyncio
@@ -18,11 +18,11 @@ class FakeEndpoint:
 
     Args:
         fault_share: Share of requests that go wrong, in [0, 1].
-        seconds: Before each reply.
+        seconds: Delay before each reply.
         refuses_schema: Whether response_format is answered by HTTP 400.
         judge: Material by name -> reply text; None for verdicts by `Says X.`.
-        key: The key that it asks for.
-        retry_after: Seconds told with HTTP 429.
+        key: The key that it requires.
+        retry_after: Seconds reported with HTTP 429.
     """
 
     def __init__(
@@ -37,12 +37,12 @@ class FakeEndpoint:
         self.retry_after = retry_after
         self.faults = faults
         self.served = Counter()
-        """Requests by what became of them: ok, or the fault."""
+        """Counts of requests by outcome: ok, or the fault."""
         self.bodies = []
         """Requests that were answered in full."""
         self.open_now = self.open_most = self.hung_up = 0
         self.fails_from = None
-        """Number of requests from which on all fail; None for never."""
+        """Number of requests after which all fail; None for never."""
         self._random = random.Random(seed)
 
     def __enter__(self):
@@ -86,7 +86,7 @@ class FakeEndpoint:
             writer.close()
 
     async def _reply(self, head, body, writer):
-        """Answers one request; returns whether the connection goes on."""
+        """Answers one request; returns whether the connection stays open."""
         if self.key is not None and f"authorization: bearer {self.key}".lower() not in head.decode().lower():
             return await self._send(writer, 401, {"error": {"message": f"bad key: {_key(head)}"}})
         if self.refuses_schema and "response_format" in body:
@@ -139,7 +139,7 @@ def _key(head):
 
 
 def material(text):
-    """The parts of a judge's request, by name, as its fences say."""
+    """The parts of a judge's request, by the names in its fences."""
     found = re.findall(r"^=== ([A-Z ]+) ([0-9a-f]{8}) ===\n(.*?)\n=== END \1 \2 ===$", text, re.M | re.S)
     return {name: part for name, _, part in found}
 

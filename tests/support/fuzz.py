@@ -1,4 +1,4 @@
-"""Random rows, configurations and replies of judges: each must end in a valid object or in a HerlError.
+"""Random rows, configurations and judge replies: each must end in a valid object or a HerlError.
 
 `run(cases)` is used by the tests with a few hundred cases and by tools/fuzz.py with many.
 """
@@ -125,7 +125,7 @@ def configuration(changes: list[tuple[int, str, Any]]) -> None:
             node.pop(place[-1], None)
     try:
         config = OmegaConf.create(plain)
-    except Exception:  # no configuration at all, such as a mapping with odd keys: OmegaConf's own word
+    except Exception:  # not a configuration, such as a mapping with odd keys: OmegaConf's error
         return
     check(config)
     for name in LIGHT:
@@ -149,7 +149,7 @@ TARGETS: dict[str, tuple[Callable[[Any], None], st.SearchStrategy[Any]]] = {
 
 
 def run(cases: int, start: int = 0) -> dict[str, Counter[str]]:
-    """Tries so many cases of each kind; returns how each ended. What is no HerlError comes out as it is."""
+    """Tries this many cases of each kind and returns their outcomes. Errors other than HerlError propagate."""
     return {name: _run(target, strategy, cases, start) for name, (target, strategy) in TARGETS.items()}
 
 

@@ -1,4 +1,4 @@
-"""Answers that try to pass as instructions to the judge, as the end of their field, or as its verdict."""
+"""Answers that pose as instructions to the judge, as the end of their field, or as its verdict."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The plain way to what herl computes fast: one padded row per answer, all logits at once, no interface swapped.
+"""Naive versions of herl's fast paths: one padded row per answer, all logits at once, no swapped interface.
 
 Tests compare every fast path with it, and benchmarks measure against it.
 """
@@ -9,7 +9,7 @@ from herl.update.loss.base import Tokens, token_weights
 
 
 def padded_logprobs(model, experiences, temperature=1.0):
-    """(log-probs [N], entropies [N]) of all answers in order, each behind a context of its own, padded right."""
+    """(log-probs [N], entropies [N]) of all answers in order, each after its own copy of the context, padded right."""
     rows = [[*e.context_ids, *e.rollout.token_ids] for e in experiences]
     width = max(map(len, rows))
     ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
@@ -27,7 +27,7 @@ def padded_logprobs(model, experiences, temperature=1.0):
 
 
 def padded_loss(model, experiences, loss, temperature=1.0):
-    """The loss of a whole optimiser step in one pass, with the current log-probs as the old ones."""
+    """The loss of a whole optimizer step in one pass, with the current log-probs as the old ones."""
     logprobs, entropy = padded_logprobs(model, experiences, temperature)
     lengths = [len(e.rollout.token_ids) for e in experiences]
     row = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))

@@ -16,8 +16,8 @@ SMALL = (
     "rollout.attempts_per_prompt=4",
     "rollout.attempt.max_new_tokens=24",
     "module.updates_per_batch=2",
-    "module.schedule=constant",  # a falling one depends on where the run would end
-    # Adam's first step is the sign of the gradient, where that is mere rounding too: damp it
+    "module.schedule=constant",  # a decaying one depends on where the run would end
+    # Adam's first step is the sign of the gradient, even where that is mere rounding: damp it
     "+optimizer.eps=1e-6",
 )
 HERL = (sys.executable, "-m", "herl")

@@ -21,7 +21,7 @@ ANSWERS = {task.id: ["It eats fish.", "It is brown.", "It lives in a river.", "f
 
 
 class KeepSteps(HerlCallback):
-    """Keeps what each step was."""
+    """Keeps the record of each step."""
 
     def __init__(self):
         self.steps = []

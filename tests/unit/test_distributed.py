@@ -1,4 +1,4 @@
-"""What ranks tell each other, over gloo in real processes."""
+"""Communication between ranks, over gloo in real processes."""
 
 import pytest
 import torch.multiprocessing as mp
@@ -78,7 +78,7 @@ def test_three_ranks(tmp_path, work):
 
 
 def _packing_is_chosen_together():
-    """In a sharded model, sound and with a kernel that fails in the second layer or in backward."""
+    """In a sharded model, with a correct kernel and with one that fails in the second layer or in backward."""
     import torch
     from torch.distributed.device_mesh import init_device_mesh
 
@@ -124,7 +124,7 @@ def _packing_is_chosen_together():
 
 
 def _one_rank_cannot_try_a_packing():
-    """Every rank has the whole model; a fault of one is known to all, and none waits."""
+    """Every rank has the whole model; a fault on one is known to all, and none waits."""
     import torch
 
     from herl.models import shared_attention

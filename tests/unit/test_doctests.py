@@ -1,4 +1,4 @@
-"""The examples in docstrings are right, and none of them can vanish unnoticed."""
+"""The examples in docstrings are correct, and none can vanish unnoticed."""
 
 import doctest
 from importlib import import_module

@@ -33,7 +33,7 @@ def test_the_end_of_a_run_may_be_its_best(tmp_path):
     assert "optimizer_states" not in torch.load(tmp_path / "best.ckpt", weights_only=True)
 
 
-def test_a_batch_becomes_that_many_optimiser_steps(tmp_path):
+def test_a_batch_becomes_that_many_optimizer_steps(tmp_path):
     for updates, steps in ((1, 1), (2, 2), (5, 2)):  # never more than groups
         module = module_of(updates_per_batch=updates)
         trainer = fit(module, tmp_path)
@@ -81,7 +81,7 @@ def test_kl_to_the_reference_pulls_the_policy_back(tmp_path):
 
 @pytest.mark.parametrize(("updates", "passes"), [(1, 1), (2, 3)])
 def test_no_old_logprob_pass_before_the_first_step(tmp_path, updates, passes, monkeypatch):
-    """One micro-batch a step: k steps cost k passes with gradient and k - 1 without."""
+    """With one micro-batch per step, k steps cost k passes with gradient and k - 1 without."""
     calls = []
     import herl.update.scorer as place
 
@@ -127,7 +127,9 @@ def test_refresh_waits_for_n_steps_where_the_sampler_has_its_own_weights():
     module.stages.sampler.load_weights = lambda tensors, version: versions.append(version)
     refresh = RefreshSampler(every_n_steps=3, probe_limit=1e-3)
     same = torch.tensor([-1.0, -2.0])
-    refresh._probe = lambda module: compare(same, same, None)  # the fake's log-probs are no policy's
+    refresh._probe = lambda module: compare(
+        same, same, None
+    )  # the fake's log-probs do not come from a policy
     module.record = lambda metrics: None
     module.policy = PretrainedModel(path="tiny").load()
     refresh.on_train_epoch_start(None, module)

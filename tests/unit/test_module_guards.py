@@ -1,4 +1,4 @@
-"""Faults that are injected into the update, and runs that collapse."""
+"""Faults injected into the update, and runs that collapse."""
 
 import json
 import logging
@@ -17,7 +17,7 @@ from tests.support.training import ANSWERS, TASKS, fit, initial, module_of, weig
 
 
 class FakeNanLoss(Loss):
-    """A loss that is no number in some calls."""
+    """A loss that is NaN in some calls."""
 
     aggregation, constant_length, entropy_coef = "token_mean", 1, 0.0
 
@@ -43,7 +43,7 @@ def test_a_step_that_is_no_number_is_skipped_and_its_answers_are_recorded(tmp_pa
         json.loads(line) for line in (tmp_path / "records" / "answers-00000.jsonl").read_text().splitlines()
     ]
     faulty = {line["task_id"] for line in lines if line["fault"] == "the loss is not finite"}
-    assert len(faulty) == 1  # the group of the step that was skipped, and no other
+    assert len(faulty) == 1  # only the group of the skipped step
     assert sum(line["fault"] is not None for line in lines) == 4
 
 

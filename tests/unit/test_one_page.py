@@ -50,7 +50,7 @@ SCRIPT = {  # attempts at each prompt, and a revision of the best of them
 
 
 class RecordingJudge(RuleJudge):
-    """Notes every answer that it is asked about, and fails on unreadable ones."""
+    """Records every answer that it judges, and fails on unreadable ones."""
 
     def __init__(self):
         super().__init__()
@@ -71,7 +71,7 @@ class RecordingJudge(RuleJudge):
 
 
 class RecordingSGD(torch.optim.SGD):
-    """Notes the gradients of every step."""
+    """Records the gradients of every step."""
 
     def __init__(self, parameters, steps):
         super().__init__(parameters, lr=0.1)  # large: at later steps ratios leave the range of the clip
@@ -86,7 +86,7 @@ class RecordingSGD(torch.optim.SGD):
 
 
 def herl_gradients(sampler, tasks, folder):
-    """What `herl fit` computes on one batch by default: each optimizer step's gradients, and the answers."""
+    """The gradients of each optimizer step of `herl fit` on one batch, with defaults, and the answers."""
     config = composed("fit", f"rollout.attempts_per_prompt={ATTEMPTS}")
     judge, steps = RecordingJudge(), []
     parts = {
@@ -108,7 +108,7 @@ def herl_gradients(sampler, tasks, folder):
 
 
 def page_gradients(answers, tasks):
-    """What the page does with the same answers, in float64.
+    """The page's results for the same answers, in float64.
 
     It looks answers up by the ids of their prompt, so the two must agree on every revision prompt.
     """
@@ -134,7 +134,7 @@ def page_gradients(answers, tasks):
 
 
 def deviation(steps, others):
-    """The largest relative distance at any step, between whole gradients and between those of a parameter."""
+    """The largest relative distances at any step, between whole gradients and between single parameters'."""
     assert len(steps) == len(others)
     whole, parameter = 0.0, 0.0
     for step, other in zip(steps, others, strict=True):
@@ -146,7 +146,7 @@ def deviation(steps, others):
 
 
 def check_same(steps, expected):
-    """What is left is rounding in float32, of parameters with small gradients above all."""
+    """The rest is rounding in float32, mostly of parameters with small gradients."""
     whole, parameter = deviation(steps, expected)
     assert whole < 1e-5
     assert parameter < 3e-5
@@ -247,7 +247,7 @@ def test_its_constants_are_the_defaults_of_herl_fit():
 
 
 def test_its_sampler_draws_from_the_policy_and_ends_answers_at_their_end_token(policy, tokenizer):
-    """The log-probs of what is drawn are on average minus the entropy, as they are for nothing else."""
+    """Only for answers drawn from the policy is the mean log-prob minus the entropy."""
     torch.manual_seed(0)
     context = one_page.render(tokenizer, [{"role": "user", "content": "Describe the otter, a mammal."}])
     answers = one_page.sample(policy, tokenizer, context, 16)

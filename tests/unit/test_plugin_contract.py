@@ -1,4 +1,4 @@
-"""The example plug-in keeps the contracts, by the checks that herl ships for users."""
+"""The example plug-in passes the contract checks that herl ships for users."""
 
 import sys
 from pathlib import Path

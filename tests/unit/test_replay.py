@@ -1,4 +1,4 @@
-"""Answers that come back when their prompt does."""
+"""Answers return when their prompt does."""
 
 from dataclasses import replace
 from functools import partial
@@ -113,7 +113,7 @@ def test_a_remembered_revision_joins_the_group_of_a_later_epoch(tmp_path):
     module.stages.replay.recall = lambda *where: seen.append((where, found := real(*where))) or found
 
     class Forget(L.Callback):
-        """From the second epoch on revisions are worse than what is remembered."""
+        """From the second epoch on, revisions are worse than the replayed answers."""
 
         def on_train_epoch_start(self, trainer, module):
             if trainer.current_epoch:
@@ -127,7 +127,7 @@ def test_a_remembered_revision_joins_the_group_of_a_later_epoch(tmp_path):
 
 
 def test_a_replay_belongs_to_the_group_that_it_joins(tmp_path):
-    """Groups are never torn apart between optimiser steps."""
+    """Groups are never split between optimizer steps."""
     answers = {task.id: ["It eats fish.", "It is brown.", "no", "nothing"] for task in TASKS}
     module = module_of(
         answers, replay=ReplayBuffer(of="best", uses=None), optimizer=partial(torch.optim.SGD, lr=0.0)

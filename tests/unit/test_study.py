@@ -1,4 +1,4 @@
-"""What tools/study makes of finished runs."""
+"""How tools/study evaluates finished runs."""
 
 import _thread
 import json
@@ -128,7 +128,7 @@ def test_a_finished_run_is_kept_and_one_with_other_settings_refused(tmp_path):
     (tmp_path / "overrides.json").write_text(json.dumps(["algorithm=grpo"]))
     (tmp_path / "summary.json").write_text('{"stopped": "stopped by SIGTERM"}')
     assert not job.done
-    Job(tmp_path, ["algorithm=herl"]).check()  # nothing there to go on with
+    Job(tmp_path, ["algorithm=herl"]).check()  # nothing to resume from
     (tmp_path / "summary.json").write_text('{"heldout_reward_after": 0.5}')
     run_all([job], 1)
     with pytest.raises(SystemExit, match="expected a run with .*herl"):

@@ -1,4 +1,4 @@
-"""A callback of one's own, and those of herl."""
+"""User-written callbacks, and those of herl."""
 
 import dataclasses
 import inspect
@@ -18,7 +18,7 @@ from tests.support.training import fit, module_of
 
 
 class Watch(HerlCallback):
-    """What a user may write."""
+    """A callback as a user may write it."""
 
     def __init__(self):
         self.seen = []

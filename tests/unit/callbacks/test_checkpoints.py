@@ -1,4 +1,4 @@
-"""A run that dies or is stopped goes on as if it had not."""
+"""A run that was killed or stopped resumes as if nothing had happened."""
 
 import json
 import os
@@ -27,7 +27,7 @@ ANSWERS = {
 
 
 class DieAt(L.Callback):
-    """Fails as a killed process does: whatever was not written is gone."""
+    """Fails like a killed process: everything not yet written is lost."""
 
     def __init__(self, batch, hook):
         self.batch, self.hook = batch, hook
@@ -109,7 +109,7 @@ def test_a_run_that_dies_anywhere_goes_on_with_the_same_numbers(tmp_path, whole,
 
 @pytest.mark.parametrize("batch", [2, 4])
 def test_a_memory_goes_on_with_what_it_kept(tmp_path, whole, batch):
-    def both():  # a new revision and a remembered one may join
+    def both():  # a new revision and a replayed one may join
         return {"replay": ReplayBuffer(), "selection": partial(form_group, top_n=2)}
 
     module, expected = run(tmp_path / "whole", **both())
@@ -165,7 +165,7 @@ def test_a_full_disk_is_a_clear_error_and_the_checkpoint_before_stays(tmp_path, 
 
 
 class NoFolder(L.Callback):
-    """From some batch on, nothing can be written into a folder."""
+    """Makes a folder read-only from some batch on."""
 
     def __init__(self, folder, batch):
         self.folder, self.batch = folder, batch
@@ -194,7 +194,7 @@ def test_no_judge_thread_is_left_when_a_run_ends_with_an_error(tmp_path):
 
 
 class Send(L.Callback):
-    """A signal in the middle of a batch."""
+    """Sends a signal in the middle of a batch."""
 
     def __init__(self, batch, number, times=1):
         self.batch, self.number, self.times = batch, number, times

@@ -1,4 +1,4 @@
-"""What TensorBoard shows beside curves, read back from real event files."""
+"""TensorBoard's pages, pictures and texts, read back from real event files."""
 
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -93,7 +93,7 @@ def test_a_heat_map_has_a_row_for_each_criterion_and_bounds_its_columns():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run of four batches with two validations, watched by all."""
+    """A run of four batches with two validations and all callbacks."""
     folder = tmp_path_factory.mktemp("watched")
     answers = {task.id: ["It eats fish.", "It is brown.", "A river.", "no"] for task in TASKS}
     module = module_of(answers, hindsight=RevisionBuilder(), validation_revisions=1)
@@ -174,7 +174,7 @@ def test_no_best_checkpoint_without_held_out_answers(tmp_path):
     assert not (tmp_path / "c").exists() or not list((tmp_path / "c").iterdir())
 
 
-def test_the_x_axis_may_be_optimiser_steps(tmp_path):
+def test_the_x_axis_may_be_optimizer_steps(tmp_path):
     module = module_of(log_over="optimizer_steps", updates_per_batch=1)
     trainer = L.Trainer(
         max_epochs=2, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False,
@@ -203,7 +203,7 @@ def test_the_first_page_has_no_chart_without_curves():
 
 def test_the_limit_of_records_is_said_once(tmp_path, caplog):
     recorder = RecordAnswers(str(tmp_path / "records"), max_answers=8)
-    fit(module_of(), tmp_path, callbacks=[recorder], max_epochs=3)  # 8 answers a batch
+    fit(module_of(), tmp_path, callbacks=[recorder], max_epochs=3)  # 8 answers per batch
     lines = (tmp_path / "records" / "answers-00000.jsonl").read_text().splitlines()
     assert len(lines) == 8
     assert caplog.text.count("8 answers are recorded: no more") == 1

@@ -1,4 +1,4 @@
-"""What the command line makes of its arguments before Hydra sees them."""
+"""The command line transforms its arguments before Hydra sees them."""
 
 import sys
 
@@ -10,7 +10,7 @@ from herl.cli import main as cli
 
 @pytest.fixture
 def handed_over(monkeypatch):
-    """What Hydra would get for the arguments of a herl command."""
+    """The arguments that Hydra would get from a herl command."""
 
     def read(*arguments):
         monkeypatch.setattr(sys, "argv", ["herl", *arguments])

@@ -1,4 +1,4 @@
-"""The OpenMP settings of the command line, in separate processes: libraries read them once, when loaded."""
+"""The command line's OpenMP settings, in separate processes because libraries read them when loaded."""
 
 import json
 import os

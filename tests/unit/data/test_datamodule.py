@@ -58,7 +58,7 @@ def test_the_regime_is_the_weight_of_the_word_limit():
 
 
 def test_the_rubric_is_hidden():
-    """No request gives away what its rubric wants: all six verbs of one animal read the same otherwise."""
+    """No request gives its rubric away: for one animal, the requests differ only in the six verbs."""
     assert len({task.request.split(" ", 1)[1] for task in animals().train}) == 60
 
 

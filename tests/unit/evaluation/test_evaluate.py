@@ -27,7 +27,7 @@ def test_means_are_over_answers_and_criteria_over_verdicts():
     means = {row.name: (row.mean, row.count) for row in rows}
     assert means == {
         "reward": (1.0, 2),
-        "perfect": (0.5, 2),  # an unknown verdict is not a fulfilled one
+        "perfect": (0.5, 2),  # an unknown verdict does not count as fulfilled
         "criteria_met": (1.0, 3),
         "abstained": (0.5, 6),
         "criterion/fish": (1.0, 2),

@@ -1,4 +1,4 @@
-"""Hindsight for a part of the run, or for groups that do badly."""
+"""Hindsight for part of the run, or for groups that do badly."""
 
 from functools import partial
 
@@ -56,9 +56,9 @@ def test_the_gate_is_open_outside_of_training_batches():
 
 
 def test_a_gate_that_never_closes_is_none():
-    builder, none = RevisionBuilder(), NoHindsight()
+    builder, plain = RevisionBuilder(), NoHindsight()
     assert gated(builder) is builder
-    assert gated(none, until=0.5) is none
+    assert gated(plain, until=0.5) is plain
     assert isinstance(gated(builder, until=0.5), GatedHindsight)
     assert isinstance(gated(builder, below_median=True), GatedHindsight)
 
@@ -86,7 +86,7 @@ def test_groups_at_or_above_the_median_are_left_alone(tmp_path):
 
 @pytest.mark.parametrize("by_callback", [False, True])
 def test_a_resumed_run_goes_on_with_what_the_gate_knew(tmp_path, by_callback):
-    """Also a run of version 0.1, in which the gate was a callback."""
+    """This includes runs of version 0.1, in which the gate was a callback."""
     first, second = TASKS
     answers = {first.id: WORSE, second.id: BETTER}
     _, module, trainer = revised(tmp_path, answers, partial(gated, below_median=True), max_epochs=1)

@@ -85,7 +85,7 @@ def test_slow_functions_run_side_by_side():
     all_four = threading.Barrier(4)
 
     def slow(task, text):
-        all_four.wait(timeout=60)  # none comes back before all have begun
+        all_four.wait(timeout=60)  # none returns before all have begun
         return by_word(task, text)
 
     with JudgeRunner(FunctionJudge(slow)) as runner:

@@ -69,7 +69,7 @@ def test_missing_data_unknown_instructions_and_odd_arguments_abstain_and_say_why
 def test_a_span_may_begin_at_the_first_word():
     kwargs = {"prompt_to_repeat": "one two three four five", "n_start": 0, "n_end": 2}
     criterion = instruction_criterion("repeat:repeat_span", kwargs)
-    for _ in range(20):  # the checker itself would draw another beginning each time
+    for _ in range(20):  # the checker would draw a different beginning each time
         assert judge("one two", criterion).reward == 1.0
         assert judge("two three", criterion).reward == 0.0
 

@@ -1,4 +1,4 @@
-"""The mask of a row against plain loops, and compiled against the blockwise path."""
+"""The mask of a row, against plain loops, and the compiled mask, against the blockwise path."""
 
 import random
 from itertools import pairwise
@@ -27,7 +27,7 @@ def layout(seed, longest=400):
 
 
 def naive_mask(contexts, window):
-    """Who sees whom in the padded row, pair by pair."""
+    """Which token sees which in the padded row, pair by pair."""
     length = contexts[-1].end
     mask = torch.eye(length + padding(length), dtype=torch.bool)
     for context in contexts:
@@ -68,7 +68,7 @@ def test_rows_have_few_lengths():
 
 @pytest.fixture
 def compiled(monkeypatch):
-    """As on a GPU, but compiled for each shape: the C++ that torch writes for dynamic lengths does not compile."""
+    """As on a GPU, but compiled for each shape, as torch's C++ for dynamic lengths does not compile."""
     whole = torch.compile(flex_attention, dynamic=False, fullgraph=True)
     monkeypatch.setattr(shared_attention, "_compiled_attention", whole)
 

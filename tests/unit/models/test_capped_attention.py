@@ -25,7 +25,7 @@ CAPPED = ("gemma2", "vaultgemma")
 
 @pytest.fixture(params=CAPPED)
 def folder(request, tmp_path):
-    """A model whose cap matters, as users find it on disk."""
+    """A model whose cap matters, loaded from disk as users would."""
     torch.manual_seed(0)
     settings = SIZES | ARCHITECTURES[request.param] | {"vocab_size": 1024, "attn_logit_softcapping": CAP}
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(request.param, **settings))
@@ -108,7 +108,7 @@ def test_an_attention_that_would_ignore_the_cap_refuses():
 
 
 def test_transformers_caps_scores_under_no_other_name():
-    """Each model that passes a cap to its attention takes it from the key that is looked at."""
+    """Each model that passes a cap to its attention takes it from the key that herl reads."""
     others = {"t5gemma", "videoprism"}  # no causal language models
     passed = set()
     for file in (Path(transformers.__file__).parent / "models").glob("*/modeling_*.py"):

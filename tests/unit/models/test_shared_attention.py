@@ -50,7 +50,7 @@ def test_a_model_with_a_state_is_trained_one_answer_at_a_time(caplog):
 
 
 def dense_attention(query, key, value, *, block_mask, scale, enable_gqa, **_):
-    """Flex attention by a whole mask: torch's own has no gradient on a CPU."""
+    """Flex attention with a dense mask, since torch's version has no gradient on a CPU."""
     columns = torch.arange(query.shape[2])
     seen = block_mask.mask_mod(0, 0, columns[:, None], columns)
     return scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scale, enable_gqa=enable_gqa)
@@ -59,7 +59,7 @@ def dense_attention(query, key, value, *, block_mask, scale, enable_gqa, **_):
 @pytest.mark.parametrize("packing", ["shared", "packed"])
 @pytest.mark.parametrize("name", ["llama", "mistral", "gemma3_text"])
 def test_rows_of_flex_attention_compute_what_padded_rows_compute(monkeypatch, name, packing):
-    """The way of a GPU, by another kernel with the same mask."""
+    """The GPU path, with another kernel and the same mask."""
     monkeypatch.setattr(logprobs, "FLEX", ("cpu",))
     monkeypatch.setattr(shared_attention, "_compiled_attention", dense_attention)
     model, experiences = model_of(name, **ARCHITECTURES[name]), several(4)
@@ -101,7 +101,7 @@ def test_without_shared_contexts_the_model_computes_as_before(policy):
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 @pytest.mark.parametrize("lora", [None, Lora()], ids=["whole", "lora"])
 def test_blocks_are_compiled_once_for_rows_of_all_layouts(monkeypatch, lora):
-    """As on a GPU; the compiler's first half counts what the second would be given."""
+    """As on a GPU; counts the graphs that the compiler's front end would pass to its back end."""
     monkeypatch.setattr(logprobs, "FLEX", ("cpu",))
     monkeypatch.setattr(shared_attention, "_compiled_attention", dense_attention)
     model = PretrainedModel(path="tiny", lora=lora).load().train()

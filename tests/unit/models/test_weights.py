@@ -1,4 +1,4 @@
-"""The stream of weights, under checkpoint names, against what transformers itself writes and reads."""
+"""The stream of weights, under checkpoint names, against the files that transformers writes and reads."""
 
 import pytest
 import torch

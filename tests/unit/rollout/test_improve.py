@@ -15,7 +15,7 @@ TASKS = [make_task({"fish": 3.0, "river": 2.0, "brown": 5.0}, id=name) for name 
 
 
 class FakeScript(ScriptedSampler):
-    """Gives each task's revisions in turn, and remembers what it was asked."""
+    """Returns each task's revisions in turn, and records the requests."""
 
     def __init__(self, attempts, revisions):
         super().__init__(attempts, revisions)
@@ -67,7 +67,7 @@ def test_a_worse_revision_is_not_revised_and_changes_no_score(tokenizer):
     assert (otter.reward(0), otter.reward(1), otter.reward(2)) == pytest.approx((0.3, 0.3, 0.5))
     assert len(fox.answers) == 1
     again = [request for request in sampler.asked if request.parent_id == first]
-    assert len({request.seed for request in again}) == 2  # or it would sample the same again
+    assert len({request.seed for request in again}) == 2  # otherwise it would sample the same again
 
 
 def test_each_attempt_is_revised_on_its_own(tokenizer):

@@ -30,7 +30,7 @@ TASKS = [make_task(id=name) for name in NAMES]
 
 
 class FakeStreamingSampler(ScriptedSampler, StreamingSampler):
-    """Gives its answers one by one, and takes new requests after each."""
+    """Yields its answers one by one, and accepts new requests after each."""
 
     closed = False
     generate = StreamingSampler.generate
@@ -48,7 +48,7 @@ class FakeStreamingSampler(ScriptedSampler, StreamingSampler):
 
 
 class FakeSlowJudge(FakeJudge):
-    """Takes its time, another one for each answer."""
+    """Takes a different time for each answer."""
 
     async def judge(self, task, rollout):
         await asyncio.sleep((hash(rollout.id) % 7) * 0.005)

@@ -14,7 +14,7 @@ from tests.support.small_models import ARCHITECTURES, model_of
 
 
 class Recorder:
-    """Stands for CUDA graphs: a replay is refused where a real one would read memory that has moved."""
+    """Simulates CUDA graphs: a replay raises where a real one would read memory that has moved."""
 
     def __init__(self):
         self.decoder = None
@@ -78,7 +78,7 @@ def answers_to(requests):
 
 
 def assert_right(model, found, requests):
-    """Each answer is there, and is what its own numbers draw from the model, computed answer by answer."""
+    """Every answer is returned, and equals the one its random numbers draw from the model, answer by answer."""
     expected = {(one.task_id, index) for one in requests for index in range(one.n)}
     assert {(one.request.task_id, one.index) for one in found} == expected
     assert len(found) == len(expected)
@@ -121,7 +121,7 @@ def small_steps(monkeypatch):
 
 @pytest.fixture(scope="module")
 def talker():
-    """A model that seldom ends its answers, so that they are of the lengths that were asked for."""
+    """A model that seldom ends its answers, so that they have the requested lengths."""
     return model_of("qwen3")
 
 
@@ -140,7 +140,7 @@ def test_a_second_batch_of_the_same_shapes_replays_what_the_first_recorded(talke
     recorder, requests = Recorder(), many_requests(4)
     decoder = decoder_of(talker, recorder)
     recorded = []
-    for _ in range(4):  # growing buffers move, so earlier recordings are made again
+    for _ in range(4):  # growing buffers move, so earlier recordings are repeated
         list(decoder.sample(answers_to(requests), 1000))
         recorded.append(recorder.recorded)
     assert recorded[-1] == recorded[-2] > 0
@@ -153,7 +153,7 @@ def test_prompts_are_run_in_several_passes(talker, monkeypatch):
 
 
 def test_what_earlier_answers_left_behind_does_not_matter(talker):
-    """Not even NaN, in memory of earlier batches and in lines of this one that became free."""
+    """Not even NaN in memory of earlier batches, or in rows of this one that became free."""
     decoder, requests = decoder_of(talker), many_requests()
     list(decoder.sample(answers_to(requests), 9))
     for layer in decoder._cache._layers:

@@ -76,7 +76,7 @@ def test_answers_come_as_they_finish_and_a_consumer_that_leaves_leaves_nothing_b
 
 
 def test_prompts_of_more_tokens_than_a_step_takes_are_not_split(sampler, tokenizer, policy):
-    """A prompt that is split between two steps would end the engine on a CPU, which cannot turn a seed back."""
+    """A prompt split between two steps would crash the engine on a CPU, which cannot rewind a seed."""
     assert not sampler._llm.llm_engine.vllm_config.scheduler_config.enable_chunked_prefill
     most = sampler._llm.llm_engine.vllm_config.scheduler_config.max_num_batched_tokens
     requests = [
@@ -132,7 +132,7 @@ def test_after_a_refresh_the_probe_agrees(sampler, policy, temperature):
 
 
 class FakeSleepingEngine:
-    """Records what the sampler asks of vLLM's sleep mode, which does nothing on a CPU."""
+    """Records the sampler's calls to vLLM's sleep mode, which does nothing on a CPU."""
 
     def __init__(self, llm, calls):
         self._llm, self._calls = llm, calls
@@ -153,7 +153,7 @@ class FakeSleepingEngine:
 
 @pytest.fixture
 def sleeper(sampler, monkeypatch):
-    """The sampler, and what it asks of its engine; `limits` says whether weights come before every batch."""
+    """The sampler and its calls to the engine; `limits` says whether weights come before every batch."""
 
     def falls_asleep(refreshed_every_batch):
         calls = []

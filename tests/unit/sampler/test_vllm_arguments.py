@@ -1,4 +1,4 @@
-"""What a run decides for its vLLM engine: length, dtype, memory. With the real engine where a CPU can show it."""
+"""A run's settings for its vLLM engine: length, dtype, memory. Uses the real engine if a CPU suffices."""
 
 from dataclasses import replace
 

@@ -36,7 +36,7 @@ def paths(tmp_path_factory):
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.mul_(3.0 if parameter.dim() > 1 else 1.0)  # else all of its tokens are as likely
+            parameter.mul_(3.0 if parameter.dim() > 1 else 1.0)  # otherwise all its tokens are equally likely
     model.save_pretrained(folder)
     PretrainedModel(path="tiny").tokenizer().save_pretrained(folder)
     return {"tied head": "tiny", "experts": str(folder)}
@@ -59,7 +59,7 @@ def run(request, paths):
 
 
 def refresh(module, step=1e-6):
-    """Changes every weight by about `step`, as an optimizer would, and refreshes. Returns what is logged."""
+    """Changes every weight by about `step`, as an optimizer would, and refreshes. Returns the logged values."""
     with torch.no_grad():
         for parameter in module.policy.parameters():
             parameter.add_(step * torch.randn(parameter.shape).sign())
@@ -71,7 +71,7 @@ def refresh(module, step=1e-6):
 
 
 def engine_gets(monkeypatch, change):
-    """Lets the engine load change(name, tensor) of what is streamed, and nothing where that is None."""
+    """Lets the engine load change(name, tensor) for each streamed tensor, or skip it if that is None."""
     reload = vllm_worker.reload
 
     def corrupted(worker, weights_iterator):

@@ -1,4 +1,4 @@
-"""What a trainer on a GPU needs, by the memory formulas, without one: the paper's setting fits a node of 80 GiB."""
+"""GPU memory of a trainer by the formulas, without a GPU: the paper's setting fits a node with 80 GiB GPUs."""
 
 from types import SimpleNamespace
 
@@ -20,7 +20,7 @@ from tests.support.configuration import composed
 
 
 class FakeGPUs(FSDPStrategy):
-    """FSDP over GPUs that are not here."""
+    """FSDP over imaginary GPUs."""
 
     @property
     def root_device(self):
@@ -38,7 +38,7 @@ def qwen_7b(tmp_path):
 
 
 def needs(model, plan, gpus=8, reference=True, trains=True, micro_batch_tokens=8192, **strategy):
-    """What the trainer needs of a GPU."""
+    """The GPU memory that the trainer needs."""
     with torch.device("meta"):
         policy = AutoModelForCausalLM.from_config(Qwen2Config.from_pretrained(model.path))
         if model.lora is not None:

@@ -1,4 +1,4 @@
-"""A function takes the place of a forward pass, and the hooks still run."""
+"""A function replaces a forward pass, and the hooks still run."""
 
 import pytest
 import torch

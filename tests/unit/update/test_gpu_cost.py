@@ -1,4 +1,4 @@
-"""What a run would take on other GPUs, against numbers worked out by hand."""
+"""Estimates for other GPUs, against numbers worked out by hand."""
 
 from dataclasses import replace
 
@@ -44,7 +44,7 @@ def test_each_phase_is_what_its_formula_says():
     attention = 6 * 10 * 1000 * 30_000 * 300
     assert found["update"] == pytest.approx((6 * 1e9 * 30_000 + attention) / 40e12)
     prefill = 2e9 * 10_000 / 40e12
-    computed = 2e9 * 100 / 40e12  # of 100 answers, longer than to read 2 GB of weights
+    computed = 2e9 * 100 / 40e12  # for 100 answers it takes longer than reading 2 GB of weights
     assert found["sample"] == pytest.approx(200 * (0.005 + computed) + prefill)
     few = replace(WORK, answers=10, prompt_tokens=1000)
     read = (2e9 + 10 * 10_000 * 300) / 0.7e12

@@ -76,7 +76,7 @@ def test_loss_and_gradient_equal_the_naive_ones_however_the_step_is_cut(
 
 
 def test_context_tokens_never_carry_loss(policy):
-    """The head sees the columns that predict answers, and no others."""
+    """The head sees only the columns that predict answer tokens."""
     [batch] = micro_batches(several(), max_tokens=10**6, aggregation="token_mean")
     seen = []
     policy.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))
@@ -85,7 +85,7 @@ def test_context_tokens_never_carry_loss(policy):
 
 
 def test_no_tensor_of_all_logits_exists(policy, monkeypatch):
-    """Chunk by chunk, forward and backward: nothing larger than a chunk is allocated by the head."""
+    """In forward and backward, the head allocates nothing larger than a chunk."""
     vocabulary = policy.config.vocab_size
     monkeypatch.setitem(WHOLE_LOGITS, "cpu", 0)
     monkeypatch.setitem(CHUNK_LOGITS, "cpu", 8 * vocabulary)

@@ -1,4 +1,4 @@
-"""The choice of rows: sound ones are taken in any precision, and each kind of fault is refused."""
+"""The choice of packing: correct modes are accepted in any precision, and each kind of fault is rejected."""
 
 import random
 from dataclasses import replace
@@ -69,7 +69,7 @@ FAULTS = {
 
 
 def moved(change):
-    """answer_logprobs of micro-batches that were altered before."""
+    """answer_logprobs of altered micro-batches."""
 
     def compute(model, batch, temperature):
         return answer_logprobs(model, change(batch) if batch.packing == "shared" else batch, temperature)
@@ -96,7 +96,7 @@ def first_token_from_the_column_before(batch):
 
 
 SUBTLE = "context less its last token"
-"""In bfloat16 rounding hides it; the attention's own tests are in float32."""
+"""In bfloat16, rounding hides it; the attention tests are in float32."""
 
 ALTERED = (late_positions, positions_of_the_row, first_token_from_the_column_before)
 PRECISIONS = ("float32", "bfloat16", "bf16-mixed")
@@ -137,7 +137,7 @@ def test_wrong_positions_and_columns_are_refused(tiny, change, monkeypatch):
 
 @in_each_precision
 def test_a_leak_far_below_rounding_is_refused(tiny, monkeypatch):
-    """One part in ten thousand of the row's mean is added: no tolerance for rounding would notice."""
+    """Adds 1e-4 of the row's mean, which no tolerance for rounding would catch."""
 
     def leaking(query, key, value, contexts, **settings):
         output = sound(query, key, value, contexts, **settings)
@@ -212,7 +212,7 @@ def test_activations_are_recomputed_as_in_training_but_nothing_is_dropped(monkey
     monkeypatch.setattr(shared_attention, "blockwise_attention", counted)
     assert choose_packing(model, CPU) == "shared"
     layers = model.config.num_hidden_layers
-    assert len(passes) == (3 + 1 + 1) * layers  # beside others, and once more in the one backward pass
+    assert len(passes) == (3 + 1 + 1) * layers  # beside others, and again in the single backward pass
 
 
 def test_rows_are_long_uneven_and_reach_beyond_the_window():

@@ -111,7 +111,7 @@ def test_an_endpoint_without_schemas_is_asked_without(caplog):
 
 @pytest.fixture(scope="module")
 def faulty():
-    """What became of 200 answers when three in ten requests fail."""
+    """The outcomes of 200 answers when three in ten requests fail."""
     texts = [f"{text} {n}" for n in range(5) for text in TEXTS]
     with FakeEndpoint(fault_share=0.3) as endpoint:
         judgements, runner = judge_all(

@@ -1,4 +1,4 @@
-"""A judging model in this process, through the engines that sample."""
+"""A judge model in this process, run by a sampling engine."""
 
 import pytest
 
@@ -15,7 +15,7 @@ TASK = make_task()
 
 
 class Verdicts(TransformersSampler):
-    """The real engine, whose words are replaced: the tiny model knows nothing of verdicts."""
+    """The real engine with its text replaced, since the tiny model cannot write verdicts."""
 
     def __init__(self, words):
         super().__init__(batch_size=4)

@@ -1,4 +1,4 @@
-"""Replies of judging models: what counts as verdicts and what does not."""
+"""Replies of judge models that count as verdicts, and ones that do not."""
 
 import json
 

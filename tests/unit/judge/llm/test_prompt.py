@@ -1,4 +1,4 @@
-"""What a judging model is asked: complete, delimited, and the same for the same."""
+"""Judge prompts are complete, delimited, and deterministic."""
 
 import re
 from dataclasses import replace
@@ -85,7 +85,7 @@ def test_an_answer_stays_inside_its_field(mode, answer):
         field, _, tail = rest.rpartition(end)
         assert field == defuse(answer)
         plain_head, plain_tail = re.split("fish(?=\n=== END ANSWER)", before.messages[-1]["content"])
-        # nothing but the answer has changed
+        # only the answer has changed
         assert (head + start, end + tail) == (plain_head, plain_tail)
 
 

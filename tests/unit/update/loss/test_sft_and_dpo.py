@@ -1,4 +1,4 @@
-"""Likelihood and preference losses against autograd of their definitions on a real model."""
+"""Likelihood and preference losses, against autograd of their definitions on a real model."""
 
 import random
 from dataclasses import replace
@@ -61,7 +61,7 @@ def answer_sums(model, experiences):
 
 @pytest.fixture
 def moved(policy):
-    """A policy that has left its reference."""
+    """A policy that differs from its reference."""
     import copy
 
     other = copy.deepcopy(policy)
@@ -72,7 +72,7 @@ def moved(policy):
 
 
 @pytest.mark.parametrize("packing", ["shared", "single"])
-@pytest.mark.parametrize("max_tokens", [1, 10**6])  # 1: the two answers of a pair never stand together
+@pytest.mark.parametrize("max_tokens", [1, 10**6])  # 1: the two answers of a pair never share a row
 def test_the_gradient_of_a_preference_step_is_that_of_dpo(policy, moved, packing, max_tokens):
     experiences, beta = pairs(), 0.3
     reference = [float(one.detach()) for one in answer_sums(policy, experiences)]
