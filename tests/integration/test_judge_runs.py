@@ -183,5 +183,5 @@ def test_ctrl_c_cancels_what_is_under_way(tmp_path):
 def test_a_holistic_judge_with_hindsight_is_refused_before_a_model_loads(tmp_path):
     with FakeEndpoint() as endpoint:
         done = run(tmp_path, endpoint, "judge.mode=holistic", code=2)
-    assert "hindsight is made of, got a holistic judge" in done.stderr
+    assert "hindsight needs verdicts on each criterion, but a holistic judge" in done.stderr
     assert "algorithm=grpo" in done.stderr

@@ -61,7 +61,7 @@ def test_too_many_in_a_row_end_the_run_with_the_tensor_named(tmp_path):
         TrainingError, match=r"the gradient of policy.model.embed_tokens.weight is not finite"
     ) as error:
         fit(module, tmp_path, max_epochs=9)
-    assert "3 steps in a row were skipped, module.max_skipped_steps allows 2" in str(error.value)
+    assert "3 steps in a row were skipped; module.max_skipped_steps allows 2" in str(error.value)
     assert module.counts["optimizer_steps"] == 1
     assert torch.isfinite(weights(module)).all()
 

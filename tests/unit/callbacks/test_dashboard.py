@@ -206,4 +206,4 @@ def test_the_limit_of_records_is_said_once(tmp_path, caplog):
     fit(module_of(), tmp_path, callbacks=[recorder], max_epochs=3)  # 8 answers per batch
     lines = (tmp_path / "records" / "answers-00000.jsonl").read_text().splitlines()
     assert len(lines) == 8
-    assert caplog.text.count("8 answers are recorded: no more") == 1
+    assert caplog.text.count("8 answers are recorded; later ones are not") == 1
