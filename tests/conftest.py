@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from herl.models.pretrained import PretrainedModel
+from tests.support import tiers
 
 NO_GPU = "needs a CUDA GPU"
 
@@ -23,13 +24,33 @@ def device(request):
     return torch.device(request.param)
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(items):
+    tiers.assign(items)
+    tiers.slowest_files_first(items)
+
+
 def pytest_runtest_setup(item):
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip(NO_GPU)
 
 
+def pytest_runtest_logstart():
+    tiers.clock.restart()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    report = yield
+    report.tier, report.cpu_seconds = tiers.tier_of(item), tiers.clock.lap()
+    return report
+
+
 def pytest_terminal_summary(terminalreporter):
-    """Says how many tests a machine without a GPU has left out."""
+    """Says what each tier took, and how many tests a machine without a GPU has left out."""
+    reports = [one for many in terminalreporter.stats.values() for one in many if hasattr(one, "tier")]
+    for line in tiers.summary(reports):
+        terminalreporter.write_line(line)
     skipped = [one for one in terminalreporter.stats.get("skipped", ()) if NO_GPU in str(one.longrepr)]
     if skipped:
         terminalreporter.write_line(f"{len(skipped)} tests skipped: they need a CUDA GPU, and none is here")
