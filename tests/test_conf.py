@@ -43,6 +43,7 @@ NEEDED = {
 """Values that a choice cannot have of itself."""
 
 
+@pytest.mark.integration  # a third of a second each
 @pytest.mark.parametrize(
     ("group", "choice"), [(group, choice) for group in GROUPS for choice in choices(group)]
 )

@@ -15,7 +15,6 @@ from herl.rollout.render import render
 from herl.sampler.vllm_server import VLLMServerSampler
 from herl.testing import check_sampler
 
-pytestmark = pytest.mark.filterwarnings("ignore")
 MODEL = PretrainedModel(path="tiny")
 ARGUMENTS = [
     "--dtype=float32", "--enforce-eager", "--kv-cache-memory-bytes=134217728", "--block-size=32",

@@ -15,6 +15,7 @@ import warnings
 from dataclasses import dataclass
 from unittest import mock
 
+import pytest
 from lightning.pytorch.utilities.seed import isolate_rng
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -25,7 +26,7 @@ SMALL = (
     "trainer.limit_train_batches=5",
     "trainer.limit_val_batches=1",
     "trainer.val_check_interval=5",
-    "data.prompts_per_batch=7",  # uneven shares for two ranks, and for four
+    "data.prompts_per_batch=7",  # uneven shares for two ranks, and for three
     "rollout.attempts_per_prompt=4",
     "rollout.attempt.max_new_tokens=24",
     "module.updates_per_batch=2",
@@ -34,6 +35,8 @@ SMALL = (
     "+optimizer.eps=1e-6",
 )
 HERL = (sys.executable, "-m", "herl")
+CONTINUES_ELSEWHERE = pytest.mark.filterwarnings("ignore:The dirpath has changed from")
+"""For tests that read a run's checkpoint in another folder: Lightning says that it forgets the best one's place."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -68,6 +68,7 @@ def compiled(monkeypatch):
     monkeypatch.setattr(shared_attention, "_compiled_attention", whole)
 
 
+@pytest.mark.integration
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 @pytest.mark.parametrize("window", [None, 100])
 def test_compiled_attention_equals_the_blockwise_path(compiled, window):
