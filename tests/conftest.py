@@ -18,6 +18,17 @@ def policy():
     return PretrainedModel(path="tiny").load().eval()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_process_group():
+    """After a module: ends the process group of one that vLLM's engines leave, or Lightning would count ranks."""
+    yield
+    if torch.distributed.is_initialized():
+        from vllm.distributed.parallel_state import destroy_distributed_environment, destroy_model_parallel
+
+        destroy_model_parallel()
+        destroy_distributed_environment()
+
+
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request):
     """Each device in turn; a test that uses it runs on both."""

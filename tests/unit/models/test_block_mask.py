@@ -69,7 +69,6 @@ def compiled(monkeypatch):
 
 
 @pytest.mark.integration
-@pytest.mark.filterwarnings("ignore")  # the compiler's own
 @pytest.mark.parametrize("window", [None, 100])
 def test_compiled_attention_equals_the_blockwise_path(compiled, window):
     contexts = layout(1)

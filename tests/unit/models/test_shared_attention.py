@@ -99,7 +99,6 @@ def test_without_shared_contexts_the_model_computes_as_before(policy):
 
 
 @pytest.mark.integration
-@pytest.mark.filterwarnings("ignore")  # the compiler's own
 @pytest.mark.parametrize("lora", [None, Lora()], ids=["whole", "lora"])
 def test_blocks_are_compiled_once_for_rows_of_all_layouts(monkeypatch, lora):
     """As on a GPU; the compiler's first half counts what the second would be given."""

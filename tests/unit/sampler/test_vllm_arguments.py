@@ -36,7 +36,6 @@ def limits(longest=300, dtype=torch.float32, **changes):
 
 
 @pytest.mark.integration
-@pytest.mark.filterwarnings("ignore")
 def test_the_engine_is_as_long_as_the_run_may_ask_and_computes_in_float32_on_a_cpu(policy, tokenizer):
     sampler = VLLMSampler(kv_cache_gib=0.05)
     sampler.prepare(limits(300, torch.bfloat16))
@@ -50,7 +49,6 @@ def test_the_engine_is_as_long_as_the_run_may_ask_and_computes_in_float32_on_a_c
 
 
 @pytest.mark.integration
-@pytest.mark.filterwarnings("ignore")
 def test_an_engine_whose_cache_cannot_hold_one_answer_says_which_keys_to_change(policy, tokenizer):
     sampler = VLLMSampler(kv_cache_gib=1e-4)
     sampler.prepare(limits(512))

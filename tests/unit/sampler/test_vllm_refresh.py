@@ -18,7 +18,7 @@ from herl.sampler import vllm_worker
 from herl.sampler.vllm import VLLMSampler
 from herl.testing import check_lost_weights
 
-pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("ignore")]
+pytestmark = pytest.mark.integration
 DTYPES = ("float32", "bfloat16")
 MODELS = ("tied head", "experts")
 

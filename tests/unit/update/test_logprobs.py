@@ -141,7 +141,6 @@ def test_the_model_is_left_as_it_was(policy):
 
 
 @pytest.mark.integration
-@pytest.mark.filterwarnings("ignore")  # the compiler's own
 def test_a_compiled_model_gives_the_same_numbers_and_samples_as_before():
     models = [PretrainedModel(path="tiny", compile=on).load().train() for on in (False, True)]
     experiences = several()
