@@ -25,6 +25,7 @@ from herl.sampler import Sampler, StreamingSampler
 from herl.types import (
     Criterion,
     Experience,
+    Group,
     Hindsight,
     Judged,
     Judgement,
@@ -48,6 +49,7 @@ __all__ = [
     "Criterion",
     "DataError",
     "Experience",
+    "Group",
     "HerlError",
     "Hindsight",
     "HindsightBuilder",

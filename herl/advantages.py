@@ -16,7 +16,7 @@ Baseline = Literal["mean", "leave_one_out"]
 
 def group_advantages(
     rewards: Sequence[Sequence[float]],
-    own: Sequence[Sequence[bool]],
+    is_attempt: Sequence[Sequence[bool]],
     *,
     scale: Scale = "group_std",
     baseline: Baseline = "mean",
@@ -28,20 +28,32 @@ def group_advantages(
 
     Args:
         rewards: Rewards of each group's members, bonus included.
-        own: For each member, whether it is the policy's own attempt.
+        is_attempt: Whether each member is an attempt; False for revisions and replayed answers.
         scale: `group_std` divides by the group's unbiased standard deviation (GRPO,
             arXiv:2402.03300), `batch_std` by that of all centred rewards of the batch (REINFORCE++),
             `none` not at all (Dr.GRPO, arXiv:2503.20783).
         baseline: The mean, or the mean of the other members (RLOO, arXiv:2402.14740).
-        baseline_over: The mean of all members, or of own attempts alone. The scale is always that of all
+        baseline_over: The mean of all members, or of attempts alone. The scale is always that of all
             members: attempts alone may be equal, and would blow up what a revision stands out by.
         tolerance: Spread of rewards (largest minus smallest) under which a group has no signal.
             Not 0: a judge's floats are noisy.
         epsilon: Added to the scale.
+
+    A reward above its group's mean is a positive advantage. The second group has no signal.
+
+    >>> rewards = [[0.0, 0.5, 1.0], [0.4, 0.4]]
+    >>> is_attempt = [[True, True, False], [True, True]]
+    >>> [[round(a, 2) for a in group] for group in group_advantages(rewards, is_attempt)]
+    [[-1.0, 0.0, 1.0], [0.0, 0.0]]
+    >>> group_advantages(rewards, is_attempt, scale="none", baseline_over="attempts")
+    [[-0.25, 0.25, 0.75], [0.0, 0.0]]
+    >>> group_advantages(rewards, is_attempt, scale="none", baseline="leave_one_out")
+    [[-0.75, 0.0, 0.75], [0.0, 0.0]]
     """
     flat = [max(group, default=0.0) - min(group, default=0.0) < tolerance for group in rewards]
     counted = [
-        [baseline_over == "all" or mine for mine in mask] if any(mask) else [True] * len(mask) for mask in own
+        [baseline_over == "all" or counts for counts in mask] if any(mask) else [True] * len(mask)
+        for mask in is_attempt
     ]
     centred = [_centre(group, mask, baseline) for group, mask in zip(rewards, counted, strict=True)]
     pooled = [value for group, skip in zip(centred, flat, strict=True) for value in group if not skip]
@@ -60,12 +72,15 @@ def group_advantages(
     return advantages
 
 
-def ones(rewards: Sequence[Sequence[float]], own: Sequence[Sequence[bool]]) -> list[list[float]]:
+def ones(rewards: Sequence[Sequence[float]], is_attempt: Sequence[Sequence[bool]]) -> list[list[float]]:
     """Returns 1 for every member: what was selected is learned from, and the selection has judged.
 
     Args:
         rewards: Rewards of each group's members.
-        own: Not used.
+        is_attempt: Not used.
+
+    >>> ones([[0.9], [0.2, 0.7]], [[True], [True, False]])
+    [[1.0], [1.0, 1.0]]
     """
     return [[1.0] * len(group) for group in rewards]
 

@@ -1,4 +1,4 @@
-"""Where herl keeps what it made or converted, outside of any run."""
+"""The folder for files that herl creates or converts outside of any run."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """Returns $HERL_CACHE, or `herl` in the user's cache folder. It may not exist yet."""
+    """Returns $HERL_CACHE, or `herl` in the user's cache folder. The folder may not exist yet."""
     default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "herl"
     return Path(os.environ.get("HERL_CACHE", default))

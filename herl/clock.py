@@ -1,4 +1,4 @@
-"""Wall time by phase of the work."""
+"""Wall time by phase."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from contextlib import contextmanager
 
 
 class PhaseClock:
-    """Adds up seconds by phase. A phase within another one pauses it, so phases add up to the time spent."""
+    """Adds up seconds by phase. A nested phase pauses the outer one, so phases sum to the time spent."""
 
     def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.phase = ""
-        """What is being done now; "" between phases."""
+        """The current phase; "" between phases."""
         self.since = time.perf_counter()
         """When `phase` began."""
-        self._inner = 0.0  # seconds of the phases within the present one
+        self._inner = 0.0  # seconds spent in phases nested in the current one
         self._lap: dict[str, float] = {}
 
     @contextmanager
     def time(self, phase: str) -> Iterator[None]:
-        """Adds the time spent in the block to a phase, also when the block raises."""
+        """Adds the time spent in the block to a phase, even if the block raises."""
         started, outer, self._inner = time.perf_counter(), self._inner, 0.0
         around = self.phase, self.since
         self.phase, self.since = phase, started
@@ -35,7 +35,7 @@ class PhaseClock:
             self.phase, self.since = around
 
     def lap(self) -> dict[str, float]:
-        """Returns the seconds by phase since the last call; phases that took none are left out."""
+        """Returns the seconds by phase since the last call, without phases that took no time."""
         spent = {phase: s - self._lap.get(phase, 0.0) for phase, s in self.seconds.items()}
         self._lap = dict(self.seconds)
         return {phase: seconds for phase, seconds in spent.items() if seconds}

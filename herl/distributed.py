@@ -1,7 +1,7 @@
-"""What the processes of a run tell each other. One process alone needs no setup and pays nothing.
+"""Communication between the processes of a run. A single process needs no setup and pays nothing.
 
-Prompts are shared out over the ranks for sampling and judging; what comes back is gathered, so that from
-there on every rank knows the whole batch and computes the same groups, advantages and numbers.
+Prompts are divided among the ranks for sampling and judging. The answers are gathered, so that afterwards
+every rank knows the whole batch and computes the same groups, advantages and metrics.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 def rank() -> int:
-    """Returns this process's place among those of the run, from 0."""
+    """Returns the index of this process in the run, from 0."""
     return dist.get_rank() if _several() else 0
 
 
@@ -27,7 +27,7 @@ def world_size() -> int:
 
 
 def gather(value: T) -> list[T]:
-    """Returns every rank's value, in order of rank, on every rank. All ranks must call it."""
+    """Returns every rank's value, in rank order, on every rank. All ranks must call it."""
     if not _several():
         return [value]
     values: list[T | None] = [None] * dist.get_world_size()
@@ -39,16 +39,16 @@ def together(work: Callable[[], T]) -> T:
     """Runs this rank's share of the work, waits for the others, and returns this rank's result.
 
     Raises:
-        Exception: what went wrong on the first rank that failed; on the others as a HerlError. None is
-            left waiting for a rank that gave up.
+        Exception: the error of the first rank that failed; the other ranks raise it as a HerlError. No
+            rank is left waiting for one that failed.
     """
     own: Exception | None = None
     try:
         result = work()
-    except Exception as error:  # whatever it is: the other ranks must hear of it before it goes on
+    except Exception as error:  # any error must reach the other ranks before it propagates
         own = error
     problems = gather(None if own is None else _portable(own))
-    for place, problem in enumerate(problems):  # all raise the same, or some would save and others not
+    for place, problem in enumerate(problems):  # all raise the same error, or only some would save
         if problem is not None:
             raise own if own is not None and place == rank() else problem
     return result
@@ -60,7 +60,7 @@ def gather_results(work: Callable[[], T]) -> list[T]:
 
 
 def _portable(error: Exception) -> HerlError:
-    """An error that can be sent to other processes."""
+    """Converts an error to one that can be sent to other processes."""
     if isinstance(error, HerlError):
         return error
     return HerlError(f"rank {rank()} failed with {type(error).__name__}: {error}")

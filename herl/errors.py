@@ -1,17 +1,17 @@
-"""Everything that herl raises on purpose.
+"""All errors that herl raises on purpose.
 
     HerlError
     ├── ConfigError            a key, a type or a combination in the configuration
     ├── DataError              a row or a file of the data set
-    ├── JudgeError             a judge could not give a verdict: abstains, never scores 0
+    ├── JudgeError             a judge could not give a verdict; it abstains and never scores 0
     ├── JudgeStop              the run stops, with a checkpoint
     │   ├── AbstentionLimit    too many abstentions
     │   └── BudgetSpent        the judge's calls, tokens or money are used up
     ├── SamplerError           the sampler could not give an answer
-    ├── TrainingError          the update went wrong: no step was taken
+    ├── TrainingError          the update failed; no step was taken
     └── RunStopped             a signal asked the run to end
 
-Each message names what was expected, what was got, and the key, file or line to change.
+Each message names the expected and the actual value, and the key, file or line to change.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ class DataError(HerlError):
 
 
 class JudgeError(HerlError):
-    """A judge could not give a verdict. Raised in a judge, it makes the verdicts abstain.
+    """A judge could not give a verdict. The verdicts of the judge that raises it abstain.
 
     Args:
-        message: What was expected and what was got.
-        cause: One word to count it by: timeout, connection, rate_limit, server, refused, malformed,
-            wrong_count, not_cached or other.
+        message: The expected and the actual result.
+        cause: One word to count the error by: timeout, connection, rate_limit, server, refused, malformed,
+            wrong_count, not_cached, function or other.
         retry: Whether another try may succeed.
-        retry_after: Seconds that the other side asked to wait before it.
+        retry_after: Seconds to wait before the next try, as requested by the endpoint.
     """
 
     def __init__(
@@ -54,15 +54,15 @@ class JudgeError(HerlError):
 
 
 class JudgeStop(HerlError):
-    """Judging cannot go on as configured: the run ends, and what it has learnt is saved."""
+    """Judging cannot continue as configured: the run saves a checkpoint and ends."""
 
 
 class AbstentionLimit(JudgeStop):
-    """The share of abstained verdicts went over the configured limit."""
+    """The share of abstained verdicts exceeds the configured limit."""
 
 
 class BudgetSpent(JudgeStop):
-    """The budget of the judge is used up."""
+    """The judge's budget is used up."""
 
 
 class SamplerError(HerlError):
@@ -70,15 +70,15 @@ class SamplerError(HerlError):
 
 
 class TrainingError(HerlError):
-    """An optimiser step cannot be taken; the weights are those of the step before."""
+    """An optimizer step cannot be taken; the weights are unchanged since the last step."""
 
 
 class RunStopped(HerlError):
-    """A signal asked the run to end: it ended between two batches, with a checkpoint.
+    """A signal asked the run to end. The run ended between two batches, with a checkpoint.
 
     Args:
-        message: What happened.
-        signal: Which signal.
+        message: Text of the error.
+        signal: The signal received.
     """
 
     def __init__(self, message: str, signal: Signals) -> None:
@@ -96,7 +96,7 @@ def did_you_mean(got: str, known: Iterable[str]) -> str:
 
 
 def check_at_least(where: str, least: float, **values: float | None) -> None:
-    """Checks settings of one part of the configuration; None is left alone.
+    """Checks settings in one part of the configuration; None always passes.
 
     Raises:
         ConfigError: names the first key whose value is too small.
@@ -107,7 +107,7 @@ def check_at_least(where: str, least: float, **values: float | None) -> None:
 
 
 def check_above(where: str, bound: float, **values: float | None) -> None:
-    """Checks settings of one part of the configuration; None is left alone.
+    """Checks settings in one part of the configuration; None always passes.
 
     Raises:
         ConfigError: names the first key whose value is not above the bound.

@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from operator import attrgetter
 from typing import Any, Literal
 
 from herl.errors import check_at_least
@@ -109,10 +110,10 @@ class ReplayBuffer(Replay):
         if self.needs_revisions:
             chosen = [member.judged for member in members if member.origin == "hindsight"]
         else:
-            chosen = sorted(answers, key=_reward, reverse=True)[:1]
+            chosen = sorted(answers, key=attrgetter("reward"), reverse=True)[:1]
         kept = self._kept.pop(task_id, [])
-        kept += [_Kept(_remembered(judged)) for judged in chosen]
-        kept.sort(key=lambda one: _reward(one.judged), reverse=True)
+        kept += [_Kept(_replayed(judged)) for judged in chosen]
+        kept.sort(key=lambda one: one.judged.reward, reverse=True)
         if kept:
             self._kept[task_id] = kept[: self.size]  # now the newest
         if len(self._kept) > self.max_prompts:
@@ -133,12 +134,7 @@ class ReplayBuffer(Replay):
         }
 
 
-def _reward(judged: Judged) -> float:
-    assert judged.judgement.reward is not None
-    return judged.judgement.reward
-
-
-def _remembered(judged: Judged) -> Judged:
+def _replayed(judged: Judged) -> Judged:
     rollout = replace(judged.rollout, origin="replay", parent_id=None)
     return Judged(rollout=rollout, judgement=replace(judged.judgement, usage={}))  # paid for once
 

@@ -9,14 +9,16 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from operator import attrgetter
 from typing import Literal
 
-from herl.types import Judged, Member
+from herl.types import Judged, Member, Task
 
 Placement = Literal["append", "replace_worst", "replace_random"]
 
 
 def form_group(
+    task: Task,
     attempts: Sequence[Judged],
     revisions: Sequence[Judged],
     bonuses: Mapping[str, float],
@@ -30,8 +32,9 @@ def form_group(
     """Returns the members of the final group.
 
     Args:
+        task: The prompt and its rubric.
         attempts: The policy's own answers to the prompt.
-        revisions: The revisions of some of them.
+        revisions: The revisions of some of them, and replayed answers.
         bonuses: Bonus by rollout id of the revised attempts.
         seed: Decides the slots of `replace_random`.
         top_n: Revisions that may join.
@@ -41,25 +44,39 @@ def form_group(
             `replace_random` any of them, even the best (reference code).
         fallback_copies: Whether, when revisions were made but none qualifies, a random slot is
             overwritten by a copy of the best attempt (reference code).
+
+    The revision beats the best attempt and takes the place of the worst. The draft keeps its bonus.
+
+    >>> from herl.testing import make_judged, make_task
+    >>> attempts = [make_judged(reward, id=f"a{i}") for i, reward in enumerate([0.6, 0.2, 0.4])]
+    >>> revision = make_judged(0.8, id="r", parent_id="a0")
+    >>> group = form_group(make_task(), attempts, [revision], {"a0": 0.01}, seed=0)
+    >>> [(member.judged.rollout.id, member.reward, member.bonus) for member in group]
+    [('a0', 0.6, 0.01), ('r', 0.8, 0.0), ('a2', 0.4, 0.0)]
+    >>> tie = make_judged(0.6, id="r", parent_id="a0")
+    >>> [m.judged.rollout.id for m in form_group(make_task(), attempts, [tie], {}, seed=0)]
+    ['a0', 'a1', 'a2']
     """
     members = [
-        Member(judged=judged, reward=_reward(judged), bonus=bonuses.get(judged.rollout.id, 0.0))
+        Member(judged=judged, reward=judged.reward, bonus=bonuses.get(judged.rollout.id, 0.0))
         for judged in attempts
     ]
     if not members or not revisions:
         return members
     best = max(member.reward for member in members)
-    qualified = [r for r in revisions if _reward(r) > best or (not strict and _reward(r) >= best)]
-    chosen = sorted(qualified, key=_reward, reverse=True)[:top_n]
-    joining = [Member(judged=revision, reward=_reward(revision)) for revision in chosen]
+    qualified = [r for r in revisions if r.reward > best or (not strict and r.reward >= best)]
+    chosen = sorted(qualified, key=attrgetter("reward"), reverse=True)[:top_n]
+    joining = [Member(judged=revision, reward=revision.reward) for revision in chosen]
     made = any(revision.rollout.origin == "hindsight" for revision in revisions)
     if not joining and made and fallback_copies:
-        joining = [replace(max(members, key=_rank))]
+        best_member = max(members, key=lambda one: (one.reward, one.judged.fulfilled_count(task)))
+        joining = [replace(best_member)]
         placement = "replace_random"
     return _place(members, joining, placement, seed)
 
 
 def keep_ranked(
+    task: Task,
     attempts: Sequence[Judged],
     revisions: Sequence[Judged],
     bonuses: Mapping[str, float],
@@ -74,18 +91,28 @@ def keep_ranked(
     The best one alone is rejection sampling, the best and the worst are a pair to prefer by.
 
     Args:
+        task: Not used.
         attempts: The policy's own answers to the prompt.
-        revisions: The revisions of some of them.
+        revisions: The revisions of some of them, and replayed answers.
         bonuses: Not used.
         seed: Not used.
         best: Best answers that stay.
         worst: Worst answers that stay. Where there are not enough for both, nothing stays.
         at_least: Reward under which no answer stays; None for no limit.
+
+    >>> from herl.testing import make_judged, make_task
+    >>> attempts = [make_judged(reward, id=f"a{i}") for i, reward in enumerate([0.6, 0.2, 0.4])]
+    >>> [one.reward for one in keep_ranked(make_task(), attempts, [], {}, seed=0)]
+    [0.6]
+    >>> [one.reward for one in keep_ranked(make_task(), attempts, [], {}, seed=0, worst=1)]
+    [0.6, 0.2]
+    >>> keep_ranked(make_task(), attempts, [], {}, seed=0, at_least=0.7)
+    []
     """
     ranked = [
-        Member(judged=judged, reward=_reward(judged))
-        for judged in sorted([*attempts, *revisions], key=_reward, reverse=True)
-        if at_least is None or _reward(judged) >= at_least
+        Member(judged=judged, reward=judged.reward)
+        for judged in sorted([*attempts, *revisions], key=attrgetter("reward"), reverse=True)
+        if at_least is None or judged.reward >= at_least
     ]
     if worst and len(ranked) < best + worst:
         return []
@@ -104,13 +131,3 @@ def _place(members: list[Member], joining: list[Member], placement: Placement, s
     for slot, member in zip(slots, joining, strict=False):
         placed[slot] = member
     return placed
-
-
-def _reward(judged: Judged) -> float:
-    assert judged.judgement.reward is not None
-    return judged.judgement.reward
-
-
-def _rank(member: Member) -> tuple[float, int]:
-    met = sum(verdict.met is True for verdict in member.judged.judgement.verdicts)
-    return member.reward, met

@@ -1,4 +1,4 @@
-"""Names in a configuration or in data -> the Python objects that they stand for."""
+"""Dotted paths in a configuration or in data -> Python objects."""
 
 from __future__ import annotations
 
@@ -8,12 +8,17 @@ from typing import Any
 from herl.errors import ConfigError
 
 ALLOWED = ("herl", "lightning", "torch.optim")
-"""Packages that a configuration may name objects of; `HERL_ALLOW_TARGETS` adds others."""
+"""Packages whose objects a configuration may name; `HERL_ALLOW_TARGETS` adds more."""
 
 MOVED = {
     "herl.loss.Loss": "herl.update.loss.base.Loss",
     "herl.likelihood.LikelihoodLoss": "herl.update.loss.sft.LikelihoodLoss",
     "herl.experience.RolloutPlan": "herl.rollout.stages.RolloutPlan",
+    "herl.memory.Memory": "herl.replay.Replay",
+    "herl.memory.NoMemory": "herl.replay.NoReplay",
+    "herl.memory.Replay": "herl.replay.ReplayBuffer",
+    "herl.judge.JudgeDesk": "herl.judge.JudgeRunner",
+    "herl.judge.desk.JudgeDesk": "herl.judge.runner.JudgeRunner",
     "herl.loss": "herl.update.loss.policy",
     "herl.likelihood": "herl.update.loss.dpo",
     "herl.experience": "herl.rollout.collect",
@@ -34,46 +39,46 @@ MOVED = {
     "herl.judge.vllm_chat": "herl.judge.llm.server",
     "herl.judge.local": "herl.judge.llm.local",
 }
-"""Objects and modules of version 0.1 that a configuration may still name, and where they are now."""
+"""Old path -> new path of the objects and modules that a configuration of version 0.1 may name."""
 
 
 def configured(key: str, path: object) -> Any:
-    """Imports what a configuration names. A configuration may come from anyone: it cannot name just anything.
+    """Imports an object that a configuration names. Since anyone may write one, packages are restricted.
 
     Raises:
-        ConfigError: as `located`; or it is in no package that is allowed.
+        ConfigError: the object's package is not allowed, or the import fails as in `located`.
     """
     if not isinstance(path, str):
         raise ConfigError(
-            f"{key}: expected the path of an object, as in herl.judge.rule.RuleJudge, got {path!r}"
+            f"{key}: expected the path of an object, such as herl.judge.rule.RuleJudge, got {path!r}"
         )
     more = [name.strip() for name in os.environ.get("HERL_ALLOW_TARGETS", "").split(",") if name.strip()]
     if not any(path == name or path.startswith(f"{name}.") for name in (*ALLOWED, *more)):
         raise ConfigError(
-            f"{key}: expected something of {', '.join((*ALLOWED, *more))}, got '{path}'. If you trust it: "
+            f"{key}: expected an object from {', '.join((*ALLOWED, *more))}, got '{path}'. If you trust it, "
             f"export HERL_ALLOW_TARGETS={','.join([*more, path.split('.')[0]])}"
         )
     return located(key, path)
 
 
 def located(key: str, path: str) -> Any:
-    """Imports what is at a dotted path, such as a class or a function.
+    """Imports the object at a dotted path, such as a class or a function.
 
     Raises:
-        ConfigError: names the key, and what importing the user's module raised.
+        ConfigError: the import fails; names the key and the error that the import raised.
     """
     from hydra.utils import get_object
 
     try:
         return get_object(path)
-    except Exception as error:  # whatever importing the user's module raises
+    except Exception as error:  # importing a user's module may raise anything
         if new := moved(path):
-            raise ConfigError(f"{key}: expected '{new}', its new name, got '{path}'") from error
+            raise ConfigError(f"{key}: expected '{new}', the new path of '{path}'") from error
         raise ConfigError(f"{key}: cannot import '{path}': {type(error).__name__}: {error}") from error
 
 
 def moved(path: str) -> str | None:
-    """Returns the new path of an object that was moved; None for any other."""
+    """Returns the new path of an object that has moved; None for any other."""
     module, _, name = path.rpartition(".")
     if path in MOVED:
         return MOVED[path]

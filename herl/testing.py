@@ -1,10 +1,10 @@
-"""For people who write components: small records, fakes, and checks that a component keeps its contract.
+"""For authors of components: small records, fakes, and checks that a component keeps its contract.
 
     from herl.testing import check_judge
     def test_my_judge():
         check_judge(MyJudge())
 
-Everything named Fake... pretends; nothing here is used by a run.
+Fakes are named Fake...; no run uses anything in this module.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 def make_task(
     weights: Mapping[str, float] | None = None, *, id: str = "task", request: str = "Describe the otter."
 ) -> Task:
-    """Returns a task whose criteria are `weights` by id; each is met by an answer that contains its id.
+    """Returns a task with a criterion for each id in `weights`; an answer that contains the id meets it.
 
     A criterion with a negative weight is undesirable.
     """
@@ -65,6 +65,7 @@ def make_rollout(
     prompt_ids: Sequence[int] = (1, 2, 3),
     token_ids: Sequence[int] = (4, 5),
     logprobs: Sequence[float] | None = None,
+    index: int = 0,
     parent_id: str | None = None,
 ) -> Rollout:
     """Returns an answer with made-up token ids."""
@@ -78,6 +79,7 @@ def make_rollout(
         text=text,
         finish_reason="stop",
         policy_version=0,
+        index=index,
         origin="policy" if parent_id is None else "hindsight",
         parent_id=parent_id,
     )
@@ -91,7 +93,7 @@ def make_judged(
     id: str = "group/0",
     parent_id: str | None = None,
 ) -> Judged:
-    """Returns an answer with a given reward and given verdicts."""
+    """Returns an answer with this reward and these verdicts."""
     rollout = rollout or make_rollout(id=id, parent_id=parent_id)
     verdicts = tuple(Verdict(criterion_id=name, met=value) for name, value in (met or {}).items())
     return Judged(
@@ -107,7 +109,7 @@ def make_experience(
     advantage: float = 0.0,
     context_ids: Sequence[int] | None = None,
 ) -> Experience:
-    """Returns an answer as something to train on, under its own prompt unless another context is given."""
+    """Returns an answer as a training example, under its own prompt unless another context is given."""
     return Experience(
         rollout=rollout,
         judgement=make_judged(reward, rollout=rollout).judgement,
@@ -119,17 +121,17 @@ def make_experience(
 
 
 class FakeJudge(Judge):
-    """Finds every criterion met whose id stands in the answer; fails on answers that contain `fail_on`."""
+    """Judges a criterion as met if the answer contains its id; fails on answers that contain `fail_on`."""
 
     def __init__(self, fail_on: str | None = None) -> None:
         super().__init__()
         self.fail_on = fail_on
 
     async def judge(self, task: Task, rollout: Rollout) -> Judgement:
-        """Returns verdicts after giving way to other judgements once."""
+        """Returns verdicts, after yielding once to other judgements."""
         await asyncio.sleep(0)
         if self.fail_on is not None and self.fail_on in rollout.text:
-            raise JudgeError(f"told to fail on {self.fail_on!r}")
+            raise JudgeError(f"FakeJudge fails on {self.fail_on!r}")
         verdicts = [
             Verdict(criterion_id=criterion.id, met=criterion.id in rollout.text)
             for criterion in task.rubric.criteria
@@ -138,7 +140,7 @@ class FakeJudge(Judge):
 
 
 def check_judge(judge: Judge, task: Task | None = None, text: str = "fish") -> Judgement:
-    """Asserts that a judge keeps its contract on one answer, and returns what it said.
+    """Asserts that a judge keeps its contract on one answer, and returns its judgement.
 
     Raises:
         AssertionError: says which part of the contract is broken.
@@ -148,8 +150,8 @@ def check_judge(judge: Judge, task: Task | None = None, text: str = "fish") -> J
     judgement = asyncio.run(judge.judge(task, rollout))
     assert judgement.rollout_id == rollout.id, "the judgement must carry the rollout's id"
     if judge.holistic:
-        assert not judgement.verdicts, f"a holistic judge gives no verdicts, got {judgement.verdicts}"
-        assert judgement.reward is not None, "a holistic judge gives a reward, or raises JudgeError"
+        assert not judgement.verdicts, f"expected no verdicts of a holistic judge, got {judgement.verdicts}"
+        assert judgement.reward is not None, "a holistic judge must return a reward or raise JudgeError"
         return judgement
     expected = [criterion.id for criterion in task.rubric.criteria]
     got = [verdict.criterion_id for verdict in judgement.verdicts]
@@ -163,7 +165,7 @@ def check_judge(judge: Judge, task: Task | None = None, text: str = "fish") -> J
 
 
 def check_hindsight_builder(builder: HindsightBuilder) -> None:
-    """Asserts that a builder copes with failed, perfect and unjudged attempts, and revises only attempts.
+    """Asserts that a builder handles failed, perfect and unjudged attempts, and revises only the group's.
 
     Raises:
         AssertionError: says which part of the contract is broken.
@@ -214,21 +216,24 @@ def check_sampler(sampler: Sampler, prompt_ids: Sequence[int], *, n: int = 2) ->
     )
     rollouts = sorted(sampler.generate([request]), key=lambda rollout: rollout.id)
     ids = [rollout.id for rollout in rollouts]
-    assert ids == [f"group/{i}" for i in range(n)], f"expected {n} answers with their own ids, got {ids}"
+    assert ids == [f"group/{i}" for i in range(n)], f"expected {n} answers with distinct ids, got {ids}"
     for rollout in rollouts:
         assert rollout.prompt_ids == request.prompt_ids, "the prompt's ids must come back unchanged"
         assert len(rollout.token_ids) == len(rollout.logprobs), "expected a log-prob for every token"
         assert 1 <= len(rollout.token_ids) <= 8, "expected 1 to max_new_tokens tokens"
-        assert all(logprob <= 0.0 for logprob in rollout.logprobs), "a log-prob is never above 0"
-        assert rollout.origin == "policy", "a request without a parent is the policy's own attempt"
+        assert all(logprob <= 0.0 for logprob in rollout.logprobs), "log-probs must not exceed 0"
+        assert rollout.origin == "policy", "without a parent_id, the origin must be policy"
     again = sorted(sampler.generate([request]), key=lambda rollout: rollout.id)
-    assert [r.token_ids for r in again] == [r.token_ids for r in rollouts], "same seed, same answer"
+    assert [r.token_ids for r in again] == [r.token_ids for r in rollouts], (
+        "the same seed must give the same answer"
+    )
+    assert [rollout.index for rollout in rollouts] == list(range(n)), "each answer must carry its index"
     if isinstance(sampler, StreamingSampler):
         later = [replace(request, group_id="later")]
         streamed = list(sampler.stream([request], lambda wait: [later.pop()] if later else []))
         found = sorted(rollout.id for rollout in streamed)
         expected = sorted(f"{group}/{i}" for group in ("group", "later") for i in range(n))
-        assert found == expected, f"expected the answers {expected}, one request coming later, got {found}"
+        assert found == expected, f"expected {expected}, including a request added later, got {found}"
     return rollouts
 
 
@@ -236,8 +241,9 @@ def check_lost_weights(sampler: Sampler, named_tensors: Iterable[tuple[str, torc
     """Asserts that a started sampler names the weights that its engine lacks after a refresh, and no others.
 
     Args:
-        sampler: Has `lost_weights` of its own.
-        named_tensors: The policy's weights as the sampler loads them: all are changed, one is not sent.
+        sampler: Must implement `lost_weights`.
+        named_tensors: The policy's weights as the sampler loads them. The check changes them and withholds
+            one.
 
     Raises:
         AssertionError: says which part of the contract is broken.
@@ -248,7 +254,7 @@ def check_lost_weights(sampler: Sampler, named_tensors: Iterable[tuple[str, torc
     assert lost is not None, (
         "this sampler cannot tell which weights its engine holds: lost_weights returns None"
     )
-    assert not lost, f"expected no lost weights after a sound refresh, got {lost}"
+    assert not lost, f"expected no lost weights after a complete refresh, got {lost}"
     untied = [name for name in sent if ".layers." in name or ".h." in name]
     dropped = (untied or list(sent))[-1]
     others = [(name, tensor * 1.125) for name, tensor in sent.items() if name != dropped]
@@ -257,4 +263,4 @@ def check_lost_weights(sampler: Sampler, named_tensors: Iterable[tuple[str, torc
     assert dropped in lost, f"expected lost_weights to name '{dropped}', which was not sent, got {lost}"
     sampler.load_weights(iter(sent.items()), 3)
     lost = sampler.lost_weights()
-    assert not lost, f"expected no lost weights once all were sent again, got {lost}"
+    assert not lost, f"expected no lost weights after all were sent again, got {lost}"

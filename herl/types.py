@@ -1,14 +1,34 @@
-"""The records that travel through the stages, in the order in which they come to be.
+"""The records that travel through the stages, in the order in which they are made.
 
-    Task -> SampleRequest -> Rollout -> Judgement -> Hindsight -> Experience
+    Task -> SampleRequest -> Rollout -> Judgement -> Hindsight -> Group -> Experience
 
-They are frozen: a stage returns new records and never edits one. Where a record came from stands in
-`origin` and `parent_id`; ids are opaque and are never parsed. Nothing here needs torch.
+Records are frozen: a stage returns new ones and never edits one. `origin` and `parent_id` say where a record
+came from, and an order is a field; ids are opaque and never parsed. Nothing here needs torch.
+
+The words, with TRL's / verl's terms where they have one:
+
+    attempt          an answer that the policy samples for the plain prompt (completion / response)
+    draft            the attempt that a revision starts from
+    revision         an answer that was sampled with hindsight in its prompt
+    hindsight        a revision prompt: the request, and the criteria that the draft met and missed
+    rollout          one sampled answer with its token ids and log-probs (completion / response)
+    group            all answers to one prompt in one step (generations of a prompt / uid)
+    criterion        one weighted requirement; a rubric is all of a task's
+    verdict          the judge's word on one criterion; a judgement holds those on one answer
+    fulfilled        a criterion whose wish came true: met, or not met if it is undesirable
+    reward           the number that the verdicts add up to (reward / token-level score)
+    bonus            an addition to a draft's reward for its potential to improve
+    member           an answer whose reward its group's advantages compare
+    advantage        a member's reward compared with its group (advantage / advantage)
+    experience       an answer with the context and the advantage that it is trained with
+    policy           the model that learns; the reference is the one in the KL term (model / actor)
+    refresh          moving the policy's weights to the sampler (weight sync)
+    held-out         prompts that measure the policy and never train it (eval / validation)
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,7 +36,7 @@ Message = Mapping[str, str]
 """One chat message: {"role": "system" | "user" | "assistant", "content": text}."""
 
 Origin = Literal["policy", "hindsight", "replay"]
-"""The policy's own attempt, a revision of one, or an answer of an earlier batch that is replayed."""
+"""An attempt, a revision, or an answer of an earlier batch that is replayed."""
 FinishReason = Literal["stop", "length"]
 
 
@@ -25,30 +45,30 @@ class Criterion:
     """One line of a rubric."""
 
     id: str
-    """Unique within its rubric, and stable over epochs: per-criterion curves are keyed by it."""
+    """Unique within its rubric and stable over epochs: curves by criterion use it as their name."""
     text: str
-    """What the judge and the hindsight prompt read: "Says that it eats fish."."""
+    """The text that the judge and the revision prompt read: "Says that it eats fish."."""
     weight: float = 1.0
     """Points. Negative for something that should not happen."""
     title: str = ""
     category: str = ""
     check: Mapping[str, Any] | None = None
-    """How a rule judges it, e.g. {"kind": "max_words", "count": 15}. None: only a reader can tell."""
+    """How a rule judges it, e.g. {"kind": "max_words", "count": 15}. None if only a reader can tell."""
     undesirable: bool = False
-    """True where *met* means that something bad happened."""
+    """True if *met* means that something bad happened."""
     gate: bool = False
-    """True where an answer that fails it earns nothing (aggregation `gated`)."""
+    """True if an answer that fails it earns nothing (aggregation `gated`)."""
     named: bool = True
-    """False where `id` is but a place in the rubric: in another rubric it is another criterion, so curves and
-    tables by criterion leave it out."""
+    """False if `id` is only a position in the rubric. It then means another criterion in another rubric, so
+    curves and tables by criterion leave it out."""
 
     @property
     def wish(self) -> str:
-        """What an answer should do: `text`, or what it should avoid."""
+        """What an answer should do: `text`, or "Avoid: " and `text`."""
         return f"Avoid: {self.text}" if self.undesirable else self.text
 
     def good(self, met: bool) -> bool:
-        """Whether a verdict of `met` is what the author of the rubric wanted."""
+        """Whether the verdict `met` fulfills the author's wish."""
         return met != self.undesirable
 
 
@@ -58,17 +78,26 @@ class Rubric:
 
     criteria: tuple[Criterion, ...]
 
+    def fulfilled(self, verdicts: Sequence[Verdict]) -> dict[str, bool]:
+        """Returns, by criterion id, whether its wish is fulfilled. Abstentions are left out."""
+        met = {verdict.criterion_id: verdict.met for verdict in verdicts}
+        return {
+            criterion.id: criterion.good(answer)
+            for criterion in self.criteria
+            if (answer := met.get(criterion.id)) is not None
+        }
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """One prompt of the data set and what its answers are judged by."""
+    """One prompt of the data set, and the rubric that its answers are judged by."""
 
     id: str
     messages: tuple[Message, ...]
     """The conversation so far; the last message is the user's."""
     rubric: Rubric
     reference: str | None = None
-    """A good answer, if the data has one. For judges; never shown to the policy."""
+    """A good answer, if the data has one. Judges may read it; the policy never does."""
     source: str = ""
     meta: Mapping[str, Any] = field(default_factory=dict)
 
@@ -85,7 +114,7 @@ class Sampling:
     temperature: float = 1.0
     top_p: float = 1.0
     max_new_tokens: int = 256
-    """Tokens, end token included."""
+    """Tokens, including the end token."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,29 +128,60 @@ class SampleRequest:
     n: int
     sampling: Sampling
     seed: int
-    """Answer i is drawn with a hash of (seed, i)."""
+    """A hash of (seed, i) draws answer i."""
     parent_id: str | None = None
     """The rollout that is being revised."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
-    """One sampled answer: exactly the ids that were sampled, never re-tokenised text."""
+    """One sampled answer: exactly the ids that were sampled. Text is never tokenized again."""
 
     id: str
     task_id: str
     group_id: str
     prompt_ids: tuple[int, ...]
     token_ids: tuple[int, ...]
-    """The answer. Ends with the end token if the policy gave one, and only then."""
+    """The answer. It ends with the end token only if the policy sampled one."""
     logprobs: tuple[float, ...]
     """Log-probability of each of `token_ids` at the sampling temperature, in nats."""
     text: str
     finish_reason: FinishReason
     policy_version: int
-    """Optimiser steps that the sampling policy had seen."""
+    """Optimizer steps that the sampling policy had seen."""
+    index: int = 0
+    """Place among the answers to the same request."""
     origin: Origin = "policy"
     parent_id: str | None = None
+    """The rollout that this one revises."""
+
+    @classmethod
+    def answering(
+        cls,
+        request: SampleRequest,
+        index: int,
+        *,
+        token_ids: tuple[int, ...],
+        logprobs: tuple[float, ...],
+        text: str = "",
+        finish_reason: FinishReason = "stop",
+        policy_version: int = 0,
+    ) -> Rollout:
+        """Returns answer `index` to a request: a revision if the request has a parent, else an attempt."""
+        return cls(
+            id=f"{request.parent_id or request.group_id}/{index}",
+            task_id=request.task_id,
+            group_id=request.group_id,
+            prompt_ids=request.prompt_ids,
+            token_ids=token_ids,
+            logprobs=logprobs,
+            text=text,
+            finish_reason=finish_reason,
+            policy_version=policy_version,
+            index=index,
+            origin="policy" if request.parent_id is None else "hindsight",
+            parent_id=request.parent_id,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,22 +190,22 @@ class Verdict:
 
     criterion_id: str
     met: bool | None
-    """None: the judge abstained. A verdict that could not be had is not a "no"."""
+    """None if the judge abstained. An abstention never counts as "not met"."""
     score: float | None = None
-    """A graded verdict in [0, 1], where the judge has one. None: `met` says it all."""
+    """A graded verdict in [0, 1]; None if the judge does not grade."""
     reason: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judgement:
-    """All verdicts on one answer and the reward they add up to."""
+    """All verdicts on one answer, and the reward that they add up to."""
 
     rollout_id: str
     verdicts: tuple[Verdict, ...]
     reward: float | None
-    """None: nothing could be judged; the answer leaves its group."""
+    """None if nothing could be judged; the answer then leaves its group."""
     usage: Mapping[str, float] = field(default_factory=dict)
-    """What the judgement cost, e.g. {"tokens": 812.0}."""
+    """The cost of the judgement, e.g. {"tokens": 812.0}."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +214,21 @@ class Judged:
 
     rollout: Rollout
     judgement: Judgement
+
+    @property
+    def has_reward(self) -> bool:
+        """Whether the answer could be judged."""
+        return self.judgement.reward is not None
+
+    @property
+    def reward(self) -> float:
+        """The judge's reward. Only an answer that could be judged has one."""
+        assert self.judgement.reward is not None, "check has_reward first"
+        return self.judgement.reward
+
+    def fulfilled_count(self, task: Task) -> int:
+        """Returns how many criteria of the task's rubric are fulfilled."""
+        return sum(task.rubric.fulfilled(self.judgement.verdicts).values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,13 +244,13 @@ class Hindsight:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """One place in a group, once revisions have joined it."""
+    """An answer whose reward is compared with the others' in its group."""
 
     judged: Judged
     reward: float
     """The judge's reward, in the units of the rubric's aggregation."""
     bonus: float = 0.0
-    """Paid on top of `reward` to attempts that a revision improved on."""
+    """Added to `reward` for attempts that were revised."""
 
     @property
     def total(self) -> float:
@@ -187,8 +262,27 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """One prompt in one step. It is opened with the prompt and grows stage by stage."""
+
+    id: str
+    task: Task
+    prompt_ids: tuple[int, ...]
+    attempts: tuple[Judged, ...] = ()
+    """In the order of their indices."""
+    revisions: tuple[Judged, ...] = ()
+    """In the order of their drafts, then of their indices."""
+    replayed: tuple[Judged, ...] = ()
+    """Answers from the replay buffer, sampled for an earlier batch. Selection treats them like revisions."""
+    members: tuple[Member, ...] = ()
+    """Attempts that could be judged, after revisions have taken their places."""
+    advantages: tuple[float, ...] = ()
+    """One for each member."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Experience:
-    """What the policy is trained on: an answer, the context it is trained under, its advantage."""
+    """Training data: an answer, the context that it is trained under, and its advantage."""
 
     rollout: Rollout
     judgement: Judgement
@@ -196,8 +290,8 @@ class Experience:
     bonus: float
     advantage: float
     context_ids: tuple[int, ...]
-    """Tokens before the answer in training. They never carry loss. For a revision this may be the
-    original prompt, although it was sampled under the revision prompt."""
+    """Tokens before the answer in training. They never carry loss. For a revision this may be the original
+    prompt, although the revision was sampled under the revision prompt."""
 
     @property
     def origin(self) -> Origin:

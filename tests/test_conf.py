@@ -206,7 +206,7 @@ def test_the_config_of_a_loss_makes_that_loss():
     assert (loss.mismatch.level, loss.kl_coef) == ("token", 0.1)
 
 
-def test_all_mistakes_are_told_at_once_and_each_once():
+def test_all_mistakes_are_reported_at_once_and_each_once():
     config = composed("fit", "loss.clip_low=wide", "+optimizer.lrr=1", "module.warmup_steps=many")
     with pytest.raises(ConfigError) as error:
         check(config)
@@ -220,11 +220,11 @@ def test_all_mistakes_are_told_at_once_and_each_once():
 def test_only_trusted_packages_are_named(monkeypatch):
     node = OmegaConf.create({"x": {"y": {"_target_": "subprocess.check_output", "args": "ls"}}})
     with pytest.raises(
-        ConfigError, match=r"x.y._target_: expected something of .*HERL_ALLOW_TARGETS=subprocess"
+        ConfigError, match=r"x.y._target_: expected an object from .*HERL_ALLOW_TARGETS=subprocess"
     ):
         check(node)
     for name in ("herlx.Judge", "torch.load", "torch.optimx.A", "lightningx.Trainer"):
-        with pytest.raises(ConfigError, match="expected something of herl"):
+        with pytest.raises(ConfigError, match="expected an object from herl"):
             check(OmegaConf.create({"x": {"_target_": name}}))
     monkeypatch.setenv("HERL_ALLOW_TARGETS", "fractions")
     check(OmegaConf.create({"x": {"_target_": "fractions.Fraction"}}))
@@ -239,13 +239,13 @@ def test_only_trusted_packages_are_named(monkeypatch):
         ),
         (
             {"_target_": "herl.update.loss.policy.PolicyLoss", "gamma": "1"},
-            r"x.gamma: expected float, got the text '1'",
+            r"x.gamma: expected a number, got the text '1'",
         ),
         (
             {"_target_": "herl.update.loss.policy.PolicyLos"},
             r"x._target_: cannot import 'herl.update.loss.policy.PolicyLos'",
         ),
-        ({"_target_": "herl.models.pretrained.PretrainedModel", "path": 3}, r"x.path: expected str, got 3"),
+        ({"_target_": "herl.models.pretrained.PretrainedModel", "path": 3}, r"x.path: expected text, got 3"),
         ({"a": {"_target_": "herl.judge.JudgeRunner"}}, r"x.a.judge: expected a value, got none"),
         ({"_target_": "herl.judge.JudgeRunner", "judge": "???"}, r"judge: expected a value, got none"),
     ],

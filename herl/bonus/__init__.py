@@ -1,6 +1,6 @@
-"""Stage 5: what an attempt is paid for its potential to improve.
+"""Stage 5: pays an attempt for its potential to improve.
 
-`BonusReward` is the interface. `ImprovementBonus` is the method's own; `NoBonus` pays nothing.
+`BonusReward` is the interface. `ImprovementBonus` is HeRL's bonus; `NoBonus` pays nothing.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ class BonusReward(ABC):
         """Returns the bonus of an attempt, in the units of the reward.
 
         Args:
-            attempt: A judged attempt; its reward is never None here.
-            revisions: Its own judged revisions, at least one; rewards are never None here.
+            attempt: A judged attempt. Its reward is not None.
+            revisions: The judged revisions of this attempt, at least one. Their rewards are not None.
         """
 
 

@@ -1,4 +1,4 @@
-"""The bonus of HeRL: a share of what the best revision gained over its attempt."""
+"""HeRL's bonus: a share of the best revision's gain over its draft."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from herl.types import Judged
 
 
 class ImprovementBonus(BonusReward):
-    """alpha * (best revision's reward - attempt's reward), arXiv:2603.20046.
+    """Pays alpha * (best revision's reward - attempt's reward), arXiv:2603.20046.
 
     Args:
         alpha: Share of the gain that is paid.
-        mode: "signed" lets a worse revision lower the reward (reference code); "clipped" never does.
+        mode: With "signed", a worse revision lowers the reward (as in the reference code); with "clipped",
+            it does not.
     """
 
     def __init__(self, alpha: float = 0.05, mode: Literal["signed", "clipped"] = "signed") -> None:
@@ -25,7 +26,17 @@ class ImprovementBonus(BonusReward):
         self.mode = mode
 
     def bonus(self, attempt: Judged, revisions: Sequence[Judged]) -> float:
-        """Returns the attempt's bonus, in [-alpha, alpha] for rewards in [0, 1]."""
+        """Returns the attempt's bonus, in [-alpha, alpha] for rewards in [0, 1].
+
+        >>> from herl.testing import make_judged
+        >>> attempt, revision = make_judged(0.5), make_judged(0.9, id="r", parent_id="group/0")
+        >>> round(ImprovementBonus(alpha=0.05).bonus(attempt, [revision]), 4)
+        0.02
+        >>> round(ImprovementBonus(alpha=0.05).bonus(revision, [attempt]), 4)
+        -0.02
+        >>> ImprovementBonus(alpha=0.05, mode="clipped").bonus(revision, [attempt])
+        0.0
+        """
         best = max(revision.judgement.reward or 0.0 for revision in revisions)
         gain = best - (attempt.judgement.reward or 0.0)
         return self.alpha * (max(0.0, gain) if self.mode == "clipped" else gain)

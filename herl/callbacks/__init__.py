@@ -2,10 +2,11 @@
 
 from herl.callbacks.alarms import Alarms
 from herl.callbacks.answer_budget import AnswerBudget
+from herl.callbacks.base import HerlCallback
 from herl.callbacks.best_checkpoint import BestCheckpoint
 from herl.callbacks.checkpoints import Checkpoints
 from herl.callbacks.dashboard import Dashboard
-from herl.callbacks.hindsight_gate import HindsightGate
+from herl.callbacks.keep_heldout import KeepHeldout
 from herl.callbacks.progress_bar import ProgressBar
 from herl.callbacks.record_answers import RecordAnswers
 from herl.callbacks.refresh_sampler import RefreshSampler
@@ -17,7 +18,8 @@ __all__ = [
     "BestCheckpoint",
     "Checkpoints",
     "Dashboard",
-    "HindsightGate",
+    "HerlCallback",
+    "KeepHeldout",
     "ProgressBar",
     "RecordAnswers",
     "RefreshSampler",

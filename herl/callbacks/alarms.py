@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 import lightning as L
 
+from herl.callbacks.base import HerlCallback
 from herl.errors import TrainingError, check_at_least
+from herl.metrics.step import Step
 from herl.module import HerlModule
 
 logger = logging.getLogger(__name__)
 
 
-class Alarms(L.Callback):
+class Alarms(HerlCallback):
     """Watches numbers of the training batches; None switches a limit off.
 
     An alarm goes off once a limit is broken in `patience` batches in a row, and again after it was kept. It
@@ -60,18 +61,15 @@ class Alarms(L.Callback):
         """Goes on counting."""
         self.broken = dict(state_dict)
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        assert isinstance(pl_module, HerlModule)
+    def on_step(self, trainer: L.Trainer, module: HerlModule, step: Step) -> None:
         for name, (curve, limit, sign) in self.limits.items():
-            value = pl_module.reported.get(curve)
+            value = step.metrics.get(curve)
             if limit is None or value is None:
                 continue
             self.broken[name] = self.broken.get(name, 0) + 1 if sign * (value - limit) > 0 else 0
             if self.broken[name] != self.patience:
                 continue
-            pl_module.counts[f"alarms_{name}"] += 1
+            module.counts[f"alarms_{name}"] += 1
             side = "above" if sign > 0 else "below"
             said = (
                 f"alarm: {curve} was {side} {limit:g} for {self.patience} batches in a row, now {value:.4g} "

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 import lightning as L
 
+from herl.callbacks.base import HerlCallback
 from herl.errors import ConfigError
+from herl.metrics.step import Step
 from herl.module import HerlModule
 
 
-class AnswerBudget(L.Callback):
+class AnswerBudget(HerlCallback):
     """Stops training after the batch in which the budget is reached; a resumed run beyond it at once.
 
     Args:
@@ -22,25 +24,16 @@ class AnswerBudget(L.Callback):
             raise ConfigError(f"callbacks.answer_budget.answers: expected at least 1, or null, got {answers}")
         self.answers = answers
 
-    def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
-        """Tells the module, whose learning rate may fall over the run."""
-        assert isinstance(module, HerlModule)
-        module.answer_budget = self.answers
+    def share_spent(self, counts: Mapping[str, int]) -> float:
+        """Returns how much of the budget is spent: the learning rate may fall over it (`EndsRun`)."""
+        return counts.get("answers_sampled", 0) / self.answers if self.answers is not None else 0.0
 
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def on_start(self, trainer: L.Trainer, module: HerlModule) -> None:
         self._stop_if_spent(trainer, module)
 
-    def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
+    def on_step(self, trainer: L.Trainer, module: HerlModule, step: Step) -> None:
         self._stop_if_spent(trainer, module)
 
-    def _stop_if_spent(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        assert isinstance(module, HerlModule)
-        if self.answers is not None and module.counts["answers_sampled"] >= self.answers:
+    def _stop_if_spent(self, trainer: L.Trainer, module: HerlModule) -> None:
+        if self.share_spent(module.counts) >= 1.0:
             trainer.should_stop = True

@@ -8,8 +8,10 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from herl.callbacks.base import HerlCallback
 
-class BestCheckpoint(ModelCheckpoint):
+
+class BestCheckpoint(HerlCallback, ModelCheckpoint):
     """Writes the weights after each validation in training that is better than all before it.
 
     The weights alone: to be validated, exported or trained anew, not to go on with the same run.

@@ -8,12 +8,12 @@ import shutil
 import time
 from itertools import count
 from pathlib import Path
-from typing import Any, cast
 
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
+from herl.callbacks.base import HerlCallback
 from herl.distributed import gather, together
 from herl.errors import ConfigError, JudgeStop, RunStopped, SamplerError, TrainingError, check_at_least
 from herl.module import HerlModule
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 LAST = "last.ckpt"
 
 
-class Checkpoints(Checkpoint):
+class Checkpoints(HerlCallback, Checkpoint):
     """Saves between batches, at the end of each epoch, and when a run stops before its end.
 
     A checkpoint is written under another name and then renamed; `last.ckpt` is a link to the newest. The
@@ -52,36 +52,31 @@ class Checkpoints(Checkpoint):
         self._saved_batches = 0
         self._saved_at = time.monotonic()
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_start(self, trainer: L.Trainer, module: HerlModule) -> None:
         self._begun = True
-        self._saved_batches = cast(HerlModule, pl_module).counts["batches"]
+        self._saved_batches = module.counts["batches"]
         self._saved_at = time.monotonic()
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_batch_start(self, trainer: L.Trainer, module: HerlModule) -> None:
         """Saves what the last batch left, validation included, if it is time to."""
-        done = cast(HerlModule, pl_module).counts["batches"]
+        done = module.counts["batches"]
         by_count = self.every_n_batches is not None and done - self._saved_batches >= self.every_n_batches
         minutes = (time.monotonic() - self._saved_at) / 60
         by_time = self.every_n_minutes is not None and minutes >= self.every_n_minutes
         if done > self._saved_batches and gather(by_count or by_time)[0]:
             self._save_between_batches(trainer, done)
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._save(trainer, f"batch-{cast(HerlModule, pl_module).counts['batches']:08d}-epoch.ckpt")
+    def on_epoch_end(self, trainer: L.Trainer, module: HerlModule) -> None:
+        self._save(trainer, f"batch-{module.counts['batches']:08d}-epoch.ckpt")
 
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
+    def on_error(self, trainer: L.Trainer, module: HerlModule, error: BaseException) -> None:
         """Saves where a run stops before the policy has learnt anything of the batch.
 
         A run that fails before its first batch, while a checkpoint is restored say, has nothing to save.
         """
         stops = JudgeStop | ConfigError | SamplerError | RunStopped
-        if isinstance(exception, stops) and trainer.state.fn == TrainerFn.FITTING and self._begun:
-            done = cast(HerlModule, pl_module).counts["batches"]
-            self._save_between_batches(trainer, done, "-stopped")
+        if isinstance(error, stops) and trainer.state.fn == TrainerFn.FITTING and self._begun:
+            self._save_between_batches(trainer, module.counts["batches"], "-stopped")
             if trainer.is_global_zero:
                 logger.warning("the run stops; resume it with resume=%s", self.dirpath / LAST)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, cast
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -11,13 +11,16 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.tensorboard.writer import SummaryWriter
 
+from herl.callbacks.base import HerlCallback
 from herl.callbacks.heat_map import heat_map
 from herl.callbacks.markup import answer_markdown, revision_markdown
 from herl.errors import check_at_least
 from herl.hindsight import NoHindsight
 from herl.metrics.rubric import rewards, rubric_metrics
+from herl.metrics.step import Step
 from herl.module import HerlModule
-from herl.types import Judged, Task
+from herl.rollout.improve import Trajectory
+from herl.types import Group, Judged, Task
 
 
 def _chart(*curves: str) -> list[Any]:
@@ -72,10 +75,15 @@ LAYOUT: dict[str, dict[str, list[Any]]] = {
 """TensorBoard's page "Custom Scalars": sections of charts, each with the curves it holds."""
 
 
-def layout(module: HerlModule) -> dict[str, dict[str, list[Any]]]:
-    """Returns `LAYOUT` without the charts that this run has no curves for."""
+def layout(module: HerlModule, heldout: Iterable[Trajectory]) -> dict[str, dict[str, list[Any]]]:
+    """Returns `LAYOUT` without the charts that this run has no curves for.
+
+    Args:
+        module: The run's.
+        heldout: Of the validation before it.
+    """
     absent = []
-    if not any(c.category for one in module.heldout for c in one.task.rubric.criteria):
+    if not any(c.category for one in heldout for c in one.task.rubric.criteria):
         absent.append("^heldout_category/")
     if not module.loss.needs_reference:
         absent.append("^update/kl_to_reference")
@@ -90,7 +98,7 @@ def layout(module: HerlModule) -> dict[str, dict[str, list[Any]]]:
     return {section: charts for section, charts in kept.items() if charts}
 
 
-class Dashboard(L.Callback):
+class Dashboard(HerlCallback):
     """Writes to the run's TensorBoard logger, on rank 0; without one it does nothing.
 
     Heat maps of the criteria, histograms, revisions with their drafts, and the answers to a few held-out
@@ -110,6 +118,7 @@ class Dashboard(L.Callback):
         self.max_criteria = max_criteria
         self.history: dict[str, list[tuple[int, dict[str, float]]]] = {"train": [], "heldout": []}
         self.batches = 0
+        self._heldout: tuple[Trajectory, ...] = ()  # of the last validation
         self._shown = -1  # place on the x axis of the last held-out answers
 
     def state_dict(self) -> dict[str, Any]:
@@ -120,56 +129,53 @@ class Dashboard(L.Callback):
         """Goes on with them."""
         self.history, self.batches = state_dict["history"], state_dict["batches"]
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_start(self, trainer: L.Trainer, module: HerlModule) -> None:
         for writer in _writers(trainer):
-            writer.add_custom_scalars(layout(cast(HerlModule, pl_module)))
+            writer.add_custom_scalars(layout(module, self._heldout))
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        module = cast(HerlModule, pl_module)
-        assert module.collection is not None
-        groups, step = module.collection.groups, module.counts[module.log_over]
-        self._remember("train", step, module.reported)
+    def on_step(self, trainer: L.Trainer, module: HerlModule, step: Step) -> None:
+        groups, place = step.collection.groups, module.counts[module.log_over]
+        self._remember("train", place, step.metrics)
         self.batches += 1
         if (self.batches - 1) % self.every_n_batches:
             return
         self._draw(trainer, module)
         attempts = [one for group in groups for one in group.attempts]
         lengths = [len(one.rollout.token_ids) for one in attempts]
-        pairs = sorted(_revisions(module), key=lambda pair: _gain(*pair))
+        pairs = sorted(_revisions(groups), key=lambda pair: _gain(*pair))
         for writer in _writers(trainer):
             if got := rewards(attempts):
-                writer.add_histogram("distribution/reward", np.array(got), step)
-            writer.add_histogram("distribution/answer_tokens", np.array(lengths), step)
+                writer.add_histogram("distribution/reward", np.array(got), place)
+            writer.add_histogram("distribution/answer_tokens", np.array(lengths), place)
             if pairs:
                 if _gain(*pairs[-1]) > 0:
-                    writer.add_text("revision/most_improved", revision_markdown(*pairs[-1]), step)
+                    writer.add_text("revision/most_improved", revision_markdown(*pairs[-1]), place)
                 if _gain(*pairs[0]) < 0:
-                    writer.add_text("revision/most_broken", revision_markdown(*pairs[0]), step)
+                    writer.add_text("revision/most_broken", revision_markdown(*pairs[0]), place)
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        module = cast(HerlModule, pl_module)
-        step = module.counts[module.log_over]
-        plain = [(one.task, one.answers[0]) for one in module.heldout]
-        self._remember("heldout", step, rubric_metrics("heldout", plain))
-        first_of = {one.task.id: one for one in reversed(module.heldout)}
+    def on_heldout(
+        self, trainer: L.Trainer, module: HerlModule, trajectories: tuple[Trajectory, ...]
+    ) -> None:
+        self._heldout, place = trajectories, module.counts[module.log_over]
+        plain = [(one.task, one.answers[0]) for one in trajectories]
+        self._remember("heldout", place, rubric_metrics("heldout", plain))
+        first_of = {one.task.id: one for one in reversed(trajectories)}
         shown = list(reversed(first_of.values()))[: self.heldout_prompts]
-        for writer in _writers(trainer) if self._shown < step else ():
+        for writer in _writers(trainer) if self._shown < place else ():
             for number, one in enumerate(shown, 1):
-                writer.add_text(f"heldout/prompt_{number}", answer_markdown(one.task, one.answers[0]), step)
-        self._shown = step
+                writer.add_text(f"heldout/prompt_{number}", answer_markdown(one.task, one.answers[0]), place)
+        self._shown = place
         if trainer.state.fn != TrainerFn.FITTING:
             self._draw(trainer, module)
 
-    def _remember(self, family: str, step: int, metrics: Mapping[str, float]) -> None:
+    def _remember(self, family: str, place: int, metrics: Mapping[str, float]) -> None:
         prefix = f"{family}_criterion/"
         shares = {
             name.removeprefix(prefix): share for name, share in metrics.items() if name.startswith(prefix)
         }
         past = self.history[family]
-        if shares and len(shares) <= self.max_criteria and (not past or past[-1][0] < step):
-            past.append((step, shares))
+        if shares and len(shares) <= self.max_criteria and (not past or past[-1][0] < place):
+            past.append((place, shares))
 
     def _draw(self, trainer: L.Trainer, module: HerlModule) -> None:
         for writer in _writers(trainer):
@@ -177,8 +183,8 @@ class Dashboard(L.Callback):
                 if len(past) > 1:
                     title = f"{family}: share of answers that fulfil each criterion"
                     picture = heat_map(past, title, module.log_over.replace("_", " "))
-                    step = module.counts[module.log_over]
-                    writer.add_image(f"criteria/{family}", picture, step, dataformats="HWC")
+                    place = module.counts[module.log_over]
+                    writer.add_image(f"criteria/{family}", picture, place, dataformats="HWC")
 
 
 def _writers(trainer: L.Trainer) -> list[SummaryWriter]:
@@ -188,10 +194,9 @@ def _writers(trainer: L.Trainer) -> list[SummaryWriter]:
     return [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
 
 
-def _revisions(module: HerlModule) -> Iterator[tuple[Task, Judged, Judged]]:
+def _revisions(groups: Iterable[Group]) -> Iterator[tuple[Task, Judged, Judged]]:
     """Task, draft and revision, where both could be judged."""
-    assert module.collection is not None
-    for group in module.collection.groups:
+    for group in groups:
         drafts: Mapping[str | None, Judged] = {one.rollout.id: one for one in group.attempts}
         for revision in group.revisions:
             draft = drafts[revision.rollout.parent_id]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any, cast
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
@@ -20,9 +20,13 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from herl.callbacks.base import HerlCallback
 from herl.clock import PhaseClock
 from herl.errors import check_at_least
-from herl.module import SHOWN, HerlModule
+from herl.metrics.report import SHOWN
+from herl.metrics.step import Step
+from herl.module import HerlModule
+from herl.rollout.improve import Trajectory
 
 DOING = {
     "sample": "sampling",
@@ -36,7 +40,7 @@ DOING = {
 """Phases of the clock in words."""
 
 
-class ProgressBar(LightningProgressBar):
+class ProgressBar(HerlCallback, LightningProgressBar):
     """A live line in a terminal; elsewhere a plain line from time to time. On rank 0, to standard error.
 
     Args:
@@ -62,30 +66,23 @@ class ProgressBar(LightningProgressBar):
 
     # Training
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
-        module = cast(HerlModule, pl_module)
+    def on_start(self, trainer: L.Trainer, module: HerlModule) -> None:
         self._open(module, "training", module.share_done(trainer.fit_loop.batch_idx + 1))
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        module = cast(HerlModule, pl_module)
+    def on_step(self, trainer: L.Trainer, module: HerlModule, step: Step) -> None:
+        batch = trainer.fit_loop.batch_idx + 1
         epochs = f"/{trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
-        where = (
-            f"epoch {trainer.current_epoch + 1}{epochs}, batch {batch_idx + 1}/{trainer.num_training_batches}"
-        )
-        self._show(trainer, module.share_done(trainer.fit_loop.batch_idx + 1), where)
+        where = f"epoch {trainer.current_epoch + 1}{epochs}, batch {batch}/{trainer.num_training_batches}"
+        self._show(trainer, module.share_done(batch), where)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._close()
 
     # Validation outside of training; inside it is a phase like others
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        super().on_validation_start(trainer, pl_module)
+    def on_heldout_start(self, trainer: L.Trainer, module: HerlModule) -> None:
         if not trainer.training and self._progress is None:
-            self._open(cast(HerlModule, pl_module), "held-out prompts")
+            self._open(module, "held-out prompts")
 
     def on_validation_batch_end(
         self,
@@ -96,17 +93,18 @@ class ProgressBar(LightningProgressBar):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
+        super().on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
         total = trainer.num_val_batches[0]
         if trainer.state.fn == TrainerFn.VALIDATING:
             self._show(trainer, (batch_idx + 1) / total, f"batch {batch_idx + 1}/{total}")
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_heldout(
+        self, trainer: L.Trainer, module: HerlModule, trajectories: tuple[Trajectory, ...]
+    ) -> None:
         if trainer.state.fn == TrainerFn.VALIDATING:
             self._close()
 
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
+    def on_error(self, trainer: L.Trainer, module: HerlModule, error: BaseException) -> None:
         self._close()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:

@@ -11,7 +11,9 @@ from typing import Any
 
 import lightning as L
 
+from herl.callbacks.base import HerlCallback
 from herl.errors import TrainingError, check_at_least
+from herl.metrics.step import Step
 from herl.module import HerlModule
 from herl.records.lines import answer_record
 from herl.rollout.collect import Collection
@@ -20,7 +22,7 @@ logger = logging.getLogger(__name__)
 LINES_PER_FILE = 10_000
 
 
-class RecordAnswers(L.Callback):
+class RecordAnswers(HerlCallback):
     """Records attempts and revisions of every training step, on rank 0 (`herl.records.lines`).
 
     Args:
@@ -42,7 +44,7 @@ class RecordAnswers(L.Callback):
         """Goes on counting."""
         self.written = state_dict["written"]
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_start(self, trainer: L.Trainer, module: HerlModule) -> None:
         """Forgets what was recorded after the checkpoint that the run goes on from: it comes again."""
         if trainer.is_global_zero:
             last = self.folder / f"answers-{self.written // LINES_PER_FILE:05d}.jsonl"
@@ -53,15 +55,11 @@ class RecordAnswers(L.Callback):
                 with last.open("rb+") as file:
                     file.truncate(sum(map(len, islice(file, self.written % LINES_PER_FILE))))
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        assert isinstance(pl_module, HerlModule)
-        assert pl_module.collection is not None
+    def on_step(self, trainer: L.Trainer, module: HerlModule, step: Step) -> None:
         if not trainer.is_global_zero:
             return
         left = None if self.max_answers is None else max(0, self.max_answers - self.written)
-        found = list(step_records(pl_module.collection, pl_module.counts, pl_module.faults))
+        found = list(step_records(step.collection, module.counts, step.faults))
         lines = [json.dumps(one) + "\n" for one in islice(found, left)]
         if left and len(found) >= left:
             logger.warning(

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import lightning as L
 import torch
 
+from herl.callbacks.base import HerlCallback
 from herl.distributed import gather, together
 from herl.errors import ConfigError, SamplerError
 from herl.module import HerlModule
@@ -28,7 +28,7 @@ TEMPERATURE_LIMIT, SURE = 0.05, 5.0
 """The sampler's temperature may differ from the trainer's by this share, or by so many standard errors."""
 
 
-class RefreshSampler(L.Callback):
+class RefreshSampler(HerlCallback):
     """Refreshes the sampler at the start of each epoch, before each validation, and in between.
 
     Every refresh is checked in two ways, unless the sampler reads the live policy:
@@ -87,29 +87,25 @@ class RefreshSampler(L.Callback):
         """Forgets the version: a checkpoint may have brought other weights under the same number."""
         self.version = None
 
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.refresh(pl_module)
+    def on_epoch_start(self, trainer: L.Trainer, module: HerlModule) -> None:
+        self.refresh(module)
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.refresh(pl_module)
+    def on_heldout_start(self, trainer: L.Trainer, module: HerlModule) -> None:
+        self.refresh(module)
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        assert isinstance(pl_module, HerlModule)
-        stale = pl_module.counts["optimizer_steps"] - (self.version or 0)
+    def on_batch_start(self, trainer: L.Trainer, module: HerlModule) -> None:
+        stale = module.counts["optimizer_steps"] - (self.version or 0)
         due = self.every_n_steps is not None and stale >= self.every_n_steps
-        sampler, resumed = pl_module.stages.sampler, self.version is None  # within an epoch
+        sampler, resumed = module.stages.sampler, self.version is None  # within an epoch
         if resumed or sampler.live or due or not sampler.has_weights:
-            self.refresh(pl_module)
+            self.refresh(module)
 
-    def refresh(self, module: L.LightningModule) -> None:
+    def refresh(self, module: HerlModule) -> None:
         """Streams the weights into the sampler and checks them, unless it has this version already.
 
         Raises:
             SamplerError: weights did not arrive, the probe failed, or the engine did.
         """
-        assert isinstance(module, HerlModule)
         version, sampler = module.counts["optimizer_steps"], module.stages.sampler
         if version == self.version and sampler.has_weights:
             return

@@ -11,13 +11,15 @@ from typing import Any
 
 import lightning as L
 
+from herl.callbacks.base import HerlCallback
 from herl.distributed import gather, rank
 from herl.errors import RunStopped
+from herl.module import HerlModule
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
-class StopOnSignal(L.Callback):
+class StopOnSignal(HerlCallback):
     """Stops before the next batch, on all ranks at once; the checkpoint goes on from there.
 
     The first Ctrl-C lets the batch finish, the second ends the process. After SIGUSR1, which SLURM sends
@@ -28,7 +30,7 @@ class StopOnSignal(L.Callback):
         self._received: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_start(self, trainer: L.Trainer, module: HerlModule) -> None:
         if threading.current_thread() is threading.main_thread():
             self._before = {one: signal.signal(one, self._receive) for one in SIGNALS}
 
@@ -42,9 +44,7 @@ class StopOnSignal(L.Callback):
             said = f"\nherl: {self._received.name}: the run stops before the next batch{again}\n"
             os.write(2, said.encode())
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_batch_start(self, trainer: L.Trainer, module: HerlModule) -> None:
         received = next(filter(None, gather(self._received)), None)
         if received is not None:
             raise RunStopped(f"stopped by {received.name}", received)
@@ -52,9 +52,7 @@ class StopOnSignal(L.Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._restore()
 
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
+    def on_error(self, trainer: L.Trainer, module: HerlModule, error: BaseException) -> None:
         self._restore()
 
     def _restore(self) -> None:

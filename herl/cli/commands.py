@@ -52,9 +52,9 @@ def fit(config: DictConfig) -> dict[str, Any]:
         results: dict[str, Any] = {}
         first = last = None
         try:
-            results["heldout_reward_before"], first = _heldout(run, resume), _example(run)
+            results["heldout_reward_before"], first = _heldout(run, resume)
             run.trainer.fit(run.module, run.data, ckpt_path=resume, weights_only=True)
-            results["heldout_reward_after"], last = _heldout(run), _example(run)
+            results["heldout_reward_after"], last = _heldout(run)
             _keep_if_best(run, results["heldout_reward_after"])
         except (JudgeStop, RunStopped) as stop:
             results |= {"stopped": str(stop)} | _best(run)
@@ -94,7 +94,7 @@ def improve(config: DictConfig) -> dict[str, Any]:
         text = sys.stdin.read() if config.prompt == "-" else str(config.prompt)
         data = typed_prompt(text, cast(list[Any], OmegaConf.to_container(config.rubric)))
     run, rows = _evaluated(config, data)
-    rounds, trajectories = run.module.validation_revisions, run.module.heldout
+    rounds, trajectories = run.module.validation_revisions, run.heldout.trajectories
     if run.trainer.is_global_zero and rows:
         console = Console()
         console.print(rounds_table(trajectories, rounds, rows))
@@ -115,16 +115,15 @@ def _evaluated(config: DictConfig, data: Any = None) -> tuple[Run, list[Row]]:
     judges = {str(name): make(node) for name, node in config.further_judges.items()}
     check_checkpoint("checkpoint", checkpoint, run)
     with run.closing():
-        _heldout(run, checkpoint)
         rows = evaluate(
-            run.module.heldout,
+            run.validate(checkpoint),
             run.module.validation_revisions,
             judges,
             seed=config.seed,
-            judge_runner=run.module.judge_runner,
+            runner_of=run.module.stages.judge_runner.for_judge,
         )
     if run.trainer.is_global_zero:
-        write_lines(Path(config.output_dir) / "answers.jsonl", trajectory_records(run.module.heldout))
+        write_lines(Path(config.output_dir) / "answers.jsonl", trajectory_records(run.heldout.trajectories))
     return run, rows
 
 
@@ -143,15 +142,14 @@ def _benchmarked(config: DictConfig, data: Any) -> tuple[DictConfig, Any]:
 
 
 def _results(run: Run, rows: list[Row]) -> dict[str, Any]:
-    reward = run.trainer.callback_metrics.get("heldout/reward")
-    answers = [judged for one in run.module.heldout for judged in one.answers]
+    answers = [judged for one in run.heldout.trajectories for judged in one.answers]
     dropped = {
         name.removeprefix("heldout/"): int(n)
         for name, n in run.trainer.callback_metrics.items()
         if name.startswith("heldout/dropped_")
     }
     return {
-        "heldout_reward": None if reward is None else float(reward),
+        "heldout_reward": _reward(run),
         "heldout_answers": len(answers),
         "heldout_tokens": sum(len(judged.rollout.token_ids) for judged in answers),
         **dropped,  # prompts that were too long: the numbers are without them
@@ -159,19 +157,17 @@ def _results(run: Run, rows: list[Row]) -> dict[str, Any]:
     }
 
 
-def _heldout(run: Run, checkpoint: str | None = None) -> float | None:
-    """Held-out reward of the policy as it is; None without held-out prompts."""
-    run.trainer.validate(run.module, run.data, ckpt_path=checkpoint, weights_only=True, verbose=False)
+def _heldout(run: Run, checkpoint: str | None = None) -> tuple[float | None, tuple[str, str] | None]:
+    """Held-out reward of the policy as it is, and the first request with its answer; None without prompts."""
+    found = run.validate(checkpoint)
+    example = (found[0].task.request, found[0].answers[0].rollout.text) if found else None
+    return _reward(run), example
+
+
+def _reward(run: Run) -> float | None:
+    """Held-out reward of the last validation; None without held-out prompts."""
     reward = run.trainer.callback_metrics.get("heldout/reward")
     return None if reward is None else float(reward)
-
-
-def _example(run: Run) -> tuple[str, str] | None:
-    """The first held-out request and the answer to it."""
-    if not run.module.heldout:
-        return None
-    first = run.module.heldout[0]
-    return first.task.request, first.answers[0].rollout.text
 
 
 def _counts(run: Run) -> dict[str, int]:

@@ -21,12 +21,14 @@ from lightning.pytorch.accelerators import CUDAAccelerator
 from omegaconf import DictConfig
 from transformers.utils import logging as transformers_logging
 
+from herl.callbacks.keep_heldout import KeepHeldout
 from herl.config.check import check
 from herl.errors import ConfigError, HerlError
 from herl.models.export import check_checkpoint_file
 from herl.models.fsdp import FSDPStrategy, check_trainer
 from herl.models.precision import default_precision, use_tf32
 from herl.module import HerlModule
+from herl.rollout.improve import Trajectory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +38,16 @@ class Run:
     module: HerlModule
     data: L.LightningDataModule
     trainer: L.Trainer
+    heldout: KeepHeldout
+
+    def validate(self, checkpoint: str | None = None) -> tuple[Trajectory, ...]:
+        """Answers the held-out prompts; returns attempts with their revisions, none without prompts.
+
+        Args:
+            checkpoint: Whose weights are taken; None for the policy as it is.
+        """
+        self.trainer.validate(self.module, self.data, ckpt_path=checkpoint, weights_only=True, verbose=False)
+        return self.heldout.trajectories
 
     def closing(self) -> ExitStack:
         """Ends sampler and judge with the block, also after an error, where Lightning tears nothing down."""
@@ -68,6 +80,7 @@ def build(
     L.seed_everything(config.seed, verbose=False)
     data = make(config.data) if data is None else data
     module: HerlModule = make(config.module)
+    heldout = KeepHeldout()
     accelerator = config.trainer.accelerator
     if accelerator == "auto":  # Lightning's own may be one that herl was never run on
         accelerator = "cuda" if CUDAAccelerator.is_available() else "cpu"
@@ -75,14 +88,14 @@ def build(
         config.trainer,
         accelerator=accelerator,
         precision=config.trainer.precision or default_precision(accelerator),
-        callbacks=[*callbacks, *make(config.callbacks).values()],
+        callbacks=[heldout, *callbacks, *make(config.callbacks).values()],
         logger=list(make(config.logger).values()) or False,
     )
     check_trainer(trainer)  # before other processes are started
     _check_sweep(trainer)
     if trainer.strategy.root_device.type == "cuda":
         use_tf32(config.tf32)
-    return Run(module=module, data=data, trainer=trainer)
+    return Run(module=module, data=data, trainer=trainer, heldout=heldout)
 
 
 def make(node: DictConfig, **arguments: Any) -> Any:

@@ -1,7 +1,8 @@
 """Checks a composed configuration before anything is built from it.
 
-A node with `_target_` must carry exactly arguments of that target, of the types that its signature says.
-The same check serves herl's own components and a user's: there is no list of keys to keep in step.
+Every key of a node with `_target_` must be an argument of that target, and every value must have the type in
+the target's signature. herl's own components and a user's go through the same check, so there is no list of
+keys to maintain.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pydantic import ConfigDict, PydanticSchemaGenerationError, PydanticUserErro
 from pydantic import ValidationError as PydanticValidationError
 from pydantic_core import SchemaError
 
+from herl.config.type_names import described
 from herl.errors import ConfigError, did_you_mean
 from herl.targets import configured
 
@@ -25,7 +27,7 @@ HYDRA_KEYS = {"_target_": str, "_partial_": bool, "_recursive_": bool, "_convert
 
 
 def conf_dir() -> Path:
-    """Returns the folder of the shipped configuration: in the wheel, or beside the package in a checkout."""
+    """Returns the shipped configuration's folder: in the wheel, or next to the package in a checkout."""
     package = Path(__file__).parents[1]
     inside = package / "conf"
     return inside if inside.is_dir() else package.parent / "conf"
@@ -35,7 +37,7 @@ def check(config: DictConfig) -> None:
     """Checks every node with a `_target_`.
 
     Raises:
-        ConfigError: names all that is wrong: the key, what was expected and what was got.
+        ConfigError: lists every mistake with its key, the expected value and the given one.
     """
     try:
         plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
@@ -44,16 +46,16 @@ def check(config: DictConfig) -> None:
         raise ConfigError(f"{key}: expected a value, got none ({str(error).splitlines()[0]})") from error
     assert isinstance(plain, dict)
     problems = [problem for key, value in plain.items() for problem in _node_problems(str(key), value)]
-    # What stands in two places, since one takes it over from the other, is told once.
-    told = list(dict.fromkeys(p for p in problems if p.partition(".")[2] not in problems))
-    if len(told) == 1:
-        raise ConfigError(told[0])
-    if told:
-        raise ConfigError(f"{len(told)} mistakes:" + "".join(f"\n  {problem}" for problem in told))
+    # A node that interpolates another repeats its mistakes: each is reported once.
+    mistakes = list(dict.fromkeys(p for p in problems if p.partition(".")[2] not in problems))
+    if len(mistakes) == 1:
+        raise ConfigError(mistakes[0])
+    if mistakes:
+        raise ConfigError(f"{len(mistakes)} mistakes:" + "".join(f"\n  {mistake}" for mistake in mistakes))
 
 
 def known_keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
-    """Yields all dotted keys of a configuration, interpolations not followed."""
+    """Yields all dotted keys of a configuration, without following interpolations."""
     for name in map(str, config):
         yield f"{prefix}{name}"
         opaque = OmegaConf.is_interpolation(config, name) or OmegaConf.is_missing(config, name)
@@ -75,7 +77,7 @@ def _node_problems(key: str, value: Any) -> Iterator[str]:
 def _target_problems(key: str, node: Mapping[str, Any]) -> Iterator[str]:
     for name, kind in HYDRA_KEYS.items():
         if name in node and not isinstance(node[name], kind):
-            yield f"{key}.{name}: expected a {kind.__name__}, got {node[name]!r}"
+            yield f"{key}.{name}: expected {described(kind)}, got {node[name]!r}"
     try:
         target = configured(f"{key}._target_", node["_target_"])
     except ConfigError as error:
@@ -115,22 +117,21 @@ def _check_value(key: str, value: Any, hint: Any) -> None:
     try:
         adapter: TypeAdapter[Any] = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
     except (PydanticSchemaGenerationError, PydanticUserError):
-        adapter = TypeAdapter(hint)  # a dataclass or model: it brings a configuration of its own
-    except SchemaError as error:  # a protocol: nothing that YAML can write is one
-        raise ConfigError(f"{key}: expected {_name(hint)}, got {value!r}") from error
+        adapter = TypeAdapter(hint)  # a dataclass or model, which brings its own pydantic config
+    except SchemaError as error:  # a protocol, which no plain YAML value can satisfy
+        raise ConfigError(f"{key}: expected {described(hint)}, got {value!r}") from error
     try:
         made = adapter.validate_python(value)
     except PydanticValidationError as error:
-        complaint = error.errors()[0]["msg"]
-        raise ConfigError(f"{key}: expected {_name(hint)}, got {value!r} ({complaint})") from error
+        raise ConfigError(f"{key}: expected {described(hint)}, got {value!r}{_detail(error)}") from error
     if isinstance(value, Mapping) and not isinstance(made, Mapping):  # a record that would stay a mapping
-        raise ConfigError(f"{key}: expected {_name(hint)} with its _target_, got {value!r}")
+        raise ConfigError(f"{key}: expected {described(hint)} with its _target_, got {value!r}")
     if isinstance(value, str) and isinstance(made, bool | int | float):
-        raise ConfigError(f"{key}: expected {_name(hint)}, got the text {value!r}")
+        raise ConfigError(f"{key}: expected {described(hint)}, got the text {value!r}")
 
 
 def _hints(target: Any) -> dict[str, Any]:
-    """The types of a target's arguments; empty where they only exist for type checkers."""
+    """Returns the types of a target's arguments, or nothing if they exist for type checkers only."""
     try:
         return typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
     except NameError:
@@ -143,5 +144,8 @@ def _holds_target(value: Any) -> bool:
     return isinstance(value, list) and any(map(_holds_target, value))
 
 
-def _name(hint: Any) -> str:
-    return hint.__name__ if inspect.isclass(hint) else str(hint).replace("typing.", "")
+def _detail(error: PydanticValidationError) -> str:
+    """Returns pydantic's message in parentheses, unless it only repeats which type was expected."""
+    first = error.errors()[0]
+    repeats = first["type"] == "literal_error" or first["type"].endswith(("_type", "_parsing"))
+    return "" if repeats and not isinstance(first["input"], Mapping | list) else f" ({first['msg']})"

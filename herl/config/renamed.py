@@ -1,4 +1,4 @@
-"""Settings of version 0.1 under other names: an older run still brings its settings, and a user is told."""
+"""Settings that version 0.1 knew by other names, so that older runs and command lines can be translated."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from herl.targets import moved
 KEYS = {
     "benchmark.data.most": "benchmark.data.max_prompts",
     "callbacks.dashboard.most_criteria": "callbacks.dashboard.max_criteria",
+    "callbacks.hindsight_gate": "module.hindsight_gate",
     "callbacks.record_answers.most": "callbacks.record_answers.max_answers",
     "data.most": "data.max_prompts",
     "hindsight.candidates.most": "hindsight.candidates.max_candidates",
@@ -19,14 +20,14 @@ KEYS = {
     "module.most_skipped_steps": "module.max_skipped_steps",
     "most": "max_answers",
 }
-"""Keys, and beginnings of keys, by their old names."""
+"""Keys, and prefixes of keys, by their old names."""
 
 CHOICES = {"memory=replay": "replay=buffer"}
-"""Choices from a group of configurations, by their old names."""
+"""Choices from a config group, by their old names."""
 
 
 def renamed_key(key: str) -> str:
-    """Returns the new name of a dotted key; the key itself if it was not renamed."""
+    """Returns the new name of a dotted key, or the key itself if it was not renamed."""
     names = key.split(".")
     for count in range(len(names), 0, -1):
         if new := KEYS.get(".".join(names[:count])):
@@ -35,7 +36,7 @@ def renamed_key(key: str) -> str:
 
 
 def renamed(override: str) -> str:
-    """Returns an override of an older run in today's names."""
+    """Translates an override from an older run to today's names."""
     if override in CHOICES:
         return CHOICES[override]
     prefix, key, rest = re.fullmatch(r"([+~]*)([^=]*)(.*)", override, re.DOTALL).groups()  # type: ignore[union-attr]

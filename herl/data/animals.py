@@ -1,4 +1,4 @@
-"""The embedded task: requests about sixty animals with hidden rubrics, shipped with the package."""
+"""The embedded task: requests about sixty animals, with hidden rubrics. Ships with the package."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def animals(
     tuning: bool = False,
     seed: int = 0,
 ) -> RubricDataModule:
-    """Returns 288 training and 72 held-out prompts: two animals per verb and class are held out.
+    """Returns 288 training and 72 held-out prompts; two animals per verb and class are held out.
 
     Args:
-        regime: How much the word limit weighs (`LENGTH_WEIGHT`).
-        prompts_per_batch: Prompts of one rollout batch.
-        tuning: Holds out every fourth training prompt instead, so that settings are chosen without a look
-            at the held-out ones.
-        seed: Of the order of the prompts.
+        regime: Sets the weight of the word limit (`LENGTH_WEIGHT`).
+        prompts_per_batch: Prompts per rollout batch.
+        tuning: Holds out every fourth training prompt instead, so that settings can be tuned without the
+            real held-out prompts.
+        seed: Seed for the order of the prompts.
     """
     splits: dict[str, list[Task]] = {}
     with as_file(files("herl").joinpath("assets", "animals.jsonl")) as path:

@@ -1,4 +1,4 @@
-"""Streams prompts with their rubrics. A batch is a list of tasks; nothing is tokenised here."""
+"""Streams prompts with their rubrics. A batch is a list of tasks; nothing is tokenized here."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class RubricDataModule(L.LightningDataModule):
     """Training and held-out prompts.
 
     Args:
-        train: Prompts to train on. Sized, so that an epoch has an end at which the sampler is refreshed.
-        heldout: Prompts that are only ever validated on.
+        train: Prompts to train on. Must be sized, since the sampler is refreshed at the end of an epoch.
+        heldout: Prompts used only for validation.
         prompts_per_batch: Prompts per rollout batch.
-        seed: Decides the order of prompts, together with the epoch.
+        seed: Determines the order of prompts, together with the epoch.
     """
 
     def __init__(
@@ -44,19 +44,19 @@ class RubricDataModule(L.LightningDataModule):
         for name, tasks in (("train", train), ("heldout", heldout)):
             twice = [task_id for task_id, n in Counter(task.id for task in tasks).items() if n > 1]
             if twice:
-                raise DataError(f"data.{name}: expected task ids to be unique, got {twice[:3]} twice")
+                raise DataError(f"data.{name}: expected unique task ids, got {twice[:3]} more than once")
         self.train = train
         self.heldout = heldout
         self.prompts_per_batch = prompts_per_batch
         self.seed = seed
 
     def train_dataloader(self) -> DataLoader[list[Task]]:
-        """Batches of training prompts, in an order of their own for every epoch."""
+        """Returns batches of training prompts, in a different order every epoch."""
         order = EpochShuffle(len(self.train), self.seed)
         return PromptLoader(self.train, self.prompts_per_batch, order, self.trainer)
 
     def val_dataloader(self) -> DataLoader[list[Task]]:
-        """Batches of held-out prompts, always in the same order."""
+        """Returns batches of held-out prompts, always in the same order."""
         return PromptLoader(self.heldout, self.prompts_per_batch)
 
     def state_dict(self) -> dict[str, str]:
@@ -64,7 +64,7 @@ class RubricDataModule(L.LightningDataModule):
         return {"train": fingerprint(self.train)}
 
     def load_state_dict(self, state_dict: dict[str, str]) -> None:
-        """Refuses to go on with other prompts than the run began with; they may be validated on.
+        """Refuses to continue training on other prompts than the run began with. Validating is allowed.
 
         Raises:
             DataError: the training prompts have changed.
@@ -73,47 +73,47 @@ class RubricDataModule(L.LightningDataModule):
         if self.trainer.state.fn == TrainerFn.FITTING and state_dict["train"] != fingerprint(self.train):
             raise DataError(
                 "resume: expected the training prompts that the run began with, got others: data, its seed "
-                "or a file has changed. To train on them, start anew from the exported model"
+                "or a file has changed. To train on the new prompts, export the model and start a new run"
             )
 
     def transfer_batch_to_device(
         self, batch: list[Task], device: torch.device, dataloader_idx: int
     ) -> list[Task]:
-        """Leaves tasks as they are: they hold no tensors."""
+        """Returns the tasks unchanged, since they hold no tensors."""
         return batch
 
 
-def fingerprint(tasks: Sequence[Task], most: int = 256) -> str:
-    """Returns a hash of the number of tasks and of what stands in at most `most` of them, evenly spread."""
+def fingerprint(tasks: Sequence[Task], max_tasks: int = 256) -> str:
+    """Returns a hash of the number of tasks and the contents of at most `max_tasks`, evenly spaced."""
     places = (
-        sorted({place * len(tasks) // most for place in range(most)})
-        if len(tasks) > most
+        sorted({place * len(tasks) // max_tasks for place in range(max_tasks)})
+        if len(tasks) > max_tasks
         else range(len(tasks))
     )
     found = hashlib.sha256(str(len(tasks)).encode())
     for place in places:
-        found.update(repr(_told(tasks[place])).encode())
+        found.update(repr(_non_default(tasks[place])).encode())
     return found.hexdigest()
 
 
-def _told(value: Any) -> Any:
-    """What a record says, without fields at their defaults: a later version may have more of them."""
+def _non_default(value: Any) -> Any:
+    """A record's fields that differ from their defaults, since a later version may add fields."""
     if isinstance(value, tuple):
-        return [_told(one) for one in value]
+        return [_non_default(entry) for entry in value]
     if not is_dataclass(value):
         return value
     named = ((field, getattr(value, field.name)) for field in fields(value))
-    return {field.name: _told(one) for field, one in named if one != field.default}
+    return {field.name: _non_default(content) for field, content in named if content != field.default}
 
 
 class PromptLoader(DataLoader[Any]):
-    """Batches of tasks that a resumed run takes up where it left off, in the middle of an epoch too.
+    """Batches of tasks. A resumed run continues where it stopped, even in the middle of an epoch.
 
     Args:
-        tasks: The prompts; may be read from disk one by one.
-        prompts_per_batch: Prompts in a batch.
-        order: In which they come; None for their own order.
-        trainer: Knows how many batches of the epoch were trained on.
+        tasks: The prompts; may be read from disk one at a time.
+        prompts_per_batch: Prompts per batch.
+        order: Order of the prompts; None keeps the order of `tasks`.
+        trainer: Knows how many batches of the epoch have been trained on.
     """
 
     def __init__(
@@ -133,28 +133,28 @@ class PromptLoader(DataLoader[Any]):
         self._trainer = trainer
 
     def state_dict(self) -> dict[str, int]:
-        """Returns the place in the epoch. A batch in which the run stopped counts as not begun."""
+        """Returns the position in the epoch. A batch during which the run stopped counts as not begun."""
         if self._trainer is None:
             return {}
         progress = self._trainer.fit_loop.epoch_loop.batch_progress.current.state_dict()
         return {"epoch": self._trainer.current_epoch, "batches": progress["processed"]}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Goes on from that place; at the end of an epoch, with the next one."""
+        """Continues from that position; at the end of an epoch, with the next epoch."""
         if self._order is not None and state and state["batches"] < len(self):
             assert self.batch_size is not None
             self._order.skip = {state["epoch"]: state["batches"] * self.batch_size}
 
 
 class EpochShuffle(Sampler[int]):
-    """A permutation that is a hash of (seed, epoch). Lightning calls `set_epoch`."""
+    """A permutation derived from (seed, epoch). Lightning calls `set_epoch`."""
 
     def __init__(self, size: int, seed: int) -> None:
         self.size = size
         self.seed = seed
         self.epoch = 0
         self.skip: dict[int, int] = {}
-        """Prompts of an epoch that a resumed run has trained on."""
+        """Epoch -> number of prompts that a resumed run has already trained on."""
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch

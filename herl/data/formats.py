@@ -1,17 +1,17 @@
-"""A row -> a `Task`. The format is recognised by its fields.
+"""A row -> a `Task`. The format is recognized by the row's fields.
 
-| format      | recognised by                  | what becomes of it                                     |
+| format      | recognized by                  | how it is read                                         |
 |-------------|--------------------------------|--------------------------------------------------------|
-| IFEval      | instruction_id_list            | a criterion per instruction (also IFBench, HIR)        |
-| MulDimIF    | constraints                    | a criterion per [category, sub-category, text]         |
-| HealthBench | rubrics of {criterion, points} | negative points mean that something bad happened       |
-| RaR         | question and rubric            | "Essential Criteria: ..." before a text: its category  |
+| IFEval      | instruction_id_list            | one criterion per instruction (also IFBench, HIR)      |
+| MulDimIF    | constraints                    | one criterion per [category, sub-category, text]       |
+| HealthBench | rubrics of {criterion, points} | negative points mark undesirable criteria              |
+| RaR         | question and rubric            | a prefix like "Essential Criteria:" is the category    |
 | native      | prompt or messages, and rubric | [{text, weight, check, ...}] or plain strings          |
 
-Other names of the same things are understood: `ALIASES`; still others by a field map. A rubric or a list of
-instructions may also stand in `reward_model` or its `ground_truth`, as verl has it. In the native format an
-unknown field is an error, since it is probably a misspelt one; in the others it is left alone. Lists that
-stand as JSON in a text column are read.
+Other common field names are recognized (`ALIASES`); a field map adds more. A rubric or a list of
+instructions may also be nested in `reward_model` or its `ground_truth`, as in verl's rows. In the native
+format an unknown field is an error, since it is probably misspelled; in the other formats it is ignored.
+Lists stored as JSON in a text column are decoded.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ ALIASES = {
     "id": ("prompt_id", "key", "question_id", "sample_id"),
     "source": ("data_source",),
 }
-"""Names of a row's fields in other data sets."""
+"""Names of row fields in other data sets."""
 CRITERION_ALIASES = {
     "text": ("description", "criterion", "requirement", "criterion_text", "rubric_item", "Ingredient"),
     "weight": ("points", "score"),
     "title": ("name",),
 }
-"""Names of a criterion's fields in other data sets."""
+"""Names of criterion fields in other data sets."""
 _TEXTS = {"prompt", "reference", *ALIASES["prompt"], *ALIASES["reference"]}
 _CATEGORY = re.compile(
     r"^\s*(Essential|Important|Optional|Pitfall)(?: Criteria| Criterion)?\s*:\s*", re.IGNORECASE
@@ -52,15 +52,15 @@ _CATEGORY = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """How the rows of one data set are to be understood.
+    """How to read the rows of one data set.
 
     Args:
-        fields: Names of the native fields -> names in this data set, of rows and of criteria alike. What
-            is not named in it is left alone.
-        negative_weight: What it means that a criterion with a negative weight is met, where the row does
-            not say: `met_is_bad` ("advertises a product"), `met_is_good` ("does not advertise"), or the
-            row `must_say`. HealthBench is met_is_bad of itself.
-        source: Name of the data set; None takes that of the row.
+        fields: Native field names -> names in this data set, for rows and criteria alike. Other fields of
+            a row are ignored.
+        negative_weight: Whether meeting a criterion with a negative weight is bad, if the row does not say:
+            `met_is_bad` ("advertises a product"), `met_is_good` ("does not advertise"), or `must_say`,
+            which makes such a row an error. HealthBench rows default to met_is_bad.
+        source: Name of the data set; None uses the row's.
     """
 
     fields: Mapping[str, str] = field(default_factory=dict)
@@ -96,11 +96,11 @@ class _Criterion(_Row):
     gate: bool = False
 
     @model_validator(mode="after")
-    def _says_what_a_negative_weight_means(self) -> _Criterion:
+    def _negative_weight_needs_polarity(self) -> _Criterion:
         if self.weight < 0 and self.undesirable is None:
             raise ValueError(
                 "a negative weight needs 'undesirable': true if meeting it is bad (\"advertises\"), "
-                'false if meeting it is good ("does not advertise"); for a whole data set set '
+                'false if meeting it is good ("does not advertise"). To decide it for a whole data set, set '
                 "negative_weight=met_is_bad or met_is_good"
             )
         return self
@@ -123,14 +123,14 @@ class _IFEval(BaseModel):
     instruction_id_list: list[str] = Field(min_length=1)
     kwargs: list[dict[str, Any] | None]
     criteria: list[str] = Field(default_factory=list)
-    """The instructions in words, where the data has them."""
+    """The instructions in words, if the data has them."""
 
 
 def task_of(row: Row, reading: Reading | None = None) -> Task:
     """Returns the task of a row.
 
     Raises:
-        DataError: names the place, the field, what was expected and what was got.
+        DataError: the row cannot be used; names its place, the field, the expected and the actual value.
     """
     reading = reading or Reading()
     if isinstance(row.value, DataError):
@@ -148,7 +148,7 @@ def task_of(row: Row, reading: Reading | None = None) -> Task:
         raise DataError(f"{row.place}: {error}") from error
 
 
-# Rows of other formats, in the words of the native one
+# Other formats -> the native one
 
 
 def _as_native(value: Mapping[str, Any], reading: Reading) -> dict[str, Any]:
@@ -167,13 +167,13 @@ def _as_native(value: Mapping[str, Any], reading: Reading) -> dict[str, Any]:
     native = {name: theirs for name in ("prompt", "messages", "rubric", "reference", "id", "source")
               if (theirs := _first(value, name, ALIASES.get(name, ()))) is not None}  # fmt: skip
     if "rubric" not in native:
-        return dict(value)  # the native format will say what is missing
+        return dict(value)  # validation will name the missing field
     if isinstance(native["rubric"], dict):  # {"criteria": [...]}
         native["rubric"] = _first(native["rubric"], "criteria", ("rubric", "rubrics", "items"))
     if isinstance(native["rubric"], list):
         native["rubric"] = [_foreign_criterion(c) for c in native["rubric"]]
     if "messages" in native:
-        native.pop("prompt", None)  # the same again, as text
+        native.pop("prompt", None)  # repeats the messages as text
         if isinstance(native["messages"], dict):
             native["messages"] = native["messages"].get("messages")
     ideal = value.get("ideal_completions_data")
@@ -185,7 +185,7 @@ def _as_native(value: Mapping[str, Any], reading: Reading) -> dict[str, Any]:
 
 
 def _typed(native: dict[str, Any], reading: Reading, points: bool = False) -> dict[str, Any]:
-    """Chat in the field `prompt` is `messages`; polarity where the data set decides it."""
+    """Moves a chat from `prompt` to `messages`, and sets the polarity if the data set decides it."""
     if isinstance(native.get("prompt"), list):
         native["messages"] = native.pop("prompt")
     if isinstance(native.get("messages"), list):
@@ -200,12 +200,12 @@ def _typed(native: dict[str, Any], reading: Reading, points: bool = False) -> di
 
 
 def _message(message: Any) -> Any:
-    """Also {"from": "human", "value": ...}, and what stands beside role and content left out."""
+    """A message's role and content, also from {"from": "human", "value": ...}; other fields are dropped."""
     if not isinstance(message, dict):
         return message
     role = str(message.get("role", message.get("from")))
-    said = {"human": "user", "gpt": "assistant"}.get(role, role)
-    return {"role": said, "content": message.get("content", message.get("value"))}
+    role = {"human": "user", "gpt": "assistant"}.get(role, role)
+    return {"role": role, "content": message.get("content", message.get("value"))}
 
 
 def _foreign_criterion(criterion: Any) -> Any:
@@ -241,7 +241,7 @@ def _muldimif(value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_foreign(value: Mapping[str, Any]) -> bool:
-    """Whether a row or its criteria carry names of other data sets."""
+    """Whether a row or its criteria use field names of other data sets."""
     rubric = value["rubric"]
     if "rubric_list" in value or "reward_model" in value:
         return True
@@ -275,7 +275,7 @@ def _renamed(value: Mapping[str, Any], fields: Mapping[str, str]) -> dict[str, A
 
 
 def _decoded(name: str, cell: Any) -> Any:
-    """A list or an object that stands as JSON in a text column. A prompt that is JSON itself stays text."""
+    """Decodes a list or an object stored as JSON in a text column. A prompt that is JSON stays text."""
     if not isinstance(cell, str) or cell.lstrip()[:2] not in ("[{", '["', "[[", '{"'):
         return cell
     try:
@@ -289,7 +289,7 @@ def _decoded(name: str, cell: Any) -> Any:
 
 
 def _unpacked(value: dict[str, Any]) -> dict[str, Any]:
-    """Brings up what verl's rows hold in reward_model, and what that holds in ground_truth."""
+    """Lifts the fields that verl nests in reward_model and its ground_truth to the top of the row."""
     inner = value.get("reward_model")
     if not isinstance(inner, dict):
         return value
@@ -322,7 +322,7 @@ def _native_task(row: _Native, number: int, reading: Reading) -> Task:
         raise DataError("rubric: expected at least one positive weight, got none")
     ids = [criterion.id for criterion in criteria]
     if len(set(ids)) < len(ids):
-        raise DataError(f"rubric: expected ids to be unique, got {ids}")
+        raise DataError(f"rubric: expected unique ids, got {ids}")
     return Task(
         id=str(number if row.id is None else row.id),
         messages=tuple(message.model_dump() for message in messages),
@@ -360,27 +360,27 @@ def instruction_criterion(
 ) -> Criterion:
     """Returns the criterion of a verifiable instruction, e.g. "punctuation:no_comma".
 
-    Without a text the criterion says the instruction's name and arguments. The suffix tells apart the ids
-    of two instructions of one kind.
+    Without a text, the criterion states the instruction's name and arguments. The suffix distinguishes the
+    ids of two instructions of the same kind.
     """
     given = {key: _whole(value) for key, value in kwargs.items() if value is not None}
-    told = ", ".join(f"{key.replace('_', ' ')}: {value}" for key, value in given.items())
+    arguments = ", ".join(f"{key.replace('_', ' ')}: {value}" for key, value in given.items())
     name = instruction.replace(":", ": ").replace("_", " ")
     return Criterion(
         id=instruction + suffix,
-        text=text or (f"{name} ({told})" if told else name),
+        text=text or (f"{name} ({arguments})" if arguments else name),
         category=instruction.split(":")[0],
         check={"kind": "instruction", "instruction_id": instruction, "kwargs": given},
     )
 
 
 def _whole(value: Any) -> Any:
-    """5.0 as 5: tables hold whole numbers as floats where some are missing."""
+    """Turns 5.0 into 5: tables store whole numbers as floats in columns with missing values."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _explain(error: ValidationError) -> str:
-    """The first complaint of pydantic, as field, expected, got."""
+    """pydantic's first complaint as field, expected and got."""
     first = error.errors()[0]
     # pydantic also names the branches of a union, such as "_Criterion" or "function-after[...]"
     steps = [str(part) for part in first["loc"]]

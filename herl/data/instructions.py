@@ -1,7 +1,7 @@
-"""A generator of prompts with verifiable instructions: everyday requests with one to three checks each.
+"""Generates prompts with verifiable instructions: everyday requests with one to three checks each.
 
-Thirty-four kinds of check, all judged by the IFEval and IFBench checkers. Held-out prompts use kinds and
-topics that no training prompt has. A prompt is a function of (seed, split, index) alone.
+There are thirty-four kinds of check, all judged by the IFEval and IFBench checkers. Held-out prompts use
+kinds and topics that no training prompt has. A prompt depends only on (seed, split, index).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Draw = Callable[[random.Random, str], tuple[str, dict[str, Any]]]
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of verifiable instruction. Two of one family contradict or repeat each other."""
+    """A kind of verifiable instruction. Kinds of the same family contradict or repeat each other."""
 
     instruction_id: str
     family: str
@@ -298,13 +298,13 @@ KINDS: dict[Split, tuple[Kind, ...]] = {
 
 
 def instruction_tasks(split: Split, size: int, seed: int = 0) -> list[Task]:
-    """Returns `size` tasks of a split; the first n of a larger set are those of a smaller one.
+    """Returns `size` tasks of a split. A smaller set is a prefix of a larger one.
 
     Raises:
         ConfigError: size is negative.
     """
     if size < 0:
-        raise ConfigError(f"expected a size of at least 0, got {size}")
+        raise ConfigError(f"data.{split}_size: expected at least 0, got {size}")
     return [_task(split, index, seed) for index in range(size)]
 
 
@@ -313,7 +313,7 @@ def verifiable_instructions(
 ) -> RubricDataModule:
     """Returns generated training prompts, and held-out prompts of other kinds and topics.
 
-    The held-out prompts do not depend on the seed: runs are compared on the same ones.
+    The held-out prompts do not depend on the seed, so all runs are compared on the same ones.
     """
     return RubricDataModule(
         instruction_tasks("train", train_size, seed),
@@ -342,7 +342,7 @@ def _task(split: Split, index: int, seed: int) -> Task:
 
 
 def _draw_kinds(rng: random.Random, split: Split) -> list[Kind]:
-    """One to three kinds of different families."""
+    """Draws one to three kinds from different families."""
     chosen: list[Kind] = []
     for kind in rng.sample(KINDS[split], len(KINDS[split])):
         if len(chosen) == 3 or (chosen and rng.random() < 0.35):

@@ -1,7 +1,7 @@
-"""Looks for what makes rubric data hard to learn from, before it costs anything.
+"""Finds problems that make rubric data hard to learn from, before a run pays for them.
 
-An error will spoil a run; a warning is worth a look. `findings` is a pure function of tasks and, where there
-are any, of the answers that a run recorded.
+An error will spoil a run; a warning is worth a look. `findings` is a pure function of tasks and, if given,
+of the answers that a run recorded.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from herl.types import Criterion, Task
 
 NEAR = 0.8
-"""Share of common word triples (Jaccard index) from which on two prompts are near-duplicates."""
+"""Smallest share of common word triples (Jaccard index) at which two prompts are near-duplicates."""
 _NEGATED = re.compile(
     r"\b(does not|doesn't|do not|avoids?|refrains?|never|without|no longer|free of)\b", re.I
 )
@@ -32,7 +32,7 @@ _PRIME = (1 << 31) - 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing found."""
+    """One problem found."""
 
     level: Literal["error", "warning"]
     kind: str
@@ -48,12 +48,12 @@ def findings(
     max_prompt_tokens: int | None = None,
     records: Iterable[Mapping[str, Any]] = (),
 ) -> list[Finding]:
-    """Returns all that was found, errors first.
+    """Returns all findings, errors first.
 
     Args:
-        splits: Tasks by the name of their split. Prompts that two splits share are errors.
-        prompt_tokens: Length of a rendered prompt, in tokens; None leaves lengths alone.
-        max_prompt_tokens: The most that a run allows.
+        splits: Tasks by split name. A prompt in two splits is an error.
+        prompt_tokens: Returns the length of a rendered prompt, in tokens; None skips that check.
+        max_prompt_tokens: Longest prompt that the run allows, in tokens.
         records: Answers that a run recorded (`herl.callbacks.RecordAnswers`).
     """
     found: list[Finding] = []
@@ -66,12 +66,12 @@ def findings(
             if prompt_tokens is not None and max_prompt_tokens is not None:
                 length = prompt_tokens(task)
                 if length > max_prompt_tokens:
-                    detail = f"{length} tokens, of which {max_prompt_tokens} are allowed: it is dropped"
+                    detail = f"{length} tokens exceed the limit of {max_prompt_tokens}: it will be dropped"
                     found.append(Finding(level="error", kind="long prompt", where=where, detail=detail))
     found += _weights(splits)
     found += _duplicates(splits)
     found += _records(records)
-    return sorted(found, key=lambda one: one.level)
+    return sorted(found, key=lambda finding: finding.level)
 
 
 def _criterion(where: str, criterion: Criterion) -> Iterator[Finding]:
@@ -80,15 +80,15 @@ def _criterion(where: str, criterion: Criterion) -> Iterator[Finding]:
     if not text:
         yield Finding(level="error", kind="empty criterion", where=where, detail="it has no text")
     if criterion.weight == 0:
-        yield Finding(level="error", kind="zero weight", where=where, detail=f"it counts for nothing: {text}")
+        yield Finding(level="error", kind="zero weight", where=where, detail=f"it has no effect: {text}")
     if _COMPOUND.search(text):
-        detail = f"one verdict on two things: {text}"
+        detail = f"one verdict covers two things: {text}"
         yield Finding(level="warning", kind="compound criterion", where=where, detail=detail)
     if bad and _NEGATED.search(text):
         detail = f"marked as undesirable, but its wording denies something bad: {text}"
         yield Finding(level="warning", kind="polarity", where=where, detail=detail)
     if not bad and _BLAME.search(text):
-        detail = f"meeting it counts as good, but it words a fault: {text}"
+        detail = f"meeting it counts as good, but its wording describes a fault: {text}"
         yield Finding(level="warning", kind="polarity", where=where, detail=detail)
 
 
@@ -101,7 +101,7 @@ def _rubric(where: str, task: Task) -> Iterator[Finding]:
 
 
 def _weights(splits: Mapping[str, Sequence[Task]]) -> Iterator[Finding]:
-    """Data in which no criterion matters more than another may have lost its weights on the way."""
+    """Warns if all criteria weigh the same, since the weights may have been lost on the way."""
     weights = [c.weight for tasks in splits.values() for task in tasks for c in task.rubric.criteria]
     if len(weights) > 1 and len(set(weights)) == 1:
         detail = f"all {len(weights)} criteria have the weight {weights[0]:g}"
@@ -109,7 +109,7 @@ def _weights(splits: Mapping[str, Sequence[Task]]) -> Iterator[Finding]:
 
 
 def _duplicates(splits: Mapping[str, Sequence[Task]]) -> Iterator[Finding]:
-    """Equal prompts by their words, and near ones by MinHash over word triples."""
+    """Finds equal prompts by their words, and near-duplicates by MinHash over word triples."""
     places: list[tuple[str, frozenset[int]]] = []
     first: dict[str, str] = {}
     for split, tasks in splits.items():
@@ -118,13 +118,13 @@ def _duplicates(splits: Mapping[str, Sequence[Task]]) -> Iterator[Finding]:
             words = re.findall(r"\w+", " ".join(m["content"] for m in task.messages).lower())
             text = " ".join(words)
             if text in first:
-                yield _pair("duplicate prompt", where, first[text], "the same words")
+                yield _pair("duplicate prompt", where, first[text], "the same words as")
                 continue
             first[text] = where
             triples = zip(words, words[1:], words[2:], strict=False)
             places.append((where, frozenset(crc32(" ".join(triple).encode()) for triple in triples)))
-    for one, other, share in _near(places):
-        yield _pair("near-duplicate prompt", one, other, f"{share:.0%} of their word triples in common")
+    for where, other, share in _near(places):
+        yield _pair("near-duplicate prompt", where, other, f"{share:.0%} of word triples in common with")
 
 
 def _pair(kind: str, where: str, other: str, detail: str) -> Finding:
@@ -133,7 +133,7 @@ def _pair(kind: str, where: str, other: str, detail: str) -> Finding:
         level="error" if leak and kind == "duplicate prompt" else "warning",
         kind=f"{kind} in two splits" if leak else kind,
         where=where,
-        detail=f"{detail} as {other}",
+        detail=f"{detail} {other}",
     )
 
 
@@ -160,7 +160,7 @@ def _near(places: Sequence[tuple[str, frozenset[int]]]) -> Iterator[tuple[str, s
 
 
 def _records(records: Iterable[Mapping[str, Any]]) -> Iterator[Finding]:
-    """Criteria that say nothing, and prompts whose attempts never differ."""
+    """Finds criteria whose verdict never varies, and prompts whose attempts all earn the same reward."""
     met: defaultdict[str, Counter[bool]] = defaultdict(Counter)
     rewards: defaultdict[str, set[float]] = defaultdict(set)
     tries: Counter[str] = Counter()
@@ -188,7 +188,7 @@ def _records(records: Iterable[Mapping[str, Any]]) -> Iterator[Finding]:
 
 
 def bad_rows(folder: Path) -> list[Finding]:
-    """Returns a finding for each row that `read_tasks` put into quarantine in this folder."""
+    """Returns a finding for each row that `read_tasks` quarantined in this folder."""
     return [
         Finding(
             level="error",

@@ -1,4 +1,4 @@
-"""Prompts that are only answered: a file, a benchmark, or one that was typed."""
+"""Prompts to answer without training on them: from a file, a benchmark, or the command line."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def held_out(
     prompts_per_batch: int = 16,
     seed: int = 0,
 ) -> RubricDataModule:
-    """Returns the prompts of a file as held-out ones.
+    """Returns the prompts of a file as held-out prompts.
 
     Args:
         path: A .jsonl, .json, .csv or .parquet file, a folder of them, or hf:owner/name[:split].
-        fields: Names of herl's fields -> names in this data.
-        negative_weight: What a negative weight means where the row does not say it.
-        max_prompts: Prompts to take, evenly spread over the file; None for all.
-        prompts_per_batch: Prompts that are answered together.
-        seed: Of the data module.
+        fields: herl's field names -> names in this data.
+        negative_weight: Meaning of a negative weight, if the row does not say (`herl.data.formats.Reading`).
+        max_prompts: Number of prompts to take, evenly spaced over the file; None for all.
+        prompts_per_batch: Prompts answered together.
+        seed: Seed of the data module.
     """
     return _module(
         _spread(read_tasks(path, fields=fields, negative_weight=negative_weight), max_prompts),
@@ -41,24 +41,24 @@ def held_out(
 
 
 def ifbench(max_prompts: int | None = 48, prompts_per_batch: int = 16, seed: int = 0) -> RubricDataModule:
-    """Returns the prompts of IFBench (arXiv:2507.02833) as held-out ones.
+    """Returns the prompts of IFBench (arXiv:2507.02833) as held-out prompts.
 
     Raises:
-        ConfigError: they were not fetched.
+        ConfigError: the prompts have not been fetched.
     """
     path = cache_folder() / "data" / "ifbench" / "IFBench_test.jsonl"
     if not path.is_file():
-        raise ConfigError(f"benchmark=ifbench: expected the prompts in {path}: run tools/fetch_ifbench first")
+        raise ConfigError(f"benchmark=ifbench: expected the prompts in {path}; run tools/fetch_ifbench first")
     tasks = read_tasks(path, source="ifbench")
     return _module(_spread(tasks, max_prompts), prompts_per_batch, seed)
 
 
 def typed_prompt(text: str, rubric: Sequence[Any] = ()) -> RubricDataModule:
-    """Returns the one prompt that was typed.
+    """Returns the one prompt that a user typed.
 
     Args:
         text: A prompt, or a row of data as JSON.
-        rubric: Criteria of a plain prompt, as in a row: texts, or objects with weights and checks.
+        rubric: Criteria for a plain prompt, as in a row: texts, or objects with weights and checks.
 
     Raises:
         DataError: there is no rubric, or the row cannot be used.
@@ -70,12 +70,13 @@ def typed_prompt(text: str, rubric: Sequence[Any] = ()) -> RubricDataModule:
             value = json.loads(text)
         except json.JSONDecodeError as error:
             raise DataError(
-                f"prompt: expected a prompt or a row as JSON, got broken JSON ({error})"
+                f"prompt: expected a prompt or a row as JSON, got invalid JSON ({error})"
             ) from error
     elif not rubric:
         raise DataError(
-            "rubric: expected what the answer is judged by, got none: rubric='[Names two rivers., ...]', or "
-            'give the prompt as a row, {"prompt": ..., "rubric": [...]}'
+            "rubric: expected criteria to judge the answer by, got none. Add "
+            "rubric='[Names two rivers., ...]', or give the prompt as a row: "
+            '{"prompt": ..., "rubric": [...]}'
         )
     return _module([task_of(Row(place="prompt", number=1, value=value), Reading())], 1, 0)
 

@@ -1,13 +1,13 @@
-"""Files and data sets -> rows, each with the place that errors name. Large files stay on disk.
+"""Files and data sets -> rows, each with its place for error messages. Large files stay on disk.
 
 | path                     | rows                                                                           |
 |--------------------------|--------------------------------------------------------------------------------|
-| x.jsonl                  | one JSON object a line                                                         |
+| x.jsonl                  | one JSON object per line                                                       |
 | x.json                   | a list of objects                                                              |
-| x.csv                    | one a line, below a line with the names of the columns                         |
-| x.parquet                | one a row                                                                      |
-| a folder                 | of all such files in it, by name; or a data set that `datasets` saved there    |
-| hf:owner/name[:split]    | of a data set on the Hugging Face hub; the split is train unless it is given   |
+| x.csv                    | one per line, after a header with the column names                             |
+| x.parquet                | one per table row                                                              |
+| a folder                 | all such files in it, by name; or a data set that `datasets` saved there       |
+| hf:owner/name[:split]    | a data set on the Hugging Face hub; the default split is train                 |
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ from typing import Any, overload
 from herl.errors import ConfigError, DataError
 
 LARGE_BYTES = 128 * 2**20
-"""Files above this size are read row by row when they are needed."""
+"""Files above this size are read row by row, on demand."""
 HUB = "hf:"
 csv.field_size_limit(2**31 - 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One row as it was read."""
+    """One row as read."""
 
     place: str
-    """Where it stands: "prompts.jsonl:12"."""
+    """Location for error messages: "prompts.jsonl:12"."""
     number: int
-    """From 1, in its file: the line for JSONL and CSV."""
+    """Counted from 1 within its file; the line number for JSONL and CSV."""
     value: Any
 
 
 class Rows(Sequence[Row], ABC):
-    """Rows by their place in the file, from 0."""
+    """Rows by index, from 0."""
 
     large: bool = False
-    """Whether rows are read from disk when they are asked for."""
+    """Whether rows are read from disk on demand."""
 
     @abstractmethod
     def read(self, place: int) -> Row:
@@ -63,7 +63,7 @@ class Rows(Sequence[Row], ABC):
 
 
 class ListedRows(Rows):
-    """Rows that are all in memory."""
+    """Rows held in memory."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
         self._rows = rows
@@ -76,7 +76,7 @@ class ListedRows(Rows):
 
 
 class JsonLines(Rows):
-    """Lines of a file; where each begins is kept, not what it holds."""
+    """Lines of a file. Only their offsets are kept in memory."""
 
     large = True
 
@@ -101,7 +101,7 @@ class JsonLines(Rows):
 
 
 class Table(Rows):
-    """Rows of a data set that `datasets` maps into memory."""
+    """Rows of a data set that `datasets` memory-maps."""
 
     large = True
 
@@ -120,8 +120,8 @@ def read_rows(path: str | Path) -> Rows:
     """Returns the rows of a file, a folder or a data set, in order.
 
     Raises:
-        DataError: there is no such thing, or it is none of the kinds above.
-        ConfigError: it needs the package `datasets`, which is not installed.
+        DataError: the path does not exist, or is of another kind than those above.
+        ConfigError: the path needs the package `datasets`, which is not installed.
     """
     if str(path).startswith(HUB):
         name, _, split = str(path).removeprefix(HUB).partition(":")
@@ -130,7 +130,7 @@ def read_rows(path: str | Path) -> Rows:
     if path.is_dir():
         return _folder(path)
     if not path.is_file():
-        raise DataError(f"{path}: expected a file of prompts, got none")
+        raise DataError(f"{path}: expected a file of prompts, but there is no such file")
     readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
     if path.suffix not in readers:
         raise DataError(f"{path}: expected a {', '.join(readers)} file or a folder, got '{path.suffix}'")
@@ -148,7 +148,7 @@ def _folder(path: Path) -> Rows:
 
 
 class Chain(Rows):
-    """The rows of several files, one after the other."""
+    """The rows of several files, one after another."""
 
     def __init__(self, parts: Sequence[Rows]) -> None:
         self._parts = parts
@@ -175,7 +175,7 @@ def _jsonl(path: Path) -> Rows:
 
 
 def _json_row(text: bytes, path: Path, number: int) -> Row:
-    """A line that is no JSON becomes a row with a `DataError` for its value, so that it can be skipped."""
+    """Parses a line. Invalid JSON becomes a row whose value is a `DataError`, so that it can be skipped."""
     place = f"{path}:{number}"
     try:
         return Row(place=place, number=number, value=json.loads(text))
@@ -209,7 +209,7 @@ def _csv(path: Path) -> Rows:
 
 
 def _cells(row: dict[Any, Any]) -> dict[str, Any]:
-    """Empty cells are left out; cells beyond the named columns are an unnamed column."""
+    """Drops empty cells. Cells beyond the named columns form an unnamed column."""
     return {str(name): value for name, value in row.items() if value not in ("", None)}
 
 
@@ -235,6 +235,7 @@ def _datasets() -> Any:
         import datasets
     except ImportError as error:
         raise ConfigError(
-            f"data: large Parquet files and hub data sets need pip install 'herl[datasets]' ({error})"
+            "data: large Parquet files and hub data sets need the extra 'datasets' "
+            f"(pip install 'herl[datasets]'): {error}"
         ) from error
     return datasets

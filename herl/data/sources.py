@@ -1,4 +1,4 @@
-"""Prompts and rubrics as tasks: `rows` says where they come from, `formats` how they are understood."""
+"""Prompts and rubrics as tasks: `rows` reads the files, `formats` interprets the rows."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ logger = logging.getLogger(__name__)
 
 
 class StoredTasks(Sequence[Task]):
-    """Tasks that are read from disk each time they are asked for.
+    """Tasks read from disk on each access.
 
     Args:
         rows: All rows of the file.
-        places: Those that are used.
-        reading: How they are understood.
+        places: Indices of the rows to use.
+        reading: How to read them.
     """
 
     def __init__(self, rows: Rows, places: Sequence[int], reading: Reading) -> None:
@@ -54,22 +54,22 @@ def read_tasks(
     on_bad_row: Literal["error", "skip"] = "error",
     quarantine: str | None = None,
 ) -> Sequence[Task]:
-    """Reads tasks, in order. Every row is looked at once; those of large files stay on disk.
+    """Reads tasks, in order. Every row is checked once; rows of large files stay on disk.
 
     Args:
         path: A .jsonl, .json, .csv or .parquet file, a folder of them, or hf:owner/name[:split].
         where: Keeps only the tasks whose `meta` has these values, e.g. {"split": "train"}.
-        fields: Names of herl's fields -> names in this data (`herl.data.formats.Reading`).
-        negative_weight: What a negative weight means where the row does not say it.
+        fields: herl's field names -> names in this data (`herl.data.formats.Reading`).
+        negative_weight: Meaning of a negative weight, if the row does not say.
         source: Name of the data set.
-        on_bad_row: Whether a row that cannot be used is an error, or is left out and counted.
-        quarantine: File that takes the rows left out, with what is wrong; None for none.
+        on_bad_row: `error` raises for a row that cannot be used; `skip` leaves it out and counts it.
+        quarantine: File for the skipped rows and their errors; None for no file.
 
     Raises:
-        DataError: a row cannot be used; names file, line, field, what was expected and what was got.
+        DataError: a row cannot be used; names file, line, field, the expected and the actual value.
     """
     if on_bad_row == "skip" and quarantine is None:
-        raise ConfigError("data: on_bad_row=skip needs quarantine, a file for the rows that are left out")
+        raise ConfigError("data: on_bad_row=skip needs quarantine, a file for the skipped rows")
     rows = read_rows(path)
     reading = Reading(fields=dict(fields or {}), negative_weight=negative_weight, source=source)
     tasks: list[Task] = []
@@ -92,5 +92,5 @@ def read_tasks(
     if bad and quarantine is not None:
         Path(quarantine).parent.mkdir(parents=True, exist_ok=True)
         Path(quarantine).write_text("\n".join(bad) + "\n", encoding="utf-8")
-        logger.warning("%d of %d rows of %s are left out: see %s", len(bad), len(rows), path, quarantine)
+        logger.warning("skipped %d of %d rows of %s; see %s", len(bad), len(rows), path, quarantine)
     return StoredTasks(rows, places, reading) if rows.large else tasks

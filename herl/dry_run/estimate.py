@@ -142,11 +142,11 @@ def gpu_estimate(
         answer_tokens=batch.answer_tokens / max(1, batch.answers),
         prompt_tokens=batch.prompt_tokens,
         trained_tokens=batch.trained_tokens,
-        micro_batch_tokens=longest_micro_batch(plan, module.micro_batch_tokens),
+        micro_batch_tokens=longest_micro_batch(plan, module.updater.micro_batch_tokens),
         judge_seconds=batch.seconds.get("judge", 0.0),
     )
     settings = Settings(
-        updates_per_batch=module.updates_per_batch,
+        updates_per_batch=config.module.updates_per_batch,
         reference=module.loss.needs_reference,
         second_model=module.loss.needs_reference and trained == 1.0,
         trained_share=trained,

@@ -9,11 +9,12 @@ import json
 from collections import Counter
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import lightning as L
 from omegaconf import DictConfig, open_dict
 
+from herl.callbacks import HerlCallback
 from herl.config.build import Run, build
 from herl.config.check import check
 from herl.data.lint import findings
@@ -28,10 +29,11 @@ from herl.dry_run.estimate import (
     show,
     usage_of,
 )
+from herl.metrics.step import Step
 from herl.metrics.throughput import memory
 from herl.module import HerlModule
 from herl.rollout.render import render
-from herl.types import Experience, Judgement, Rollout
+from herl.types import Experience, Judgement, Rollout, SampleRequest, Sampling
 from herl.update.gpu_cost import gpu_named, model_size
 
 KEPT = ("refresh_sampler",)
@@ -49,10 +51,10 @@ def dry_run(config: DictConfig) -> dict[str, Any]:
     with run.closing():
         run.trainer.fit(run.module, run.data)
         before = dict(run.module.clock.seconds)  # the model is warm by now
-        run.trainer.validate(run.module, run.data, verbose=False)
+        trajectories = run.validate()
         spent = {name: s - before.get(name, 0.0) for name, s in run.module.clock.seconds.items()}
         tried.heldout_seconds = spent.get("validate", 0.0) + spent.get("judge", 0.0)
-        tried.heldout = [one for trajectory in run.module.heldout for one in trajectory.answers]
+        tried.heldout = [one for trajectory in trajectories for one in trajectory.answers]
     report = run_estimate(config, run, tried) | {"lint": found}
     if cost and size:
         report["gpus"] = gpu_estimate(config, run, tried, report, cost, size)
@@ -90,31 +92,21 @@ def _lint(run: Run) -> dict[str, int]:
     return dict(Counter(f"{one.level}: {one.kind}" for one in found))
 
 
-class _Watch(L.Callback):
+class _Watch(HerlCallback):
     """Takes the times of the batches, and tries the longest update after them."""
 
     def __init__(self, tried: Tried) -> None:
         self.tried = tried
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        self._before = dict(cast(HerlModule, pl_module).clock.seconds)
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        module = cast(HerlModule, pl_module)
-        assert module.collection is not None
-        tried, groups = self.tried, module.collection.groups
-        seconds = {name: s - self._before.get(name, 0.0) for name, s in module.clock.seconds.items()}
+    def on_step(self, trainer: L.Trainer, module: HerlModule, step: Step) -> None:
+        tried, groups = self.tried, step.collection.groups
         revisions = [one for group in groups for one in group.revisions]
         answers = [one for group in groups for one in (*group.attempts, *group.revisions)]
-        rows = module.scorer().micro_batches(module.collection.experiences)
+        rows = module.scorer().micro_batches(step.collection.experiences)
         read = [group.prompt_ids for group in groups] + [one.rollout.prompt_ids for one in revisions]
         tried.batches.append(
             Batch(
-                seconds={name: spent for name, spent in seconds.items() if spent and name != "validate"},
+                seconds=dict(step.seconds),
                 answers=len(answers),
                 answer_tokens=sum(len(one.rollout.token_ids) for one in answers),
                 prompt_tokens=sum(map(len, read)),
@@ -128,8 +120,8 @@ class _Watch(L.Callback):
         if revisions:
             tried.revision_prompt = str(decode(list(revisions[0].rollout.prompt_ids)))
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._longest(cast(HerlModule, pl_module))
+    def on_epoch_end(self, trainer: L.Trainer, module: HerlModule) -> None:
+        self._longest(module)
         self.tried.memory = memory()
 
     def _longest(self, module: HerlModule) -> None:
@@ -150,10 +142,10 @@ class _Watch(L.Callback):
 
 
 def _made_up(number: int, context: int, answer: int) -> Experience:
-    rollout = Rollout(
-        id=f"longest/{number}", task_id="longest", group_id="longest", prompt_ids=(1,) * context,
-        token_ids=(1,) * answer, logprobs=(-1.0,) * answer, text="", finish_reason="length", policy_version=0,
-    )  # fmt: skip
+    request = SampleRequest(
+        task_id="longest", group_id="longest", prompt_ids=(1,) * context, n=1, sampling=Sampling(), seed=0
+    )
+    rollout = Rollout.answering(request, number, token_ids=(1,) * answer, logprobs=(-1.0,) * answer)
     judgement = Judgement(rollout_id=rollout.id, verdicts=(), reward=0.0)
     return Experience(
         rollout=rollout, judgement=judgement, reward=0.0, bonus=0.0, advantage=1.0 if number % 2 else -1.0,

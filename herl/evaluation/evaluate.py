@@ -26,7 +26,7 @@ def evaluate(
     rounds: int,
     further_judges: Mapping[str, Judge] | None = None,
     seed: int = 0,
-    judge_runner: Callable[[Judge], JudgeRunner] = JudgeRunner,
+    runner_of: Callable[[Judge], JudgeRunner] = JudgeRunner,
 ) -> list[Row]:
     """Returns the numbers of the plain attempts and of the best answers after each revision.
 
@@ -35,7 +35,7 @@ def evaluate(
         rounds: Revisions of each at most.
         further_judges: By name: they judge the same answers, and nothing is revised or chosen by them.
         seed: Of the confidence intervals.
-        judge_runner: That of the run: its budget holds for further judges, too.
+        runner_of: Makes the runner of a further judge; `JudgeRunner.for_judge` shares the run's budget.
     """
     rows: list[Row] = []
     tasks = [one.task for one in trajectories]
@@ -43,7 +43,7 @@ def evaluate(
         best = [one.best(revisions) for one in trajectories]
         rows += evaluation_rows(zip(tasks, best, strict=True), revisions=revisions, seed=seed)
         for name, judge in (further_judges or {}).items():
-            again = judge_again(judge_runner(judge), tasks, [one.rollout for one in best])
+            again = judge_again(runner_of(judge), tasks, [one.rollout for one in best])
             rows += evaluation_rows(
                 zip(tasks, again, strict=True), revisions=revisions, judge=name, seed=seed
             )

@@ -1,22 +1,30 @@
-"""Builds revision prompts: the request, the criteria a draft met and those it missed, the draft if wished.
+"""Builds revision prompts: the request, the criteria a draft met and missed, and optionally the draft.
 
-The words stand in `rewrite.txt` and, with the draft, in `revision.txt`; they never forbid adding facts, since
-a rubric may ask for facts that the draft lacks. Fields are filled in one pass: braces in a model's text stay
+The wording is in `rewrite.txt` and, with the draft, in `revision.txt`. It never forbids adding facts, since a
+rubric may ask for facts that the draft lacks. Fields are filled in one pass, so braces in a model's text stay
 text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
+from typing import Protocol
 
 from herl import prompt_template
 from herl.hindsight import HindsightBuilder
 from herl.hindsight.candidates import TIE, top_k
 from herl.types import Criterion, Hindsight, Judged, Message, Task
 
-Candidates = Callable[[Sequence[Judged]], list[Judged]]
-"""A function of `herl.hindsight.candidates` with its options bound."""
+
+class Candidates(Protocol):
+    """Which of a group's judged attempts are revised (`herl.hindsight.candidates`)."""
+
+    def __call__(self, task: Task, group: Sequence[Judged]) -> list[Judged]:
+        """Returns some of the attempts. Each of them has a reward."""
+        ...
+
+
 ONE_BEST: Candidates = partial(top_k, k=1)
 
 _FIELDS, _OPTIONAL = {"request"}, {"draft", "met", "missed"}
@@ -26,13 +34,13 @@ class RevisionBuilder(HindsightBuilder):
     """Revises some attempts of every group whose best attempt is not perfect yet.
 
     Args:
-        candidates: Which attempts to revise (`herl.hindsight.candidates`).
-        perfect: Reward from which on a group's best attempt needs no hindsight.
-        draft: Whether the shipped prompt shows the draft. HeRL (arXiv:2603.20046) does. Without it revisions
-            were better and the policy learned faster on the embedded task (tools/study/RESULTS.md). Says
-            nothing about a `template`.
-        template: Text with the field {request}, and {draft}, {met} and {missed} or some of them; None for
-            the shipped one.
+        candidates: Chooses the attempts to revise (`herl.hindsight.candidates`).
+        perfect: Smallest reward at which a group's best attempt needs no hindsight.
+        draft: Whether the shipped prompt shows the draft, as HeRL (arXiv:2603.20046) does. Without it,
+            revisions were better and the policy learned faster on the embedded task
+            (tools/study/RESULTS.md). Ignored if `template` is set.
+        template: Text with the field {request} and any of {draft}, {met} and {missed}; None for the shipped
+            prompt.
     """
 
     def __init__(
@@ -49,19 +57,18 @@ class RevisionBuilder(HindsightBuilder):
         prompt_template.check("hindsight.template", self.template, _FIELDS, _OPTIONAL)
 
     def build(self, task: Task, group: Sequence[Judged]) -> list[Hindsight]:
-        """Returns a revision prompt for each candidate that missed something."""
-        judged = [one for one in group if one.judgement.reward is not None]
-        rewards = [one.judgement.reward or 0.0 for one in judged]
-        if not judged or max(rewards) >= self.perfect - TIE:
+        """Returns a revision prompt for each candidate that missed a criterion."""
+        judged = [attempt for attempt in group if attempt.has_reward]
+        if not judged or max(attempt.reward for attempt in judged) >= self.perfect - TIE:
             return []
-        hindsights = [self._hindsight(task, one) for one in self.candidates(judged)]
+        hindsights = [self._hindsight(task, attempt) for attempt in self.candidates(task, judged)]
         return [hindsight for hindsight in hindsights if hindsight.missed]
 
     def _hindsight(self, task: Task, judged: Judged) -> Hindsight:
         verdicts = {verdict.criterion_id: verdict.met for verdict in judged.judgement.verdicts}
-        told = [(criterion, verdicts.get(criterion.id)) for criterion in task.rubric.criteria]
-        met = tuple(c for c, verdict in told if verdict is not None and c.good(verdict))
-        missed = tuple(c for c, verdict in told if verdict is not None and not c.good(verdict))
+        pairs = [(criterion, verdicts.get(criterion.id)) for criterion in task.rubric.criteria]
+        met = tuple(c for c, verdict in pairs if verdict is not None and c.good(verdict))
+        missed = tuple(c for c, verdict in pairs if verdict is not None and not c.good(verdict))
         content = prompt_template.fill(
             self.template,
             {
@@ -81,7 +88,7 @@ class RevisionBuilder(HindsightBuilder):
 
 
 def bullets(criteria: Sequence[Criterion]) -> str:
-    """Returns one line per criterion, with its weight; "- nothing" for none."""
+    """Returns one line per criterion, with its weight; "- nothing" if there are no criteria."""
     if not criteria:
         return "- nothing"
     return "\n".join(f"- {criterion.wish} ({abs(criterion.weight):g})" for criterion in criteria)

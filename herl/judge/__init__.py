@@ -1,16 +1,20 @@
 """Stage 3: an answer -> one verdict per criterion and a reward.
 
-`Judge` is the interface. A judge that cannot tell says so: it raises `JudgeError`, or returns a verdict
-with `met=None`. Such a verdict abstains, the criterion leaves the reward, and it never counts as a "no".
+`Judge` is the interface. A judge that cannot decide raises `JudgeError` or returns a verdict with
+`met=None`. Such a verdict abstains: its criterion leaves the reward and never counts as a "no".
 
-    rule.py                    checks that stand in the data
+    base.py                    the interface
+    rule.py                    checks written in the data
     instruction_following.py   the IFEval and IFBench checkers
-    llm.py                     a language model: questions -> chat (endpoint, vllm_chat, local) -> reading
-    function.py, mix.py        a plain Python function; several judges as one
-    runner.py                  runs any of them, with budget and failure policy
+    llm/                       a language model: prompt -> chat -> parse
+    function.py                a plain Python function
+    mix.py                     several judges combined into one
+    aggregation.py             verdicts -> reward
+    runner.py                  runs any judge on many answers at once, with a failure policy
+    budget.py                  limits on calls, tokens and money
 
-To write one, subclass `Judge`, return `self.verdict_sum(task, rollout, verdicts)`, and select it with a
-file of your own in `conf/judge/` (README, "Write a plug-in").
+To write your own, subclass `Judge`, return `self.verdict_sum(task, rollout, verdicts)`, and select it with
+a file in a `judge/` folder of your configuration (README, "Write a plug-in").
 """
 
 from herl.judge.base import Aggregation, Judge

@@ -1,8 +1,8 @@
 """Verdicts and weights -> one reward. Pure functions, chosen by `aggregation=`.
 
-A criterion that abstained leaves both the numerator and the denominator. Each function returns None
-when nothing is left. A criterion with a negative weight costs its weight when the bad thing happens
-and earns nothing when it does not.
+A criterion whose verdict abstained leaves both the numerator and the denominator. Each function returns
+None if no criterion is left. A criterion with a negative weight costs its weight when the bad thing
+happens and earns nothing when it does not.
 """
 
 from __future__ import annotations
@@ -12,11 +12,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from herl.types import Criterion, Rubric, Verdict
 
 CATEGORY_WEIGHTS = {"essential": 1.0, "important": 0.7, "optional": 0.3, "pitfall": 0.9}
-"""Weights by category of Rubrics as Rewards (arXiv:2507.17746)."""
+"""Category weights from Rubrics as Rewards (arXiv:2507.17746)."""
 
 
 def goodness(criterion: Criterion, verdict: Verdict) -> float:
-    """Returns how far the author's wish is fulfilled, in [0, 1]. The verdict must not be an abstention."""
+    """Returns how well a criterion is fulfilled, in [0, 1]. The verdict must not be an abstention.
+
+    >>> advert = Criterion(id="advert", text="Advertises a zoo.", weight=-4.0, undesirable=True)
+    >>> goodness(advert, Verdict(criterion_id="advert", met=False))
+    1.0
+    >>> goodness(advert, Verdict(criterion_id="advert", met=True, score=0.75))
+    0.25
+    """
     value = float(bool(verdict.met)) if verdict.score is None else verdict.score
     return 1.0 - value if criterion.undesirable else value
 
@@ -34,9 +41,22 @@ def _points(weight: float, good: float) -> float:
 
 
 def weighted(rubric: Rubric, verdicts: Sequence[Verdict], *, clip: bool = True) -> float | None:
-    """Returns sum(earned points) / sum(positive weights), clipped to [0, 1] unless told otherwise.
+    """Returns sum(earned points) / sum(positive weights), clipped to [0, 1] by default.
 
     This is HealthBench's score (arXiv:2505.08775).
+
+    A judge that abstains on `river` takes its 2 points out of the sum below, too.
+
+    >>> from herl.testing import make_task
+    >>> rubric = make_task({"fish": 3.0, "river": 2.0, "zoo": -1.0}).rubric
+    >>> def reward(**met):
+    ...     return weighted(rubric, [Verdict(criterion_id=id, met=value) for id, value in met.items()])
+    >>> reward(fish=True, river=False, zoo=False)
+    0.6
+    >>> reward(fish=True, river=False, zoo=True)
+    0.4
+    >>> reward(fish=True, river=None, zoo=False)
+    1.0
     """
     judged = list(_judged(rubric, verdicts))
     best = sum(criterion.weight for criterion, _ in judged if criterion.weight > 0)
@@ -47,7 +67,14 @@ def weighted(rubric: Rubric, verdicts: Sequence[Verdict], *, clip: bool = True) 
 
 
 def absolute(rubric: Rubric, verdicts: Sequence[Verdict]) -> float | None:
-    """Returns sum(earned points) / sum(absolute weights), in [-1, 1]."""
+    """Returns sum(earned points) / sum(absolute weights), in [-1, 1].
+
+    >>> from herl.testing import make_task
+    >>> rubric = make_task({"fish": 3.0, "zoo": -1.0}).rubric
+    >>> fish, zoo = (Verdict(criterion_id=id, met=id == "zoo") for id in ("fish", "zoo"))
+    >>> absolute(rubric, [fish, zoo])  # no fish, but an advertised zoo
+    -0.25
+    """
     judged = list(_judged(rubric, verdicts))
     total = sum(abs(criterion.weight) for criterion, _ in judged)
     if total <= 0:
@@ -56,7 +83,14 @@ def absolute(rubric: Rubric, verdicts: Sequence[Verdict]) -> float | None:
 
 
 def all_or_nothing(rubric: Rubric, verdicts: Sequence[Verdict]) -> float | None:
-    """Returns 1.0 when every judged criterion is fulfilled, else 0.0."""
+    """Returns 1.0 if every judged criterion is fulfilled, else 0.0.
+
+    >>> from herl.testing import make_task
+    >>> rubric = make_task({"fish": 3.0, "river": 2.0}).rubric
+    >>> fish, river = (Verdict(criterion_id=id, met=id == "fish") for id in ("fish", "river"))
+    >>> all_or_nothing(rubric, [fish, river]), all_or_nothing(rubric, [fish])
+    (0.0, 1.0)
+    """
     judged = list(_judged(rubric, verdicts))
     if not judged:
         return None
@@ -64,7 +98,14 @@ def all_or_nothing(rubric: Rubric, verdicts: Sequence[Verdict]) -> float | None:
 
 
 def gated(rubric: Rubric, verdicts: Sequence[Verdict], *, clip: bool = True) -> float | None:
-    """Returns 0.0 when a criterion marked `gate` fails, else the weighted score."""
+    """Returns 0.0 if a criterion marked `gate` fails, else the weighted score.
+
+    >>> safe = Criterion(id="safe", text="Is safe.", gate=True)
+    >>> useful = Criterion(id="useful", text="Is useful.", weight=3.0)
+    >>> verdicts = [Verdict(criterion_id=id, met=id == "useful") for id in ("safe", "useful")]
+    >>> gated(Rubric(criteria=(safe, useful)), verdicts), weighted(Rubric(criteria=(safe, useful)), verdicts)
+    (0.0, 0.75)
+    """
     if any(criterion.gate and good < 1.0 for criterion, good in _judged(rubric, verdicts)):
         return 0.0
     return weighted(rubric, verdicts, clip=clip)
@@ -73,7 +114,14 @@ def gated(rubric: Rubric, verdicts: Sequence[Verdict], *, clip: bool = True) -> 
 def by_category(
     rubric: Rubric, verdicts: Sequence[Verdict], *, weights: Mapping[str, float] = CATEGORY_WEIGHTS
 ) -> float | None:
-    """Returns the share of fulfilled criteria, weighted by category in lower case; others have weight 1."""
+    """Returns the share of fulfilled criteria, weighted by lower-cased category; unlisted ones weigh 1.
+
+    >>> dose = Criterion(id="dose", text="Names the dose.", category="Essential")
+    >>> tone = Criterion(id="tone", text="Is friendly.", category="Optional")
+    >>> verdicts = [Verdict(criterion_id=id, met=id == "dose") for id in ("dose", "tone")]
+    >>> round(by_category(Rubric(criteria=(dose, tone)), verdicts), 2)  # 1.0 of 1.3 points
+    0.77
+    """
     judged = [
         (weights.get(criterion.category.lower(), 1.0), good) for criterion, good in _judged(rubric, verdicts)
     ]

@@ -12,23 +12,24 @@ from herl.types import Judgement, Rollout, Rubric, Task, Verdict
 
 
 class Aggregation(Protocol):
-    """Verdicts and weights -> reward, or None when every verdict abstained."""
+    """Verdicts and weights -> reward, or None if every verdict abstained."""
 
     def __call__(self, rubric: Rubric, verdicts: Sequence[Verdict]) -> float | None: ...
 
 
 class Judge(ABC):
-    """Judges one answer at a time; the framework runs many at once, on one event loop.
+    """Judges one answer at a time; the framework runs many calls at once, on one event loop.
 
-    Only `judge` must be written. The rest is for judges that hold something: the framework calls `prepare`
-    once, then `start`, any number of `judge`, `stop`, perhaps `start` again, and `close` at the end.
+    Only `judge` is required. The other methods are for judges that hold resources: the framework calls
+    `prepare` once, then `start`, `judge` any number of times, `stop`, perhaps `start` again, and finally
+    `close`.
 
     Args:
         aggregation: How verdicts and weights become the reward (`herl.judge.aggregation`).
     """
 
     holistic: bool = False
-    """True for a judge that gives one reward and no verdicts: hindsight could not say what was missed."""
+    """True for a judge that returns one reward and no verdicts. Hindsight cannot use such a judge."""
 
     def __init__(self, aggregation: Aggregation = weighted) -> None:
         self.aggregation = aggregation
@@ -38,22 +39,22 @@ class Judge(ABC):
         """Returns one verdict per criterion of `task.rubric`, and the reward they add up to.
 
         Raises:
-            JudgeError: no verdict could be had. The caller lets the whole answer abstain.
-            BudgetSpent: a call that costs would go beyond the budget. The run stops.
-            ConfigError: no call can ever succeed, say for a wrong key. The run stops.
+            JudgeError: no verdict could be obtained. The whole answer abstains.
+            BudgetSpent: a paid call would exceed the budget. The run stops.
+            ConfigError: no call can ever succeed, e.g. because the key is wrong. The run stops.
         """
 
     def prepare(self) -> None:  # noqa: B027  # nothing to do is the right default
-        """Loads models and starts servers, in the main thread of every rank. Safe to call again."""
+        """Loads models and starts servers, in the main thread of every rank. Safe to call twice."""
 
     async def start(self, budget: Budget) -> None:  # noqa: B027
-        """Opens what belongs to the event loop. What a call costs is taken from the budget."""
+        """Opens resources bound to the event loop. Paid calls are charged to the budget."""
 
     async def stop(self) -> None:  # noqa: B027
-        """Closes what `start` opened."""
+        """Closes the resources that `start` opened."""
 
     def close(self) -> None:  # noqa: B027
-        """Ends what `prepare` began."""
+        """Releases the models and servers that `prepare` set up."""
 
     def verdict_sum(
         self,
@@ -62,7 +63,7 @@ class Judge(ABC):
         verdicts: Sequence[Verdict],
         usage: Mapping[str, float] | None = None,
     ) -> Judgement:
-        """Returns the judgement that these verdicts add up to under the judge's aggregation."""
+        """Returns a judgement with these verdicts and the reward they aggregate to."""
         return Judgement(
             rollout_id=rollout.id,
             verdicts=tuple(verdicts),

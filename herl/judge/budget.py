@@ -1,7 +1,7 @@
-"""What judging may cost in one run, and what it has cost so far.
+"""Limits on the cost of judging in one run, and the amount spent so far.
 
-Every rank spends from a budget of its own that knows what all of them had spent when answers were last
-gathered. Between two gatherings they can exceed it together by what is under way.
+Each rank has a budget that includes the spending of all ranks up to the last time answers were gathered.
+Between two gathers the ranks together can exceed a limit by the amount they have not yet shared.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ logger = logging.getLogger(__name__)
 
 
 class Budget:
-    """Limits over the whole run, resumed parts included; None for no limit.
+    """Limits for the whole run, including the parts before a resume; None for no limit.
 
     Args:
-        calls: Requests sent to judges, failed ones included.
+        calls: Requests sent to judges, including failed ones.
         tokens: Tokens read and written by judges.
         cost: Money, in the unit of the judge's prices.
         warn_at: Share of a limit at which a warning is logged, once.
@@ -40,42 +40,42 @@ class Budget:
         check_above("module.judge_runner.budget", 0, **self.limits, warn_at=warn_at)
         self.warn_at = warn_at
         self.settled: Counter[str] = Counter()
-        """Spent by all ranks, as of the last time that answers were gathered."""
+        """Spent by all ranks, up to the last gather."""
         self.unsettled: Counter[str] = Counter()
         """Spent by this rank since then."""
         self._warned: set[str] = set()
 
     def spent(self, name: str) -> float:
-        """Returns what is known to be spent of "calls", "tokens" or "cost"."""
+        """Returns the known spending of "calls", "tokens" or "cost"."""
         return self.settled[name] + self.unsettled[name]
 
     def reserve_call(self) -> None:
-        """Takes one call from the budget.
+        """Charges one call to the budget.
 
         Raises:
-            BudgetSpent: nothing is left.
+            BudgetSpent: a limit is used up.
         """
         for name, limit in self.limits.items():
             if self.spent(name) >= limit:
                 raise BudgetSpent(
-                    f"the judge's budget is spent: {self.spent(name):g} of {limit:g} {name}. Raise "
-                    f"module.judge_runner.budget.{name} and resume: replies that were paid for are cached"
+                    f"the judge's budget is used up: {self.spent(name):g} of {limit:g} {name}. Raise "
+                    f"module.judge_runner.budget.{name} and resume; replies already paid for are cached"
                 )
         self._add({"calls": 1})
 
     def add(self, tokens: int, cost: float) -> None:
-        """Adds what a call turned out to cost."""
+        """Charges the tokens and the cost that a call reported."""
         self._add({"tokens": tokens, "cost": cost})
 
     def settle(self, usages: Iterable[Mapping[str, float]]) -> None:
-        """Replaces what this rank spent by what all ranks did, from the judgements that they gathered.
+        """Replaces this rank's unsettled spending with that of all ranks, from their gathered judgements.
 
-        What a judge spent on a judgement that then failed is known to its own rank alone.
+        Spending on a judgement that later failed is known only to the rank that paid for it.
         """
         usages = list(usages)
         for name in ("calls", "tokens", "cost"):
-            told = sum(usage.get(name, 0.0) for usage in usages)
-            self.settled.update({name: max(told, self.unsettled[name])})
+            reported = sum(usage.get(name, 0.0) for usage in usages)
+            self.settled.update({name: max(reported, self.unsettled[name])})
         self.unsettled.clear()
 
     def _add(self, amounts: Mapping[str, float]) -> None:

@@ -1,11 +1,11 @@
-"""Judges by a plain Python function, sync or async: (task, text) -> verdicts by criterion id, or one number.
+"""Judges with a plain Python function, sync or async: (task, text) -> verdicts by criterion id, or a number.
 
     def my_reward(task, text):
         return {"food": "fish" in text, "length": len(text.split()) <= 16}
 
-`judge=function judge.function=my_module.my_reward`. True and False are verdicts, a number in [0, 1] is a
-graded one, None abstains. One number for the whole answer is a reward without verdicts: hindsight cannot use
-it. Synchronous functions run in threads, so that a slow one holds nothing up.
+Select it with `judge=function judge.function=my_module.my_reward`. True and False are verdicts, a number in
+[0, 1] is a graded verdict, and None abstains. A single number for the whole answer is a reward without
+verdicts, which hindsight cannot use. Synchronous functions run in threads, so a slow one blocks nothing.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ Function = Callable[[Task, str], Any]
 
 
 class FunctionJudge(Judge):
-    """Calls a function for each answer. What it raises is told as its own, and the answer abstains.
+    """Calls a function for each answer. An exception in it is reported under its name; the answer abstains.
 
     Args:
-        function: The function, or its path such as "my_module.my_reward". One that is annotated to return a
-            float or an int counts as holistic from the start.
-        met_at: Value in [0, 1] from which on a graded criterion counts as met.
+        function: The function, or its path such as "my_module.my_reward". A function annotated to return a
+            float or an int is holistic.
+        met_at: Smallest value in [0, 1] at which a graded criterion counts as met.
         aggregation: How verdicts and weights become the reward.
     """
 
@@ -42,27 +42,27 @@ class FunctionJudge(Judge):
         self._function = configured("judge.function", function) if isinstance(function, str) else function
         self._name = f"{self._function.__module__}.{getattr(self._function, '__qualname__', function)}"
         self._met_at = met_at
-        self.holistic = _returned(self._function) in (float, int)
+        self.holistic = _return_type(self._function) in (float, int)
 
     async def judge(self, task: Task, rollout: Rollout) -> Judgement:
-        """Returns what the function says.
+        """Returns the function's verdicts, or its number as the reward.
 
         Raises:
-            JudgeError: it raised, or returned something else than was expected.
+            JudgeError: the function raised, or its result has an unexpected type or value.
         """
         try:
             if inspect.iscoroutinefunction(self._function):
-                said = await self._function(task, rollout.text)
+                result = await self._function(task, rollout.text)
             else:
-                said = await asyncio.to_thread(self._function, task, rollout.text)
+                result = await asyncio.to_thread(self._function, task, rollout.text)
         except Exception as error:  # a user's function may raise anything
             raise JudgeError(f"{self._name} raised {type(error).__name__}: {error}", "function") from error
-        if isinstance(said, Mapping):
-            return self.verdict_sum(task, rollout, [self._verdict(name, v) for name, v in said.items()])
-        if isinstance(said, int | float):
-            return Judgement(rollout_id=rollout.id, verdicts=(), reward=float(said))
+        if isinstance(result, Mapping):
+            return self.verdict_sum(task, rollout, [self._verdict(name, v) for name, v in result.items()])
+        if isinstance(result, int | float):
+            return Judgement(rollout_id=rollout.id, verdicts=(), reward=float(result))
         raise JudgeError(
-            f"{self._name}: expected a number or verdicts by criterion id, got {type(said).__name__}",
+            f"{self._name}: expected a number or verdicts by criterion id, got {type(result).__name__}",
             "function",
         )
 
@@ -78,8 +78,8 @@ class FunctionJudge(Judge):
         )
 
 
-def _returned(function: Function) -> Any:
-    """The annotated type of what it returns; None where that is unknown."""
+def _return_type(function: Function) -> Any:
+    """The annotated return type; None if unknown."""
     try:
         return typing.get_type_hints(function).get("return")
     except (NameError, TypeError):

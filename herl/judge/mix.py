@@ -1,6 +1,6 @@
-"""Several judges as one: each criterion to the judge that suits it, or each to all of them.
+"""Combines several judges into one: each criterion goes to the judge that suits it, or to every judge.
 
-A judge that fails takes only its own criteria, or its own vote, out of the reward.
+A judge that fails removes only its own criteria, or its own vote, from the reward.
 """
 
 from __future__ import annotations
@@ -19,29 +19,32 @@ from herl.types import Criterion, Judgement, Rollout, Rubric, Task, Verdict
 
 
 class JudgeGroup(Judge, ABC):
-    """What several judges have in common: they start and end together.
+    """Base class of combined judges, which start and stop together.
 
     Args:
-        judges: The judges by name. Their own aggregations are not used.
-        aggregation: How the verdicts of all become the reward.
+        judges: The judges by name. Their own aggregations are ignored.
+        aggregation: How the verdicts of all judges become the reward.
     """
 
     def __init__(self, judges: Mapping[str, Judge], aggregation: Aggregation = weighted) -> None:
         super().__init__(aggregation)
         for name, judge in judges.items():
             if judge.holistic:
-                raise ConfigError(f"judge.judges.{name}: expected verdicts on each criterion, got one score")
+                raise ConfigError(
+                    f"judge.judges.{name}: expected a judge with a verdict per criterion, "
+                    "got one with a single score"
+                )
         if not judges:
             raise ConfigError("judge.judges: expected at least one judge, got none")
         self.judges = dict(judges)
 
     def prepare(self) -> None:
-        """Gets every judge ready."""
+        """Prepares every judge."""
         for judge in self.judges.values():
             judge.prepare()
 
     async def start(self, budget: Budget) -> None:
-        """Starts every judge on one budget."""
+        """Starts every judge with the same budget."""
         for judge in self.judges.values():
             await judge.start(budget)
 
@@ -51,14 +54,14 @@ class JudgeGroup(Judge, ABC):
             await judge.stop()
 
     def close(self) -> None:
-        """Ends every judge."""
+        """Closes every judge."""
         for judge in self.judges.values():
             judge.close()
 
     async def verdicts(
         self, name: str, task: Task, criteria: Sequence[Criterion], rollout: Rollout, usage: Counter[str]
     ) -> dict[str, Verdict]:
-        """Returns one judge's verdicts on some criteria, by criterion id; abstentions where it failed."""
+        """Returns one judge's verdicts on these criteria by id; if the judge fails, all of them abstain."""
         part = replace(task, rubric=Rubric(criteria=tuple(criteria)))
         try:
             judgement = await self.judges[name].judge(part, rollout)
@@ -71,7 +74,7 @@ class JudgeGroup(Judge, ABC):
                 )
         except (JudgeStop, ConfigError):
             raise
-        except Exception as error:  # a plug-in may raise anything: its criteria abstain, visibly
+        except Exception as error:  # a plug-in may raise anything; its criteria abstain and are counted
             usage[f"abstained_{error.cause if isinstance(error, JudgeError) else 'other'}"] += len(criteria)
             reason = f"judge '{name}': {error}"
             return {c.id: Verdict(criterion_id=c.id, met=None, reason=reason) for c in criteria}
@@ -79,13 +82,13 @@ class JudgeGroup(Judge, ABC):
 
 
 class RoutedJudge(JudgeGroup):
-    """Sends each criterion to one judge: by the kind of its check, else by its category, else by default.
+    """Sends each criterion to one judge, chosen by the kind of its check, else by its category.
 
     Args:
         judges: The judges by name.
-        routes: Kind of a check or category -> name of a judge.
-        default: Judge of all other criteria; None lets them abstain.
-        aggregation: How the verdicts of all become the reward.
+        routes: Kind of check, or category -> name of a judge.
+        default: Judge for all other criteria; if None, they abstain.
+        aggregation: How the verdicts of all judges become the reward.
     """
 
     def __init__(
@@ -115,7 +118,7 @@ class RoutedJudge(JudgeGroup):
         )
         found = {criterion_id: verdict for part in parts for criterion_id, verdict in part.items()}
         verdicts = [
-            found.get(c.id) or Verdict(criterion_id=c.id, met=None, reason="no judge has a route to it")
+            found.get(c.id) or Verdict(criterion_id=c.id, met=None, reason="no route leads to a judge")
             for c in task.rubric.criteria
         ]
         return self.verdict_sum(task, rollout, verdicts, dict(usage))
@@ -126,12 +129,12 @@ class RoutedJudge(JudgeGroup):
 
 
 class WeightedJudges(JudgeGroup):
-    """Asks every judge about every criterion. The verdict is the weighted mean of those that have one.
+    """Asks every judge about every criterion. The verdict is the weighted mean over non-abstaining judges.
 
     Args:
         judges: The judges by name.
-        weights: Weight of each judge; those not named have 1.
-        met_at: Mean in [0, 1] from which on a criterion counts as met.
+        weights: Weight of each judge; judges not named have weight 1.
+        met_at: Smallest mean in [0, 1] at which a criterion counts as met.
         aggregation: How the verdicts become the reward.
     """
 
@@ -162,17 +165,19 @@ class WeightedJudges(JudgeGroup):
             )
             for criterion in criteria
         ]
-        if not any(verdict.met is None for verdict in verdicts):  # others made good for it
+        if not any(verdict.met is None for verdict in verdicts):  # other judges covered every failure
             usage = Counter({name: n for name, n in usage.items() if not name.startswith("abstained_")})
         return self.verdict_sum(task, rollout, verdicts, dict(usage))
 
-    def _mean(self, criterion_id: str, said: Mapping[str, Verdict | None]) -> Verdict:
+    def _mean(self, criterion_id: str, verdicts: Mapping[str, Verdict | None]) -> Verdict:
         values = {
             name: float(verdict.met) if verdict.score is None else verdict.score
-            for name, verdict in said.items()
+            for name, verdict in verdicts.items()
             if verdict is not None and verdict.met is not None
         }
-        reason = "; ".join(f"{name}: {v.reason}" for name, v in said.items() if v is not None and v.reason)
+        reason = "; ".join(
+            f"{name}: {v.reason}" for name, v in verdicts.items() if v is not None and v.reason
+        )
         if not values:
             return Verdict(criterion_id=criterion_id, met=None, reason=reason)
         total = sum(self._weights[name] for name in values)

@@ -1,4 +1,4 @@
-"""Judges by checks that stand in the data: `criterion.check = {"kind": ..., ...}`.
+"""Judges by checks written in the data: `criterion.check = {"kind": ..., ...}`.
 
 | kind         | other keys                  | met when the answer ...                                     |
 |--------------|-----------------------------|-------------------------------------------------------------|
@@ -12,14 +12,14 @@
 | regex        | pattern                     | has a match (Python syntax, case matters)                   |
 | max_words    | count                       | has at most that many words                                 |
 | min_words    | count                       | has at least that many words                                |
-| count        | of, at_least, at_most       | has so many words, sentences, lines, paragraphs, characters |
-|              |                             | or, for `of: {regex: pattern}`, matches of a pattern        |
+| count        | of, at_least, at_most       | has at_least to at_most words, sentences, lines, paragraphs |
+|              |                             | or characters; or matches of `of: {regex: pattern}`         |
 | json         | schema (optional)           | is JSON, alone or in one code fence, that fits the schema   |
 | numeric      | value, tolerance (optional) | has `value` as its last number                              |
-| python       | path, and whatever it takes | makes the function at `path` return true                    |
+| python       | path, further arguments     | makes the function at `path` return true                    |
 
-A criterion with no check, an unknown kind or wrong keys abstains and says why. Functions are called only
-from modules that the configuration allows: data alone must not run code.
+A criterion abstains, with the reason, if its check is missing, has an unknown kind or has wrong keys.
+Functions are called only from modules that the configuration allows: data alone must not run code.
 """
 
 from __future__ import annotations
@@ -132,11 +132,11 @@ CHECKS: dict[str, Callable[..., bool]] = {
 
 
 class RuleJudge(Judge):
-    """Applies each criterion's own check. Costs nothing and never disagrees with itself.
+    """Applies each criterion's check. Free and deterministic.
 
     Args:
         aggregation: How verdicts and weights become the reward.
-        python_modules: Modules whose functions checks of the kind `python` may call.
+        python_modules: Modules whose functions `python` checks may call.
     """
 
     def __init__(self, aggregation: Aggregation = weighted, python_modules: Sequence[str] = ()) -> None:
@@ -144,14 +144,14 @@ class RuleJudge(Judge):
         self._python_modules = tuple(python_modules)
 
     async def judge(self, task: Task, rollout: Rollout) -> Judgement:
-        """Returns a verdict per criterion; those without a usable check abstain."""
+        """Returns a verdict per criterion; criteria without a usable check abstain."""
         verdicts = [self._verdict(criterion, rollout.text) for criterion in task.rubric.criteria]
         return self.verdict_sum(task, rollout, verdicts)
 
     def _verdict(self, criterion: Criterion, answer: str) -> Verdict:
         try:
             return Verdict(criterion_id=criterion.id, met=self._apply(criterion, answer))
-        except Exception as error:  # a check is data, and a function of the user's may raise anything
+        except Exception as error:  # checks are data, and users' functions may raise anything
             reason = f"check failed: {type(error).__name__}: {error}"
             return Verdict(criterion_id=criterion.id, met=None, reason=reason)
 
@@ -162,16 +162,16 @@ class RuleJudge(Judge):
             return bool(self._function(str(parameters.pop("path", "")))(answer, **parameters))
         if kind not in CHECKS:
             raise JudgeError(
-                f"criterion '{criterion.id}': expected a check of kind {', '.join([*CHECKS, 'python'])}, "
-                f"got {kind!r}." + did_you_mean(str(kind), CHECKS)
+                f"criterion '{criterion.id}': expected check.kind to be one of "
+                f"{', '.join([*CHECKS, 'python'])}, got {kind!r}." + did_you_mean(str(kind), CHECKS)
             )
         return CHECKS[kind](answer, **parameters)
 
     def _function(self, path: str) -> Callable[..., object]:
         if path.rpartition(".")[0] not in self._python_modules:
             raise JudgeError(
-                f"expected a function of a module in judge.python_modules {list(self._python_modules)}, "
-                f"got '{path}'"
+                "expected a function from one of judge.python_modules "
+                f"({', '.join(self._python_modules) or 'which is empty'}), got '{path}'"
             )
         function: Callable[..., object] = located("check.path", path)
         return function

@@ -1,11 +1,11 @@
-"""Runs a judge for many answers at once, and holds what happens when it fails.
+"""Runs a judge on many answers at once, and applies the failure policy.
 
-`submit` returns at once, so an answer is judged while the next ones are still being sampled. The judge's
-coroutines run on an event loop in a thread of its own; torch stays in the caller's thread.
+`submit` returns immediately, so answers are judged while later ones are still being sampled. The judge's
+coroutines run on an event loop in a separate thread; torch stays in the caller's thread.
 
-A judge that raises abstains: its answer gets verdicts with `met=None` and no reward. Causes are counted,
-and once the share of abstained verdicts over the last `window` answers is above `max_abstention`, `watch`
-raises `AbstentionLimit`. What judging costs is taken from a budget that holds for the whole run.
+If a judge raises, the answer abstains: it gets verdicts with `met=None` and no reward. Causes are counted,
+and once the share of abstained verdicts over the last `window` answers exceeds `max_abstention`, `watch`
+raises `AbstentionLimit`. Judging is charged to one budget for the whole run.
 """
 
 from __future__ import annotations
@@ -34,10 +34,11 @@ class JudgeRunner:
     Args:
         judge: The judge to run.
         concurrency: Answers judged at the same time.
-        max_abstention: Largest share of abstained verdicts, in [0, 1], over the window.
-        window: Answers that the share is taken over. The limit holds from a full window on.
-        strip_thinking: Whether judges see answers without what stands before </think>.
-        budget: What judging may cost in the whole run.
+        max_abstention: Largest allowed share of abstained verdicts over the window, in [0, 1].
+        window: Number of answers the share is computed over. The limit applies once the window is full.
+        strip_thinking: Whether to remove the thinking up to </think> before an answer is judged.
+        budget: Limits on the cost of judging in the whole run; None for no limits.
+        needs_verdicts: Whether a reward without verdicts counts as a failure, since hindsight cannot use it.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class JudgeRunner:
         window: int = 64,
         strip_thinking: bool = False,
         budget: Budget | None = None,
+        needs_verdicts: bool = False,
     ) -> None:
         if concurrency < 1 or window < 1 or not 0.0 <= max_abstention <= 1.0:
             raise ConfigError(
@@ -58,23 +60,34 @@ class JudgeRunner:
         self.judge = judge
         self.max_abstention = max_abstention
         self.budget = budget or Budget()
-        self.needs_verdicts = False
-        """Whether a reward without verdicts is a failure, since hindsight could not use it."""
+        self.needs_verdicts = needs_verdicts
         self.usage: Counter[str] = Counter()
-        """What the judgements of the run so far took, on all ranks; `budget` knows what was spent."""
+        """Usage summed over all judgements of the run so far, on all ranks; `budget` tracks spending."""
         self._concurrency = concurrency
         self._strip_thinking = strip_thinking
         self._window: deque[tuple[int, int]] = deque(maxlen=window)
         self._last_failure = ""
         self._loop: asyncio.AbstractEventLoop | None = None
 
+    def for_judge(self, judge: Judge) -> JudgeRunner:
+        """Returns a runner of another judge with the same settings, which spends the same budget."""
+        assert self._window.maxlen is not None
+        return type(self)(
+            judge,
+            concurrency=self._concurrency,
+            max_abstention=self.max_abstention,
+            window=self._window.maxlen,
+            strip_thinking=self._strip_thinking,
+            budget=self.budget,
+        )
+
     # Open and close
 
     def open(self) -> None:
-        """Gets the judge ready and starts its thread.
+        """Prepares the judge and starts its thread.
 
         Raises:
-            ConfigError: the judge cannot run, say because its key is not set.
+            ConfigError: the judge cannot run, e.g. because its key is not set.
         """
         self.judge.prepare()
         self._loop = asyncio.new_event_loop()
@@ -88,7 +101,7 @@ class JudgeRunner:
             raise
 
     def close(self) -> None:
-        """Cancels what is under way and ends the thread. Safe to call again."""
+        """Cancels pending judgements and ends the thread. Safe to call twice."""
         if self._loop is not None:
             try:
                 self._run(self._cancel_all())
@@ -129,9 +142,9 @@ class JudgeRunner:
     # Judge
 
     def submit(self, task: Task, rollout: Rollout) -> Future[Judged]:
-        """Starts to judge an answer. The future holds no failure to judge: that abstains.
+        """Starts judging an answer. If judging fails, the future holds an abstention.
 
-        It does hold what ends the run: `JudgeStop` and `ConfigError`.
+        The future raises only errors that end the run: `JudgeStop` and `ConfigError`.
         """
         assert self._loop is not None, "open the runner first"
         return asyncio.run_coroutine_threadsafe(self._judge(task, rollout), self._loop)
@@ -141,17 +154,17 @@ class JudgeRunner:
             started = time.perf_counter()
             seen = replace(rollout, text=without_thinking(rollout.text)) if self._strip_thinking else rollout
             try:
-                judgement = _plain(await self.judge.judge(task, seen))
+                judgement = _with_python_numbers(await self.judge.judge(task, seen))
                 self._check(task, judgement)
             except (JudgeStop, ConfigError):
                 raise
-            except Exception as error:  # a plug-in may raise anything: it abstains, visibly
+            except Exception as error:  # a plug-in may raise anything; the answer abstains and is counted
                 judgement = _abstained(task, rollout, error)
             seconds = time.perf_counter() - started
         return Judged(rollout=rollout, judgement=_with_usage(judgement, seconds))
 
     def _check(self, task: Task, judgement: Judgement) -> None:
-        """A judge that skips or invents criteria has not judged: that is a failure, not a low score."""
+        """Treats a judgement that skips or invents criteria as a failure, not as a low score."""
         expected = [criterion.id for criterion in task.rubric.criteria]
         got = [verdict.criterion_id for verdict in judgement.verdicts]
         if judgement.reward is not None and not math.isfinite(judgement.reward):
@@ -164,18 +177,20 @@ class JudgeRunner:
     # Watch
 
     def watch(self, judged: Sequence[Judged]) -> None:
-        """Adds up what these answers cost and holds the limit on abstentions. Ranks pass the same answers.
+        """Adds up the usage of these answers and enforces the abstention limit.
+
+        Every rank must pass the same answers.
 
         Raises:
-            AbstentionLimit: the judge fails too often; names the causes.
+            AbstentionLimit: the judge fails too often; the message lists the causes.
         """
-        usages = [one.judgement.usage for one in judged]
+        usages = [answer.judgement.usage for answer in judged]
         self.budget.settle(usages)
         for usage in usages:
             self.usage.update(usage)
-        for one in judged:
-            abstained = [v for v in one.judgement.verdicts if v.met is None]
-            self._window.append((len(abstained), max(1, len(one.judgement.verdicts))))
+        for answer in judged:
+            abstained = [v for v in answer.judgement.verdicts if v.met is None]
+            self._window.append((len(abstained), max(1, len(answer.judgement.verdicts))))
             if abstained:
                 self._last_failure = abstained[-1].reason
         self._check_limit()
@@ -186,15 +201,15 @@ class JudgeRunner:
         return {name.removeprefix("abstained_"): int(count) for name, count in sorted(found.items())}
 
     def totals(self) -> dict[str, float]:
-        """Returns what judging took in the run so far; a batch that was given up is paid for, too."""
+        """Returns the usage of the run so far, including the spending on abandoned batches."""
         return self.usage | {name: self.budget.spent(name) for name in ("calls", "tokens", "cost")}
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns what a resumed run needs to go on counting."""
+        """Returns the counters that a resumed run continues from."""
         return {"totals": self.totals(), "window": list(self._window), "failure": self._last_failure}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Adds what was counted before the run was resumed, costs included."""
+        """Adds the counts from before the resume, including costs."""
         self.usage.update(state["totals"])
         self.budget.settle([state["totals"]])
         self._window.extend(state["window"])
@@ -205,18 +220,18 @@ class JudgeRunner:
         total = sum(count for _, count in self._window)
         full = len(self._window) == self._window.maxlen
         if full and total and abstained / total > self.max_abstention:
-            self._window.clear()  # a run that is resumed, with a better judge, starts a window of its own
+            self._window.clear()  # a resumed run, perhaps with a better judge, starts with an empty window
             causes = ", ".join(f"{cause} {count}" for cause, count in self.causes().items())
             raise AbstentionLimit(
                 f"the judge {type(self.judge).__name__} abstained on {abstained} of the last {total} "
                 f"verdicts; module.judge_runner.max_abstention allows a share of {self.max_abstention}. "
                 f"Causes in the whole run: {causes}. "
-                f"Last failure: {self._last_failure or 'verdicts with met=None'}"
+                f"Last failure: {self._last_failure or 'a verdict with met=None'}"
             )
 
 
-def _plain(judgement: Judgement) -> Judgement:
-    """With Python's own numbers: a judge of one's own may return numpy's, which no checkpoint brings back."""
+def _with_python_numbers(judgement: Judgement) -> Judgement:
+    """Converts NumPy numbers, which a user's judge may return, because checkpoints with them cannot load."""
     verdicts = tuple(
         replace(
             verdict,
@@ -240,7 +255,7 @@ def _abstained(task: Task, rollout: Rollout, error: Exception) -> Judgement:
 
 
 def _with_usage(judgement: Judgement, seconds: float) -> Judgement:
-    """Adds the time it took, and a cause for the abstentions to which the judge gave none."""
+    """Adds the elapsed time, and counts abstentions for which the judge gave no cause as `cannot_tell`."""
     usage = {"seconds": seconds, **judgement.usage}
     abstained = sum(verdict.met is None for verdict in judgement.verdicts)
     explained = sum(count for name, count in usage.items() if name.startswith("abstained_"))

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from rapidfuzz.distance import Levenshtein
 
 from herl.metrics.judging import judge_metrics
 from herl.metrics.rubric import fulfilled, is_perfect, rewards, rubric_metrics
-from herl.rollout.collect import Collection, Group
-from herl.types import Experience, Judged, Task
+from herl.rollout.collect import Collection
+from herl.types import Experience, Group, Judged, Task
 
 
 def collection_metrics(collection: Collection, policy_version: int = 0) -> dict[str, float]:
@@ -64,6 +64,17 @@ def collection_counts(collection: Collection) -> dict[str, int]:
         "revisions_sampled": len(revisions),
         "tokens_sampled": sum(len(one.rollout.token_ids) for one in answers),
     }
+
+
+def progress_metrics(counts: Mapping[str, int], epoch: int) -> dict[str, float]:
+    """Returns how far the run is.
+
+    Args:
+        counts: Of the run so far.
+        epoch: The present one, from 0.
+    """
+    numbers = {f"progress/{name}": float(count) for name, count in sorted(counts.items())}
+    return numbers | {"progress/epoch": float(epoch)}
 
 
 def _changes(groups: Sequence[Group]) -> dict[str, list[float]]:

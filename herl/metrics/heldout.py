@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 
 from herl.metrics.rubric import rubric_metrics
-from herl.rollout.improve import Trajectory, rewards_by_round
+from herl.rollout.improve import rewards_by_round
+from herl.rollout.validate import HeldOut
 
 
-def heldout_metrics(
-    trajectories: Sequence[Trajectory], dropped: Mapping[str, int], revisions: int
-) -> dict[str, float]:
+def heldout_metrics(batches: Sequence[HeldOut], revisions: int) -> dict[str, float]:
     """Returns the numbers of a validation.
 
     Args:
-        trajectories: Each attempt with its revisions.
-        dropped: Prompts that were left out, by reason.
+        batches: What was found, batch by batch.
         revisions: Of each attempt, at most.
     """
+    trajectories = [one for batch in batches for one in batch.trajectories]
+    dropped: Counter[str] = Counter()
+    for batch in batches:
+        dropped.update(batch.dropped)
     metrics = rubric_metrics("heldout", [(one.task, one.answers[0]) for one in trajectories])
     metrics |= {f"heldout/dropped_{name}": float(count) for name, count in dropped.items() if count}
     for number, reward in enumerate(rewards_by_round(trajectories, revisions)):

@@ -9,12 +9,21 @@ from collections.abc import Mapping, Sequence
 import torch
 from transformers import PreTrainedModel
 
-from herl.distributed import world_size
+from herl.distributed import gather, world_size
 from herl.rollout.collect import Collection
 from herl.types import Experience
 from herl.update.gpu_cost import gpu_of
 
 GIB = 1 << 30
+
+
+def resource_metrics(
+    policy: PreTrainedModel, collection: Collection, seconds: Mapping[str, float]
+) -> dict[str, float]:
+    """Returns times, rates and memory of a step; memory is that of the rank with the most of it. All ranks
+    must call it. See `throughput_metrics` and `utilization`."""
+    own = throughput_metrics(collection, seconds) | utilization(policy, collection, seconds)
+    return own | {name: max(gather(value)) for name, value in own.items() if name.endswith("_gib")}
 
 
 def throughput_metrics(collection: Collection, seconds: Mapping[str, float]) -> dict[str, float]:

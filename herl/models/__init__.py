@@ -1,4 +1,4 @@
-"""The models themselves: loading, LoRA, attention over rows that share a context, weights, sharding, export.
+"""The models: loading, LoRA, attention over rows that share a context, weights, sharding, export.
 
-The sampler and the update both build on this package; it knows neither of them.
+The sampler and the update build on this package, which imports neither.
 """

@@ -1,7 +1,8 @@
-"""Which columns of a row see which, as flex attention wants it: a function, and the blocks it allows.
+"""The attention mask of a row in the form flex attention needs: a function, and the blocks it allows.
 
-A column sees two intervals of columns: a part of its context, and its piece (the context or the answer it
-belongs to) up to itself. Both come from where contexts and answers begin and end, so no [T, T] tensor exists.
+A column sees two intervals of columns: part of its context, and its own piece (the context or answer that it
+belongs to) up to itself. Both follow from where contexts and answers begin and end, so no [T, T] tensor is
+needed.
 """
 
 from __future__ import annotations
@@ -15,25 +16,25 @@ import numpy as np
 import torch
 from torch.nn.attention.flex_attention import BlockMask
 
-BLOCK = 128
-"""Columns of a block of flex attention; rows are padded to a multiple of it."""
+FLEX_BLOCK = 128
+"""Columns of a flex attention block; rows are padded to a multiple of it."""
 
-FEWEST = 2 * BLOCK
-"""Columns of a row, at least: for fewer, flex attention takes a kernel made for decoding."""
+MIN_COLUMNS = 2 * FLEX_BLOCK
+"""Fewest columns of a row. For shorter ones, flex attention would choose its decoding kernel."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SharedContext:
-    """Where a context and its answers stand in a row, one after another."""
+    """Where a context and the answers that follow it lie in a row."""
 
     start: int
     """First column of the context."""
     answers: tuple[int, ...]
-    """First column of the first answer, then the column behind each answer."""
+    """First column of the first answer, then the column after each answer."""
 
     @property
     def end(self) -> int:
-        """The column behind the last answer."""
+        """The column after the last answer."""
         return self.answers[-1]
 
     @property
@@ -43,17 +44,17 @@ class SharedContext:
 
 
 def padding(length: int) -> int:
-    """Returns how many columns to add to a row, so that flex attention sees few different lengths."""
-    return max(FEWEST, -(-length // BLOCK) * BLOCK) - length
+    """Returns how many columns to pad a row by, so that flex attention sees few different lengths."""
+    return max(MIN_COLUMNS, -(-length // FLEX_BLOCK) * FLEX_BLOCK) - length
 
 
 def block_mask(contexts: Sequence[SharedContext], window: int | None, device: torch.device) -> BlockMask:
-    """Returns the mask of a padded row. Columns of the padding see themselves alone.
+    """Returns the mask of a padded row. A padding column sees only itself.
 
     Args:
-        contexts: The layout of the row before its padding.
-        window: Tokens that one sees at most, itself included; None for all.
-        device: Of the row.
+        contexts: The layout of the row, without its padding.
+        window: How many tokens each token sees at most, itself included; None for no limit.
+        device: Device of the row.
     """
     bounds = _bounds(contexts)
     partial, full = _blocks(bounds, window)
@@ -67,19 +68,19 @@ def block_mask(contexts: Sequence[SharedContext], window: int | None, device: to
         tables[1],
         tables[2],
         tables[3],
-        BLOCK_SIZE=BLOCK,
+        BLOCK_SIZE=FLEX_BLOCK,
         mask_mod=_sees(on_device(torch.from_numpy(bounds), device), window),
         seq_lengths=(length, length),
     )
 
 
 def on_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Returns a tensor of the host on a device, without waiting for what a GPU is still computing."""
+    """Copies a host tensor to a device, without waiting for the GPU's pending work."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def _sees(bounds: torch.Tensor, window: int | None) -> Any:
-    """The mask as a function of columns. It is compiled, so nothing in it may work in place."""
+    """Returns the mask as a function of columns. It gets compiled, so it must not modify tensors in place."""
     start, border, own = bounds
 
     def sees(batch: Any, head: Any, query: Any, key: Any) -> Any:
@@ -94,8 +95,8 @@ def _sees(bounds: torch.Tensor, window: int | None) -> Any:
 
 
 def _bounds(contexts: Sequence[SharedContext]) -> np.ndarray:
-    """For each column of the padded row, int32 [3, T]: the first column of the context that it stands behind,
-    the column behind that context (both 0 within a context), and the first column of its own piece."""
+    """Returns three columns for each column of the padded row, int32 [3, T]: the first of the context that
+    it follows, the one after that context (both 0 within a context), and the first of its piece."""
     length = contexts[-1].end
     length += padding(length)
     bounds = np.zeros((3, length), dtype=np.int32)
@@ -111,24 +112,26 @@ def _bounds(contexts: Sequence[SharedContext]) -> np.ndarray:
 
 
 def _blocks(bounds: np.ndarray, window: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """Which blocks of queries see some of which blocks of keys, and which see all, bool [blocks, blocks]."""
+    """Returns which query blocks see part of which key blocks, and which see all, bool [blocks, blocks]."""
     start, border, own = bounds
     query = np.arange(len(own))
     if window is not None:
         start = np.maximum(start, border + query - own - window + 1)
         own = np.maximum(own, query - window + 1)
-    border = np.maximum(border, start)  # nothing of the context, if it lies outside the window
+    border = np.maximum(border, start)  # an empty interval if the context lies outside the window
     intervals = ((start, border), (own, query + 1))
-    touched = sum(_counts(low // BLOCK, -(-high // BLOCK) * (low < high)) for low, high in intervals)
-    covered = sum(_counts(-(-low // BLOCK), high // BLOCK) for low, high in intervals)
-    every = np.equal(covered, BLOCK)
+    touched = sum(
+        _counts(low // FLEX_BLOCK, -(-high // FLEX_BLOCK) * (low < high)) for low, high in intervals
+    )
+    covered = sum(_counts(-(-low // FLEX_BLOCK), high // FLEX_BLOCK) for low, high in intervals)
+    every = np.equal(covered, FLEX_BLOCK)
     return np.greater(touched, 0) & ~every, every
 
 
 def _counts(first: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """How many queries of each block have a block of keys in their [first, end), [blocks, blocks]."""
-    count = len(first) // BLOCK
-    row = np.arange(len(first)) // BLOCK * (count + 1)
+    """Counts the queries of each block whose [first, end) holds each key block, [blocks, blocks]."""
+    count = len(first) // FLEX_BLOCK
+    row = np.arange(len(first)) // FLEX_BLOCK * (count + 1)
     begun, ended = (
         np.bincount((row + column)[first < end], minlength=count * (count + 1)) for column in (first, end)
     )
@@ -136,6 +139,6 @@ def _counts(first: np.ndarray, end: np.ndarray) -> np.ndarray:
 
 
 def _ordered(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Counts of the blocks that each row has, and their indices with the others behind them, int32."""
+    """Returns each row's number of blocks, and all indices with the row's own blocks first, int32."""
     indices = np.argsort(~blocks, axis=1, kind="stable")
     return blocks.sum(axis=1).astype(np.int32), indices.astype(np.int32)

@@ -1,4 +1,4 @@
-"""Writes a policy as a Hugging Face folder: whole with adapters merged, or the adapters alone."""
+"""Writes a policy as a Hugging Face folder: the whole model with adapters merged, or only the adapters."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from herl.models.lora import has_adapters
 from herl.models.weights import named_weights, whole
 
 PREFIX = "policy."
-"""Of the policy's weights in a checkpoint."""
+"""Prefix of the policy's weights in a checkpoint."""
 FACTS = (
     "experiment", "algorithm", "seed", "heldout_reward_before", "heldout_reward_after", "heldout_reward_best",
     "prompts", "answers_sampled", "revisions_sampled", "tokens_sampled", "optimizer_steps", "judge.calls",
     "judge.tokens", "judge.cost", "processes", "seconds.total", "versions.torch", "versions.transformers",
 )  # fmt: skip
-"""Of a run's summary, on the model card."""
+"""Entries of a run's summary that the model card shows."""
 SETTINGS = (
     "model.path", "data._target_", "data.train.path", "judge._target_", "judge.chat.model", "optimizer.lr",
     "rollout.attempts_per_prompt", "rollout.attempt.temperature", "rollout.attempt.max_new_tokens",
     "trainer.precision",
 )  # fmt: skip
-"""Of a run's configuration, on the model card."""
+"""Settings of a run that the model card shows."""
 CARD = """---
 library_name: {library}
 base_model: {base}
@@ -60,16 +60,16 @@ print(answer([{{"role": "user", "content": "..."}}])[0]["generated_text"][-1]["c
 """
 TRAINED = (
     "Trained with herl {version} by reinforcement learning from rubric rewards and hindsight experience\n"
-    "(arXiv:2603.20046). The licence is that of {base}."
+    "(arXiv:2603.20046). The license is that of {base}."
 )
-AS_IT_WAS = "Written by herl {version} as it was: not trained. The licence is that of {base}."
+UNTRAINED = "Written by herl {version} without training. The license is that of {base}."
 
 
 def load_checkpoint(policy: PreTrainedModel, path: str | Path) -> None:
-    """Puts a checkpoint's weights into a whole policy, on one process; a folder is a sharded checkpoint.
+    """Loads a checkpoint into an unsharded policy, in one process. A folder is a sharded checkpoint.
 
     Raises:
-        ConfigError: there is no such checkpoint, or it is of another model.
+        ConfigError: there is no such checkpoint, or it belongs to another model.
     """
     path = Path(path)
     check_checkpoint_file("checkpoint", path)
@@ -77,12 +77,14 @@ def load_checkpoint(policy: PreTrainedModel, path: str | Path) -> None:
     weights = _read_sharded(path, own) if path.is_dir() else _read_file("checkpoint", path)
     found = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
     there = {tensor.data_ptr() for name, tensor in own.items() if name in found}
-    absent = [name for name, tensor in own.items() if tensor.data_ptr() not in there]  # tied ones come once
+    absent = [
+        name for name, tensor in own.items() if tensor.data_ptr() not in there
+    ]  # tied weights are stored once
     strange = [name for name in found if name not in own]
     if absent or strange:
         raise ConfigError(
-            f"checkpoint: expected the weights of this model, got '{path}': {absent[:3]} are missing "
-            f"and {strange[:3]} are too many: add the overrides of its run, or give run="
+            f"checkpoint: expected the weights of this model, got '{path}', where {absent[:3]} are missing "
+            f"and {strange[:3]} are unknown. Repeat the overrides of its run, or pass run="
         )
     try:
         policy.load_state_dict(found, strict=False)
@@ -91,10 +93,10 @@ def load_checkpoint(policy: PreTrainedModel, path: str | Path) -> None:
 
 
 def check_checkpoint_file(key: str, path: Path) -> None:
-    """Checks that a path is a checkpoint, a file or the folder of a sharded one; no weights are read.
+    """Checks that a path is a checkpoint file or the folder of a sharded checkpoint, without reading weights.
 
     Raises:
-        ConfigError: it is not; the message begins with the key.
+        ConfigError: the path is no checkpoint; the message begins with the key.
     """
     if path.is_file():
         _read_file(key, path)
@@ -103,7 +105,7 @@ def check_checkpoint_file(key: str, path: Path) -> None:
 
 
 def _read_file(key: str, path: Path) -> dict[str, torch.Tensor]:
-    """Returns the weights in a checkpoint; they are read when they are used. Nothing in it is executed."""
+    """Returns a checkpoint's weights, which are read on first use. No code in the file is executed."""
     expected = f"{key}: expected a checkpoint written by herl fit, got '{path}'"
     if not zipfile.is_zipfile(path):
         raise ConfigError(expected)
@@ -118,7 +120,7 @@ def _read_file(key: str, path: Path) -> dict[str, torch.Tensor]:
 
 
 def _read_sharded(path: Path, own: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Reads the policy's weights alone, without the optimiser's moments."""
+    """Reads only the policy's weights, not the optimizer's moments."""
     stored = FileSystemReader(path).read_metadata().state_dict_metadata
     weights = {
         PREFIX + name: torch.empty_like(tensor, device="cpu")
@@ -138,16 +140,16 @@ def save_pretrained(
     *,
     adapter: bool = False,
 ) -> None:
-    """Writes what transformers, peft and vLLM load. All ranks must call it; rank 0 writes.
+    """Writes a folder that transformers, peft and vLLM can load. All ranks must call it; rank 0 writes.
 
     Args:
-        policy: Whole or sharded, with or without adapters.
+        policy: The model, sharded or not, with or without adapters.
         tokenizer: Its tokenizer, chat template included.
-        folder: Where to; made if it is not there.
-        adapter: Write the adapters alone, in peft's format, to be loaded on top of the base model.
+        folder: The target, created if needed.
+        adapter: Write only the adapters, in peft's format, to be loaded on top of the base model.
 
     Raises:
-        ConfigError: the adapters of a policy without any are asked for.
+        ConfigError: `adapter` is set, but the policy has no adapters.
     """
     if adapter and not has_adapters(policy):
         raise ConfigError("adapter: expected a policy with adapters (lora=lora), got one without")
@@ -172,21 +174,21 @@ def _write(
     if not adapter:
         target = AutoModelForCausalLM.from_config(policy.config, dtype=policy.dtype)
         target.generation_config = policy.generation_config
-        if hasattr(policy, "_weight_conversions"):  # those that its own checkpoint needed
+        if hasattr(policy, "_weight_conversions"):  # those of its original checkpoint
             target._weight_conversions = policy._weight_conversions
-        target.load_state_dict(weights, strict=False)  # tied weights come under one name
+        target.load_state_dict(weights, strict=False)  # tied weights have one name
         weights = target.state_dict()
     target.save_pretrained(folder, state_dict=weights)
     tokenizer.save_pretrained(folder)
 
 
 def model_card(base: str, checkpoint: str | None, *, adapter: bool = False) -> str:
-    """Returns a model card with the facts of the run that made a checkpoint.
+    """Returns a model card with facts about the run that wrote a checkpoint.
 
     Args:
-        base: Path or name of the model that training began with.
-        checkpoint: In the folder of its run, where `summary.json` tells more; None for the base itself.
-        adapter: Whether these are adapters alone.
+        base: Path or name of the model that training started from.
+        checkpoint: A checkpoint in its run's folder, whose `summary.json` holds the facts; None for the base.
+        adapter: Whether only the adapters are exported.
     """
     name = Path(base).name if Path(base).is_dir() else base
     rows = []
@@ -198,34 +200,34 @@ def model_card(base: str, checkpoint: str | None, *, adapter: bool = False) -> s
         library="peft" if adapter else "transformers",
         base=name,
         title=f"{name}, trained with herl" if checkpoint else name,
-        text=(TRAINED if checkpoint else AS_IT_WAS).format(base=name, version=version("herl")),
+        text=(TRAINED if checkpoint else UNTRAINED).format(base=name, version=version("herl")),
         rows="\n".join(rows),
     )
 
 
 def _facts(run: Path) -> list[tuple[str, Any]]:
-    """What a run's folder tells of it, by name; nothing where it has no summary.
+    """Returns facts from a run's folder, by name; none if it has no summary.
 
-    Texts stay as they are written: ${oc.env:NAME} may stand for a secret, and a model may write such things.
+    Interpolations are not resolved: ${oc.env:NAME} may name a secret, and a model may write such text, too.
     """
-    told: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
     if (run / "summary.json").is_file():
         summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-        told |= {key: _at(summary, key) for key in FACTS}
+        facts |= {key: _at(summary, key) for key in FACTS}
     if (run / "config.yaml").is_file():
         config = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"), resolve=False)
-        told |= {key: _at(config, key) for key in SETTINGS}
-    known = ((key.replace("._target_", ""), value) for key, value in told.items())
+        facts |= {key: _at(config, key) for key in SETTINGS}
+    known = ((key.replace("._target_", ""), value) for key, value in facts.items())
     return [(name, _shown(value)) for name, value in known if value is not None]
 
 
 def _at(node: Any, key: str) -> Any:
-    """What stands under a dotted key; None where nothing does."""
+    """Returns the value under a dotted key, or None."""
     for name in key.split("."):
         node = node.get(name) if isinstance(node, dict) else None
     return node
 
 
 def _shown(value: Any) -> Any:
-    """A path of this machine means nothing elsewhere: its name is enough."""
+    """Shortens an absolute path to its name: the rest means nothing on another machine."""
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value

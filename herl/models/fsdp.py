@@ -1,9 +1,10 @@
-"""Fully sharded data parallel (FSDP2): every rank holds a part of each weight, gradient and moment.
+"""Fully sharded data parallel (FSDP2): every rank holds a shard of each weight, gradient and moment.
 
-`FSDPStrategy` tells Lightning how many parts, `load` makes the model, `check_trainer` says what goes
-together. Each block of the architecture is gathered just before it computes and dropped right after.
+`FSDPStrategy` sets the number of shards for Lightning, `load` loads the model, and `check_trainer` refuses
+settings that do not work together. Each block of layers is gathered just before it computes and dropped right
+after.
 
-Tried on CPU with gloo over one to four processes. On GPUs the same calls run over NCCL.
+Tested on CPU with gloo over one to four processes. On GPUs the same calls run over NCCL.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ class FSDPStrategy(ModelParallelStrategy):
     """Lightning's strategy for FSDP2, over all processes of the run.
 
     Args:
-        save_distributed_checkpoint: Each rank saves its part, into a folder that any number of ranks can
-            resume from. False: rank 0 assembles one file.
-        cpu_offload: Parameters and moments stay in the host's memory and visit the GPU block by block.
-        timeout_minutes: How long a rank waits for the others, the time of sampling and judging included.
+        save_distributed_checkpoint: Each rank saves its shard, into a folder that any number of ranks can
+            resume from. If False, rank 0 assembles a single file.
+        cpu_offload: Keep parameters and moments in host memory and copy them to the GPU block by block.
+        timeout_minutes: How long a rank waits for the others, including while they sample and judge.
     """
 
     def __init__(
@@ -52,12 +53,12 @@ class FSDPStrategy(ModelParallelStrategy):
         self.cpu_offload = cpu_offload
 
     def setup_environment(self) -> None:
-        """Sets the number of parts: Lightning's own "auto" would be the number of nodes."""
+        """Sets the number of shards: Lightning's "auto" would be the number of nodes."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 
     def _get_process_group_backend(self) -> str:
-        """Parts on the host are gathered by gloo, those on the GPU by NCCL."""
+        """Chooses gloo to gather shards on the host, and NCCL for those on the GPU."""
         backend = super()._get_process_group_backend()
         return f"cpu:gloo,cuda:{backend}" if self.cpu_offload and backend == "nccl" else backend
 
@@ -71,8 +72,8 @@ class FSDPStrategy(ModelParallelStrategy):
             super().model_to_device()
 
 
-ROUNDS_AWAY = "steps as small as optimizer.lr round away in weights of 8 or 11 bits"
-SCALED_TOGETHER = "its layers round by the largest value of a row, which several answers share"
+ROUNDS_AWAY = "updates as small as optimizer.lr are rounded away in weights of 8 or 11 bits"
+SCALED_TOGETHER = "its layers scale by the largest value in a row, which several answers share"
 UNSOUND = {
     "16-mixed": "its scaled gradients would be clipped at the wrong norm",
     "16-true": ROUNDS_AWAY,
@@ -80,18 +81,18 @@ UNSOUND = {
     "transformer-engine": SCALED_TOGETHER,
     "transformer-engine-float16": SCALED_TOGETHER,
 }
-"""Precisions of Lightning that train wrongly, and why."""
+"""Lightning's precisions that would train incorrectly, and why."""
 
 
 def check_trainer(trainer: L.Trainer, model: PretrainedModel | None = None) -> None:
-    """Refuses settings that would be wrong in silence.
+    """Refuses settings that would otherwise go wrong silently.
 
     Args:
-        trainer: The run's.
-        model: What it trains, if it is about to.
+        trainer: The run's trainer.
+        model: The model that is about to be trained, if any.
 
     Raises:
-        ConfigError: names the key of the trainer, or of the model.
+        ConfigError: names the trainer's or the model's key to change.
     """
     if reason := UNSOUND.get(str(trainer.precision)):
         raise ConfigError(
@@ -106,13 +107,13 @@ def check_trainer(trainer: L.Trainer, model: PretrainedModel | None = None) -> N
         )
     if trainer.world_size > 1 and trainer._accelerator_connector.use_distributed_sampler:
         raise ConfigError(
-            "trainer.use_distributed_sampler: expected False, got True: with several processes herl itself "
-            "deals out the prompts of a batch"
+            "trainer.use_distributed_sampler: expected False, got True; with several processes, herl itself "
+            "distributes the prompts of a batch"
         )
 
 
 def load(model: PretrainedModel, trainer: L.Trainer) -> PreTrainedModel:
-    """Loads a model as the trainer's strategy wants it: whole on each rank, or in parts."""
+    """Loads a model as the trainer's strategy requires: whole on each rank, or sharded."""
     strategy = trainer.strategy
     if strategy.root_device.type == "cpu":
         keep_freed_memory()
@@ -129,7 +130,7 @@ def load(model: PretrainedModel, trainer: L.Trainer) -> PreTrainedModel:
 
 
 def synchronise_gradients(trainer: L.Trainer, on: bool) -> None:
-    """Says whether a backward pass exchanges gradients. Under DDP that of the last micro-batch is enough."""
+    """Sets whether backward passes exchange gradients. Under DDP only the last micro-batch needs to."""
     replicas = trainer.strategy.model
     if isinstance(replicas, DistributedDataParallel):
         replicas.require_backward_grad_sync = on
@@ -138,21 +139,21 @@ def synchronise_gradients(trainer: L.Trainer, on: bool) -> None:
 def load_sharded(
     model: PretrainedModel, mesh: DeviceMesh, *, bf16: bool = False, cpu_offload: bool = False
 ) -> PreTrainedModel:
-    """Loads a model in parts. Only rank 0 reads the weights; the others get their part from it.
+    """Loads a sharded model. Only rank 0 reads the weights; the other ranks receive their shards from it.
 
     Args:
-        model: What to load.
-        mesh: The ranks to spread it over.
-        bf16: Gather and compute in bfloat16; parts, gradients and moments keep the model's own type.
-        cpu_offload: Keep the parts in the host's memory.
+        model: The model to load.
+        mesh: The ranks to shard it over.
+        bf16: Gather and compute in bfloat16; shards, gradients and moments keep the model's type.
+        cpu_offload: Keep the shards in host memory.
 
     Raises:
-        ConfigError: the architecture does not name its blocks.
+        ConfigError: the architecture does not name its blocks of layers.
     """
     policy = together(model.load if rank() == 0 else model.skeleton)
     weights = policy.state_dict() if rank() == 0 else {}
     policy.generation_config = gather(policy.generation_config)[0]
-    # How the weights were converted when they were read: streaming converts them back, alike on all ranks.
+    # The conversions applied while reading: streaming reverts them, identically on all ranks.
     conversions = gather(getattr(policy, "_weight_conversions", None))[0]
     object.__setattr__(policy, "_weight_conversions", conversions)
     offload = OffloadPolicy()
@@ -161,8 +162,8 @@ def load_sharded(
     precision = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16 if bf16 else None, reduce_dtype=torch.float32 if bf16 else None
     )
-    # The root resharded too: otherwise, after a pass without gradient and a step, the next pass silently
-    # uses the old embeddings and head. They are tied in many models, so both belong to the root.
+    # The root is resharded, too: otherwise, after a pass without gradient and a step, the next pass silently
+    # uses the old embeddings and head. Many models tie the two, so both belong to the root.
     for module in [*blocks(policy), policy]:
         fully_shard(
             module, mesh=mesh, reshard_after_forward=True, mp_policy=precision, offload_policy=offload

@@ -1,6 +1,6 @@
-"""Low-rank adapters (LoRA, arXiv:2106.09685) by peft: a policy whose base stays as it was.
+"""Low-rank adapters (LoRA, arXiv:2106.09685) from peft: a policy whose base weights never change.
 
-The base without its adapters is the reference policy, so a KL term costs no second model.
+The base without its adapters is the reference policy, so a KL term needs no second model.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ class Lora:
     """Which layers get adapters, and how large.
 
     Args:
-        rank: Rank of the update of each layer.
+        rank: Rank of each layer's update.
         alpha: The update is scaled by alpha / rank.
-        dropout: Share of the adapter's inputs that are dropped in training. Above 0 the trainer's
-            log-probs differ from the sampler's by chance.
-        target_modules: Names of layers; "all-linear" for every linear layer but the head; null for those
-            that peft names for the architecture.
+        dropout: Share of the adapter's inputs that are dropped in training. Above 0, the trainer's
+            log-probs differ randomly from the sampler's.
+        target_modules: Names of layers; "all-linear" for every linear layer except the head; null for
+            peft's default for the architecture.
     """
 
     rank: int = 16
@@ -39,12 +39,12 @@ class Lora:
             raise ConfigError(f"model.lora.rank: expected at least 1, got {self.rank}")
 
     def add_to(self, model: PreTrainedModel) -> None:
-        """Adds fresh adapters, which change nothing yet, and freezes all else.
+        """Adds fresh adapters, which do not change the output yet, and freezes all other weights.
 
-        Adapters are at least float32 whatever the model is: in bfloat16 small updates would round away.
+        Adapters are at least float32 for any model: bfloat16 would round small updates away.
 
         Raises:
-            ConfigError: peft is not installed, or finds no such layers.
+            ConfigError: peft is not installed, or finds no matching layers.
         """
         try:
             from peft import LoraConfig
@@ -53,7 +53,7 @@ class Lora:
         targets = self.target_modules
         config = LoraConfig(
             r=self.rank,
-            lora_alpha=self.alpha,  # type: ignore[arg-type]  # peft says int and takes any number
+            lora_alpha=self.alpha,  # type: ignore[arg-type]  # peft declares int but accepts any number
             lora_dropout=self.dropout,
             target_modules=targets if targets is None or isinstance(targets, str) else list(targets),
             task_type="CAUSAL_LM",
@@ -64,25 +64,25 @@ class Lora:
             raise ConfigError(f"model.lora.target_modules: {error}") from error
         for parameter in model.parameters():
             if parameter.requires_grad and parameter.dtype != torch.float64:
-                parameter.data = parameter.data.float()  # peft gave it the type of its layer
+                parameter.data = parameter.data.float()  # peft creates it in its layer's type
         ends = (model.get_input_embeddings(), model.get_output_embeddings())
         if model.config.get_text_config().tie_word_embeddings and any(hasattr(e, "base_layer") for e in ends):
             raise ConfigError(
                 "model.lora.target_modules: expected layers other than the embeddings and the head, which "
-                "this model ties: with adapters they would no longer be one weight"
+                "this model ties; with adapters they would no longer share one weight"
             )
 
 
 def has_adapters(model: PreTrainedModel) -> bool:
-    """Whether the model carries adapters."""
+    """Whether the model has adapters."""
     return bool(getattr(model, "_hf_peft_config_loaded", False))
 
 
 @contextlib.contextmanager
 def adapters_off(model: PreTrainedModel) -> Iterator[None]:
-    """Within the block the model computes as if it had no adapters. For passes without gradient.
+    """Within the block, the model computes as if it had no adapters. Only for passes without gradient.
 
-    peft's own switch also freezes the adapters, which FSDP would remember from its first pass.
+    peft's own switch also freezes the adapters, and FSDP would remember that from its first pass.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -97,14 +97,14 @@ def adapters_off(model: PreTrainedModel) -> Iterator[None]:
 
 
 def adapted_weights(model: torch.nn.Module) -> dict[int, torch.nn.Module]:
-    """Returns the layers with adapters by the id of the weight that they adapt."""
+    """Returns the layers with adapters, keyed by the id() of the weight that they adapt."""
     from peft.tuners.lora import LoraLayer
 
     return {id(_base_weight(layer)): layer for layer in model.modules() if isinstance(layer, LoraLayer)}
 
 
 def merged(layer: torch.nn.Module) -> torch.Tensor:
-    """Returns a layer's weight with its adapters added, as a new tensor: [out, in], or stacked experts."""
+    """Returns a layer's weight plus its adapters' updates, as a new tensor: [out, in], or stacked experts."""
     adapted: Any = layer  # a peft LoraLayer
     weight = _base_weight(adapted).detach()
     for adapter in adapted.active_adapters:
@@ -113,6 +113,6 @@ def merged(layer: torch.nn.Module) -> torch.Tensor:
 
 
 def _base_weight(layer: Any) -> torch.Tensor:
-    # stacked experts are adapted as parameters, of which a wrapper each stands around their module
+    # Stacked experts are adapted as parameters, and each has a wrapper around their module.
     weight: torch.Tensor = layer.get_param() if hasattr(layer, "get_param") else layer.base_layer.weight
     return weight

@@ -1,8 +1,8 @@
-"""Which arithmetic a device computes in: the trainer's default precision, TF32, and what counts as exact.
+"""The arithmetic of a device: the trainer's default precision, TF32, and when results count as exact.
 
-On CUDA a run computes in bfloat16 on float32 weights, and float32 matrix products that remain use TF32, which
-rounds their inputs to 10 bits. On a CPU everything is float32: without AMX bfloat16 is about ten times slower
-there, and with it (`lscpu | grep amx`) one thread multiplies six times as fast, but no run was measured.
+On CUDA a run computes in bfloat16 on float32 weights. The remaining float32 matrix products use TF32, which
+rounds their inputs to 10 bits. On a CPU everything is float32: without AMX, bfloat16 is about ten times
+slower there. With AMX (`lscpu | grep amx`) one thread multiplies six times as fast, but no run was measured.
 """
 
 from __future__ import annotations
@@ -11,29 +11,29 @@ import torch
 from lightning.pytorch.accelerators import CUDAAccelerator
 
 EXACT = ("ieee", "none")
-"""torch's names for float32 products that round nothing; "none" is its default."""
+"""torch's names for float32 products with unrounded inputs; "none" is its default."""
 
 
 def default_precision(accelerator: object) -> str:
-    """Returns the trainer's precision where none is configured: "bf16-mixed" on CUDA, else "32-true".
+    """Returns the trainer's precision if none is configured: "bf16-mixed" on CUDA, otherwise "32-true".
 
     Args:
-        accelerator: The trainer's argument of that name.
+        accelerator: The trainer's `accelerator` argument.
     """
     on_cuda = accelerator in ("auto", "gpu", "cuda") and CUDAAccelerator.is_available()
-    # Cards before Ampere only emulate bfloat16.
+    # GPUs before Ampere only emulate bfloat16.
     return "bf16-mixed" if on_cuda and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
 
 
 def use_tf32(on: bool) -> None:
-    """Says whether float32 matrix products on CUDA may use TF32. Affects the whole process."""
+    """Sets whether float32 matrix products on CUDA may use TF32. Affects the whole process."""
     torch.set_float32_matmul_precision("high" if on else "highest")
 
 
 def computes_exact_float32(device: torch.device, *dtypes: torch.dtype) -> bool:
     """Whether matrix products of these types on this device round as float32 does: no autocast, no TF32.
 
-    Two sound ways to compute the same then agree to about 1e-5 relative; otherwise to about 1e-2.
+    Two correct computations of the same value then agree to about 1e-5 relative, and to 1e-2 otherwise.
     """
     backend = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
     return (

@@ -1,4 +1,4 @@
-"""Where policy and reference come from: a Hugging Face folder or name, or a model that ships with herl."""
+"""Loads policy and reference from a Hugging Face folder or name, or from a model that ships with herl."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PretrainedModel:
-    """A causal language model with a chat template, not loaded yet.
+    """A causal language model with a chat template, before it is loaded.
 
     Args:
         path: A folder, the name of a model shipped with herl ("tiny") or converted by one of its tools
             ("smollm2-135m-instruct"), or a name on the Hugging Face hub.
-        dtype: Of the policy's parameters. Only "float32" can be trained: in bfloat16 small updates round
-            away, and trainer.precision=bf16-mixed computes in bfloat16 on float32 parameters. Below adapters
-            "bfloat16" halves the memory of what is frozen; the adapters are float32. On a CPU without
-            AVX512 or AMX bfloat16 is ten times slower.
+        dtype: Type of the policy's parameters. Only "float32" can be trained, since bfloat16 would round
+            small updates away; trainer.precision=bf16-mixed computes in bfloat16 on float32 parameters. Under
+            float32 adapters, "bfloat16" halves the memory of the frozen weights. On a CPU without AVX512 or
+            AMX, bfloat16 is ten times slower.
         gradient_checkpointing: Recompute activations in backward: less memory, a third more time.
-        compile: Compile each block of layers for the update; None for a GPU alone. The first steps take half
-            a minute more; what samples from the live policy stays as it is.
-        lora: Train low-rank adapters instead of the weights. The reference is then the policy without.
-        seed: Of fresh adapters.
+        compile: Compile each block of layers for the update; None for on a GPU only. The first steps take
+            half a minute longer. Sampling from the live policy is not affected.
+        lora: Train low-rank adapters instead of the weights. The reference is then the policy without them.
+        seed: Seed of fresh adapters.
     """
 
     path: str = "tiny"
@@ -56,16 +56,16 @@ class PretrainedModel:
             raise ConfigError(f"model.dtype: expected a torch dtype such as 'float32', got '{self.dtype}'")
 
     def check_trainable(self) -> None:
-        """Checks that small updates can change what is trained.
+        """Checks that small updates can change the trained weights.
 
         Raises:
-            ConfigError: all weights are trained, in less than float32.
+            ConfigError: all weights would be trained in less than float32.
         """
         if self.lora is None and self.dtype not in ("float32", "float64"):
             raise ConfigError(
-                f"model.dtype: expected 'float32' to train all weights, got '{self.dtype}', in which steps "
-                "as small as optimizer.lr round away: trainer.precision=bf16-mixed computes in bfloat16 on "
-                "float32 weights, and lora=lora trains float32 adapters of a bfloat16 model"
+                f"model.dtype: expected 'float32' to train all weights, got '{self.dtype}', which rounds "
+                "updates as small as optimizer.lr away. trainer.precision=bf16-mixed computes in bfloat16 on "
+                "float32 weights, and lora=lora trains float32 adapters on a bfloat16 model"
             )
 
     def load(self) -> PreTrainedModel:
@@ -83,7 +83,7 @@ class PretrainedModel:
         return self._prepared(model)
 
     def max_tokens(self) -> int | None:
-        """Returns the most tokens of a prompt with its answer, by the model's configuration; None for any.
+        """Returns the model's limit on the tokens of a prompt plus its answer; None if it states none.
 
         Raises:
             ConfigError: there is no such model.
@@ -92,14 +92,14 @@ class PretrainedModel:
             config = AutoConfig.from_pretrained(self.source()).get_text_config()
         except OSError as error:
             raise ConfigError(f"model.path: cannot load '{self.path}': {error}") from error
-        most: int | None = getattr(config, "max_position_embeddings", None)
+        limit: int | None = getattr(config, "max_position_embeddings", None)
         rope = getattr(config, "rope_parameters", None) or {}
-        if most is not None and rope.get("rope_type") in ("linear", "dynamic", "yarn"):
-            most = max(most, int(rope.get("original_max_position_embeddings", most) * rope["factor"]))
-        return most
+        if limit is not None and rope.get("rope_type") in ("linear", "dynamic", "yarn"):
+            limit = max(limit, int(rope.get("original_max_position_embeddings", limit) * rope["factor"]))
+        return limit
 
     def skeleton(self) -> PreTrainedModel:
-        """Returns the model with memory for its weights and nothing in it: another process fills it."""
+        """Returns the model with uninitialized weights, to be filled from another process."""
         config = AutoConfig.from_pretrained(self.source())
         with torch.device("meta"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(
@@ -120,7 +120,7 @@ class PretrainedModel:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         if self.compile:
             for block in blocks(model):
-                block.compile(dynamic=True)  # rows are of many lengths
+                block.compile(dynamic=True)  # rows have many lengths
         return model
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -140,7 +140,7 @@ class PretrainedModel:
         return tokenizer
 
     def source(self) -> str:
-        """Returns the folder or the hub's name that the model is loaded from.
+        """Returns the folder or hub name that the model is loaded from.
 
         Raises:
             ConfigError: there is no such model.
@@ -162,16 +162,16 @@ class PretrainedModel:
 
 
 def choose_attention(model: PreTrainedModel) -> None:
-    """Gives a model an attention that computes what its architecture asks for.
+    """Gives a model an attention implementation that is correct for its architecture.
 
-    transformers' sdpa, its default, silently leaves out the cap on attention scores (Gemma 2, VaultGemma).
+    sdpa, the default of transformers, silently ignores the cap on attention scores (Gemma 2, VaultGemma).
     """
     cap = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
     if cap is None:
         return shared_attention.install(model)
     logger.warning(
-        "%s caps its attention scores at %g: it computes with transformers' eager attention, as sdpa would "
-        "ignore the cap. This takes more memory and time, and answers cannot share a context in a row",
+        "%s caps its attention scores at %g: it uses transformers' eager attention, since sdpa would ignore "
+        "the cap. This takes more memory and time, and answers cannot share a context in a row",
         type(model).__name__,
         cap,
     )
@@ -179,17 +179,17 @@ def choose_attention(model: PreTrainedModel) -> None:
 
 
 def blocks(model: PreTrainedModel) -> list[torch.nn.Module]:
-    """Returns the layers that transformers says must not be split.
+    """Returns the blocks of layers that, according to transformers, must not be split.
 
     Raises:
-        ConfigError: the architecture does not name them.
+        ConfigError: the architecture does not name its blocks.
     """
     names = set(model._no_split_modules or ())
     modules = cast(torch.nn.Module, model).modules()
     found = [module for module in modules if type(module).__name__ in names]
     if not found:
         raise ConfigError(
-            "strategy=fsdp and model.compile, the default on a GPU: expected an architecture with "
+            "strategy=fsdp and model.compile (the default on a GPU): expected an architecture with "
             f"_no_split_modules, got {type(model).__name__}. model.compile=false trains it on one device"
         )
     return found

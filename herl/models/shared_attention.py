@@ -1,20 +1,20 @@
 """Attention over rows in which several answers share one context.
 
-A row holds contexts, each with its answers behind it:
+A row holds contexts, each followed by its answers:
 
     [ context 1 | answer | answer | ... | context 2 | answer | ... ]
 
-Every answer sees its context and itself; nothing else. Positions go on from the context, so an answer is
-computed as if it stood behind its context alone, and the context is computed once for all of them.
+Every answer sees its context and itself, nothing else. Its positions continue from the context, so each is
+computed as if it alone followed its context, and the context is computed once for all of them.
 
-On a CPU blockwise: scaled dot-product attention over each context, then over its answers, padded among
-themselves, so that no mask of the whole row exists. On a GPU by compiled flex attention with the row's mask
-(`block_mask.py`), in any precision. Both are registered in transformers' attention interface: any decoder
-that uses it can do this, and `herl/update/packing_probe.py` tries it on the model itself. Without shared
-contexts the interface behaves as its "sdpa".
+On a CPU, attention is blockwise: scaled dot-product attention over each context, then over its answers padded
+to a common length, so the whole row never needs a mask. On a GPU, it is compiled flex attention with the
+row's mask (`block_mask.py`), in any precision. Both are registered in transformers' attention interface, so
+they work for any decoder that uses it, and `herl/update/packing_probe.py` tests them on the actual model.
+Without shared contexts the interface behaves like its "sdpa".
 
 Left out: FlashAttention over sequences of different lengths. On an H100 it was 1.3 times as fast for heads of
-64, slower for heads of 128, and its gradients differ from run to run.
+64 but slower for heads of 128, and its gradients differ from run to run.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 NAME = "herl"
-"""Of this attention in transformers' interface."""
+"""Name of this attention in transformers' interface."""
 
 FLEX = ("cuda",)
-"""Kinds of devices whose rows flex attention computes; on others the blockwise path does."""
+"""Device types that use flex attention; the others use the blockwise path."""
 
-BLOCK = 128
-"""Tokens of a context whose attention is computed at once: a triangle in steps of this size."""
+QUERY_BLOCK = 128
+"""Context tokens whose attention is computed at once: the causal triangle in steps of this size."""
 
 
 class SharedKeys(Protocol):
-    """Knows prompts that the rows of a batch share (`herl.sampler.prompt_cache`)."""
+    """Keys and values of prompts that the rows of a batch share (`herl.sampler.prompt_cache`)."""
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
@@ -65,28 +65,30 @@ def attention(
     prompts: SharedKeys | None = None,
     **settings: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """What a layer calls, by the signature of transformers' attention interface.
+    """Computes a layer's attention, with the signature of transformers' attention interface.
 
     Args:
         query: [B, heads, T, D].
         key, value: [B, key/value heads, T, D].
-        attention_mask: What `shared_mask` returned, where there are contexts.
+        attention_mask: The result of `shared_mask`, if there are contexts.
         contexts: The row's layout; None for an ordinary batch.
-        prompts: Where rows are answers in the making, and share their prompts' keys and values.
+        prompts: Shared keys and values of the prompts, while rows are answers being sampled.
     """
     if prompts is not None:
         if settings.get("position_bias") is not None:
-            raise NotImplementedError("attention scores with a bias by position")
+            raise NotImplementedError("attention scores with a position bias")
         layer = cast(int, module.layer_idx)
         return prompts.attend(layer, query, key, value, settings.get("scaling")), None
     if isinstance(attention_mask, BlockMask):
         return masked_attention(query, key, value, attention_mask, **settings), None
     if contexts is None:
         if settings.get("softcap") is not None or settings.get("s_aux") is not None:
-            raise NotImplementedError("attention scores that are capped or have sinks: sdpa ignores both")
+            raise NotImplementedError(
+                "attention scores that are capped or have sinks, both of which sdpa ignores"
+            )
         return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
     if attention_mask is None or attention_mask.numel() != 1:
-        raise NotImplementedError("a mask that the architecture made itself (Doge)")
+        raise NotImplementedError("a mask that the architecture makes itself (Doge)")
     return blockwise_attention(query, key, value, contexts, **settings), None
 
 
@@ -95,7 +97,7 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
 def install(model: PreTrainedModel) -> None:
-    """Gives a model this attention, if its architecture calls transformers' interface as "sdpa" does."""
+    """Installs this attention, if the model's architecture calls transformers' interface as "sdpa" does."""
     kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
     if (
         model._supports_attention_backend
@@ -106,13 +108,13 @@ def install(model: PreTrainedModel) -> None:
 
 
 def installed(model: PreTrainedModel) -> bool:
-    """Whether the model attends by this file."""
+    """Whether the model uses the attention of this file."""
     return bool(model.config._attn_implementation == NAME)
 
 
 def _tiles(width: int, dtype: torch.dtype, device: torch.device) -> Any:
-    """Block sizes of the kernels where measured ones beat torch's, made for masks with fewer borders: on an
-    H100 by 1.2 to 1.4, forward and backward, for answers of 128 to 384 tokens behind 600."""
+    """Returns kernel block sizes where measured ones beat torch's, which suit masks with fewer borders: on an
+    H100 by 1.2 to 1.4 times, forward and backward, for answers of 128 to 384 tokens after 600 of context."""
     if device.type != "cuda" or dtype == torch.float32 or width > 128:
         return None
     card = torch.cuda.get_device_properties(device)
@@ -134,7 +136,7 @@ def _tiles(width: int, dtype: torch.dtype, device: torch.device) -> Any:
 
 
 _compiled_attention = torch.compile(flex_attention, dynamic=True, fullgraph=True)
-"""With fullgraph it raises where it would be compiled too often, and never falls back to the unfused path."""
+"""With fullgraph, too many recompilations raise an error instead of falling back to the unfused path."""
 
 
 def masked_attention(
@@ -150,17 +152,17 @@ def masked_attention(
     position_bias: torch.Tensor | None = None,
     **_: Any,
 ) -> torch.Tensor:
-    """Returns the output for a padded row of shared contexts, [1, T, heads, D], by flex attention.
+    """Returns the output for a padded row of shared contexts, [1, T, heads, D], using flex attention.
 
-    Its backward adds up in a fixed order: two runs compute the same gradients.
+    Its backward sums in a fixed order, so two runs compute the same gradients.
 
     Raises:
-        NotImplementedError: the layer drops scores out, caps or biases them, or has sinks.
+        NotImplementedError: the layer uses dropout on scores, caps or biases them, or has sinks.
     """
     if dropout or softcap is not None or s_aux is not None or position_bias is not None:
         raise NotImplementedError("attention scores that are dropped out, capped, biased or have sinks")
 
-    if torch.is_autocast_enabled(query.device.type):  # positions are turned in float32
+    if torch.is_autocast_enabled(query.device.type):  # rotary embeddings come out as float32
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     output = _compiled_attention(
@@ -175,7 +177,7 @@ def masked_attention(
     return output.transpose(1, 2)
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # the layout is another one in every row: it would be compiled anew each time
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # the layout differs in every row, so it would be recompiled each time
 def blockwise_attention(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -193,20 +195,20 @@ def blockwise_attention(
     """Returns the attention's output for a row of shared contexts, [1, T, heads, D].
 
     Raises:
-        NotImplementedError: the layer caps or biases its scores, which blocks do not know.
+        NotImplementedError: the layer caps or biases its scores or has sinks, which blocks do not support.
     """
     if softcap is not None or s_aux is not None or position_bias is not None:
         raise NotImplementedError("attention scores that are capped, biased or have sinks")
     settings = {"scale": scaling, "dropout_p": dropout}
     # Split, not sliced: the gradient of every slice would be as long as the row.
-    lengths = [one.end - one.start for one in contexts]
+    lengths = [context.end - context.start for context in contexts]
     pieces = zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True)
     outputs: list[torch.Tensor] = []
-    for one, (q, k, v) in zip(contexts, pieces, strict=True):
-        borders = [one.answers[0] - one.start, one.end - one.answers[0]]
+    for context, (q, k, v) in zip(contexts, pieces, strict=True):
+        borders = [context.answers[0] - context.start, context.end - context.answers[0]]
         (qc, qa), (kc, ka), (vc, va) = (tensor.split(borders, dim=2) for tensor in (q, k, v))
         outputs += _context_attention(qc, kc, vc, sliding_window, settings)
-        outputs += _answer_attention(qa, (kc, ka), (vc, va), one.answer_lengths, sliding_window, settings)
+        outputs += _answer_attention(qa, (kc, ka), (vc, va), context.answer_lengths, sliding_window, settings)
     return torch.cat(outputs)[None]
 
 
@@ -217,9 +219,12 @@ def _context_attention(
     window: int | None,
     settings: dict[str, Any],
 ) -> Iterator[torch.Tensor]:
-    """Each token of a context [1, heads, C, D] sees itself and those before. Yields [some, heads, D]."""
-    for start in range(0, query.shape[2], BLOCK):
-        block = query[:, :, start : start + BLOCK]
+    """Yields a context's outputs, block by block, [tokens, heads, D]; queries are [1, heads, C, D].
+
+    Each token sees itself and the tokens before it.
+    """
+    for start in range(0, query.shape[2], QUERY_BLOCK):
+        block = query[:, :, start : start + QUERY_BLOCK]
         end = start + block.shape[2]
         output = scaled_dot_product_attention(
             _stacked(block, key.shape[1]),
@@ -239,13 +244,13 @@ def _answer_attention(
     window: int | None,
     settings: dict[str, Any],
 ) -> Iterator[torch.Tensor]:
-    """Each answer sees the context and itself. Yields the answers' outputs, [length, heads, D] each.
+    """Yields each answer's output, [length, heads, D]. An answer sees its context and itself.
 
-    Padding needs no mask of its own: it stands behind the answer, where no token of it looks.
+    Padding needs no separate mask: it follows the answer, and no token sees what follows it.
 
     Args:
         query: [1, heads, A, D], the answers one after another.
-        keys, values: Of the context [1, shared heads, C, D], and of the answers.
+        keys, values: Those of the context [1, shared heads, C, D], and those of the answers.
         lengths: Tokens of each answer.
     """
 
@@ -269,13 +274,14 @@ def _answer_attention(
 
 
 def _stacked(query: torch.Tensor, shared_heads: int) -> torch.Tensor:
-    """Heads that share keys as further queries, [n, shared heads, heads x length, D]: no key is repeated."""
+    """Stacks heads that share keys as additional queries, [n, shared heads, heads x length, D], so that no
+    key is repeated."""
     heads: torch.Tensor = query.unflatten(1, (shared_heads, -1))
     return heads.flatten(2, 3)
 
 
 def _causal(start: int, end: int, window: int | None, device: torch.device) -> torch.Tensor:
-    """Which of the tokens before `end` each token from `start` on sees, [end - start, end], bool."""
+    """Returns which tokens before `end` each token from `start` on sees, [end - start, end], bool."""
     place = torch.arange(end, device=device)
     distance = place[start:, None] - place
     allowed = distance >= 0
@@ -285,9 +291,9 @@ def _causal(start: int, end: int, window: int | None, device: torch.device) -> t
 def shared_mask(
     contexts: Sequence[SharedContext], config: PreTrainedConfig, device: torch.device, *, flex: bool
 ) -> Any:
-    """Returns what to pass as a model's attention_mask together with `contexts`.
+    """Returns the attention_mask to pass to a model together with `contexts`.
 
-    transformers leaves a mask of four dimensions as it is. Blockwise attention does not look at it, so a
+    transformers passes a four-dimensional mask on unchanged. Blockwise attention does not read it, so a
     single element will do; flex attention gets the row's layout, for each type of layer.
     """
     if not flex:

@@ -1,4 +1,4 @@
-"""Runs a model's layers as they were written where they have been compiled for the update."""
+"""Runs a model's layers uncompiled, although they have been compiled for the update."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _stance: Any = None
 def uncompiled() -> Iterator[None]:
     """Within the block nothing runs compiled, in any thread.
 
-    torch's own setting is one for the process: two threads that set it and put it back by turns, a policy and
-    a local judge, would leave it on for good. Here the first one in sets it and the last one out resets it.
+    torch's setting is global to the process. If two threads, a policy and a local judge, saved and restored
+    it in turns, it could stay on forever. Here the first one in sets it and the last one out resets it.
     """
     global _inside, _stance
     with _lock:

@@ -1,8 +1,8 @@
-"""The policy's weights as another engine loads them: whole, adapters merged, under a checkpoint's names.
+"""Streams the policy's weights for another engine: unsharded, adapters merged, under a checkpoint's names.
 
-What transformers holds in memory is not what a checkpoint holds: some architectures keep all experts of a
-layer in one tensor, or have other names. Engines expect the checkpoint's. Each block is converted back while
-it is streamed, by transformers' own rules, so that no more than one block is whole at a time.
+The weights in memory differ from those in a checkpoint: some architectures keep all experts of a layer in one
+tensor, or use other names. Engines expect the checkpoint's form. Each block is converted back as it is
+streamed, by transformers' own rules, so that only one block is gathered at a time.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from herl.models.lora import adapted_weights, has_adapters, merged
 
-BLOCK = re.compile(r"(.*?\.\d+)\.")
-"""The part of a parameter's name that says which block it belongs to, such as model.layers.7."""
+BLOCK_NAME = re.compile(r"(.*?\.\d+)\.")
+"""Matches the part of a parameter's name that names its block, such as model.layers.7."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,16 +38,15 @@ def named_weights(
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Yields (name, tensor), adapters merged.
 
-    Shards are gathered block by block, so all ranks must read the stream to its end. A head that shares the
-    embeddings comes too, under its own name: vLLM silently keeps an old one otherwise.
+    Shards are gathered block by block, so all ranks must read the stream to its end. A head tied to the
+    embeddings is included under its own name; otherwise vLLM would silently keep an old one.
 
     Args:
-        policy: Whole or sharded.
-        dtype: Type of the parameters in the stream, which are cast before they are gathered: an engine in
-            bfloat16 needs half the traffic. None for the policy's own. Buffers, and parameters that
-            transformers always keeps in float32, stay as they are.
-        checkpoint: Under the names and in the shapes of a checkpoint; otherwise under those of the policy
-            itself.
+        policy: The model, sharded or not.
+        dtype: Type of the streamed parameters, which are cast before they are gathered: an engine in
+            bfloat16 needs half the traffic. None for the policy's type. Buffers are not cast, nor are
+            parameters that transformers always keeps in float32.
+        checkpoint: Use the names and shapes of a checkpoint instead of the policy's.
     """
     convert = checkpoint and _is_converted(policy)
     for block in _blocks(policy, grouped=convert):
@@ -59,7 +58,7 @@ def named_weights(
 
 
 def weight_shapes(policy: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """Returns what `named_weights` streams, as tensors without data; tied names have the same one."""
+    """Returns the stream of `named_weights` as tensors without data; tied names share one tensor."""
     convert = _is_converted(policy)
     shapes: dict[str, torch.Tensor] = {}
     for block in _blocks(policy, grouped=convert):
@@ -71,7 +70,7 @@ def weight_shapes(policy: PreTrainedModel) -> dict[str, torch.Tensor]:
 
 
 def _is_converted(policy: PreTrainedModel) -> bool:
-    """Whether the policy's parameters differ from its checkpoint's in names or shapes."""
+    """Whether the policy's parameters differ from its checkpoint's in name or shape."""
     conversions = getattr(policy, "_weight_conversions", None)
     if conversions is None:  # not loaded from a checkpoint
         conversions = get_model_conversion_mapping(policy, add_legacy=False)
@@ -79,10 +78,10 @@ def _is_converted(policy: PreTrainedModel) -> bool:
 
 
 def _blocks(policy: PreTrainedModel, *, grouped: bool) -> Iterator[list[_Weight]]:
-    """Yields the weights one by one, or those of a block together, as a conversion may need them."""
+    """Yields the weights one by one, or grouped by block, as a conversion may need them."""
     blocks: dict[str, list[_Weight]] = {}
     for weight in _weights(policy):
-        found = BLOCK.match(weight.names[0]) if grouped else None
+        found = BLOCK_NAME.match(weight.names[0]) if grouped else None
         blocks.setdefault(found[1] if found else weight.names[0], []).append(weight)
     yield from blocks.values()
 
@@ -98,7 +97,7 @@ def _weights(policy: PreTrainedModel) -> Iterator[_Weight]:
         if head_name is not None and parameter is head.weight and parameter is embeddings.weight:
             names.append(f"{head_name}.weight")
         read = partial(merged, adapted[id(parameter)]) if id(parameter) in adapted else parameter.detach
-        plain = (one.replace("base_layer.", "") if adapted else one for one in names)
+        plain = (each.replace("base_layer.", "") if adapted else each for each in names)
         yield _Weight(tuple(plain), parameter, read)
     saved = policy.state_dict()
     for name, buffer in policy.named_buffers():
@@ -119,22 +118,22 @@ def _cast(policy: PreTrainedModel, weight: _Weight, dtype: torch.dtype | None) -
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """Returns the full tensor of a sharded one, on every rank; others as they are."""
+    """Returns the full tensor of a sharded one, on every rank; other tensors unchanged."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def is_sharded(model: torch.nn.Module) -> bool:
-    """Whether a rank holds only its part of the parameters."""
+    """Whether a rank holds only a shard of each parameter."""
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
 def first_not_finite(module: torch.nn.Module) -> str:
     """Names the first weight that is not finite, or else the first gradient. All ranks must call it."""
-    for what, tensors in (
+    for kind, tensors in (
         ("weight", ((name, p) for name, p in module.named_parameters())),
         ("gradient of", ((name, p.grad) for name, p in module.named_parameters())),
     ):
         for name, tensor in tensors:
             if tensor is not None and not bool(whole(torch.isfinite(tensor.detach()).all())):
-                return f"the {what} {name}"
+                return f"the {kind} {name}"
     return "no tensor"

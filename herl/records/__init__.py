@@ -1,1 +1,1 @@
-"""Answers on disk: `lines.py` writes and reads them, `inspect.py` shows them."""
+"""Recorded answers: `lines.py` writes and reads them, `inspect.py` shows them."""

@@ -1,7 +1,7 @@
-"""Finds recorded answers that are worth reading, in files of any size, and shows what a revision changed.
+"""Finds recorded answers worth reading, in files of any size, and shows the changes that a revision made.
 
-Two passes: one streams over a few columns and keeps the places of the answers wanted; the other reads those
-lines alone.
+Works in two passes: the first streams over a few columns and keeps the positions of the best matches; the
+second reads only those lines.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ _COLUMNS = pa.schema(
         ("verdicts", pa.list_(_VERDICT)),
     ]
 )
-_BLOCK = 1 << 24
+_BYTES_AT_ONCE = 1 << 24
 MARKS = {True: ("\N{CHECK MARK}", "green"), False: ("\N{MULTIPLICATION SIGN}", "red"), None: ("?", "yellow")}
-"""How a criterion that is fulfilled, missed or not judged is shown."""
+"""Symbol and color of a criterion that is fulfilled, missed or not judged."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """A recorded answer, and the draft that it revises."""
+    """A recorded answer and, for a revision, its draft."""
 
     answer: dict[str, Any]
     draft: dict[str, Any] | None = None
@@ -54,15 +54,15 @@ class Found:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Query:
-    """Which answers are wanted.
+    """Which answers to find.
 
     Args:
-        order: `worst` or `best` reward; revisions that `improved` on their draft most, or have `broken`
-            most; the `first` or the `last` that were sampled.
-        max_answers: Answers to find.
+        order: `worst` or `best` by reward; `improved` or `broken`, the revisions that gained or lost most
+            over their draft; `first` or `last` by time of sampling.
+        max_answers: Number of answers to find.
         task: Only answers to this task.
-        criterion: Only answers that miss this criterion; with `best` and `improved`, that fulfil it.
-        steps: Only answers sampled after at least and at most so many optimiser steps.
+        criterion: Only answers that miss this criterion, or fulfill it if the order is `best` or `improved`.
+        steps: Only answers sampled within this range of optimizer steps, both ends included.
     """
 
     order: Order = "improved"
@@ -77,7 +77,9 @@ class Query:
         if self.max_answers < 1:
             raise ConfigError(f"max_answers: expected at least 1, got {self.max_answers}")
         if self.steps is not None and len(self.steps) != 2:
-            raise ConfigError(f"steps: expected the first and the last, as in steps=[0,50], got {self.steps}")
+            raise ConfigError(
+                f"steps: expected the first and the last step, as in steps=[0,50], got {self.steps}"
+            )
 
 
 def inspect(config: DictConfig) -> None:
@@ -94,18 +96,18 @@ def inspect(config: DictConfig) -> None:
     found = find(Path(config.run), query)
     if not config.json:
         return show(found) if found else print(_nothing(query))
-    for one in found:
-        print(json.dumps({"answer": one.answer, "draft": one.draft}))
+    for match in found:
+        print(json.dumps({"answer": match.answer, "draft": match.draft}))
 
 
 def find(folder: Path, query: Query) -> list[Found]:
-    """Returns the answers wanted, in the order asked for.
+    """Returns the answers that match a query, in its order.
 
     Args:
-        folder: A run's folder, or one with recorded answers in it.
+        folder: A run's folder, or a folder that holds recorded answers.
 
     Raises:
-        DataError: nothing is recorded there.
+        DataError: the folder has no recorded answers.
     """
     files = record_files(folder)
     best: list[tuple[float, int, int, int, str]] = []  # rank, a tie's decision, file, line, parent
@@ -129,17 +131,19 @@ def find(folder: Path, query: Query) -> list[Found]:
 
 
 def _nothing(query: Query) -> str:
-    """What to look for instead."""
+    """Returns a message that suggests a query with results."""
     hints = []
     if query.order in ("improved", "broken"):
-        hints.append(f"order={query.order} shows revisions: a run without hindsight has order=worst or best")
+        hints.append(
+            f"order={query.order} shows only revisions; use order=worst or best for a run without hindsight"
+        )
     if query.criterion is not None:
-        hints.append("ids of criteria stand in brackets behind them, as order=first shows")
-    return "No recorded answer fits" + "".join(f"; {hint}" for hint in hints) + "."
+        hints.append("order=first shows the id of each criterion in brackets after its text")
+    return "No recorded answer matches" + "".join(f"; {hint}" for hint in hints) + "."
 
 
 def word_diff(before: str, after: str) -> list[tuple[Literal["same", "gone", "new"], str]]:
-    """Returns what became of a text, in runs of words."""
+    """Returns runs of words that stayed the same, are gone, or are new."""
     a, b = before.split(), after.split()
     changes: list[tuple[Literal["same", "gone", "new"], str]] = []
     for kind, a0, a1, b0, b1 in SequenceMatcher(a=a, b=b, autojunk=False).get_opcodes():
@@ -155,19 +159,21 @@ def word_diff(before: str, after: str) -> list[tuple[Literal["same", "gone", "ne
 
 def _batches(path: Path) -> Iterator[pa.RecordBatch]:
     options = arrow_json.ParseOptions(explicit_schema=_COLUMNS, unexpected_field_behavior="ignore")
-    reading = arrow_json.ReadOptions(block_size=_BLOCK)
-    whole = whole_bytes(path)  # a killed run may have left half a line
+    reading = arrow_json.ReadOptions(block_size=_BYTES_AT_ONCE)
+    whole = whole_bytes(path)  # a killed run may have left a partial line
     if not whole:
         return
     source = path if whole == path.stat().st_size else pa.BufferReader(path.read_bytes()[:whole])
     try:
         yield from arrow_json.open_json(source, read_options=reading, parse_options=options)
     except pa.ArrowInvalid as error:
-        raise DataError(f"{path}: expected one JSON object a line, as a run records them: {error}") from error
+        raise DataError(
+            f"{path}: expected one JSON object per line, as a run records them: {error}"
+        ) from error
 
 
 def _ranked(batch: pa.RecordBatch, query: Query) -> tuple[np.ndarray, np.ndarray]:
-    """Places in the batch of the answers most wanted, and their ranks: the higher, the more wanted."""
+    """Returns the positions of the best matches in the batch, and their ranks: higher is better."""
     reward = batch.column("reward")
     gain = pc.subtract(reward, batch.column("parent_reward"))
     sign = {"best": 1.0, "worst": -1.0, "improved": 1.0, "broken": -1.0}.get(query.order, 0.0)
@@ -191,7 +197,7 @@ def _ranked(batch: pa.RecordBatch, query: Query) -> tuple[np.ndarray, np.ndarray
 
 
 def _with_verdict(verdicts: pa.ListArray, criterion: str, fulfilled: bool) -> np.ndarray:
-    """Places of the answers with this verdict on a criterion."""
+    """Returns the positions of the answers with this verdict on a criterion."""
     flat = verdicts.flatten()
     same = pc.and_(
         pc.equal(flat.field("criterion_id"), criterion),
@@ -213,7 +219,7 @@ def _read_lines(files: Sequence[Path], places: set[tuple[int, int]]) -> dict[tup
 
 
 def _read_drafts(files: Sequence[Path], wanted: set[tuple[int, str]]) -> dict[str, dict[str, Any]]:
-    """Reads the drafts of revisions: they stand before them, in the same file or the one before it."""
+    """Reads the drafts of revisions. A draft precedes its revision, in the same file or the one before."""
     found: dict[str, dict[str, Any]] = {}
     for number in sorted({place for file, _ in wanted for place in (file - 1, file) if place >= 0}):
         keys = {id: f'"id": {json.dumps(id)},'.encode() for file, id in wanted if number in (file - 1, file)}
@@ -226,14 +232,14 @@ def _read_drafts(files: Sequence[Path], wanted: set[tuple[int, str]]) -> dict[st
 
 
 def show(found: Sequence[Found]) -> None:
-    """Prints answers; revisions beside their drafts, with what changed marked."""
+    """Prints answers, and revisions next to their drafts with the changes marked."""
     console = Console()
-    for one in found:
-        answer, draft = one.answer, one.draft
+    for match in found:
+        answer, draft = match.answer, match.draft
         earned = ", ".join(
             f"{name} {answer[name]:.3f}" for name in ("bonus", "advantage") if answer.get(name)
         )
-        facts = [answer["task_id"], f"after {answer['policy_version']} optimiser steps", earned]
+        facts = [answer["task_id"], f"after {answer['policy_version']} optimizer steps", earned]
         console.rule(Text(", ".join(filter(None, facts))))
         if answer.get("fault"):
             console.print(Text(f"skipped in the update: {answer['fault']}", style="red"))

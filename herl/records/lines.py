@@ -1,4 +1,4 @@
-"""Judged answers as lines of JSON, and back: what a run records and `herl inspect` reads.
+"""Judged answers as lines of JSON: a run records them, `herl inspect` reads them.
 
 pandas.read_json("runs/.../records/answers-00000.jsonl", lines=True)
 datasets.load_dataset("json", data_files="runs/.../records/*.jsonl")
@@ -19,7 +19,7 @@ _TAIL = 1 << 16
 
 
 def answer_record(task: Task, judged: Judged) -> dict[str, Any]:
-    """Returns what is known of an answer by itself."""
+    """Returns a judged answer as a JSON object, without its place in a group."""
     rollout, judgement = judged.rollout, judged.judgement
     criteria = {criterion.id: criterion for criterion in task.rubric.criteria}
     return {
@@ -57,10 +57,10 @@ def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
 
 
 def record_files(folder: Path) -> list[Path]:
-    """Returns the files of recorded answers in a run's folder, or in one that holds the files themselves.
+    """Returns the files of recorded answers in a run's folder, or in the folder that holds those files.
 
     Raises:
-        DataError: there are none.
+        DataError: there are no such files.
     """
     for place in (folder / "records", folder):
         if files := sorted(place.glob("answers*.jsonl")):
@@ -69,10 +69,10 @@ def record_files(folder: Path) -> list[Path]:
 
 
 def read_records(folder: Path) -> Iterator[dict[str, Any]]:
-    """Yields the answers that a run recorded. A last line that a killed run left half is none.
+    """Yields the answers that a run recorded. A partial last line, left by a killed run, is skipped.
 
     Raises:
-        DataError: the folder holds none, or a line is not JSON.
+        DataError: the folder holds no recorded answers, or a line is not JSON.
     """
     for path in record_files(folder):
         with path.open("rb") as file:
@@ -82,11 +82,11 @@ def read_records(folder: Path) -> Iterator[dict[str, Any]]:
                 try:
                     yield json.loads(line)
                 except ValueError as error:
-                    raise DataError(f"{path}:{number}: expected one JSON object a line: {error}") from error
+                    raise DataError(f"{path}:{number}: expected one JSON object per line: {error}") from error
 
 
 def whole_bytes(path: Path) -> int:
-    """Returns how many bytes of a file are whole lines."""
+    """Returns the number of bytes up to and including a file's last newline."""
     with path.open("rb") as file:
         end = file.seek(0, os.SEEK_END)
         while end > 0:

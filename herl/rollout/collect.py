@@ -1,51 +1,28 @@
-"""Stage 8: collect() runs stages 2 to 7 for a batch of prompts, as straight-line code.
+"""Stage 8: collect() runs stages 2 to 7 for a batch of prompts.
 
-    prompts -> attempts -> verdicts -> revision prompts -> revisions -> verdicts
-            -> bonus, answers from the memory, selection -> advantages -> experiences
+    open_groups -> attempt_and_revise -> settle -> compare -> experiences
+                    2, 3, 4, 3, ...       5, 6      7
 
 This is the only place where the stages meet. It knows their interfaces, not their classes. With several
-processes, sampling and judging are shared out by prompts; all else is the same on every rank.
+processes, sampling and judging are shared out by prompts; everything else is the same on every rank.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from functools import partial
 
 from herl.clock import PhaseClock
-from herl.distributed import gather
-from herl.rollout.render import render_all
+from herl.rollout.requests import RevisionRequests, attempt_request, open_groups, revision_requests
 from herl.rollout.stages import Stages, TrainingContext
-from herl.rollout.streaming import sample_and_judge, takes_follow_ups
+from herl.rollout.streaming import sample_and_judge
 from herl.seeds import derive_seed
-from herl.types import (
-    Experience,
-    Judged,
-    Member,
-    Rollout,
-    SampleRequest,
-    Task,
-)
+from herl.types import Experience, Group, Judged, Member, Task
 
-if TYPE_CHECKING:
-    pass
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Group:
-    """Everything that happened to one prompt in one step."""
-
-    task: Task
-    prompt_ids: tuple[int, ...]
-    attempts: tuple[Judged, ...]
-    revisions: tuple[Judged, ...] = ()
-    replayed: tuple[Judged, ...] = ()
-    """From the memory: candidates like revisions, sampled for an earlier batch."""
-    members: tuple[Member, ...] = ()
-    """Attempts that could be judged, after revisions have taken their places."""
-    advantages: tuple[float, ...] = ()
+Key = Sequence[int | str]
+"""Where a batch belongs, e.g. (seed, epoch, batch): all randomness is a hash of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,155 +30,134 @@ class Collection:
     """What collect() returns."""
 
     groups: tuple[Group, ...]
+    """One for each prompt that fits."""
     experiences: tuple[Experience, ...]
     """What to train on. Groups without signal are not in it."""
     dropped: Mapping[str, int]
     """Prompts over `max_prompt_tokens`: {"prompts": ..., "revision_prompts": ...}."""
 
 
-def collect(
-    tasks: Sequence[Task], stages: Stages, key: Sequence[int | str], clock: PhaseClock | None = None
-) -> Collection:
+def collect(tasks: Sequence[Task], stages: Stages, key: Key, clock: PhaseClock | None = None) -> Collection:
     """Samples, judges, revises and compares answers to these prompts.
 
     Args:
         tasks: The prompts of one rollout batch.
         stages: The components.
-        key: Where this batch belongs, e.g. (seed, epoch, batch): all randomness is a hash of it.
-        clock: Adds up the time under "sample", "judge" (where it was waited for) and "revise".
+        key: Where this batch belongs.
+        clock: Adds up the time under "sample", "judge" (waiting for the judge) and "revise".
 
     Raises:
         AbstentionLimit: the judge fails too often.
         SamplerError: an answer could not be sampled.
     """
-    plan = stages.plan
-    clock = PhaseClock() if clock is None else clock
-    prompts, over_long = render_all(stages, {task.id: task.messages for task in tasks})
-    requests = [
-        SampleRequest(
-            task_id=task.id,
-            group_id=_name(*key, task.id),
-            prompt_ids=prompts[task.id],
-            n=plan.attempts_per_prompt,
-            sampling=plan.attempt,
-            seed=derive_seed(*key, task.id, "attempt"),
-        )
-        for task in tasks
-        if task.id in prompts
-    ]
-    answers, revisions_over_long = _attempt_and_revise(tasks, requests, stages, key, clock)
-    attempts = {id: [one for one in answers[id] if one.rollout.origin == "policy"] for id in answers}
-    revisions = {id: [one for one in answers[id] if one.rollout.origin == "hindsight"] for id in answers}
-
-    replayed = {
-        task.id: stages.replay.recall(task.id, _name(*key, task.id)) if _rewarded(attempts[task.id]) else []
-        for task in tasks
-    }
-    members = {
-        task.id: _members(
-            stages, attempts[task.id], revisions[task.id], replayed[task.id], derive_seed(*key, task.id)
-        )
-        for task in tasks
-    }
-    for task in tasks:
-        stages.replay.keep(task.id, members[task.id], _rewarded(answers[task.id]))
-    advantages = stages.advantages(
-        [[member.total for member in members[task.id]] for task in tasks],
-        [[member.origin == "policy" for member in members[task.id]] for task in tasks],
-    )
-    groups = [
-        Group(
-            task=task,
-            prompt_ids=prompts[task.id],
-            attempts=tuple(attempts[task.id]),
-            revisions=tuple(revisions[task.id]),
-            replayed=tuple(replayed[task.id]),
-            members=tuple(members[task.id]),
-            advantages=tuple(values),
-        )
-        for task, values in zip(tasks, advantages, strict=True)
-        if task.id in prompts
-    ]
+    opened, over_long = open_groups(tasks, stages, ":".join(map(str, key)))
+    answered, revisions_over_long = attempt_and_revise(opened, stages, key, clock or PhaseClock())
+    groups = compare(settle(answered, stages, key), stages)
     return Collection(
         groups=tuple(groups),
-        experiences=tuple(e for group in groups for e in _experiences(group, plan.training_context)),
+        experiences=tuple(e for group in groups for e in _experiences(group, stages.plan.training_context)),
         dropped={"prompts": over_long, "revision_prompts": revisions_over_long},
     )
 
 
-def _attempt_and_revise(
-    tasks: Sequence[Task],
-    requests: Sequence[SampleRequest],
-    stages: Stages,
-    key: Sequence[int | str],
-    clock: PhaseClock,
-) -> tuple[dict[str, list[Judged]], int]:
-    """Stages 2 to 4: judged attempts and revisions by task, and the number of over-long revision prompts.
+def attempt_and_revise(
+    groups: Sequence[Group], stages: Stages, key: Key, clock: PhaseClock
+) -> tuple[list[Group], int]:
+    """Stages 2 to 4: adds judged attempts and revisions.
 
-    Each group is revised as soon as it is judged where the sampler takes requests while it works, else all
-    groups are once the last one is.
+    A group is revised as soon as it is judged, if the sampler takes requests while it works. Otherwise all
+    groups are revised after the last one is judged, and their revisions are shared out over the ranks again.
+
+    Returns:
+        The groups, and the number of revision prompts that were too long.
     """
-    reviser = _Reviser(stages, key)
-    if takes_follow_ups(stages.sampler):
-        answers = sample_and_judge(
-            stages.sampler, stages.judge_runner, tasks, requests, clock, follow_up=reviser.requests
+    requests = [
+        attempt_request(
+            group,
+            stages.plan.attempts_per_prompt,
+            stages.plan.attempt,
+            derive_seed(*key, group.task.id, "attempt"),
         )
-        return answers, sum(gather(reviser.over_long))  # each rank revises the prompts that it sampled
-    answers = sample_and_judge(stages.sampler, stages.judge_runner, tasks, requests, clock)
-    requests = [request for task in tasks for request in reviser.requests(task, answers[task.id])]
-    revised = sample_and_judge(stages.sampler, stages.judge_runner, tasks, requests, clock, "revise")
-    return {task.id: answers[task.id] + revised[task.id] for task in tasks}, reviser.over_long
+        for group in groups
+    ]
+    sample = partial(sample_and_judge, stages.sampler, stages.judge_runner)
+    revise = partial(_revise, stages=stages, key=key)
+    first = sample(groups, requests, clock, follow_up=revise)
+    groups = _grown(groups, first.judged)
+    waiting = [revise(group) for group in groups if group.id not in first.followed_up]
+    over_long = first.over_long + sum(asked.over_long for asked in waiting)
+    if requests := [request for asked in waiting for request in asked.requests]:
+        groups = _grown(groups, sample(groups, requests, clock, "revise").judged)
+    return groups, over_long
 
 
-class _Reviser:
-    """Stage 4 for one batch: a judged group -> requests for revisions. Counts prompts that are too long."""
+def settle(groups: Sequence[Group], stages: Stages, key: Key) -> list[Group]:
+    """Stages 5 and 6: adds replayed answers, pays bonuses, and selects the members of each group."""
+    groups = [_with_replayed(group, stages) for group in groups]
+    settled = [replace(group, members=tuple(_members(group, stages, key))) for group in groups]
+    for group in settled:
+        answers = _with_reward([*group.attempts, *group.revisions])
+        stages.replay.keep(group.task.id, group.members, answers)
+    return settled
 
-    def __init__(self, stages: Stages, key: Sequence[int | str]) -> None:
-        self.over_long = 0
-        self._stages = stages
-        self._key = key
 
-    def requests(self, task: Task, attempts: Sequence[Judged]) -> list[SampleRequest]:
-        """Returns a request for each attempt that is to be revised."""
-        hindsights = {one.parent.id: one for one in self._stages.hindsight.build(task, attempts)}
-        prompts, over_long = render_all(self._stages, {id: one.messages for id, one in hindsights.items()})
-        self.over_long += over_long
-        return [self._request(hindsights[id].parent, prompt_ids) for id, prompt_ids in prompts.items()]
+def compare(groups: Sequence[Group], stages: Stages) -> list[Group]:
+    """Stage 7: adds the advantages."""
+    advantages = stages.advantages(
+        [[member.total for member in group.members] for group in groups],
+        [[member.origin == "policy" for member in group.members] for group in groups],
+    )
+    return [
+        replace(group, advantages=tuple(values)) for group, values in zip(groups, advantages, strict=True)
+    ]
 
-    def _request(self, parent: Rollout, prompt_ids: tuple[int, ...]) -> SampleRequest:
-        return SampleRequest(
-            task_id=parent.task_id,
-            group_id=parent.group_id,
-            prompt_ids=prompt_ids,
-            n=self._stages.plan.revisions_per_candidate,
-            sampling=self._stages.plan.revision,
-            seed=derive_seed(*self._key, parent.id, "revision"),
-            parent_id=parent.id,
+
+def _revise(group: Group, stages: Stages, key: Key) -> RevisionRequests:
+    n = stages.plan.revisions_per_candidate
+    return revision_requests(group.task, group.attempts, stages, n=n, key=key)
+
+
+def _grown(groups: Sequence[Group], answers: Sequence[Judged]) -> list[Group]:
+    """Adds answers to the groups that they belong to, in the order in which they come."""
+    found: defaultdict[str, list[Judged]] = defaultdict(list)
+    for answer in answers:
+        found[answer.rollout.group_id].append(answer)
+    return [
+        replace(
+            group,
+            attempts=(*group.attempts, *(one for one in found[group.id] if one.rollout.origin == "policy")),
+            revisions=(
+                *group.revisions,
+                *(one for one in found[group.id] if one.rollout.origin == "hindsight"),
+            ),
         )
+        for group in groups
+    ]
 
 
-def _rewarded(answers: Sequence[Judged]) -> list[Judged]:
-    return [judged for judged in answers if judged.judgement.reward is not None]
+def _with_reward(answers: Sequence[Judged]) -> list[Judged]:
+    return [answer for answer in answers if answer.has_reward]
 
 
-def _members(
-    stages: Stages,
-    attempts: Sequence[Judged],
-    revisions: Sequence[Judged],
-    replayed: Sequence[Judged],
-    seed: int,
-) -> list[Member]:
+def _with_replayed(group: Group, stages: Stages) -> Group:
+    if not _with_reward(group.attempts):
+        return group  # nothing to compare them with
+    return replace(group, replayed=tuple(stages.replay.recall(group.task.id, group.id)))
+
+
+def _members(group: Group, stages: Stages, key: Key) -> list[Member]:
     """Pays bonuses and lets revisions in, new and replayed. Answers that could not be judged leave here."""
-    own, revised = _rewarded(attempts), _rewarded(revisions)
-    by_parent: defaultdict[str | None, list[Judged]] = defaultdict(list)
-    for revision in revised:
-        by_parent[revision.rollout.parent_id].append(revision)
+    attempts, revisions = _with_reward(group.attempts), _with_reward(group.revisions)
+    revisions_of: defaultdict[str, list[Judged]] = defaultdict(list)
+    for revision in revisions:
+        revisions_of[str(revision.rollout.parent_id)].append(revision)
     bonuses = {
-        attempt.rollout.id: stages.bonus.bonus(attempt, by_parent[attempt.rollout.id])
-        for attempt in own
-        if attempt.rollout.id in by_parent
+        draft.rollout.id: stages.bonus.bonus(draft, revisions_of[draft.rollout.id])
+        for draft in attempts
+        if draft.rollout.id in revisions_of
     }
-    return stages.selection(own, [*revised, *replayed], bonuses, seed)
+    candidates = [*revisions, *group.replayed]
+    return stages.selection(group.task, attempts, candidates, bonuses, derive_seed(*key, group.task.id))
 
 
 def _experiences(group: Group, training_context: TrainingContext) -> list[Experience]:
@@ -224,7 +180,3 @@ def _experiences(group: Group, training_context: TrainingContext) -> list[Experi
                 )
             )
     return experiences
-
-
-def _name(*parts: int | str) -> str:
-    return ":".join(map(str, parts))

@@ -1,23 +1,23 @@
-"""Test-time self-improvement: answer, judge, revise with hindsight, judge again; the best answer is kept.
+"""Test-time self-improvement: answers are revised with hindsight and judged again; the best one is kept.
 
-    prompt -> attempt -> verdicts -> [revision prompt -> revision -> verdicts] x rounds
+    attempt with verdicts -> [revision prompt -> revision -> verdicts] x rounds
 
-The loop of learning without the learning (arXiv:2603.20046, at test time). Validation is its round 0.
+The loop of learning without the learning (arXiv:2603.20046, at test time). `validate.py` makes the attempts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from herl.clock import PhaseClock
 from herl.errors import ConfigError
-from herl.hindsight import NoHindsight
-from herl.rollout.render import render_all
+from herl.rollout.requests import revision_requests
 from herl.rollout.stages import Stages
 from herl.rollout.streaming import sample_and_judge
 from herl.seeds import derive_seed
-from herl.types import Judged, SampleRequest, Sampling, Task
+from herl.types import Group, Judged, Task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,48 +28,44 @@ class Trajectory:
     answers: tuple[Judged, ...]
     """Round 0 is the plain attempt. Fewer than rounds + 1 where nothing was left to mend."""
 
+    @property
+    def group(self) -> Group:
+        """The attempt's group, opened with its prompt."""
+        attempt = self.answers[0].rollout
+        return Group(id=attempt.group_id, task=self.task, prompt_ids=attempt.prompt_ids)
+
     def best(self, rounds: int | None = None) -> Judged:
         """Returns the best answer of the first `rounds` revisions; of equals, the earlier one."""
         seen = self.answers if rounds is None else self.answers[: rounds + 1]
-        return max(seen, key=lambda judged: _reward(judged))
+        return max(seen, key=lambda answer: answer.reward if answer.has_reward else float("-inf"))
 
     def reward(self, rounds: int | None = None) -> float | None:
         """Returns the reward of the best answer; None where none could be judged."""
         return self.best(rounds).judgement.reward
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Improvement:
-    """What improve() returns."""
-
-    trajectories: tuple[Trajectory, ...]
-    """`attempts` of them for each prompt, in the order of the prompts."""
-    dropped: Mapping[str, int]
-    """Prompts over `max_prompt_tokens`: {"prompts": ..., "revision_prompts": ...}."""
-
-
 def improve(
-    tasks: Sequence[Task],
+    trajectories: Sequence[Trajectory],
     stages: Stages,
     *,
     seed: int,
-    rounds: int = 0,
-    attempts: int = 1,
-    sampling: Sampling | None = None,
+    rounds: int,
     clock: PhaseClock | None = None,
-) -> Improvement:
-    """Answers each prompt, and lets the policy revise its best answer so far up to `rounds` times.
+) -> tuple[list[Trajectory], int]:
+    """Lets the policy revise the best answer so far of each trajectory up to `rounds` times.
 
-    An answer is final once the hindsight builder finds nothing to mend. The same seed, the same answers.
+    An answer is final once the hindsight builder finds nothing to mend. The same seed, the same revisions.
 
     Args:
-        tasks: The prompts.
+        trajectories: Attempts.
         stages: Sampler, judge and hindsight builder. How revisions are drawn is `stages.plan.revision`.
         seed: All randomness is a hash of it.
-        rounds: Revisions of each attempt at most.
-        attempts: Attempts at each prompt; each is revised on its own.
-        sampling: How attempts are drawn; None for `stages.plan.attempt`.
+        rounds: Revisions of each attempt at most; with 0 nothing is sampled.
         clock: Adds up the time, as "validate"; waiting for the judge counts as "judge".
+
+    Returns:
+        The trajectories with their revisions, in the same order, and the number of revision prompts that were
+        left out since they are longer than `max_prompt_tokens`.
 
     Raises:
         ConfigError: revisions are asked for, but there is nothing that writes revision prompts.
@@ -77,51 +73,29 @@ def improve(
         SamplerError: an answer could not be sampled.
     """
     check_rounds("rounds", rounds, stages)
+    sample = partial(sample_and_judge, stages.sampler, stages.judge_runner)
     clock = clock or PhaseClock()
-    prompts, dropped = render_all(stages, {task.id: task.messages for task in tasks})
-    requests = [
-        SampleRequest(
-            task_id=task.id,
-            group_id=f"heldout:{task.id}",
-            prompt_ids=prompts[task.id],
-            n=attempts,
-            sampling=sampling or stages.plan.attempt,
-            seed=derive_seed(seed, task.id, "heldout"),
-        )
-        for task in tasks
-        if task.id in prompts
-    ]
-    judged = sample_and_judge(stages.sampler, stages.judge_runner, tasks, requests, clock, "validate")
-    found = [Trajectory(task=task, answers=(one,)) for task in tasks for one in judged[task.id]]
-    revisions_dropped = 0
+    found, over_long = list(trajectories), 0
+    groups = list({one.group.id: one.group for one in found}.values())
     for number in range(1, rounds + 1):
-        asked = [_revision(one, stages, derive_seed(seed, number)) for one in found]
-        requests = [request for some, _ in asked for request in some]
-        revisions_dropped += sum(over_long for _, over_long in asked)
-        judged = sample_and_judge(stages.sampler, stages.judge_runner, tasks, requests, clock, "validate")
-        revision_of = {one.rollout.parent_id: one for group in judged.values() for one in group}
+        key = (derive_seed(seed, number),)
+        asked = [revision_requests(one.task, [one.best()], stages, n=1, key=key) for one in found]
+        requests = [request for some in asked for request in some.requests]
+        over_long += sum(some.over_long for some in asked)
+        judged = sample(groups, requests, clock, "validate").judged
+        revision_of = {revision.rollout.parent_id: revision for revision in judged}
         found = [_extended(one, revision_of.get(one.best().rollout.id)) for one in found]
-    dropped_all = {"prompts": dropped, "revision_prompts": revisions_dropped}
-    return Improvement(trajectories=tuple(found), dropped=dropped_all)
+    return found, over_long
 
 
 def check_rounds(key: str, rounds: int, stages: Stages) -> None:
     """Raises a ConfigError if that many revisions cannot be had."""
     if rounds < 0:
         raise ConfigError(f"{key}: expected at least 0, got {rounds}")
-    if rounds and isinstance(stages.hindsight, NoHindsight):
+    if rounds and not stages.hindsight.revises:
         raise ConfigError(
             f"{key}: expected 0 with a hindsight that writes no revision prompts, got {rounds}: "
             "add hindsight=rewrite"
-        )
-
-
-def check_attempts(key: str, attempts: int, sampling: Sampling | None) -> None:
-    """Raises a ConfigError if that many attempts would all be the same."""
-    if attempts > 1 and sampling is not None and sampling.temperature == 0:
-        raise ConfigError(
-            f"{key}: expected 1 with rollout.heldout.temperature=0, under which all are the same, "
-            f"got {attempts}"
         )
 
 
@@ -134,30 +108,7 @@ def rewards_by_round(trajectories: Sequence[Trajectory], rounds: int) -> list[fl
     return means
 
 
-def _revision(trajectory: Trajectory, stages: Stages, seed: int) -> tuple[list[SampleRequest], int]:
-    """Asks for a revision of the best answer, if it needs one; returns how many prompts are too long, too."""
-    best = trajectory.best()
-    hindsights = stages.hindsight.build(trajectory.task, [best])
-    prompts, over_long = render_all(stages, {one.parent.id: one.messages for one in hindsights})
-    return [
-        SampleRequest(
-            task_id=trajectory.task.id,
-            group_id=best.rollout.group_id,
-            prompt_ids=prompt_ids,
-            n=1,
-            sampling=stages.plan.revision,
-            seed=derive_seed(seed, parent_id, "revision"),
-            parent_id=parent_id,
-        )
-        for parent_id, prompt_ids in prompts.items()
-    ], over_long
-
-
 def _extended(trajectory: Trajectory, revision: Judged | None) -> Trajectory:
     if revision is None:
         return trajectory
     return replace(trajectory, answers=(*trajectory.answers, revision))
-
-
-def _reward(judged: Judged) -> float:
-    return float("-inf") if judged.judgement.reward is None else judged.judgement.reward

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from herl.bonus import BonusReward, NoBonus
 from herl.errors import ConfigError
@@ -12,7 +12,7 @@ from herl.hindsight import HindsightBuilder, NoHindsight
 from herl.judge import JudgeRunner
 from herl.replay import NoReplay, Replay
 from herl.sampler import Sampler
-from herl.types import Judged, Judgement, Member, Rollout, Sampling
+from herl.types import Judged, Judgement, Member, Rollout, Rubric, SampleRequest, Sampling, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -21,12 +21,42 @@ if TYPE_CHECKING:
 TrainingContext = Literal["original", "hindsight", "both"]
 
 
-Selection = Callable[..., list[Member]]
-"""`herl.selection.form_group` with its options bound: (attempts, revisions, bonuses, seed) -> members."""
+class Selection(Protocol):
+    """Stage 6: which answers form the group that advantages compare (`herl.selection`)."""
+
+    def __call__(
+        self,
+        task: Task,
+        attempts: Sequence[Judged],
+        revisions: Sequence[Judged],
+        bonuses: Mapping[str, float],
+        seed: int,
+    ) -> list[Member]:
+        """Returns the members of the group, in order.
+
+        Args:
+            task: The prompt and its rubric.
+            attempts: The attempts at it that could be judged.
+            revisions: Revisions of some of them, and replayed answers, that could be judged.
+            bonuses: Bonus of each revised attempt, by rollout id.
+            seed: All randomness is a hash of it.
+        """
+        ...
 
 
-Advantages = Callable[..., list[list[float]]]
-"""`herl.advantages.group_advantages` with its options bound: (rewards, own) -> advantages."""
+class Advantages(Protocol):
+    """Stage 7: the rewards of all groups of a batch -> advantages (`herl.advantages`)."""
+
+    def __call__(
+        self, rewards: Sequence[Sequence[float]], is_attempt: Sequence[Sequence[bool]]
+    ) -> list[list[float]]:
+        """Returns one advantage for each member of each group.
+
+        Args:
+            rewards: Reward of each member, bonus included.
+            is_attempt: Whether each member is an attempt; False for revisions and replayed answers.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,10 +143,11 @@ class Stages:
     replay: Replay = field(default_factory=NoReplay)
 
     def __post_init__(self) -> None:
-        self.judge_runner.needs_verdicts = self.hindsight.needs_verdicts
-        if self.replay.needs_revisions and isinstance(self.hindsight, NoHindsight):
-            raise ConfigError("replay.of: expected 'best' without hindsight, got 'revisions': there are none")
-        if self.plan.attempts_per_prompt == 1 and isinstance(self.hindsight, NoHindsight):
+        if self.replay.needs_revisions and not self.hindsight.revises:
+            raise ConfigError(
+                "replay.of=revisions needs hindsight; use replay.of=best, or choose a hindsight builder"
+            )
+        if self.plan.attempts_per_prompt == 1 and not self.hindsight.revises:
             raise ConfigError(
                 "rollout.attempts_per_prompt: expected at least 2 without hindsight, got 1: an answer "
                 "alone has nothing to be better than"
@@ -129,23 +160,17 @@ class Stages:
 
 
 def trial_advantages(stages: Stages) -> list[float]:
-    """Returns the advantages of a made-up group whose attempts earn from 0 to 1: what a loss will get."""
+    """Returns the advantages of a made-up group whose attempts earn from 0 to 1, as a loss will get them."""
     count = max(2, stages.plan.attempts_per_prompt)
+    task = Task(id="trial", messages=(), rubric=Rubric(criteria=()))
+    request = SampleRequest(
+        task_id=task.id, group_id=task.id, prompt_ids=(), n=count, sampling=stages.plan.attempt, seed=0
+    )
     attempts = []
-    for place in range(count):
-        rollout = Rollout(
-            id=f"trial/{place}",
-            task_id="trial",
-            group_id="trial",
-            prompt_ids=(),
-            token_ids=(),
-            logprobs=(),
-            text="",
-            finish_reason="stop",
-            policy_version=0,
-        )
-        judgement = Judgement(rollout_id=rollout.id, verdicts=(), reward=place / (count - 1))
+    for index in range(count):
+        rollout = Rollout.answering(request, index, token_ids=(), logprobs=())
+        judgement = Judgement(rollout_id=rollout.id, verdicts=(), reward=index / (count - 1))
         attempts.append(Judged(rollout=rollout, judgement=judgement))
-    members = stages.selection(attempts, [], {}, 0)
+    members = stages.selection(task, attempts, [], {}, 0)
     [advantages] = stages.advantages([[m.total for m in members]], [[True] * len(members)])
     return advantages

@@ -1,8 +1,8 @@
-"""Stages 2 and 3 at work: answers are sampled, judged while others are sampled, and followed up.
+"""Stages 2 and 3 at work: answers are judged while others are sampled, and groups are followed up.
 
     requests -> [sampler] -> answer -> [judge runner] -> judged
-                    ^                                     |
-                    +---- follow-up requests <--- all answers to a prompt judged
+                    ^                                      |
+                    +---- follow-up requests <--- all answers of a group judged
 
 With several ranks each engine takes its share of the requests, and every rank gets all judged answers back.
 """
@@ -10,40 +10,69 @@ With several ranks each engine takes its share of the requests, and every rank g
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass, replace
 from itertools import chain
 from queue import Empty, SimpleQueue
+from typing import Protocol
 
 from herl.clock import PhaseClock
 from herl.distributed import gather_results, rank, world_size
 from herl.errors import SamplerError
 from herl.judge import JudgeRunner
-from herl.sampler import Sampler, StreamingSampler
-from herl.types import Judged, Rollout, SampleRequest, Task
+from herl.rollout.requests import RevisionRequests
+from herl.sampler import Sampler, nothing_more
+from herl.types import Group, Judged, Rollout, SampleRequest
 
-FollowUp = Callable[[Task, Sequence[Judged]], Sequence[SampleRequest]]
-"""What to sample next for a task, once all its answers have been judged."""
+
+class FollowUp(Protocol):
+    """What to sample next for a group, once all its requested answers are judged."""
+
+    def __call__(self, group: Group) -> RevisionRequests: ...
+
+
+def no_follow_up(group: Group) -> RevisionRequests:
+    """Asks for nothing."""
+    return RevisionRequests()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answers:
+    """What one round of sampling and judging returns, the same on every rank."""
+
+    judged: tuple[Judged, ...] = ()
+    """In an order that does not depend on when they finished."""
+    followed_up: frozenset[str] = frozenset()
+    """Ids of the groups that were followed up within the round. Samplers that only generate leave them all
+    to another round."""
+    over_long: int = 0
+    """Revision prompts that were dropped within the round."""
 
 
 def sample_and_judge(
     sampler: Sampler,
     runner: JudgeRunner,
-    tasks: Sequence[Task],
+    groups: Sequence[Group],
     requests: Sequence[SampleRequest],
     clock: PhaseClock,
     phase: str = "sample",
-    follow_up: FollowUp | None = None,
-) -> dict[str, list[Judged]]:
-    """Returns the judged answers of each task, in an order that does not depend on when they finished.
+    follow_up: FollowUp = no_follow_up,
+) -> Answers:
+    """Samples these requests, and judges each answer as soon as it is there.
 
-    An answer goes to the judge as soon as it is there, while the others are still being sampled. Waiting
-    for the judge counts as "judge", sampling as `phase`, and follow-ups as "revise" from when nothing but
-    them is being sampled.
+    Waiting for the judge counts as "judge", sampling as `phase`, and from when only follow-ups are left to
+    sample as "revise".
 
     Args:
-        follow_up: Asks for further answers to a task as soon as the first are judged. Only for a sampler
-            that `takes_follow_ups`; the follow-ups are not followed up.
+        sampler: Draws the answers.
+        runner: Judges them.
+        groups: The groups that the requests belong to.
+        requests: At most one for each group and draft.
+        clock: Adds up the time.
+        phase: The phase that sampling counts as.
+        follow_up: Asked about each group, with its attempts, if the sampler takes requests while it works.
+            Follow-ups are not followed up.
 
     Raises:
         AbstentionLimit: the judge fails too often.
@@ -52,53 +81,67 @@ def sample_and_judge(
     engine, place = divmod(rank(), sampler.ranks_per_engine)
     share = requests[engine :: world_size() // sampler.ranks_per_engine]
 
-    def work() -> list[Judged]:
-        if place > 0:  # helps its engine to compute what the engine's first rank judges
-            deque(sampler.generate(share), maxlen=0)
-            return []
-        answers = _Round(runner, tasks, share, clock, follow_up)
-        answers.sample(sampler, phase)
-        return answers.results()
+    def work() -> Answers:
+        if place > 0:  # helps its engine to compute the answers that the engine's first rank judges
+            deque(sampler.stream(share, nothing_more), maxlen=0)
+            return Answers()
+        turn = _Round(runner, groups, share, clock, follow_up)
+        turn.sample(sampler, phase)
+        return turn.answers()
 
-    order = {task.id: place for place, task in enumerate(tasks)}
-    judged = sorted(
-        chain.from_iterable(gather_results(work)), key=lambda one: (order[one.rollout.task_id], _path(one))
-    )
+    parts = gather_results(work)
+    judged = _in_order(requests, list(chain.from_iterable(part.judged for part in parts)))
     runner.watch(judged)
-    by_task: dict[str, list[Judged]] = {task.id: [] for task in tasks}
-    for one in judged:
-        by_task[one.rollout.task_id].append(one)
-    return by_task
+    return Answers(
+        judged=tuple(judged),
+        followed_up=frozenset(chain.from_iterable(part.followed_up for part in parts)),
+        over_long=sum(part.over_long for part in parts),
+    )
 
 
-def takes_follow_ups(sampler: Sampler) -> bool:
-    """Whether a sampler takes requests while it works: the ranks of a shared engine would have to agree."""
-    return isinstance(sampler, StreamingSampler) and sampler.ranks_per_engine == 1
+def _in_order(requests: Sequence[SampleRequest], judged: Sequence[Judged]) -> list[Judged]:
+    """Sorts answers by request and index; each is followed by its follow-ups."""
+    places = {(request.group_id, request.parent_id): place for place, request in enumerate(requests)}
+    by_id = {one.rollout.id: one.rollout for one in judged}
+
+    def place(one: Judged) -> tuple[int, ...]:
+        rollout = one.rollout
+        asked = places.get((rollout.group_id, rollout.parent_id))
+        if asked is not None:
+            return asked, rollout.index
+        draft = by_id[str(rollout.parent_id)]
+        return places[draft.group_id, draft.parent_id], draft.index, rollout.index
+
+    return sorted(judged, key=place)
 
 
 class _Round:
-    """What one rank does of a round: hands answers to the judge, and follows tasks up."""
+    """One rank's part of a round: hands answers to the judge, and follows groups up."""
 
     def __init__(
         self,
         runner: JudgeRunner,
-        tasks: Sequence[Task],
+        groups: Sequence[Group],
         requests: Sequence[SampleRequest],
         clock: PhaseClock,
-        follow_up: FollowUp | None,
+        follow_up: FollowUp,
     ) -> None:
         self._runner = runner
-        self._tasks = {task.id: task for task in tasks}
+        self._groups = {group.id: group for group in groups}
         self._requests = requests
         self._clock = clock
         self._follow_up = follow_up
-        self._futures: list[Future[Judged]] = []
-        # Of the answers that were requested at first; follow-ups have a parent:
+        self._asked = {(request.group_id, request.parent_id) for request in requests}
         self._unsampled = sum(request.n for request in requests)
+        self._unjudged = Counter({request.group_id: 0 for request in requests})
+        for request in requests:
+            self._unjudged[request.group_id] += request.n
+        self._futures: list[Future[Judged]] = []
         self._being_judged = 0
         self._judged: SimpleQueue[Future[Judged]] = SimpleQueue()
-        self._missing = Counter({request.task_id: request.n for request in requests})
-        self._groups: dict[str, list[Judged]] = {request.task_id: [] for request in requests}
+        self._attempts: dict[str, list[Judged]] = {request.group_id: [] for request in requests}
+        self._followed_up: set[str] = set()
+        self._over_long = 0
 
     def sample(self, sampler: Sampler, phase: str) -> None:
         """Samples everything, follow-ups too, and hands each answer to the judge.
@@ -106,11 +149,9 @@ class _Round:
         Raises:
             SamplerError: the sampler left answers out.
         """
-        if self._follow_up is None:
-            answers = sampler.generate(self._requests)
-        else:
-            assert isinstance(sampler, StreamingSampler)
-            answers = sampler.stream(self._requests, self._more)
+        # The ranks of a shared engine would have to agree on what comes when: they get nothing more.
+        more = self._more if sampler.ranks_per_engine == 1 else nothing_more
+        answers = sampler.stream(self._requests, more)
         with self._clock.time(phase):
             while self._unsampled and self._submit_next(answers):
                 pass
@@ -122,27 +163,26 @@ class _Round:
                 f"{type(sampler).__name__} left out {self._unsampled} of the requested answers"
             )
 
-    def results(self) -> list[Judged]:
-        """Waits for what is still being judged."""
+    def answers(self) -> Answers:
+        """Waits for the judgements that are still to come."""
         with self._clock.time("judge"):
-            return [future.result() for future in self._futures]
+            judged = tuple(future.result() for future in self._futures)
+        return Answers(judged=judged, followed_up=frozenset(self._followed_up), over_long=self._over_long)
 
     def _submit_next(self, answers: Iterator[Rollout]) -> bool:
         rollout = next(answers, None)
         if rollout is None:
             return False
-        future = self._runner.submit(self._tasks[rollout.task_id], rollout)
+        future = self._runner.submit(self._groups[rollout.group_id].task, rollout)
         self._futures.append(future)
-        if self._follow_up is None:
-            self._unsampled -= 1
-        elif rollout.parent_id is None:
+        if (rollout.group_id, rollout.parent_id) in self._asked:
             self._unsampled -= 1
             self._being_judged += 1
             future.add_done_callback(self._judged.put)
         return True
 
     def _more(self, wait: bool) -> list[SampleRequest]:
-        """Follow-ups of the tasks that have been judged since the last call (`herl.sampler.More`)."""
+        """Follow-ups of the groups that have been judged since the last call (`herl.sampler.More`)."""
         found: list[SampleRequest] = []
         while self._being_judged:
             try:
@@ -160,17 +200,14 @@ class _Round:
             return self._judged.get().result()
 
     def _follow_ups(self, judged: Judged) -> Sequence[SampleRequest]:
-        assert self._follow_up is not None
-        task_id = judged.rollout.task_id
-        group = self._groups[task_id]
-        group.append(judged)
-        self._missing[task_id] -= 1
-        if self._missing[task_id]:
-            return []
-        return self._follow_up(self._tasks[task_id], sorted(group, key=_path))
-
-
-def _path(judged: Judged) -> list[int]:
-    """Where an answer stands in its group, by its id: <group>/<attempt> or <group>/<attempt>/<revision>."""
-    rollout = judged.rollout
-    return [int(place) for place in rollout.id.removeprefix(f"{rollout.group_id}/").split("/")]
+        group_id = judged.rollout.group_id
+        attempts = self._attempts[group_id]
+        attempts.append(judged)
+        self._unjudged[group_id] -= 1
+        if self._unjudged[group_id]:
+            return ()
+        attempts.sort(key=lambda attempt: attempt.rollout.index)
+        found = self._follow_up(replace(self._groups[group_id], attempts=tuple(attempts)))
+        self._followed_up.add(group_id)
+        self._over_long += found.over_long
+        return found.requests

@@ -7,9 +7,9 @@ process, `VLLMServerSampler` asks vLLM servers over HTTP; `ScriptedSampler` is a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from herl.types import Rollout, SampleRequest
 
@@ -17,9 +17,13 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-More = Callable[[bool], Sequence[SampleRequest]]
-"""Returns the requests that have come up since the last call. more(True) waits for some; none means that
-none will come."""
+
+class More(Protocol):
+    """Returns the requests that have come up since the last call."""
+
+    def __call__(self, wait: bool, /) -> Sequence[SampleRequest]:
+        """Returns further requests. With `wait` it blocks until there are some, or there will be no more."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +97,20 @@ class Sampler(ABC):
             SamplerError: a request cannot be answered.
         """
 
+    def stream(self, requests: Sequence[SampleRequest], more: More) -> Iterator[Rollout]:
+        """Does what `generate` does, and may take in more requests while it works.
+
+        By default it never asks for more, and the framework samples revisions once all attempts are judged.
+
+        Args:
+            requests: The requests to begin with.
+            more: Returns further requests (`StreamingSampler`).
+
+        Raises:
+            SamplerError: a request cannot be answered.
+        """
+        return self.generate(requests)
+
     @abstractmethod
     def load_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
         """Takes new weights, streamed one tensor at a time, as policy version `version`.
@@ -120,25 +138,30 @@ class Sampler(ABC):
 class StreamingSampler(Sampler):
     """A sampler that takes new requests while it works on others.
 
-    Revisions of a prompt are then sampled as soon as its attempts are judged. What is sampled together
-    depends on time there, and rounding with it: a sampler whose answers must be the same bit for bit in
-    every run is better none of these.
+    A prompt's attempts are then revised as soon as they are judged. Which requests are batched together
+    depends on timing, and so does rounding: do not subclass this if answers must be bit-identical across
+    runs.
     """
 
     def generate(self, requests: Sequence[SampleRequest]) -> Iterator[Rollout]:
-        return self.stream(requests, lambda wait: ())
+        return self.stream(requests, nothing_more)
 
     @abstractmethod
     def stream(self, requests: Sequence[SampleRequest], more: More) -> Iterator[Rollout]:
-        """Does what `generate` does, and asks for more requests as often as it can take some in.
+        """Does what `generate` does, and asks for more requests whenever it has room for some.
 
         Args:
-            requests: What to begin with.
-            more: Asked with True once nothing is left to work on; the end is when that brings nothing.
+            requests: The requests to begin with.
+            more: Call it with True when nothing is left to work on; if it returns nothing, stop.
 
         Raises:
             SamplerError: a request cannot be answered.
         """
 
 
-__all__ = ["CardNeeds", "More", "RunLimits", "Sampler", "StreamingSampler"]
+def nothing_more(wait: bool) -> Sequence[SampleRequest]:
+    """Returns no further requests."""
+    return ()
+
+
+__all__ = ["CardNeeds", "More", "RunLimits", "Sampler", "StreamingSampler", "nothing_more"]

@@ -1,4 +1,4 @@
-"""What the samplers share: when an answer ends, and how it becomes a record."""
+"""Shared by the samplers: the tokens that end an answer, and how an answer becomes a record."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class OpenAnswer:
-    """An answer in the making."""
+    """An answer that is still being sampled."""
 
     request: SampleRequest
     index: int
     uniforms: np.ndarray
-    """One number per token, [max_new_tokens]: the answer's own."""
+    """The answer's random numbers, one per token, [max_new_tokens]."""
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
 
@@ -46,17 +46,13 @@ def finished_answer(
     end_ids: frozenset[int],
     version: int,
 ) -> Rollout:
-    """Returns the record of answer `index` to a request. Its text is without special tokens."""
-    return Rollout(
-        id=f"{request.parent_id or request.group_id}/{index}",
-        task_id=request.task_id,
-        group_id=request.group_id,
-        prompt_ids=request.prompt_ids,
+    """Returns the record of answer `index` to a request. Its text leaves out special tokens."""
+    return Rollout.answering(
+        request,
+        index,
         token_ids=tuple(token_ids),
         logprobs=tuple(logprobs),
         text=str(tokenizer.decode(list(token_ids), skip_special_tokens=True)),
         finish_reason="stop" if token_ids and token_ids[-1] in end_ids else "length",
         policy_version=version,
-        origin="policy" if request.parent_id is None else "hindsight",
-        parent_id=request.parent_id,
     )

@@ -1,6 +1,6 @@
-"""What is known of answers in the making, on the device: settings, uniform numbers, tokens drawn so far.
+"""The state of unfinished answers, on the device: settings, uniform numbers, tokens drawn so far.
 
-A decoding step reads and writes it without the host, which checks every few steps.
+A decoding step reads and writes it without the host, which only checks every few steps.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from herl.sampler.static_prompts import FlatBuffer
 
 
 class AnswerSlots:
-    """A row for each answer; rows without one do what others do, and nobody looks at it.
+    """One row per answer. Rows without an answer compute like the others, but their results are unused.
 
     Args:
         end_ids: Tokens that end an answer.
-        device: Where everything is.
+        device: Device of all tensors.
     """
 
     def __init__(self, end_ids: Iterable[int], device: torch.device) -> None:
         self.rows = 0
         self.columns = 0
-        """Most tokens of an answer and one more, where rows write that are finished."""
+        """Most tokens of an answer, plus one column that finished rows write to."""
         self._device = device
         self._end_ids = torch.tensor(sorted(end_ids), device=device)
         kinds = {
             "ids": torch.long,  # the newest token
             "drawn": torch.long,  # tokens so far
-            "limit": torch.long,  # tokens at most
+            "limit": torch.long,  # most tokens
             "going": torch.bool,
             "temperature": torch.float32,
             "top_p": torch.float64,
@@ -42,11 +42,11 @@ class AnswerSlots:
         self._tables = {name: FlatBuffer(dtype, device) for name, dtype in tables.items()}
 
     def clear(self, columns: int) -> None:
-        """Begins with no rows, and room for answers of fewer than `columns` tokens."""
+        """Removes all rows, and sets the room of new ones: answers of fewer than `columns` tokens."""
         self.rows, self.columns = 0, columns
 
     def arrange(self, rows: torch.Tensor) -> bool:
-        """Fills new rows from these, [new rows], long. Returns whether anything moved in memory."""
+        """Fills new rows from these old ones, [new rows], long. Returns whether anything moved in memory."""
         kept = {name: self[name][rows] for name in (*self._by_row, *self._tables)} if self.rows else {}
         self.rows, moved = len(rows), False
         for buffer in self._by_row.values():
@@ -60,17 +60,17 @@ class AnswerSlots:
         return moved
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        """A view of one number per row, [rows], or of a table, [rows, columns]."""
+        """Returns a view of one number per row, [rows], or of a table, [rows, columns]."""
         if name in self._by_row:
             return self._by_row[name].view(self.rows)
         return self._tables[name].view(self.rows, self.columns)
 
     def open(self, rows: torch.Tensor, answers: Sequence[OpenAnswer], logits: torch.Tensor) -> None:
-        """Draws the first token of answers from their prompts' last logits.
+        """Draws each answer's first token from its prompt's last logits.
 
         Args:
             rows: [n], long.
-            answers: n, for these rows.
+            answers: The n answers in these rows.
             logits: [n, vocabulary], float32.
         """
         settings = [answer.request.sampling for answer in answers]
@@ -78,9 +78,9 @@ class AnswerSlots:
         for place, answer in enumerate(answers):
             uniforms[place, : len(answer.uniforms)] = answer.uniforms
         numbers = {
-            "temperature": [one.temperature for one in settings],
-            "top_p": [one.top_p for one in settings],
-            "limit": [one.max_new_tokens for one in settings],
+            "temperature": [s.temperature for s in settings],
+            "top_p": [s.top_p for s in settings],
+            "limit": [s.max_new_tokens for s in settings],
         }
         for name, values in numbers.items():
             whole = self[name]
@@ -91,15 +91,15 @@ class AnswerSlots:
             self["temperature"][rows],
             self["top_p"][rows],
             self["uniforms"][rows, 0],
-            nucleus=any(one.top_p < 1 for one in settings),
-            greedy=any(one.temperature == 0 for one in settings),
+            nucleus=any(s.top_p < 1 for s in settings),
+            greedy=any(s.temperature == 0 for s in settings),
         )
         self["tokens"][rows, 0], self["logprobs"][rows, 0] = chosen, logprobs
         self["ids"][rows], self["drawn"][rows] = chosen, 1
         self["going"][rows] = ~self._ends(chosen, self["limit"][rows], 1)
 
     def draw(self, logits: torch.Tensor, *, nucleus: bool, greedy: bool) -> None:
-        """Draws the next token of every row from [rows, vocabulary]. Rows that are finished keep theirs."""
+        """Draws every row's next token from logits [rows, vocabulary]. Finished rows keep their tokens."""
         drawn, going = self["drawn"], self["going"]
         place = drawn[:, None]
         uniform = self["uniforms"].gather(1, place)[:, 0]
@@ -116,12 +116,12 @@ class AnswerSlots:
         return (chosen[:, None] == self._end_ids).any(-1) | (limit <= drawn)
 
     def look(self) -> tuple[list[int], list[bool]]:
-        """Returns tokens drawn and whether it goes on, for each row. Waits for the device."""
+        """Returns each row's number of tokens and whether it is unfinished. Waits for the device."""
         drawn, going = torch.stack([self["drawn"], self["going"].long()]).tolist()
-        return drawn, [bool(one) for one in going]
+        return drawn, [bool(flag) for flag in going]
 
     def read(self, rows: Sequence[int]) -> list[tuple[list[int], list[float]]]:
-        """Returns token ids and log-probs of answers. Waits for the device."""
+        """Returns the token ids and log-probs of these rows. Waits for the device."""
         where = torch.tensor(rows, device=self._device)
         drawn = self["drawn"][where].tolist()
         longest = max(drawn)

@@ -1,6 +1,6 @@
-"""Linear layers for sampling under autocast on a GPU: weights in its type, cast once for many tokens.
+"""Linear layers for sampling under autocast on a GPU: weights are cast to its type once, for many tokens.
 
-Autocast casts every weight at every pass. That is little beside an update and most of a decoding step.
+Autocast casts every weight in every pass. That is cheap next to an update but most of a decoding step.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from torch.nn.functional import linear
 
 
 class CastLinears:
-    """Copies of a model's linear weights, taken from the present ones whenever it is to sample.
+    """Copies of a model's linear weights, refreshed whenever the model is about to sample.
 
-    The copies stay where they are in memory, so that what was recorded with them can be replayed.
+    The copies keep their place in memory, so that steps recorded with them can be replayed.
     """
 
     def __init__(self) -> None:
@@ -34,10 +34,10 @@ class CastLinears:
 
     @contextmanager
     def used(self, model: torch.nn.Module) -> Iterator[None]:
-        """Within the block the model's float32 linear layers compute as autocast has them, from copies.
+        """Within the block, the model's float32 linear layers use cast copies of their weights.
 
-        Only for passes without gradient, and while weights stay what they are. Without autocast, nothing
-        happens.
+        Only for passes without gradient, and only while the weights do not change. Does nothing without
+        autocast.
         """
         kind = next(model.parameters()).device.type
         layers: list[Linear] = []
@@ -55,15 +55,15 @@ class CastLinears:
     @torch.inference_mode(False)
     @torch.no_grad()
     def _refresh(self, layers: list[Linear], dtype: torch.dtype) -> None:
-        """Takes the present weights, in place where there are copies already."""
+        """Copies the current weights, in place if there are copies already."""
         copies, weights = [], []
         for layer in layers:
             own = [layer.weight] if layer.bias is None else [layer.weight, layer.bias]
             kept = self._copies.get(layer, [])
-            if [(one.shape, one.device, one.dtype) for one in kept] != [
-                (one.shape, one.device, dtype) for one in own
+            if [(copy.shape, copy.device, copy.dtype) for copy in kept] != [
+                (weight.shape, weight.device, dtype) for weight in own
             ]:
-                kept = self._copies[layer] = [torch.empty_like(one, dtype=dtype) for one in own]
+                kept = self._copies[layer] = [torch.empty_like(weight, dtype=dtype) for weight in own]
             copies += kept
             weights += own
         if copies:
@@ -71,7 +71,7 @@ class CastLinears:
 
 
 def _castable(layer: Linear) -> bool:
-    return layer.weight.dtype == torch.float32 and "forward" not in vars(layer)  # else someone else's
+    return layer.weight.dtype == torch.float32 and "forward" not in vars(layer)  # not patched already
 
 
 def _product(weight: torch.Tensor, *bias_and_inputs: torch.Tensor) -> torch.Tensor:

@@ -1,12 +1,12 @@
-"""Samples on a device that must not be kept waiting: fixed shapes, recorded steps, checked every few tokens.
+"""Samples without making the device wait: fixed shapes, recorded steps, and a check only every few tokens.
 
     waiting answers -> [prefill] -> lines of the cache -> step, step, ..., step -> look -> finished answers
                            ^                                                        |
                            +------- free lines are filled, or dropped <-------------+
 
-A line is a prompt with some of its answers. One step feeds the newest token of every row, draws the next
-from the row's own uniform numbers and notes it, all on the device: the host only starts it. What is drawn is
-what `herl.sampler.transformers` draws elsewhere.
+A line is a prompt with some of its answers. One step feeds the newest token of every row, draws the next from
+the row's uniform numbers and stores it, all on the device: the host only launches it. The tokens drawn are
+those that `herl.sampler.transformers` draws on other devices.
 """
 
 from __future__ import annotations
@@ -26,34 +26,34 @@ from herl.sampler.replays import Recorder, Replays
 from herl.sampler.static_prompts import Shape, States, StaticPrompts, compute_dtype, run_prompts
 
 LOOK = 8
-"""Steps from one look at what is finished to the next."""
+"""Steps between checks for finished answers."""
 
-MOST_SLOTS = 16
-"""Answers in a line, at most: a line is free only when its last answer is finished."""
+MAX_SLOTS = 16
+"""Most answers in a line, since a line is free only when its last answer is finished."""
 
-LEAST_ROOM = 128
-"""Tokens that answers have room for at first."""
+MIN_ROOM = 128
+"""Tokens that answers initially have room for."""
 
 PREFILL_TOKENS = 2**15
-"""Of prompts in one pass, padding included."""
+"""Most prompt tokens in one pass, padding included."""
 
 
 @dataclass(slots=True, eq=False)
 class _Line:
-    """A prompt and answers to it, each in its slot; None where an answer is finished."""
+    """A prompt and its answers, each in a slot; None for a finished answer."""
 
     prompt: tuple[int, ...]
     answers: list[OpenAnswer | None]
     drawn: int = 1
-    """Tokens of each answer that goes on."""
+    """Tokens of each unfinished answer."""
 
-    def most_to_come(self) -> int:
-        """Tokens that the answer with the most room may still get."""
+    def tokens_left(self) -> int:
+        """Returns how many tokens the answer with the most room can still get."""
         limits = [answer.request.sampling.max_new_tokens for answer in self.answers if answer is not None]
         return max(limits, default=0) - self.drawn
 
     def going(self) -> int:
-        """Answers that go on."""
+        """Returns the number of unfinished answers."""
         return sum(answer is not None for answer in self.answers)
 
 
@@ -61,9 +61,9 @@ class DeviceDecoder:
     """Samples answers of one model, batch after batch.
 
     Args:
-        model: What samples. Its weights may change between batches, but stay where they are in memory.
+        model: The model that samples. Its weights may change between batches, but not move in memory.
         end_ids: Tokens that end an answer.
-        recorder: Records steps; None to run every step eagerly, which draws the same.
+        recorder: Records steps; None to run every step eagerly, which draws the same tokens.
     """
 
     def __init__(self, model: PreTrainedModel, end_ids: frozenset[int], recorder: Recorder | None) -> None:
@@ -80,26 +80,28 @@ class DeviceDecoder:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory that keys and values take."""
+        """Bytes of memory that keys and values occupy."""
         return 0 if self._cache is None else self._cache.nbytes
 
     def sample(self, answers: Sequence[OpenAnswer], rows: int) -> Iterator[OpenAnswer]:
-        """Yields answers as they are finished, with their tokens and log-probs.
+        """Yields answers as they finish, with their tokens and log-probs.
 
         Args:
-            answers: What to sample.
-            rows: Answers at the same time, at most.
+            answers: The answers to sample.
+            rows: Most answers to sample at the same time.
         """
         if self._busy:
-            raise RuntimeError("expected one generate() of a sampler at a time, got a second before its end")
+            raise RuntimeError(
+                "expected one generate() of a sampler at a time, got a second before the first ended"
+            )
         self._busy = True
         try:
             self._begin(answers)
-            slots, waiting = _lines(answers, min(rows, MOST_SLOTS))
+            slots, waiting = _lines(answers, min(rows, MAX_SLOTS))
             most = max(1, rows // slots)
             while waiting or any(self._lines):
                 self._let_in(waiting, slots, most)
-                steps = min(LOOK, max((line.most_to_come() for line in self._lines if line), default=0))
+                steps = min(LOOK, max((line.tokens_left() for line in self._lines if line), default=0))
                 self._advance(steps, slots, most)
                 yield from self._finished()
         finally:
@@ -110,12 +112,12 @@ class DeviceDecoder:
     @torch.inference_mode(False)
     @torch.no_grad()
     def _begin(self, answers: Sequence[OpenAnswer]) -> None:
-        """Forgets what an unfinished batch left, and recordings that read memory which has moved."""
+        """Clears the remains of an unfinished batch, and recordings that read memory which has moved."""
         settings = [answer.request.sampling for answer in answers]
-        self._nucleus = any(one.top_p < 1 for one in settings)
-        self._greedy = any(one.temperature == 0 for one in settings)
+        self._nucleus = any(s.top_p < 1 for s in settings)
+        self._greedy = any(s.temperature == 0 for s in settings)
         self._lines = []
-        self._slots.clear(_step_up(max(one.max_new_tokens for one in settings) + 1, 128))
+        self._slots.clear(_step_up(max(s.max_new_tokens for s in settings) + 1, 128))
         states = [*self._model.parameters(), *self._model.buffers()]
         weights = [tensor.data_ptr() for tensor in states]
         dtype = compute_dtype(self._model)
@@ -126,12 +128,12 @@ class DeviceDecoder:
         self._weights, self._dtype = weights, dtype
         self._cache.shape = Shape()
 
-    # Letting answers in
+    # Admitting answers
 
     @torch.inference_mode(False)
     @torch.no_grad()
     def _let_in(self, waiting: deque[_Line], slots: int, most: int) -> None:
-        """Fills free lines, if there are many or nothing else to do."""
+        """Fills free lines, if there are many or no other line is in use."""
         free = most - sum(line is not None for line in self._lines)
         if not waiting or (any(self._lines) and free < max(1, most // 4)):
             return
@@ -146,7 +148,7 @@ class DeviceDecoder:
             place += count
 
     def _prefill(self, prompts: list[tuple[int, ...]]) -> tuple[list[States], torch.Tensor]:
-        """Runs prompts, left-padded. Returns keys and values by layer, and the logits of the first tokens."""
+        """Runs prompts, left-padded. Returns each layer's keys and values, and the first tokens' logits."""
         width = max(map(len, prompts))
         ids = torch.zeros(len(prompts), width, dtype=torch.long)
         mask = torch.zeros(len(prompts), width, dtype=torch.long)
@@ -161,7 +163,7 @@ class DeviceDecoder:
     def _open(
         self, places: range, prompts: list[tuple[int, ...]], states: list[States], logits: torch.Tensor
     ) -> None:
-        """Puts prompts into their lines, and draws the first tokens of the answers."""
+        """Puts prompts into their lines, and draws the answers' first tokens."""
         assert self._cache is not None
         row_of = {prompt: row for row, prompt in enumerate(prompts)}
         lines = [line for line in self._lines[places.start : places.stop] if line is not None]
@@ -185,17 +187,17 @@ class DeviceDecoder:
         )
 
     def _arrange(self, lines: list[_Line], new: int, slots: int, most: int) -> None:
-        """Makes room for these lines, the last `new` of which are not here yet, and no more."""
+        """Fits the cache to exactly these lines; the last `new` of them are not in it yet."""
         assert self._cache is not None
         old = self._cache.shape
         if not new:
             slots = min(slots, _step_up(max(line.going() for line in lines), 1))
-        longest = max(min(line.drawn + LOOK, line.drawn + line.most_to_come()) for line in lines)
+        longest = max(min(line.drawn + LOOK, line.drawn + line.tokens_left()) for line in lines)
         shape = Shape(
             lines=min(most, _step_up(len(lines), 1)),
             slots=slots,
             width=_step_up(max(len(line.prompt) for line in lines), 32),
-            room=_step_up(longest, LEAST_ROOM),
+            room=_step_up(longest, MIN_ROOM),
         )
         kept: list[tuple[int, _Line]] = [
             (self._lines.index(line) * old.slots, line) for line in lines[: len(lines) - new]
@@ -218,7 +220,7 @@ class DeviceDecoder:
         self._stop_others()
 
     def _stop_others(self) -> None:
-        """Rows without an answer do not go on, and write where there is room in any shape."""
+        """Stops rows without an answer, and makes them write to a place that exists in any shape."""
         answered = [answer is not None for row in self._by_row() for answer in row]
         nobody = ~torch.tensor(answered, device=self._device)
         self._slots["going"].masked_fill_(nobody, False)
@@ -234,7 +236,7 @@ class DeviceDecoder:
     @torch.inference_mode(False)
     @torch.no_grad()
     def _advance(self, steps: int, slots: int, most: int) -> None:
-        """Draws some tokens for every row."""
+        """Draws `steps` tokens for every row."""
         going = [line for line in self._lines if line is not None]
         if not steps or not going:
             return
@@ -254,11 +256,11 @@ class DeviceDecoder:
             line.drawn += steps
 
     def _step(self, *, nucleus: bool, greedy: bool) -> None:
-        """Feeds the newest token of every row and draws the next. Nothing here may wait for the device."""
+        """Feeds every row's newest token and draws the next. Nothing here may wait for the device."""
         assert self._cache is not None
         positions = self._cache.begin(self._slots["drawn"] - 1)
         kind = self._device.type
-        # The casts of a recording must be its own: a cache of them would outlive its memory.
+        # A recording must not share cached casts, which would outlive its memory.
         with torch.autocast(
             kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), cache_enabled=False
         ):
@@ -270,7 +272,7 @@ class DeviceDecoder:
     @torch.inference_mode(False)
     @torch.no_grad()
     def _finished(self) -> list[OpenAnswer]:
-        """Returns answers that are finished, and frees their slots."""
+        """Returns the answers that have finished, and frees their slots."""
         assert self._cache is not None
         width = self._cache.shape.slots
         drawn, going = self._slots.look()
@@ -294,25 +296,25 @@ class DeviceDecoder:
 
 
 def _lines(answers: Sequence[OpenAnswer], most: int) -> tuple[int, deque[_Line]]:
-    """Returns slots per line and the lines, long prompts first: what comes later fits where they were."""
+    """Returns the slots per line, and the lines, long prompts first: later ones fit into the same places."""
     by_prompt: dict[tuple[int, ...], list[OpenAnswer]] = {}
     for answer in answers:
         by_prompt.setdefault(answer.request.prompt_ids, []).append(answer)
-    counts = [len(some) for some in by_prompt.values()]
-    # A slot that stays empty costs as much as one in use, a line about as much again.
+    counts = [len(group) for group in by_prompt.values()]
+    # An empty slot costs as much as a used one, and each line costs about one slot more.
     slots = min(
         range(min(most, max(counts)), 0, -1),
         key=lambda slots: (slots + 1) * sum(-(-count // slots) for count in counts),
     )
     return slots, deque(
-        _Line(prompt, list(some[start : start + slots]))
-        for prompt, some in sorted(by_prompt.items(), key=lambda item: -len(item[0]))
-        for start in range(0, len(some), slots)
+        _Line(prompt, list(group[start : start + slots]))
+        for prompt, group in sorted(by_prompt.items(), key=lambda item: -len(item[0]))
+        for start in range(0, len(group), slots)
     )
 
 
 def _prefills(lines: Sequence[_Line]) -> list[tuple[int, list[tuple[int, ...]]]]:
-    """Cuts lines into passes: (number of lines, their distinct prompts)."""
+    """Splits lines into passes: (number of lines, their distinct prompts)."""
     passes: list[tuple[int, list[tuple[int, ...]]]] = []
     for line in lines:
         count, prompts = passes[-1] if passes else (0, [])
@@ -325,7 +327,7 @@ def _prefills(lines: Sequence[_Line]) -> list[tuple[int, list[tuple[int, ...]]]]
 
 
 def _step_up(count: int, least: int) -> int:
-    """The next of a few sizes from `count` on, so that recordings serve again: powers of 2, and 3 x those."""
+    """Rounds `count` up to a power of 2, or 3 times one, so that recordings can be reused."""
     power = max(least, 1 << (count - 1).bit_length())
     between = power // 4 * 3
     return between if between >= max(count, least) else power

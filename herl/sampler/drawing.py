@@ -1,6 +1,6 @@
-"""Draws tokens from logits by inverse transform: each row from its own uniform number, on its own.
+"""Draws tokens from logits by inverse transform, each row independently, from its own uniform number.
 
-The token of a row depends on its logits, its settings and its number alone. Nothing here waits for a device.
+A row's token depends only on its logits, its settings and its number. Nothing here waits for a device.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ def draw(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Draws a token per row. Returns ids [rows] and their log-probs [rows] at the sampling temperature.
 
-    With top-p below 1 the log-probability is still the whole distribution's, as the trainer computes it.
-    Greedy answers (temperature 0) get the log-probability at temperature 1.
+    With top-p below 1, log-probs still refer to the whole distribution, as the trainer computes them. Greedy
+    answers (temperature 0) get the log-prob at temperature 1.
 
     Args:
         logits: [rows, vocabulary], float32.
@@ -32,7 +32,7 @@ def draw(
     """
     at_zero = temperature == 0
     logprobs = torch.log_softmax(logits / temperature.masked_fill(at_zero, 1.0)[:, None], dim=-1)
-    # float64: at a vocabulary of 150k the running sum in float32 is off by more than rare tokens weigh
+    # float64, since a float32 running sum over 150k tokens errs by more than the probability of a rare token
     chosen = _inverse(logprobs.exp().cumsum(-1, dtype=torch.float64), uniform)[:, 0]
     if nucleus:
         mass, order = logprobs.exp().sort(dim=-1, descending=True)
@@ -45,6 +45,6 @@ def draw(
 
 
 def _inverse(running: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """The first index whose running sum exceeds uniform x total, [rows, 1]."""
+    """Returns the first index whose running sum exceeds uniform x total, [rows, 1]."""
     target = (uniform * running[:, -1])[:, None]
     return torch.searchsorted(running, target, right=True).clamp(max=running.shape[1] - 1)

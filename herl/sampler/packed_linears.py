@@ -1,7 +1,7 @@
-"""Linear layers for sampling on a CPU: weights in oneDNN's own layout, brought there once for many tokens.
+"""Linear layers for sampling on a CPU: weights are packed into oneDNN's layout once, for many tokens.
 
-A step of sampling multiplies every weight with a few rows. MKL, which torch calls otherwise, rearranges the
-weights each time, which takes longer than the product (`tools/bench/sampler.py`).
+A sampling step multiplies every weight with a few rows. MKL, which torch calls by default, rearranges the
+weights each time, and that takes longer than the product (`tools/bench/sampler.py`).
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from functools import partial
 import torch
 from torch.nn import Linear
 
-FEWEST = 2**23
-"""Weights from which on packing pays, 32 MiB: fewer stay in a core's cache from token to token."""
+MIN_WEIGHTS = 2**23
+"""Fewest weights for which packing pays, 32 MiB: fewer stay in a core's cache from token to token."""
 
 
 @contextmanager
 def packed_linears(model: torch.nn.Module, rows: int) -> Iterator[None]:
-    """Within the block the model's linear layers compute by packed copies of their present weights.
+    """Within the block, the model's linear layers use packed copies of their current weights.
 
-    Only for passes without gradient and while weights stay what they are: others are refused. Layers that are
-    not plain float32 ones on a CPU are left as they are, and all of them where they fit into the cache.
+    Passes with gradient, or after a change of the weights, raise an error. Only plain float32 layers on a CPU
+    are packed, and none if all of them fit into the cache.
 
     Args:
-        model: What samples.
+        model: The model that samples.
         rows: Tokens of a typical pass.
     """
     layers = [layer for layer in model.modules() if type(layer) is Linear and _packable(layer)]
-    if sum(layer.weight.numel() for layer in layers) < FEWEST or torch.is_autocast_enabled("cpu"):
+    if sum(layer.weight.numel() for layer in layers) < MIN_WEIGHTS or torch.is_autocast_enabled("cpu"):
         layers = []
     try:
         for layer in layers:
@@ -43,7 +43,7 @@ def packed_linears(model: torch.nn.Module, rows: int) -> Iterator[None]:
 
 def _packable(layer: Linear) -> bool:
     return (
-        "forward" not in vars(layer)  # someone else's
+        "forward" not in vars(layer)  # not patched already
         and layer.weight.device.type == "cpu"
         and layer.weight.dtype == torch.float32
         and torch.backends.mkldnn.is_available()

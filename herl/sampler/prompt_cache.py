@@ -1,11 +1,12 @@
-"""Key/value caches for several answers to each prompt. In `SharedPrompts` they share the prompt's.
+"""Key/value caches for several answers per prompt. In `SharedPrompts`, answers share their prompt's entries.
 
-    prompt 1 [W] <── answer 1 | answer 2 | ...        each row holds its own answer alone,
+    prompt 1 [W] <── answer 1 | answer 2 | ...        each row holds only its own answer,
     prompt 2 [W] <── answer 1 | answer 2 | ...        and is written in place, token by token
 
-Rows are sampled in step: those that are still going are all equally long, and only prompts are padded. The
-queries of all answers to a prompt meet its keys in one product. It is for models whose layers see everything
-before a token; whether a model computes what it computes with `CopiedPrompts` is tested on the model.
+Rows are sampled in lockstep: all unfinished answers are equally long, and only prompts are padded. A single
+product multiplies the queries of all answers to a prompt with its keys. `SharedPrompts` is for models whose
+layers see everything before a token; a trial on the model itself checks that it computes what `CopiedPrompts`
+computes.
 """
 
 from __future__ import annotations
@@ -27,17 +28,17 @@ from herl.models.precision import computes_exact_float32
 from herl.models.uncompiled import uncompiled
 
 ROOM = 16
-"""Tokens that the buffers of answers grow by when they are full."""
+"""Tokens that a full answer buffer grows by."""
 
 logger = logging.getLogger(__name__)
 
 
 class CopiedPrompts(DynamicCache):
-    """transformers' own cache: a row holds a prompt and an answer.
+    """The cache of transformers: a row holds a prompt and an answer.
 
     Args:
-        config: The model's.
-        keyword: Of the model's forward. Models without attention take "cache_params".
+        config: The model's configuration.
+        keyword: Name of the cache argument of the model's forward: "cache_params" without attention.
     """
 
     def __init__(self, config: PreTrainedConfig, keyword: str = "past_key_values") -> None:
@@ -53,22 +54,22 @@ class CopiedPrompts(DynamicCache):
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keeps these rows, in this order.
 
-        Layers that hold states beside keys and values, or instead of them, select only keys and values; all
-        of them reorder everything.
+        Layers with other states than keys and values would select only keys and values, but every layer
+        reorders all of its states.
         """
         self.reorder_cache(cast(torch.LongTensor, indices))
 
     def arguments(self, mask: torch.Tensor) -> dict[str, Any]:
-        """Returns what a pass of the model needs beside its tokens; `mask` is [rows, tokens]."""
+        """Returns the arguments of a model pass other than its tokens; `mask` is [rows, tokens]."""
         if self._opened and self._keyword != "past_key_values":
-            return {self._keyword: self, "attention_mask": None}  # states hold nothing of the padding
+            return {self._keyword: self, "attention_mask": None}  # states do not include the padding
         return {self._keyword: self, "attention_mask": mask}
 
 
 class SharedPrompts(Cache):
-    """Keys and values of a few prompts, and of the answers to them.
+    """Keys and values of a few prompts and of their answers.
 
-    The first pass puts the prompts in, `share` opens rows, and every pass after it adds a token to each.
+    The first pass stores the prompts, `share` opens rows, and every later pass adds a token to each row.
     """
 
     def __init__(self, layers: int) -> None:
@@ -85,7 +86,7 @@ class SharedPrompts(Cache):
 
         Args:
             owner: [rows], long: the prompt that each row answers.
-            mask: [prompts, W]: 1 where there is a token, 0 where there is padding.
+            mask: [prompts, W]: 1 for a token, 0 for padding.
         """
         self._hidden = torch.zeros(mask.shape, device=mask.device).masked_fill(mask == 0, -torch.inf)
         for layer in self._layers:
@@ -93,15 +94,15 @@ class SharedPrompts(Cache):
         self._arrange(owner)
 
     def arguments(self, mask: torch.Tensor) -> dict[str, Any]:
-        """Returns what a pass of the model needs beside its tokens; `mask` is [rows, tokens]."""
+        """Returns the arguments of a model pass other than its tokens; `mask` is [rows, tokens]."""
         if self._owner is None:
             return {"past_key_values": self, "attention_mask": mask}
-        # transformers leaves a mask of four dimensions as it is, and `attend` does not look at it.
+        # transformers passes a four-dimensional mask on unchanged, and `attend` does not read it.
         any_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=mask.device)
         return {"past_key_values": self, "attention_mask": any_mask, "prompts": self}
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """Keeps these rows, in this order, and the prompts that they answer."""
+        """Keeps these rows, in this order, and their prompts."""
         assert self._owner is not None
         prompts, owner = self._owner[indices].unique(return_inverse=True)
         for layer in self._layers:
@@ -112,7 +113,7 @@ class SharedPrompts(Cache):
         self._arrange(owner)
 
     def _arrange(self, owner: torch.Tensor) -> None:
-        """Gives each row a place beside the others that answer its prompt: [prompts, most answers]."""
+        """Gives each row a place next to the other answers to its prompt: [prompts, most answers]."""
         counts = owner.bincount(minlength=len(self._hidden))
         self._owner, self._most = owner, int(counts.max())
         order = owner.argsort(stable=True)
@@ -121,7 +122,7 @@ class SharedPrompts(Cache):
         self._place = torch.empty_like(order)
         self._place[order] = sorted_owner * self._most + rank
         self._row = order.new_zeros(len(self._hidden) * self._most)
-        self._row[self._place] = torch.arange(len(owner), device=owner.device)  # elsewhere row 0, for nobody
+        self._row[self._place] = torch.arange(len(owner), device=owner.device)  # unused places read row 0
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
@@ -129,10 +130,10 @@ class SharedPrompts(Cache):
         """Returns a layer's output for the newest token of each row, [rows, 1, heads, D].
 
         Args:
-            layer: Its index.
+            layer: Index of the layer.
             query: [rows, heads, 1, D].
-            key, value: Of the answers, [rows, key/value heads, tokens, D].
-            scaling: Of the scores; None for 1 / sqrt(D).
+            key, value: Those of the answers, [rows, key/value heads, tokens, D].
+            scaling: Factor of the scores; None for 1 / sqrt(D).
         """
         keys, values = self._layers[layer].prompts()
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -151,25 +152,25 @@ class SharedPrompts(Cache):
         return by_prompt.transpose(1, 2).flatten(2, 3)
 
     def _by_row(self, of_prompts: torch.Tensor) -> torch.Tensor:
-        """The way back."""
+        """Reverts `_by_prompt`."""
         by_answer: torch.Tensor = of_prompts.unflatten(2, (self._most, -1))
         return by_answer.transpose(1, 2).flatten(0, 1)[self._place]
 
 
 class _Layer(DynamicLayer):
-    """One layer: prompts, and two buffers for answers, [rows, heads, tokens and room, D]."""
+    """One layer: prompts, and two buffers for answers, [rows, heads, tokens + room, D]."""
 
     answers: Sequence[torch.Tensor] = ()
     tokens = 0
 
     def prompts(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns their keys and values, [prompts, heads, W, D] each."""
+        """Returns the prompts' keys and values, [prompts, heads, W, D] each."""
         assert self.keys is not None
         assert self.values is not None
         return self.keys, self.values
 
     def open(self, rows: int) -> None:
-        """Makes empty buffers for answers: what is here so far are prompts."""
+        """Creates empty buffers for answers; all entries so far are prompts."""
         self.answers = [
             states.new_empty(rows, states.shape[1], ROOM, states.shape[3]) for states in self.prompts()
         ]
@@ -177,7 +178,7 @@ class _Layer(DynamicLayer):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Takes prompts in and returns them. Once open, takes a token of each answer, and returns answers."""
+        """Stores and returns prompts; once rows are open, stores a token per answer and returns answers."""
         if not self.answers:
             return super().update(key_states, value_states)
         self.tokens += 1
@@ -189,7 +190,7 @@ class _Layer(DynamicLayer):
         return keys, values
 
     def get_seq_length(self) -> int:
-        """Tokens of a row and its prompt."""
+        """Returns the tokens of a row and its prompt."""
         return int(super().get_seq_length()) + self.tokens
 
 
@@ -199,11 +200,11 @@ PromptCache = CopiedPrompts | SharedPrompts
 def last_logits(
     model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, cache: PromptCache
 ) -> torch.Tensor:
-    """Runs a pass over further tokens and returns the logits of the last, [rows, vocabulary], in float32.
+    """Runs a pass over new tokens and returns the logits of the last, [rows, vocabulary], in float32.
 
     Args:
         ids: [rows, new tokens].
-        mask: [rows, tokens], of all tokens so far.
+        mask: [rows, tokens], covering all tokens so far.
     """
     positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
     return next_logits(model, ids, positions, cache.arguments(mask))
@@ -213,30 +214,30 @@ def next_logits(
     model: PreTrainedModel, ids: torch.Tensor, positions: torch.Tensor, arguments: dict[str, Any]
 ) -> torch.Tensor:
     """Runs a pass over tokens at these positions, [rows, new tokens] both; see `last_logits`."""
-    with uncompiled():  # what is compiled is for the update
+    with uncompiled():  # layers are compiled for the update only
         output = model(input_ids=ids, position_ids=positions, use_cache=True, logits_to_keep=1, **arguments)
     logits: torch.Tensor = output.logits[:, -1].float()
     return logits
 
 
 def prompt_cache(model: PreTrainedModel) -> Callable[[], PromptCache]:
-    """Returns what makes an empty cache for a model; says why, where answers cannot share their prompts.
+    """Returns a function that makes empty caches; logs the reason if answers cannot share their prompts.
 
-    Tries it on the model as it is now: with the weights, mode and numerics that it will sample with.
+    Tries the caches on the model in its current state: the weights, mode and numerics of sampling.
 
     Raises:
-        SamplerError: with a cache the model computes something else than without.
+        SamplerError: the model computes something else with a cache than without.
     """
     keywords = inspect.signature(type(model).forward).parameters
     keyword = "cache_params" if "cache_params" in keywords else "past_key_values"
     copied = partial(CopiedPrompts, config=model.config, keyword=keyword)
     layers = copied().layers
-    reason = "its layers do not all see everything before a token, or attend in another way"
+    reason = "its layers do not all see everything before a token, or use another attention"
     if shared_attention.installed(model) and layers and all(type(layer) is DynamicLayer for layer in layers):
         expected, shared = trial(model, copied()), partial(SharedPrompts, len(layers))
         try:
             deviation = float((trial(model, shared()) - expected).abs().max())
-        except Exception as error:  # what an architecture makes of a cache that it does not know
+        except Exception as error:  # an architecture may fail in any way with an unknown cache
             reason = f"{type(error).__name__}: {error}"
         else:
             if deviation <= limit(model):
@@ -248,27 +249,27 @@ def prompt_cache(model: PreTrainedModel) -> Callable[[], PromptCache]:
 
 
 def _check(model: PreTrainedModel, cache: CopiedPrompts) -> None:
-    """Raises SamplerError unless the model computes with a cache what it computes without."""
+    """Raises SamplerError unless the model computes the same with a cache as without."""
     try:
         deviation = float((trial(model, cache) - _without_cache(model)).abs().mean())
-    except Exception as error:  # some architectures want a cache of their own
+    except Exception as error:  # some architectures require a special cache
         reason = f"{type(error).__name__}: {error}"
     else:
         if deviation <= limit(model):
             return
-        reason = f"with its cache, log-probs deviate by {deviation:.2g} nats on average"
+        reason = f"its log-probs with a cache deviate by {deviation:.2g} nats on average"
     raise SamplerError(
         f"sampler=transformers cannot sample from {type(model).__name__}: {reason}. Use a vLLM sampler"
     )
 
 
 def limit(model: PreTrainedModel) -> float:
-    """Returns how far two ways to compute a log-prob may differ, in nats."""
+    """Returns how far two computations of a log-prob may differ, in nats."""
     return 1e-3 if computes_exact_float32(model.device, model.dtype) else 0.1
 
 
 def trial_tokens(model: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Random tokens: two prompts [2, 7] with their mask, and three answers [3, 4] with their owners [3]."""
+    """Returns random tokens: two prompts [2, 7], their mask, three answers [3, 4], and their owners [3]."""
     draw = torch.Generator().manual_seed(0)
     vocabulary = model.config.get_text_config().vocab_size
     prompts = torch.randint(vocabulary, (2, 7), generator=draw).to(model.device)
@@ -280,7 +281,7 @@ def trial_tokens(model: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor, to
 
 @torch.no_grad()
 def trial(model: PreTrainedModel, cache: PromptCache) -> torch.Tensor:
-    """Log-probs of three tokens of each answer, [9], token by token."""
+    """Returns the log-probs of three tokens of each answer, [9], computed token by token."""
     prompts, mask, answers, owner = trial_tokens(model)
     last_logits(model, prompts, mask, cache)
     cache.share(owner, mask)
@@ -294,7 +295,7 @@ def trial(model: PreTrainedModel, cache: PromptCache) -> torch.Tensor:
 
 @torch.no_grad()
 def _without_cache(model: PreTrainedModel) -> torch.Tensor:
-    """The same log-probs, [9], from one pass over each answer alone, without padding."""
+    """Returns the log-probs of `trial`, [9], from one pass over each answer alone, without padding."""
     prompts, mask, answers, owner = trial_tokens(model)
     found = []
     for answer, prompt in zip(answers, owner.tolist(), strict=True):

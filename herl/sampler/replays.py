@@ -1,7 +1,7 @@
-"""CUDA graphs: a decoding step is recorded once and replayed, so that its launches cost next to nothing.
+"""CUDA graphs: a decoding step is recorded once and replayed, so that its launches cost almost nothing.
 
-A step takes no arguments and returns nothing: it reads and writes tensors whose memory stays where it is.
-Steps before the recording are run for real, which also sets up what libraries set up at their first call.
+A step takes no arguments and returns nothing: it reads and writes tensors whose memory never moves. The first
+steps run eagerly, which also triggers the set-up that libraries do on their first call.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Protocol
 import torch
 
 WARM_UPS = 2
-"""Steps of a kind that run before it is recorded."""
+"""Steps of a kind that run eagerly before one is recorded."""
 
-MOST = 64
-"""Recordings that are kept: each takes some MiB."""
+MAX_RECORDINGS = 64
+"""Most recordings to keep: each takes a few MiB."""
 
 Step = Callable[[], None]
 
@@ -29,14 +29,14 @@ class Recorder(Protocol):
     """Turns steps into replays."""
 
     def warm_up(self, step: Step) -> None:
-        """Runs a step where it will be recorded."""
+        """Runs a step on the stream that will record it."""
 
     def record(self, step: Step) -> Step:
         """Returns the replay of a step, without running it."""
 
 
 class CudaRecorder:
-    """Records CUDA graphs, which share one pool of memory: they run one after the other."""
+    """Records CUDA graphs. They share one memory pool, since they run one after another."""
 
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device)
@@ -51,7 +51,7 @@ class CudaRecorder:
 
     def record(self, step: Step) -> Step:
         graph = torch.cuda.CUDAGraph()
-        # thread_local: what other threads do on the device meanwhile is no reason to fail
+        # thread_local: other threads may use the device in the meantime
         with (
             _capturing,
             torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"),
@@ -64,11 +64,11 @@ class CudaRecorder:
 class Replays:
     """Runs steps by their key: eagerly at first, then as recordings.
 
-    A step that cannot be recorded runs eagerly ever after, which is slower and computes the same; why is
-    logged once.
+    If a step cannot be recorded, all steps run eagerly from then on, which is slower and computes the same.
+    The reason is logged once.
 
     Args:
-        recorder: None to run every step as it is.
+        recorder: None to run every step eagerly.
     """
 
     def __init__(self, recorder: Recorder | None) -> None:
@@ -77,7 +77,7 @@ class Replays:
         self._recordings: dict[Hashable, Step] = {}
 
     def clear(self) -> None:
-        """Forgets all recordings: something that they read or write has moved."""
+        """Drops all recordings, because memory that they read or write has moved."""
         self._runs.clear()
         self._recordings.clear()
 
@@ -85,8 +85,8 @@ class Replays:
         """Runs a step.
 
         Args:
-            key: What tells it from others: shapes, settings, and whatever else it was written for.
-            step: Runs it eagerly.
+            key: Distinguishes the step from others: shapes, settings, and all else that it depends on.
+            step: The step, to be run eagerly or recorded.
         """
         if self._recorder is None:
             step()
@@ -99,13 +99,13 @@ class Replays:
             self._record(self._recorder, key, step)
 
     def _record(self, recorder: Recorder, key: Hashable, step: Step) -> None:
-        if len(self._recordings) >= MOST:
+        if len(self._recordings) >= MAX_RECORDINGS:
             self.clear()
         try:
             replay = recorder.record(step)
         except RuntimeError as error:
             logger.warning(
-                "sampling goes on without CUDA graphs, which is slower and draws the same answers: %s",
+                "sampling continues without CUDA graphs, which is slower but draws the same answers: %s",
                 _first_cause(error),
             )
             self.clear()
@@ -117,7 +117,7 @@ class Replays:
 
 
 def _first_cause(error: BaseException) -> str:
-    """What went wrong within a recording; its end only says that something did."""
+    """Returns the error within a recording; the one at its end only says that something failed."""
     while error.__context__ is not None:
         error = error.__context__
     return f"{type(error).__name__}: {error}".splitlines()[0]

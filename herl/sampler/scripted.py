@@ -1,4 +1,4 @@
-"""A fake sampler that answers from a script. For tests, demos and debugging a judge; it learns nothing."""
+"""A fake sampler that answers from a script, for tests, demos and debugging a judge. It ignores weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class ScriptedSampler(Sampler):
-    """Gives answer i of a task the i-th text of its script, from the start again when it runs out.
+    """Gives answer i of a task the i-th text of its script, starting over when the texts run out.
 
     Args:
         attempts: Texts by task id.
@@ -35,15 +35,15 @@ class ScriptedSampler(Sampler):
         self.version = 0
 
     def start(self, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Needs the tokenizer alone."""
+        """Keeps the tokenizer."""
         self._tokenizer = tokenizer
 
     def load_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
-        """Notes the version."""
+        """Records the version."""
         self.version = version
 
     def generate(self, requests: Sequence[SampleRequest]) -> Iterator[Rollout]:
-        """Yields the scripted answers, ended by the end token, each token with log-probability 0.
+        """Yields the scripted answers, each ended by the end token, with log-prob 0 for every token.
 
         Raises:
             SamplerError: the script has no text for a task.
@@ -54,7 +54,7 @@ class ScriptedSampler(Sampler):
             if not texts:
                 raise SamplerError(
                     f"scripted sampler: expected a text for task '{request.task_id}', "
-                    f"got a script for {sorted(script)}"
+                    f"got a script for the tasks {sorted(script)}"
                 )
             for index in range(request.n):
                 yield self._rollout(request, index, texts[index % len(texts)])

@@ -1,11 +1,11 @@
-"""Key/value caches of fixed shape: what a CUDA graph can read and write, token after token.
+"""Key/value caches of fixed shape, which a CUDA graph can read and write, token after token.
 
     line 1   prompt [W] <── slot 1 [R] | slot 2 [R] | ...     W tokens of a prompt, padded on the left
-    line 2   prompt [W] <── slot 1 [R] | slot 2 [R] | ...     R tokens of an answer, as far as it has come
+    line 2   prompt [W] <── slot 1 [R] | slot 2 [R] | ...     room for R tokens of an answer
 
-Every line has the same number of slots, used or not, and each slot its own length. The states lie at the
-front of flat buffers that stay where they are, so the same memory serves for several shapes, one at a time.
-It is the arithmetic of `herl.sampler.prompt_cache.SharedPrompts` for the models that it serves.
+Every line has the same number of slots, used or not, and each slot has its own length. The states occupy the
+front of flat buffers that do not move, so the same memory serves several shapes, one at a time. The
+arithmetic is that of `herl.sampler.prompt_cache.SharedPrompts`, for the models that it serves.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Of all layers' states."""
+    """The shape of all layers' states."""
 
     lines: int = 0
     slots: int = 0
@@ -42,37 +42,37 @@ class Shape:
 
     @property
     def rows(self) -> int:
-        """Answers, or places for them, line by line."""
+        """Answers, or slots for them, line by line."""
         return self.lines * self.slots
 
 
 class FlatBuffer:
-    """Replay that is viewed in several shapes, and moves only to grow."""
+    """Memory that can be viewed in several shapes, and moves only to grow."""
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         self.flat = torch.zeros(0, dtype=dtype, device=device)
 
     def reserve(self, count: int) -> bool:
-        """Makes room for so many elements; returns whether the buffer moved, and lost what was in it."""
+        """Makes room for `count` elements. Returns whether the buffer moved and lost its contents."""
         if count <= len(self.flat):
             return False
         dtype, device = self.flat.dtype, self.flat.device
-        del self.flat  # before there is a second one
+        del self.flat  # so that both never exist at once
         self.flat = torch.zeros(count, dtype=dtype, device=device)
         return True
 
     def view(self, *shape: int) -> torch.Tensor:
-        """Returns the front of it in a shape."""
+        """Returns the front of the buffer in a shape."""
         return self.flat[: prod(shape)].view(shape)
 
 
 class StaticPrompts(Cache):
-    """Keys and values of prompts, and of the answers to them, in places that stay.
+    """Keys and values of prompts and of their answers, in fixed places.
 
     Args:
-        layers: Of the model.
-        dtype: Of the states; scores and their softmax are float32.
-        device: Of the states.
+        layers: Number of the model's layers.
+        dtype: Type of the states; scores and their softmax are float32.
+        device: Device of the states.
     """
 
     def __init__(self, layers: int, dtype: torch.dtype, device: torch.device) -> None:
@@ -81,7 +81,7 @@ class StaticPrompts(Cache):
         self._layers = [_Layer(dtype, device) for _ in range(layers)]
         self._lengths = FlatBuffer(torch.long, device)
         self._place: torch.Tensor  # [lines, 1, slots, 1, 1]: where this pass writes
-        self._hidden: torch.Tensor  # [lines, 1, slots, 1, W + R], added to scores: -inf where nobody looks
+        self._hidden: torch.Tensor  # [lines, 1, slots, 1, W + R], added to scores: -inf where hidden
 
     @property
     def nbytes(self) -> int:
@@ -89,16 +89,16 @@ class StaticPrompts(Cache):
         return sum(buffer.flat.nbytes for layer in self._layers for buffer in layer.buffers())
 
     def sizes(self, states: Sequence[States]) -> None:
-        """Notes the sizes of heads from (keys, values) of each layer, [prompts, heads, tokens, D]."""
+        """Records the sizes of heads from (keys, values) of each layer, [prompts, heads, tokens, D]."""
         for layer, (keys, values) in zip(self._layers, states, strict=True):
             layer.heads, layer.dims = keys.shape[1], (keys.shape[3], values.shape[3])
 
     def arrange(self, shape: Shape, slots: torch.Tensor) -> bool:
-        """Takes on another shape. Returns whether anything moved in memory.
+        """Changes the shape. Returns whether anything moved in memory.
 
         Args:
-            shape: The new one.
-            slots: [lines, slots], long: the row each new place is filled from. All of a line's come from one.
+            shape: The new shape.
+            slots: [lines, slots], long: the old row that fills each new slot, from one old line per new line.
         """
         moved = False
         lines = slots[:, 0].div(max(1, self.shape.slots), rounding_mode="floor")
@@ -128,10 +128,10 @@ class StaticPrompts(Cache):
         self._lengths.view(self.shape.lines)[lines] = lengths
 
     def begin(self, place: torch.Tensor) -> torch.Tensor:
-        """Prepares a pass over one more token of each row. Returns its position, [rows].
+        """Prepares a pass over one more token of each row. Returns the tokens' positions, [rows].
 
         Args:
-            place: [rows], long: the number of the token within its answer, from 0.
+            place: [rows], long: the index of the token within its answer, from 0.
         """
         shape = self.shape
         lengths = self._lengths.view(shape.lines, 1)
@@ -145,15 +145,15 @@ class StaticPrompts(Cache):
         return (lengths + place).flatten()
 
     def arguments(self) -> dict[str, Any]:
-        """Returns what a pass of the model needs beside tokens and positions."""
-        # transformers leaves a mask of four dimensions as it is, and `attend` does not look at it.
+        """Returns the arguments of a model pass other than tokens and positions."""
+        # transformers passes a four-dimensional mask on unchanged, and `attend` does not read it.
         any_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self._lengths.flat.device)
         return {"past_key_values": self, "attention_mask": any_mask, "prompts": self}
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Writes a token of each answer, [rows, heads, 1, D], where `begin` said."""
+        """Writes a token of each answer, [rows, heads, 1, D], to the place set by `begin`."""
         shape = self.shape
         for own, states in zip(
             self._layers[layer_idx].views(shape)[1], (key_states, value_states), strict=True
@@ -163,7 +163,7 @@ class StaticPrompts(Cache):
         return key_states, value_states
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Tokens that a row has room for."""
+        """Returns the tokens that a row has room for."""
         return self.shape.width + self.shape.room
 
     def attend(
@@ -172,10 +172,10 @@ class StaticPrompts(Cache):
         """Returns a layer's output for the newest token of each row, [rows, 1, heads, D].
 
         Args:
-            layer: Its index.
+            layer: Index of the layer.
             query: [rows, heads, 1, D].
-            key, value: Of the newest tokens: `update` has them already.
-            scaling: Of the scores; None for 1 / sqrt(D).
+            key, value: Those of the newest tokens, which `update` has stored already.
+            scaling: Factor of the scores; None for 1 / sqrt(D).
         """
         shape, dim = self.shape, query.shape[-1]
         (keys, values), (own_keys, own_values) = self._layers[layer].views(shape)
@@ -198,7 +198,7 @@ class _Layer:
 
     heads = 0
     dims = (0, 0)
-    """Of keys and of values."""
+    """D of keys and of values."""
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         self._prompts = (FlatBuffer(dtype, device), FlatBuffer(dtype, device))
@@ -213,7 +213,7 @@ class _Layer:
         return [prompts for prompts, _ in both], [answers for _, answers in both]
 
     def _views(self, kind: int, shape: Shape) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys (0) or values (1) of prompts and of answers."""
+        """Returns the keys (kind 0) or values (kind 1) of prompts and of answers."""
         dim = self.dims[kind]
         return (
             self._prompts[kind].view(shape.lines, self.heads, shape.width, dim),
@@ -227,7 +227,7 @@ class _Layer:
 
     def _arrange(self, kind: int, old: Shape, new: Shape, lines: torch.Tensor, slots: torch.Tensor) -> bool:
         kept: list[torch.Tensor] = []
-        if old.rows:  # copied before anything is written: old and new places overlap
+        if old.rows:  # copied before anything is written, since old and new places overlap
             prompts, answers = self._views(kind, old)
             kept = [
                 prompts[:, :, -min(old.width, new.width) :][lines],
@@ -237,7 +237,7 @@ class _Layer:
         moved = self._prompts[kind].reserve(new.lines * new.width * count)
         moved |= self._answers[kind].reserve(new.rows * new.room * count)
         prompts, answers = self._views(kind, new)
-        # What is in places that nobody sees must be finite: its weight is 0.
+        # Hidden places have weight 0, so their contents must be finite.
         prompts.zero_()
         answers.zero_()
         if kept:
@@ -247,7 +247,7 @@ class _Layer:
 
 
 def _scores(query: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-    """query [..., n, D] x keys [..., m, D] -> [..., n, m] in float32, as fused attention has it."""
+    """query [..., n, D] x keys [..., m, D] -> [..., n, m] in float32, as in fused attention."""
     if query.dtype == torch.float32:
         return query @ keys.transpose(-1, -2)
     if not query.is_cuda:
@@ -259,7 +259,7 @@ def _scores(query: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
 def run_prompts(
     model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor
 ) -> tuple[list[States], torch.Tensor]:
-    """Runs left-padded prompts, [prompts, tokens]. Returns states by layer, and what `last_logits` does."""
+    """Runs left-padded prompts, [prompts, tokens]. Returns states by layer, and logits as `last_logits`."""
     cache = CopiedPrompts(config=model.config)
     logits = last_logits(model, ids, mask, cache)
     layers = cast(list[DynamicLayer], cache.layers)
@@ -267,18 +267,18 @@ def run_prompts(
 
 
 def compute_dtype(model: PreTrainedModel) -> torch.dtype:
-    """Returns the type that a model's keys and values have in fused attention."""
+    """Returns the type of a model's keys and values in fused attention."""
     kind = model.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else model.dtype
 
 
 @torch.inference_mode(False)
 def serves(model: PreTrainedModel) -> bool:
-    """Returns whether a model computes with `StaticPrompts` what it computes otherwise; logs why not."""
+    """Returns whether a model computes the same with `StaticPrompts` as without; logs the reason if not."""
     expected = trial(model, CopiedPrompts(config=model.config))
     try:
         deviation = float((_static_trial(model) - expected).abs().max())
-    except Exception as error:  # what an architecture makes of a cache that it does not know
+    except Exception as error:  # an architecture may fail in any way with an unknown cache
         reason = f"{type(error).__name__}: {error}"
     else:
         if deviation <= limit(model):
@@ -290,7 +290,7 @@ def serves(model: PreTrainedModel) -> bool:
 
 @torch.no_grad()
 def _static_trial(model: PreTrainedModel) -> torch.Tensor:
-    """What `trial` computes: two answers beside each other, one beside an empty slot."""
+    """Computes what `trial` does, with two answers in one line, and one next to an empty slot."""
     prompts, mask, answers, _ = trial_tokens(model)
     states, _ = run_prompts(model, prompts, mask)
     cache = StaticPrompts(len(states), compute_dtype(model), model.device)

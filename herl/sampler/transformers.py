@@ -1,16 +1,16 @@
 """Samples with transformers from the trainer's own model, in its process.
 
-Where the trainer's model is sharded, no rank could run it alone: each then keeps a whole copy.
+If the trainer's model is sharded, no rank can run it alone, so each rank keeps a whole copy.
 
-One prompt is computed once for all its n answers, which share its keys and values; where a model cannot do
-that, each gets a copy. Answers that are finished leave the batch. Answer i of a request draws its tokens by
+A prompt is computed once for all its n answers, which share its keys and values, or get a copy each if the
+model does not support sharing. Finished answers leave the batch. Answer i of a request draws its tokens by
 inverse transform from its own stream of uniform numbers, so it is the same in any batch.
 
-On a GPU a decoding step is a CUDA graph that draws on the device (`herl.sampler.device_decoding`), for models
-whose answers can share prompts. Under autocast, linear layers use copies of their weights in its type, taken
-at the start of every `generate`: the sampler is never stale, and computes as the trainer does.
+On a GPU, a decoding step is a CUDA graph that draws on the device (`herl.sampler.device_decoding`), for
+models whose answers can share prompts. Under autocast, linear layers use copies of their weights in its type,
+taken at the start of every `generate`: the sampler is never stale, and computes as the trainer does.
 
-Left out: beam search, penalties, paged attention. For those and for speed use a vLLM sampler.
+Left out: beam search, penalties, paged attention. Use a vLLM sampler for those, and for speed.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ from herl.seeds import derive_seed
 from herl.types import Rollout, SampleRequest
 
 KEPT = 0.1
-"""Share of a GPU's memory up to which keys, values and copies of weights stay there during the update."""
+"""Largest share of a GPU's memory that keys, values and weight copies may keep during the update."""
 
 
 class TransformersSampler(Sampler):
     """Batched sampling from the live policy.
 
-    What it keeps on a GPU from batch to batch (keys, values, copies of weights) is freed during the update if
-    it is more than a tenth of the GPU's memory; the next batch then records its steps again.
+    The memory that it keeps on a GPU between batches (keys, values, weight copies) is freed during the update
+    if it exceeds a tenth of the GPU's; the next batch then records its steps again.
 
     Args:
         batch_size: Answers sampled at the same time.
-        pack_weights: Whether sampling on a CPU uses a second copy of the weights, in the layout that is
-            fast for few rows (`herl.sampler.packed_linears`). It is there only while answers are sampled.
+        pack_weights: Whether sampling on a CPU uses a second copy of the weights, in a layout that is fast
+            for few rows (`herl.sampler.packed_linears`). It exists only while answers are sampled.
     """
 
     checkpoint_names = False
@@ -67,17 +67,17 @@ class TransformersSampler(Sampler):
         self._decoder: DeviceDecoder | None = None
 
     def start(self, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Keeps a reference to the live policy, or makes room for a copy of a sharded one."""
+        """Keeps a reference to the live policy, or allocates a copy of a sharded one."""
         self.live = not is_sharded(policy)
         self._policy = policy if self.live else _empty_copy(policy)
         self._tokenizer = tokenizer
         self._end_ids = end_token_ids(policy, tokenizer)
-        self._new_cache: Callable[[], PromptCache] | None = None  # found out when the weights are there
-        self._on_device: bool | None = None  # so is this
+        self._new_cache: Callable[[], PromptCache] | None = None  # determined once there are weights
+        self._on_device: bool | None = None  # likewise
         self._cast, self._decoder = CastLinears(), None
 
     def load_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
-        """Notes the version. A live policy's weights are there already: nothing of the stream is read."""
+        """Records the version. A live policy has the weights already, so the stream is not read."""
         self.version = version
         if not self.live:
             own = self._policy.state_dict()
@@ -88,7 +88,7 @@ class TransformersSampler(Sampler):
                     self._lost.pop(name, None)
 
     def lost_weights(self) -> list[str]:
-        """Returns the weights of the copy that the stream did not have. The others are what was copied."""
+        """Returns the names of the copy's weights that were missing from the stream."""
         return list(self._lost)
 
     def generate(self, requests: Sequence[SampleRequest]) -> Iterator[Rollout]:
@@ -115,7 +115,7 @@ class TransformersSampler(Sampler):
             self._policy.train(was_training)
 
     def sleep(self) -> None:
-        """Frees what is kept on a GPU from batch to batch, if it is much of the GPU's memory."""
+        """Frees the memory kept on a GPU between batches, if it is a large share of the GPU's."""
         if self._decoder is None:
             return
         total = torch.cuda.get_device_properties(self._policy.device).total_memory
@@ -123,7 +123,7 @@ class TransformersSampler(Sampler):
             self.close()
 
     def close(self) -> None:
-        """Frees what is kept from batch to batch. It comes again when it is needed."""
+        """Frees the memory kept between batches. It is allocated again when needed."""
         self._decoder = None
         self._cast.clear()
 
@@ -133,7 +133,7 @@ class TransformersSampler(Sampler):
         return packed_linears(self._policy, rows) if self.pack_weights else nullcontext()
 
     def _decodes_on_device(self) -> bool:
-        """Whether answers are sampled by recorded steps: on a GPU, where they can share prompts."""
+        """Whether answers are sampled by recorded steps: on a GPU, if they can share prompts."""
         if self._policy.device.type != "cuda":
             return False
         if self._on_device is None:
@@ -147,7 +147,7 @@ class TransformersSampler(Sampler):
         yield from map(self._rollout, self._decoder.sample(answers, self.batch_size))
 
     def _sample(self, answers: list[OpenAnswer]) -> Iterator[Rollout]:
-        """Samples one batch to its end. Not a torch.no_grad generator: the mode would leak to the caller."""
+        """Samples one batch to its end. As a torch.no_grad generator, it would leak the mode to callers."""
         logits, cache, mask = self._prefill(answers)
         while True:
             token_ids, logprobs = _draw(logits, answers)
@@ -187,7 +187,7 @@ class TransformersSampler(Sampler):
     def _step(
         self, cache: PromptCache, mask: torch.Tensor, token_ids: list[int], keep: list[int] | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Feeds the tokens just drawn, for the rows still going."""
+        """Feeds the tokens just drawn, for the unfinished rows."""
         ids = torch.tensor(token_ids, device=mask.device)
         if keep is not None:
             rows = torch.tensor(keep, device=mask.device)
@@ -215,11 +215,11 @@ class TransformersSampler(Sampler):
 
 
 def _empty_copy(policy: PreTrainedModel) -> PreTrainedModel:
-    """A whole model of the same architecture on this rank's device, its weights still to come.
+    """Returns an unsharded model of the same architecture on this rank's device, with weights to be filled.
 
-    On a GPU in the type that the shards are gathered and computed in.
+    On a GPU it has the type that shards are gathered and computed in.
     """
-    # Shards may rest on the host (offloading) and still compute on the mesh's device.
+    # With offloading, shards live on the host but compute on the mesh's device.
     device = next(p.device_mesh.device_type for p in policy.parameters() if isinstance(p, DTensor))
     dtype = policy.dtype if device == "cpu" else _gathered_dtype(policy)
     copy: PreTrainedModel = AutoModelForCausalLM.from_config(policy.config, dtype=dtype)
@@ -228,7 +228,7 @@ def _empty_copy(policy: PreTrainedModel) -> PreTrainedModel:
 
 
 def _gathered_dtype(policy: PreTrainedModel) -> torch.dtype:
-    """The type that a sharded policy computes in: FSDP's own, else that of its parameters."""
+    """Returns the type that a sharded policy computes in: FSDP's, or else that of its parameters."""
     if not isinstance(policy, FSDPModule):
         return policy.dtype
     gathered: torch.dtype | None = policy._get_fsdp_state()._mp_policy.param_dtype
@@ -236,13 +236,13 @@ def _gathered_dtype(policy: PreTrainedModel) -> torch.dtype:
 
 
 def _uniforms(request: SampleRequest, index: int) -> np.ndarray:
-    """The answer's own uniform numbers, one per token, [max_new_tokens]."""
+    """Returns the answer's uniform numbers, one per token, [max_new_tokens]."""
     generator = np.random.Generator(np.random.PCG64(derive_seed(request.seed, index)))
     return generator.random(request.sampling.max_new_tokens)
 
 
 def _draw(logits: torch.Tensor, answers: list[OpenAnswer]) -> tuple[list[int], list[float]]:
-    """Draws a token per row from its own numbers. Returns ids and log-probs."""
+    """Draws a token per row from the row's numbers. Returns ids and log-probs."""
     settings = [answer.request.sampling for answer in answers]
     device = logits.device
     chosen, logprobs = draw(

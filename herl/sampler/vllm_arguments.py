@@ -1,9 +1,9 @@
-"""What a run decides for a vLLM engine beside its trainer: length, dtype, share of the GPU's memory.
+"""Arguments that a run sets for a vLLM engine next to its trainer: length, dtype, share of the GPU's memory.
 
-The share is the smaller of two:
+The share is the smaller of two amounts:
 
-    room    what the trainer leaves: all but its weights and moments where the engine sleeps during the
-            update, all but the peak of the update where it does not
+    room    the memory left by the trainer: all but its weights and moments if the engine sleeps during the
+            update, all but the peak of the update otherwise
     wanted  the engine's weights, its working memory, and keys and values of all answers at their longest
 """
 
@@ -20,25 +20,25 @@ from herl.sampler import CardNeeds, RunLimits
 
 GIB = 2**30
 JUDGE_SHARE = 0.4
-"""Of a GPU's memory, for an engine that no run sizes: a judge's."""
+"""Share of a GPU's memory for an engine that belongs to no run, as in a judge."""
 WORKSPACE_GIB = 3.0
-"""Of an engine besides weights, keys and values: activations of a step, CUDA graphs."""
+"""Memory of an engine besides weights, keys and values: activations of a step, CUDA graphs."""
 SPARE_GIB = 2.0
-"""Left to the CUDA context, fragments, and layers that are gathered for a refresh."""
-MOST = 0.95
-"""Share of a GPU that an engine takes at most."""
+"""Memory left for the CUDA context, fragmentation, and layers gathered for a refresh."""
+MAX_SHARE = 0.95
+"""Largest share of a GPU's memory that an engine may use."""
 MEMORY_SIGNS = ("out of memory", "gpu_memory_utilization", "gpu memory utilization", "kv cache")
-"""By which an error of the engine is known to be about memory."""
+"""Phrases that mark an engine's error as one about memory."""
 
 
 def run_arguments(
     limits: RunLimits | None, given: Mapping[str, Any], *, on_cpu: bool, sleeps: bool
 ) -> dict[str, Any]:
-    """Returns arguments of vllm.LLM, for those that are not given. All ranks must call it.
+    """Returns the arguments of vllm.LLM that the user has not given. All ranks must call it.
 
     Args:
-        limits: Of the run; None for an engine that serves none, such as a judge's.
-        given: Arguments chosen by the user, with max_num_seqs and tensor_parallel_size.
+        limits: The run's limits; None for an engine outside a run, such as a judge's.
+        given: The user's arguments, with max_num_seqs and tensor_parallel_size.
         on_cpu: Whether the engine computes on a CPU.
         sleeps: Whether it frees its memory during the update.
 
@@ -54,7 +54,7 @@ def run_arguments(
     if limits is None or limits.card is None:
         return found | {"gpu_memory_utilization": JUDGE_SHARE}
     free, total = torch.cuda.mem_get_info()
-    # alike on all ranks, so that all take the same share or all fail
+    # the same on all ranks, so that all take the same share or all fail
     others, total = max(gather(total - free - torch.cuda.memory_reserved())), min(gather(total))
     chosen = found | dict(given)
     share = share_of_card(
@@ -84,17 +84,17 @@ def share_of_card(
     """Returns the share of a GPU's memory that an engine may take, in (0, 1).
 
     Args:
-        needs: What the model and the trainer need.
-        total_gib: Replay of the GPU.
-        others_gib: Taken already, by other processes.
+        needs: The memory needs of the model and the trainer.
+        total_gib: Memory of the GPU.
+        others_gib: Memory that other processes use already.
         sleeps: Whether the engine frees its memory during the update.
-        weight_bytes: Bytes of one of the engine's weights.
-        tensor_parallel: GPUs of one engine.
-        longest_tokens: Of a prompt with its answer.
-        max_at_once: Answers that the engine works on.
+        weight_bytes: Bytes per weight of the engine.
+        tensor_parallel: GPUs per engine.
+        longest_tokens: Most tokens of a prompt with its answer.
+        max_at_once: Answers that the engine works on at the same time.
 
     Raises:
-        ConfigError: the room is too small for the engine's weights and one answer; says what to change.
+        ConfigError: there is too little room for the engine's weights and one answer; says what to change.
     """
     trainer_gib = needs.resident_gib if sleeps else needs.update_gib
     room = total_gib - others_gib - trainer_gib - SPARE_GIB
@@ -102,26 +102,26 @@ def share_of_card(
     answer = longest_tokens * needs.kv_bytes * weight_bytes / 2 / tensor_parallel / GIB
     least = weights + WORKSPACE_GIB + answer
     if room < least:
-        taken = f", {others_gib:.1f} are taken by others" if others_gib >= 1 else ""
+        taken = f", other processes use {others_gib:.1f}" if others_gib >= 1 else ""
         sleep = "" if sleeps else "sampler.sleep=true, model.gradient_checkpointing=true, "
         raise ConfigError(
-            f"sampler: expected {least:.1f} GiB for an engine beside the trainer, got {max(0.0, room):.1f}: "
+            f"sampler: expected {least:.1f} GiB for an engine next to the trainer, got {max(0.0, room):.1f}: "
             f"of the GPU's {total_gib:.1f} GiB the trainer needs about {trainer_gib:.1f}{taken}. Try {sleep}"
             "strategy=fsdp on more GPUs, lora=lora, sampler.tensor_parallel_size=2, or lower "
-            "module.micro_batch_tokens or rollout.max_prompt_tokens; a given sampler.gpu_memory_utilization "
-            "is taken without this check"
+            "module.micro_batch_tokens or rollout.max_prompt_tokens. Setting sampler.gpu_memory_utilization "
+            "skips this check"
         )
-    return min(room, least + answer * (max_at_once - 1), MOST * total_gib) / total_gib
+    return min(room, least + answer * (max_at_once - 1), MAX_SHARE * total_gib) / total_gib
 
 
 def memory_complaint(error: Exception) -> str | None:
-    """Returns what to change where the engine's error is about memory, in one sentence; else None."""
-    said = str(error)
-    if not any(sign in said.lower() for sign in MEMORY_SIGNS):
+    """Returns a sentence that says what to change if the engine's error is about memory, or else None."""
+    text = str(error)
+    if not any(sign in text.lower() for sign in MEMORY_SIGNS):
         return None
-    first = said.strip().partition(". ")[0].rstrip(".")
+    first = text.strip().partition(". ")[0].rstrip(".")
     return (
         f"the vLLM engine does not fit in memory ({first}): raise sampler.gpu_memory_utilization or "
-        "sampler.kv_cache_gib if it asks for more, lower them if the GPU has no more, or lower "
+        "sampler.kv_cache_gib if the engine needs more, lower them if the GPU has no more, or lower "
         "rollout.max_prompt_tokens and max_new_tokens"
     )

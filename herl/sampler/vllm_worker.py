@@ -1,8 +1,8 @@
-"""Runs inside vLLM's workers: reloads weights, and reports what the engine's parameters hold afterwards.
+"""Runs inside vLLM's workers: reloads weights, and reports the contents of the engine's parameters.
 
 In the trainer's process the functions are passed to `collective_rpc`; servers get them as methods of their
-workers, by `--worker-extension-cls herl.sampler.vllm_worker.WorkerExtension`. See
-`herl.sampler.receipts` for why.
+workers, through `--worker-extension-cls herl.sampler.vllm_worker.WorkerExtension`. `herl.sampler.receipts`
+explains the purpose.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from herl.sampler.receipts import Dyed, checksum, columns, read
 
 Parameter = tuple[str, bool, Callable[[int], torch.Tensor]]
-"""Name, whether it is read by columns, and how: seed -> elements."""
+"""Name, whether it is read by columns, and the function that reads it: seed -> elements."""
 FIRST = {torch.bfloat16: 0x0080, torch.float16: 0x0400}
 LAST = {torch.bfloat16: 0x7F7F, torch.float16: 0x7BFF}
 """Bit patterns of the positive normal numbers; zero is for padding, and subnormals may be flushed to it."""
@@ -32,12 +32,12 @@ def reload(worker: Any, **source: Any) -> None:
     for module in worker.model_runner.get_model().modules():
         method: Any = getattr(module, "quant_method", None)
         if getattr(method, "moe_kernel", None) is not None and _device(module).type == "cpu":
-            method.moe_kernel = None  # else the engine would not pack new experts for the processor
+            method.moe_kernel = None  # otherwise the engine would not pack new experts for the processor
     worker.reload_weights(**source)
 
 
 def dye(worker: Any, tensors: Sequence[tuple[str, Sequence[int], int]]) -> list[Dyed]:
-    """Loads tensors filled with their colors, and reports which parameters have which colors."""
+    """Loads tensors filled with their colors, and reports the colors in each parameter."""
     model = worker.model_runner.get_model()
     kind, device = worker.model_runner.model_config.dtype, _device(model)
     before = checksums(worker, 0)
@@ -62,18 +62,18 @@ def checksums(worker: Any, seed: int) -> list[int]:
 
 
 class WorkerExtension:
-    """The same as methods that a vLLM server offers over /collective_rpc."""
+    """The same functions, as methods that a vLLM server offers over /collective_rpc."""
 
     herl_settings, herl_reload, herl_dye, herl_checksums = settings, reload, dye, checksums
 
 
 def named(kind: Any) -> str:
-    """Returns the name of a torch.dtype, such as bfloat16, which getattr(torch, ...) turns back."""
+    """Returns the name of a torch.dtype, such as bfloat16, for getattr(torch, ...)."""
     return str(kind).removeprefix("torch.")
 
 
 def _parameters(model: torch.nn.Module) -> Iterator[Parameter]:
-    """Yields all that holds weights: parameters, saved buffers, and what a CPU engine packed."""
+    """Yields everything that holds weights: parameters, saved buffers, and a CPU engine's packed weights."""
     seen = set()
     for prefix, module in model.named_modules():
         packed = hasattr(module, "cpu_linear")
@@ -89,10 +89,10 @@ def _parameters(model: torch.nn.Module) -> Iterator[Parameter]:
             seen.add(id(tensor))
             by_columns = (
                 packed and hasattr(module, "embedding_dim") and tensor.dim() == 2
-            )  # large, and a CPU's
+            )  # large, and on a CPU
             read_it = partial(_columns, module, tensor) if by_columns else partial(_whole, tensor)
             yield f"{prefix}.{name}", by_columns, read_it
-        # of an embedding that is also a head both are there, the weight and what was packed of it
+        # an embedding that is also a head has both the weight and its packed form
         if packed and (not module.weight.numel() or hasattr(module, "embedding_dim")):
             yield f"{prefix} (packed)", True, partial(_packed_columns, module)
 
@@ -107,7 +107,7 @@ def _columns(module: Any, weight: torch.Tensor, seed: int) -> torch.Tensor:
 
 @torch.no_grad()
 def _packed_columns(module: Any, seed: int) -> torch.Tensor:
-    """Columns of a weight by multiplying with unit vectors, which is exact: 1 x weight + 0 + 0 ..."""
+    """Reads columns of a weight by multiplying with unit vectors, which is exact: 1 x weight + 0 + 0 ..."""
     own = (
         getattr(module, name, None) for name in ("input_size_per_partition", "input_size", "embedding_dim")
     )
@@ -120,7 +120,7 @@ def _packed_columns(module: Any, seed: int) -> torch.Tensor:
 
 
 def _local_columns(module: Any, width: int, seed: int) -> list[int]:
-    """The chosen columns that this rank has, counted from its first."""
+    """Returns the chosen columns that this rank has, counted from its first."""
     full = getattr(module, "input_size", width)
     first = module.tp_rank * width if full > width else 0
     return [column - first for column in columns(full, seed) if first <= column < first + width]
@@ -131,12 +131,12 @@ def _device(module: torch.nn.Module) -> torch.device:
 
 
 def _coded(kind: torch.dtype) -> torch.dtype:
-    """The type whose bit patterns are colors: an engine in float32 holds those of bfloat16 as well."""
+    """Returns the type whose bit patterns are colors: bfloat16 also for an engine in float32."""
     return torch.float16 if kind is torch.float16 else torch.bfloat16
 
 
 def _color(color: int, kind: torch.dtype) -> float:
-    """Returns the number that stands for a color: positive ones first, then the same negative.
+    """Returns the number that represents a color: the positive numbers first, then their negatives.
 
     Raises:
         ValueError: there are more tensors than numbers.
@@ -149,8 +149,8 @@ def _color(color: int, kind: torch.dtype) -> float:
     return -float(number) if negative else float(number)
 
 
-def _colors(held: torch.Tensor, coded: torch.dtype, most: int) -> tuple[list[tuple[int, int]], bool]:
-    """Returns (color, elements) of all colors in a tensor, and whether it holds anything else but zeros."""
+def _colors(held: torch.Tensor, coded: torch.dtype, count: int) -> tuple[list[tuple[int, int]], bool]:
+    """Returns (color, elements) of all colors in a tensor, and whether it has other elements but zeros."""
     counts = torch.zeros(2**16, dtype=torch.int64, device=held.device)
     odd = torch.zeros((), dtype=torch.bool, device=held.device)
     for part in held.reshape(-1).split(2**24):
@@ -161,7 +161,7 @@ def _colors(held: torch.Tensor, coded: torch.dtype, most: int) -> tuple[list[tup
     for pattern in counts.nonzero()[:, 0].tolist():
         size, negative = pattern & 0x7FFF, pattern >> 15
         color = size - FIRST[coded] + negative * span
-        if FIRST[coded] <= size <= LAST[coded] and color < most:
+        if FIRST[coded] <= size <= LAST[coded] and color < count:
             found.append((color, int(counts[pattern])))
         elif size:
             strange = True

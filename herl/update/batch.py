@@ -1,13 +1,13 @@
 """Stage 9: experiences -> micro-batches of tensors, without padding.
 
-Answers that are trained under the same context follow one copy of it (`models/shared_attention.py`), and such
-pieces stand side by side in one row:
+Answers trained under the same context follow a single copy of it (`models/shared_attention.py`), and a row
+holds several such pieces:
 
     [ context 1 | answer | answer | ... | context 2 | answer | ... ]
 
-A row holds as many pieces as a budget of tokens allows, and rows carry about equal work. What an answer
-weighs in the loss is fixed here for the whole optimiser step, so that how the step is cut into micro-batches
-changes nothing.
+A row holds as many pieces as the token budget allows, and all rows take about equal work. Each answer's
+weight in the loss is fixed here for the whole optimizer step, so the division into micro-batches changes
+nothing.
 """
 
 from __future__ import annotations
@@ -30,50 +30,73 @@ from herl.update.loss.base import Aggregation, token_weights
 logger = logging.getLogger(__name__)
 
 Packing = Literal["shared", "packed", "single"]
-"""`shared`: one context for all its answers. `packed`: each answer behind a context of its own, several in a
-row, told apart by their positions. `single`: one answer in a row."""
+"""`shared`: one context for all its answers. `packed`: several answers in a row, each after its own copy of
+the context, and distinguished by their positions. `single`: one answer per row."""
 
 WORTH_A_WARNING = 0.25
-"""Share of a group's tokens that rows repeat because they are too short for the group."""
+"""Share of a group's tokens that rows may repeat, being too short for the group, before a warning."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MicroBatch:
-    """Tensors of one row of T tokens, N of them in answers.
+    """Tensors of one row of T tokens, N of which belong to answers.
 
-    Flat tensors [N] hold the tokens of the first answer in the row, then of the second, and so on.
+    Flat tensors [N] hold the tokens of the row's first answer, then of the second, and so on.
+
+    Two answers to the prompt 1 2 3 share one row, in which the prompt stands once. Token 3, in column 2,
+    predicts the first token of both.
+
+    >>> from herl.testing import make_experience, make_rollout
+    >>> answers = [make_rollout(id=f"a{i}", token_ids=ids) for i, ids in enumerate([[4, 5], [6, 7, 8]])]
+    >>> [batch] = micro_batches(
+    ...     [make_experience(answers[0], advantage=1.0), make_experience(answers[1], advantage=-1.0)],
+    ...     max_tokens=100, aggregation="token_mean",
+    ... )
+    >>> batch.input_ids  # the context, the first answer, the second answer
+    tensor([[1, 2, 3, 4, 5, 6, 7, 8]])
+    >>> batch.position_ids  # both answers go on where the context ends
+    tensor([[0, 1, 2, 3, 4, 3, 4, 5]])
+    >>> batch.answer_ids
+    tensor([4, 5, 6, 7, 8])
+    >>> batch.before  # the column that predicts each of them
+    tensor([2, 3, 2, 5, 6])
+    >>> batch.row  # the answer that each of them belongs to
+    tensor([0, 0, 1, 1, 1])
+    >>> batch.advantage, batch.weight
+    (tensor([ 1.,  1., -1., -1., -1.]), tensor([0.2000, 0.2000, 0.2000, 0.2000, 0.2000]))
     """
 
     rows: tuple[int, ...]
-    """Place of each answer in the list of experiences that the micro-batch was cut from."""
+    """Index of each answer in the list of experiences that the micro-batch was made from."""
     input_ids: torch.Tensor
     """[1, T], long."""
     position_ids: torch.Tensor
-    """[1, T], long: 0 at each context's first token; every answer goes on from its context."""
+    """[1, T], long: 0 at each context's first token; every answer continues from its context."""
     contexts: tuple[SharedContext, ...]
-    """Where contexts and answers stand in the row."""
+    """Where contexts and answers lie in the row."""
     packing: Packing
     answer_ids: torch.Tensor
     """[N], long: the sampled ids."""
     before: torch.Tensor
     """[N], long: the column whose output predicts each answer token. Context never carries loss."""
     row: torch.Tensor
-    """[N], long: which answer of the row each token belongs to."""
+    """[N], long: the answer of the row that each token belongs to."""
     advantage: torch.Tensor
     """[N], float."""
     weight: torch.Tensor
-    """[N], float: what each token counts in the loss of the whole optimiser step."""
+    """[N], float: each token's weight in the loss of the whole optimizer step."""
     revision: torch.Tensor
-    """[N], bool: the answer is a revision, or replayed: not an attempt at the context it is trained under."""
+    """[N], bool: whether the answer is a revision or replayed, that is, not an attempt at its training
+    context."""
     sampler_logprobs: torch.Tensor
-    """[N], float: log-probs of the sampler, under the context that it was sampled under."""
+    """[N], float: the sampler's log-probs, under the context that the answer was sampled under."""
     old_logprobs: torch.Tensor | None = None
-    """[N], float: the trainer's log-probs before this rollout batch's first optimiser step, under the
-    training context. None where nothing has been updated since: they are then the current ones."""
+    """[N], float: the trainer's log-probs before this rollout batch's first optimizer step, under the
+    training context. None if nothing has been updated since, so that they equal the current ones."""
     filler: bool = False
-    """True where another rank trains on these answers and this one only keeps step: all weights are 0."""
+    """Whether another rank trains on these answers and this rank only keeps in step: all weights are 0."""
     last: bool = False
-    """Whether it is this rank's last of the optimizer step."""
+    """Whether this is the rank's last micro-batch of the optimizer step."""
 
     @property
     def answer_lengths(self) -> list[int]:
@@ -81,7 +104,7 @@ class MicroBatch:
         return [length for context in self.contexts for length in context.answer_lengths]
 
     def to(self, device: torch.device) -> MicroBatch:
-        """Returns the micro-batch on a device. A GPU gets it when it comes to it; this does not wait."""
+        """Returns the micro-batch on a device. Does not wait for a GPU's pending work."""
         moved: dict[str, Any] = {
             field.name: on_device(value, device)
             for field in fields(self)
@@ -91,7 +114,7 @@ class MicroBatch:
 
 
 def unjudged(rollout: Rollout) -> Experience:
-    """Returns an answer as something to compute log-probs of, under the context it was sampled under."""
+    """Wraps an answer for computing its log-probs under the context that it was sampled under."""
     return Experience(
         rollout=rollout,
         judgement=Judgement(rollout_id=rollout.id, verdicts=(), reward=None),
@@ -103,7 +126,7 @@ def unjudged(rollout: Rollout) -> Experience:
 
 
 def split_by_group(experiences: Sequence[Experience], parts: int) -> list[list[Experience]]:
-    """Splits experiences into at most `parts` lists of whole groups, about equally many groups each."""
+    """Splits experiences into at most `parts` lists of whole groups, with about equally many groups each."""
     groups = [list(group) for _, group in groupby(experiences, key=lambda e: e.rollout.group_id)]
     count = min(parts, len(groups))
     borders = [round(i * len(groups) / count) for i in range(count + 1)] if count else []
@@ -124,28 +147,29 @@ def micro_batches(
     world_size: int = 1,
     packing: Packing = "shared",
 ) -> Iterator[MicroBatch]:
-    """Yields this rank's micro-batches of one optimiser step.
+    """Yields this rank's micro-batches of one optimizer step.
 
-    Rows of about equal length go to different ranks at the same time, and every rank gets as many: where
-    there are too few answers, a rank repeats another's as a filler of weight 0, because a sharded model needs
-    all ranks in every pass.
+    Ranks process rows of about equal length at the same time, and all ranks get the same number. If there are
+    too few answers, a rank repeats another's row as a filler of weight 0, because a sharded model needs all
+    ranks in every pass.
 
     Args:
         experiences: All experiences of the step, on all ranks.
-        max_tokens: Tokens in a micro-batch. A single longer answer with its context still gets one.
+        max_tokens: Most tokens in a micro-batch. A single answer that exceeds this with its context still
+            gets one.
         aggregation: How the step's tokens are averaged (`herl.update.loss.base.token_weights`).
         constant_length: Tokens, for the aggregation `constant`.
-        old_logprobs: For each experience, the trainer's log-probs before the update, [answer_len].
-            None where another rank trains on it.
+        old_logprobs: For each experience, the trainer's log-probs before the update, [answer_len], or None
+            if another rank trains on it.
         rank: The rank that the micro-batches are for.
         world_size: Number of ranks.
-        packing: What stands in a row.
+        packing: How answers share a row.
     """
     answer_lengths = [len(e.rollout.token_ids) for e in experiences]
     weights = token_weights(answer_lengths, aggregation, constant_length)
     plan = _plan(experiences, max_tokens, world_size, packing)
     for first in range(0, len(plan), world_size):
-        # A filler's old log-probs are those of another rank; at weight 0 any will do.
+        # A filler's old log-probs are on another rank; with weight 0, any values will do.
         filler = not plan[first + rank]
         pieces = plan[first if filler else first + rank]
         batch = _row(experiences, pieces, weights, None if filler else old_logprobs, packing)
@@ -155,7 +179,7 @@ def micro_batches(
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """Answers that will share one context: their places among the experiences."""
+    """Answers that will share one context, by their index among the experiences."""
 
     context: int
     """Tokens of the context."""
@@ -168,7 +192,7 @@ class _Piece:
         return self.context + sum(self.lengths)
 
     def split(self, parts: int) -> list[_Piece]:
-        """Deals the answers out to parts of about equal length; each repeats the context."""
+        """Distributes the answers over parts of about equal length, each of which repeats the context."""
         dealt: list[list[int]] = [[] for _ in range(parts)]
         longest_first = sorted(range(len(self.answers)), key=lambda i: -self.lengths[i])
         for place, part in _even(longest_first, [self.lengths[i] for i in longest_first], parts):
@@ -186,7 +210,7 @@ class _Piece:
 def _plan(
     experiences: Sequence[Experience], max_tokens: int, world_size: int, packing: Packing
 ) -> list[list[_Piece]]:
-    """Returns rows of pieces, as many as a multiple of the ranks; an empty one only for want of answers."""
+    """Returns a multiple of `world_size` rows; a row is empty only if there are fewer answers than ranks."""
     pieces = [part for piece in _pieces(experiences, packing) for part in _fitting(piece, max_tokens)]
     while (
         0 < len(pieces) < world_size and len(widest := max(pieces, key=lambda p: len(p.answers)).answers) > 1
@@ -221,10 +245,10 @@ def _pieces(experiences: Sequence[Experience], packing: Packing) -> list[_Piece]
 
 
 def _fitting(piece: _Piece, max_tokens: int) -> list[_Piece]:
-    """Splits a piece into as few as fit into a row; an answer too long for one still gets one."""
+    """Splits a piece into as few pieces as fit into rows; an answer that is too long still gets a row."""
     room = max(max_tokens - piece.context, 1)
-    fewest = math.ceil(sum(piece.lengths) / room)
-    for count in range(fewest, len(piece.answers)):
+    min_count = math.ceil(sum(piece.lengths) / room)
+    for count in range(min_count, len(piece.answers)):
         parts = piece.split(count)
         if all(part.tokens <= max_tokens or len(part.answers) == 1 for part in parts):
             break
@@ -238,14 +262,14 @@ def _fitting(piece: _Piece, max_tokens: int) -> list[_Piece]:
 @cache  # once
 def _advise(max_tokens: int) -> None:
     logger.warning(
-        "a group of answers with a long context does not fit into module.micro_batch_tokens=%d: the "
-        "context is computed in several rows; more tokens are faster, where memory allows them",
+        "a group of answers with a long context does not fit into module.micro_batch_tokens=%d, so several "
+        "rows compute the context; more tokens are faster, if memory allows",
         max_tokens,
     )
 
 
 def _even(items: Sequence[Any], lengths: Sequence[int], parts: int) -> Iterator[tuple[Any, int]]:
-    """Yields (item, part): each item, the longest first, goes where least has gone so far."""
+    """Yields (item, part): each item, longest first, goes to the part with the least so far."""
     loads = [(0, part) for part in range(parts)]
     for item, length in zip(items, lengths, strict=True):
         load, part = loads[0]

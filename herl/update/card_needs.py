@@ -1,12 +1,12 @@
 """What a run will ask of its sampler, and how much of a GPU the trainer needs beside it.
 
 The module hands this to the sampler before `Sampler.start`: an engine on the trainer's card sizes its context
-and its memory by it. Replay is what `herl.update.gpu_cost` estimates; nothing is measured here.
+and its memory by it. Memory is estimated by `herl.update.gpu_cost`; nothing is measured here.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import lightning as L
 import torch
@@ -20,6 +20,7 @@ from herl.rollout.stages import RolloutPlan, Stages
 from herl.sampler import CardNeeds, RunLimits
 from herl.update.gpu_cost import GIB, Settings, model_size, update_gib
 from herl.update.loss.base import Loss
+from herl.update.updater import Updater
 
 PROBE_TOKENS = 512
 """Room for the request that checks a refresh, where the model allows as many."""
@@ -32,15 +33,19 @@ class Configured(Protocol):
     policy: PreTrainedModel | None
     stages: Stages
     loss: Loss
-    micro_batch_tokens: Any
-    trains: bool
+    updater: Updater
 
     @property
     def trainer(self) -> L.Trainer: ...
 
 
-def run_limits(module: Configured) -> RunLimits:
-    """Returns what the run's sampler must hold, and what it must leave to the trainer."""
+def run_limits(module: Configured, *, trains: bool = True) -> RunLimits:
+    """Returns what the run's sampler must hold, and what it must leave to the trainer.
+
+    Args:
+        module: The run's, with its policy loaded.
+        trains: False for a run that only measures: it needs no room for an update.
+    """
     trainer, most = module.trainer, module.model.max_tokens() or PROBE_TOKENS
     assert module.policy is not None
     callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
@@ -48,7 +53,9 @@ def run_limits(module: Configured) -> RunLimits:
         longest_tokens=max(longest_sequence(module.stages.plan), min(PROBE_TOKENS, most)),
         dtype=torch.bfloat16 if trainer.precision == "bf16-mixed" else module.policy.dtype,
         refreshed_every_batch=any(getattr(one, "refreshes_every_batch", False) for one in callbacks),
-        card=_card_needs(module, module.policy) if trainer.strategy.root_device.type == "cuda" else None,
+        card=_card_needs(module, module.policy, trains)
+        if trainer.strategy.root_device.type == "cuda"
+        else None,
     )
 
 
@@ -68,12 +75,12 @@ def longest_micro_batch(plan: RolloutPlan, micro_batch_tokens: int | str) -> int
     return min(prompt + answer * plan.attempts_per_prompt, max(budget, prompt + answer))
 
 
-def _card_needs(module: Configured, policy: PreTrainedModel) -> CardNeeds:
+def _card_needs(module: Configured, policy: PreTrainedModel, trains: bool) -> CardNeeds:
     model, strategy, reference = module.model, module.trainer.strategy, module.loss.needs_reference
     size = model_size(model.path)
     parts = module.trainer.world_size if isinstance(strategy, FSDPStrategy) else 1
     counts = [(parameter.numel(), parameter.requires_grad) for parameter in policy.parameters()]
-    learns = sum(n for n, learns in counts if learns) / sum(n for n, _ in counts) if module.trains else 0.0
+    learns = sum(n for n, learns in counts if learns) / sum(n for n, _ in counts) if trains else 0.0
     settings = Settings(
         reference=reference,
         second_model=reference and not has_adapters(policy),
@@ -82,7 +89,8 @@ def _card_needs(module: Configured, policy: PreTrainedModel) -> CardNeeds:
         compiled=model.compile is not False,
         frozen_bytes=policy.dtype.itemsize if learns < 1.0 else 4,
     )
-    tokens = longest_micro_batch(module.stages.plan, module.micro_batch_tokens) if module.trains else 0
+    given = module.updater.micro_batch_tokens
+    tokens = longest_micro_batch(module.stages.plan, given) if trains else 0
     update = update_gib(size, tokens, settings, parts)
     gradients = 4 * size.parameters * learns / parts / GIB
     if isinstance(strategy, DDPStrategy) and module.trainer.world_size > 1:

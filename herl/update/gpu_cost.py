@@ -1,4 +1,4 @@
-"""What a run would take on given GPUs, from formulas that anybody can check: no measurement, but an order.
+"""Estimates time and memory of a run on given GPUs: rough orders of magnitude from simple formulas.
 
 update   (6 P T + 6 L d T S) / (N F u), a third more for recomputed activations and for a reference's pass,
          and for old log-probs, where a batch makes several steps
@@ -10,19 +10,19 @@ memory   of the update:   (4 + 4 + 8) P / N for float32 weights, gradients and m
          of the sampling: (4 + 8) P / N; the engine's 2 P, 2 GiB, k for each token that it keeps
 
 P parameters, L layers of width d with f inner units, T trained tokens with their contexts, S mean tokens of a
-sequence, k bytes of keys and values a token, N GPUs; of one: F bfloat16 FLOP/s, B bytes/s, R answers at once;
-u, b, E, W below. Both kinds of memory are there at once unless the engine sleeps during the update.
+sequence, k bytes of keys and values per token, N GPUs, each with F bfloat16 FLOP/s, B bytes/s and R answers
+at once; u, b, E, W below. Both kinds of memory are needed at once unless the engine sleeps during the update.
 
-Where 34 and 8 come from: without compiled blocks, bf16-mixed keeps in each layer two float32 residuals and
-two normalized ones (16 d), their bfloat16 casts for five products (10 d), queries, keys, values and outputs
+The terms 34 d and 8 f: without compiled blocks, bf16-mixed keeps in each layer two float32 residuals and two
+normalized ones (16 d), their bfloat16 casts for five products (10 d), queries, keys, values and outputs
 (8 d), and in the gated part gate, activation, up and their product (8 f). Compiled blocks keep less.
 
-Measured (`tests/unit/test_cost.py` holds the formulas to these points):
+Measured (`tests/unit/update/test_gpu_cost.py` checks the formulas against these points):
 - Qwen2.5's shapes on an H100, forward and backward of rows of 10 950 tokens, no optimizer. Compiled blocks:
   0.5B 19.8 GiB, by the formulas 20.4; 1.5B 41.0 and 43.9; six layers of 7B 37.4 and 38.7. Blocks that are not
   compiled: 0.5B, 10 700 tokens, 22.9 and 24.2.
-- 0.5B in one row of 21 800 tokens: 26.4, by the formulas 33.6: they do not know that the logits of so many
-  answer tokens are computed in chunks, and count more for activations than such a row keeps.
+- 0.5B in one row of 21 800 tokens: 26.4, by the formulas 33.6. They ignore that the logits of so many answer
+  tokens are computed in chunks, and overestimate the activations that such a row keeps.
 Not measured: several GPUs, adapters, recomputed activations, the engine's share.
 """
 
@@ -39,45 +39,45 @@ from herl.models.pretrained import PretrainedModel
 from herl.update.logprobs import WHOLE_LOGITS
 
 FLOPS_SHARE = 0.4
-"""u: share of the peak that large matrix products of a transformer reach."""
+"""u: share of peak FLOP/s that a transformer's large matrix products reach."""
 BANDWIDTH_SHARE = 0.7
 """b: share of the memory's bandwidth that decoding reaches."""
 ENGINE_SECONDS = 0.005
-"""E: of an engine's step besides the work of the GPU."""
+"""E: seconds of an engine step besides the GPU's work."""
 REFRESH_BYTES = 20e9
-"""W: bytes of weights that reach an engine in a second."""
+"""W: bytes of weights per second that reach an engine."""
 WIDTH_BYTES = 34
-"""Of activations, for a token and a unit of a layer's width, in bf16-mixed."""
+"""Activation bytes per token and unit of a layer's width, in bf16-mixed."""
 INNER_BYTES = 8
-"""Of activations, for a token and a unit of a layer's gated inner width."""
+"""Activation bytes per token and unit of a layer's gated inner width."""
 COMPILED_SHARE = 0.75
-"""Of these activations that compiled blocks keep."""
+"""Share of these activations that compiled blocks keep."""
 LOGIT_BYTES = 2
-"""Of a logit in bfloat16, which becomes its gradient in place."""
+"""Bytes of a bfloat16 logit, which becomes its gradient in place."""
 LOGITS_AT_ONCE = WHOLE_LOGITS["cuda"]
-"""Most logits that are in memory on a GPU: of more, fewer are kept and all are computed twice."""
+"""Most logits in memory on a GPU: if there are more, fewer are kept and all are computed twice."""
 ENGINE_GIB = 2.0
-"""Of an engine besides weights, keys and values: graphs and a step's activations. Not measured."""
+"""Memory of an engine besides weights, keys and values: graphs and a step's activations. Not measured."""
 RESERVE_GIB = 2.0
-"""Of a GPU: CUDA, its libraries, and what the allocator cannot use."""
+"""Memory of a GPU taken by CUDA, its libraries, and fragmentation."""
 FLOAT32, BF16 = 4, 2
 GIB = 2**30
 
 
 Engine = Literal["vllm", "transformers", "elsewhere"]
-"""What samples: a vLLM engine on the same GPUs; the policy, by a bfloat16 copy that exists only while it
+"""The sampler: a vLLM engine on the same GPUs; the policy, with a bfloat16 copy that exists only while it
 samples; or servers on other GPUs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GPU:
-    """One GPU, by its maker's data sheet."""
+    """One GPU, according to its data sheet."""
 
     tflops: float
-    """Dense bfloat16, 10^12 a second."""
+    """Dense bfloat16 operations, 10^12 per second."""
     gib: float
     bandwidth: float
-    """Of its memory, 10^12 bytes a second."""
+    """Memory bandwidth, 10^12 bytes per second."""
 
 
 GPUS = {
@@ -93,18 +93,18 @@ GPUS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSize:
-    """What the formulas need of a model."""
+    """The sizes of a model that the formulas need."""
 
     parameters: int
     layers: int
     width: int
     inner: int
-    """Units of a layer's gated part; in a mixture of experts, of the experts that see a token."""
+    """Units of a layer's gated part; in a mixture of experts, those of the experts that see a token."""
     vocabulary: int
     outer: int
     """Parameters outside the layers: embeddings and head."""
     kv_bytes: int
-    """Of the keys and values of one token in all layers, in bfloat16."""
+    """Bytes of one token's keys and values in all layers, in bfloat16."""
 
     @property
     def layer(self) -> float:
@@ -114,55 +114,55 @@ class ModelSize:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """One batch, as it was measured in a trial."""
+    """The work of one batch, as measured in a trial."""
 
     answers: float
     """Attempts and revisions."""
     answer_tokens: float
     """Mean tokens of an answer."""
     prompt_tokens: float
-    """Of all prompts that the engines read; n answers of a prompt read it once."""
+    """Tokens of all prompts that the engines read; n answers to a prompt read it once."""
     trained_tokens: float
-    """Of all rows of the update, contexts included."""
+    """Tokens of all rows of the update, contexts included."""
     micro_batch_tokens: float
-    """Of the longest micro-batch."""
+    """Tokens of the longest micro-batch."""
     judge_seconds: float
-    """That the judge kept the run waiting."""
+    """Time that the run waited for the judge."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What of the configuration matters."""
+    """The settings of a run that matter for the estimate."""
 
     updates_per_batch: int = 1
     reference: bool = False
     """Whether the loss needs the log-probs of a reference."""
     second_model: bool = False
-    """Whether that reference is a model of its own."""
+    """Whether the reference is a separate model."""
     trained_share: float = 1.0
-    """Share of the parameters that has gradients and moments: below 1 with adapters."""
+    """Share of the parameters with gradients and moments: below 1 with adapters."""
     checkpointing: bool = False
     compiled: bool = False
-    """Whether the blocks of layers are compiled, as they are by default on a GPU."""
+    """Whether blocks of layers are compiled, the default on a GPU."""
     frozen_bytes: int = 4
-    """Of a weight that is not trained: 2 below adapters of a bfloat16 model."""
+    """Bytes of a weight that is not trained: 2 under adapters of a bfloat16 model."""
     engine: Engine = "vllm"
     sleep: bool = False
-    """Whether the engine leaves its memory to the update."""
+    """Whether the engine frees its memory for the update."""
     tensor_parallel: int = 1
-    """GPUs of one engine."""
+    """GPUs per engine."""
     max_at_once: int = 256
-    """Answers that one engine works on."""
+    """Answers that one engine works on at the same time."""
 
 
 def model_size(path: str) -> ModelSize:
-    """Returns the size of a model from its configuration alone; no weights are read.
+    """Returns the size of a model from its configuration, without reading weights.
 
     Args:
-        path: As in `PretrainedModel`; of a folder only config.json is read.
+        path: As in `PretrainedModel`; of a folder, only config.json is read.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: the configuration cannot be read.
     """
     try:
         config = AutoConfig.from_pretrained(PretrainedModel(path=path).source())
@@ -173,7 +173,7 @@ def model_size(path: str) -> ModelSize:
 
 
 def size_of(model: PreTrainedModel) -> ModelSize:
-    """Returns the size of a model, on whatever device it is. Adapters count as parameters."""
+    """Returns the size of a model, on any device. Adapters count as parameters."""
     text = model.config.get_text_config()
     queries = getattr(text, "num_attention_heads", None) or 0  # a model may have no attention
     head = getattr(text, "head_dim", None) or (text.hidden_size // queries if queries else 0)
@@ -192,10 +192,10 @@ def size_of(model: PreTrainedModel) -> ModelSize:
 
 
 def gpu_named(name: str) -> GPU:
-    """Returns a GPU that is known.
+    """Returns a known GPU by name.
 
     Raises:
-        ConfigError: it is not.
+        ConfigError: the name is unknown.
     """
     if name.lower() not in GPUS:
         raise ConfigError(f"cost.gpu: expected one of {', '.join(GPUS)}, got '{name}'")
@@ -203,16 +203,16 @@ def gpu_named(name: str) -> GPU:
 
 
 def gpu_of(device: torch.device) -> GPU | None:
-    """Returns the GPU that a device is, by its name; None for a CPU, and for one that is not known."""
+    """Returns the known GPU that matches a device's name; None for a CPU or an unknown GPU."""
     name = torch.cuda.get_device_name(device).lower() if device.type == "cuda" else ""
     return next((gpu for known, gpu in GPUS.items() if known in name.replace(" ", "")), None)
 
 
 def estimate(model: ModelSize, work: Work, settings: Settings, gpu: GPU, devices: int) -> dict[str, Any]:
-    """Returns seconds of a batch by phase and GiB of one GPU by use.
+    """Returns the seconds of a batch by phase, and the GiB of one GPU by use.
 
     Raises:
-        ConfigError: the engines do not fit the number of GPUs.
+        ConfigError: the GPUs cannot be divided among the engines.
     """
     if devices < 1 or devices % settings.tensor_parallel:
         raise ConfigError(
@@ -249,7 +249,7 @@ def _update(model: ModelSize, work: Work, settings: Settings, gpu: GPU, devices:
     length = work.trained_tokens / max(1.0, work.answers)
     forward = 2 * (model.parameters + model.layers * model.width * length) * work.trained_tokens
     passes = 3.0 + settings.checkpointing + settings.reference
-    passes += 1 - 1 / settings.updates_per_batch  # old log-probs: the first step's are the present ones
+    passes += 1 - 1 / settings.updates_per_batch  # old log-probs: the first step's are the current ones
     return passes * forward / (devices * gpu.tflops * 1e12 * FLOPS_SHARE)
 
 
@@ -269,12 +269,12 @@ def _sampling(
 def update_gib(
     model: ModelSize, row_tokens: float, settings: Settings, devices: int, *, moments: bool = True
 ) -> dict[str, float]:
-    """Returns GiB of one GPU during an update in bf16-mixed, by use, without what CUDA itself takes.
+    """Returns the GiB of one GPU during an update in bf16-mixed, by use, without CUDA's overhead.
 
     Args:
-        model: What is trained.
+        model: The model to be trained.
         row_tokens: Tokens of the longest micro-batch.
-        settings: Of the run.
+        settings: The run's settings.
         devices: GPUs that share weights, gradients and moments.
         moments: Whether an optimizer with two moments has taken a step.
     """
@@ -290,7 +290,7 @@ def update_gib(
 
 
 def activation_bytes(model: ModelSize, settings: Settings) -> float:
-    """Returns bytes that one token of a row keeps from forward to backward, logits left out."""
+    """Returns the bytes that one token of a row keeps from forward to backward, without logits."""
     of_layer = float(WIDTH_BYTES * model.width + INNER_BYTES * model.inner)
     if settings.compiled:
         of_layer *= COMPILED_SHARE
@@ -300,8 +300,9 @@ def activation_bytes(model: ModelSize, settings: Settings) -> float:
 
 
 def bfloat16_weights(model: ModelSize, settings: Settings, devices: int) -> float:
-    """Returns bytes of weights as products need them. One GPU keeps each from forward to backward. Several
-    hold one layer while they gather the next; its gradients are in bfloat16 and, for the sum, in float32."""
+    """Returns the bytes of weights in the type of products. One GPU keeps each from forward to backward.
+    Several hold one layer while they gather the next, with its gradients in bfloat16 and, for the sum, in
+    float32."""
     if devices > 1:
         gradients = settings.trained_share * (model.outer + model.layer)
         return BF16 * (model.outer + 2 * model.layer) + (BF16 + FLOAT32) * gradients
@@ -309,23 +310,23 @@ def bfloat16_weights(model: ModelSize, settings: Settings, devices: int) -> floa
 
 
 def _sampling_gib(model: ModelSize, settings: Settings, devices: int) -> dict[str, float]:
-    """GiB of one GPU while answers are sampled, keys and values left out. Gradients are not there then."""
+    """Returns the GiB of one GPU during sampling, without keys and values. There are no gradients then."""
     state = (FLOAT32 + 2 * FLOAT32) * settings.trained_share * model.parameters + _frozen(model, settings)
     engine = {
         "vllm": BF16 * model.parameters / settings.tensor_parallel + ENGINE_GIB * GIB,
-        "transformers": BF16 * model.parameters,  # where the policy is sharded, a whole copy on each GPU
+        "transformers": BF16 * model.parameters,  # a whole copy on each GPU, even if the policy is sharded
         "elsewhere": 0.0,
     }
     return {"state": state / devices / GIB, "engine": engine[settings.engine] / GIB}
 
 
 def _frozen(model: ModelSize, settings: Settings) -> float:
-    """Bytes of weights that are not trained, those of a second model included."""
+    """Returns the bytes of weights that are not trained, including those of a second model."""
     return settings.frozen_bytes * model.parameters * (1 - settings.trained_share + settings.second_model)
 
 
 def _inner(text: Any) -> int:
-    """Inner units of a layer that see one token; 4 x width where the configuration does not say."""
+    """Returns the inner units of a layer that see one token; 4 x width if the configuration does not say."""
     experts: int = getattr(text, "num_experts_per_tok", None) or 1
     units: int | None = getattr(text, "moe_intermediate_size", None) or getattr(
         text, "intermediate_size", None

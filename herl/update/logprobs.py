@@ -7,7 +7,6 @@ chunk: no [N, vocabulary] tensor exists, and in backward each chunk is computed 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from transformers.utils.generic import ModelOutput
 
 from herl.models.block_mask import padding
 from herl.models.shared_attention import FLEX, installed, shared_mask
+from herl.update.forward_swap import forward_swapped
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -49,8 +49,7 @@ def answer_logprobs(
     Args:
         entropy_grad: Whether the entropy carries gradient; without, it is a statistic.
     """
-    # Through the model's own call, so that the hooks of a sharded one gather its weights.
-    with _forward(model, partial(_by_chunks, model)):
+    with forward_swapped(model, partial(_by_chunks, model)):
         return model(batch, temperature, entropy_grad)  # type: ignore[no-any-return]
 
 
@@ -199,20 +198,6 @@ def _parts(logits: torch.Tensor) -> Iterator[slice]:
 def _logits(model: PreTrainedModel, body: ModelOutput, hidden: torch.Tensor) -> torch.Tensor:
     """The model's own forward with its body left out: the head with all scalings, [n, vocabulary]."""
     output = type(body)(**{**body, "last_hidden_state": hidden[None]})
-    with _forward(model.base_model, lambda *_, **__: output):
+    with forward_swapped(model.base_model, lambda *_, **__: output):
         logits: torch.Tensor = type(model).forward(model, use_cache=False).logits[0]
         return logits
-
-
-@contextmanager
-def _forward(module: torch.nn.Module, function: Callable[..., Any]) -> Iterator[None]:
-    """Within the block a call of the module runs `function` between the module's hooks."""
-    own = vars(module).get("forward")
-    module.forward = function
-    try:
-        yield
-    finally:
-        if own is None:
-            del module.forward
-        else:
-            module.forward = own

@@ -1,20 +1,20 @@
 """Probes which packing modes a model supports (stage 9, once at the start of a run).
 
-An architecture may make masks of its own, keep a state from token to token, or ignore positions. None of
-that shows in its signature, and a row that leaks from one answer into the next raises no error. So the
-model itself computes three answers under two contexts in one row, forward and backward, with the kernel
-that will train it. Three questions are asked:
+An architecture may build its own masks, carry a state from token to token, or ignore positions. Its signature
+shows none of that, and a row that leaks from one answer into the next raises no error. So the model itself
+computes three answers under two contexts in one row, forward and backward, with the kernel that will train
+it. This answers three questions:
 
-- Does an answer depend on its neighbors? Their tokens are replaced by others, at equal shapes, and every
-  bit of its log-probs must stay. There is no tolerance: sound rows repeat exactly the same operations.
-- Is it the right answer? A row that shows an answer no context, or gives its tokens wrong positions, does
-  not leak. The log-probs are compared with those of one answer at a time. The unit is the effect of the
-  whole context: the distance from log-probs computed without it. Rounding is far below one such unit, a
-  missing context is one, and so is a first token that is predicted from the wrong column.
-- Is its gradient right? The same comparison, in units of the gradient's own norm.
+- Does an answer depend on its neighbors? Their tokens are replaced by others, at equal shapes, and every bit
+  of its log-probs must stay. There is no tolerance: a correct row repeats exactly the same operations.
+- Are its log-probs right? A row that hides the context from an answer, or gives its tokens wrong positions,
+  does not leak. The log-probs are compared with those of one answer at a time, in units of the effect of the
+  whole context: the distance from log-probs computed without it. Rounding is far below one such unit; a
+  missing context is one unit, and so is a first token predicted from the wrong column.
+- Is its gradient right? It is compared in the same way, in units of the gradient's norm.
 
 Left out: contexts longer than MAX_CONTEXT; attention windows beyond that are trusted. In bfloat16, positions
-that are off by one token pass where they change a model less than rounding does, as in a fresh random one.
+off by one token pass if they change the model's output less than rounding does, as in a fresh random model.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from herl.models import shared_attention
 from herl.models.precision import computes_exact_float32
 from herl.models.uncompiled import uncompiled
 from herl.models.weights import whole
-from herl.types import Rollout
+from herl.types import Rollout, SampleRequest, Sampling
 from herl.update.batch import Packing, micro_batches, unjudged
 from herl.update.logprobs import answer_logprobs
 
@@ -42,36 +42,36 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 MAX_CONTEXT = 8192
-"""Tokens of the longest context that is tried."""
+"""Tokens of the longest context to try."""
 
 CONTEXTS = (344, 4)
-"""Tokens of each context, before it is fitted to the model. The second is short: what a state carries over
-from the row before it would fade in a long one. Both are even, so that no row is a multiple of 128."""
+"""Tokens of each context, before it is fitted to the model. The second is short, because a state carried over
+from earlier in the row would fade in a long one. Both are even, so that no row is a multiple of 128."""
 
 ANSWERS = ((23, 17), (13,))
-"""Tokens of the answers to each context; odd in total. All in one row: 401 tokens shared, 745 packed."""
+"""Tokens of the answers to each context, odd in total. All in one row, 401 tokens shared or 745 packed."""
 
 WINDOWS = ("sliding_window", "attention_chunk_size", "window_size")
-"""Names under which configurations say how many tokens a layer sees."""
+"""Names under which configurations state how many tokens a layer sees."""
 
 EXACT, ROUNDED = 2e-4, 0.05
-"""The largest deviation allowed in float32, and in lower precision, as a share of the context's effect and
-of the gradient's norm. Measured in sound rows: 5e-6 and 0.024 at most (0.04 in a mixture of experts, where
-rounding sent a token to another expert). Where a trained model's answers start one position late: 0.11."""
+"""Largest deviations allowed in float32 and in lower precision, as a share of the context's effect and of the
+gradient's norm. Correct rows measured at most 5e-6 and 0.024 (0.04 in a mixture of experts, where rounding
+sent a token to another expert). A trained model whose answers start one position late measured 0.11."""
 
 logger = logging.getLogger(__name__)
 
 
 def choose_packing(model: PreTrainedModel, device: torch.device) -> Packing:
-    """Returns the most economical sound packing for a model, and logs why it is not `shared`.
+    """Returns the most economical packing that is correct for a model, and logs why it is not `shared`.
 
-    All ranks must call it, and all get the same. Weights, gradients, modes and random numbers stay as they
-    are. An exception in a candidate speaks against it on all ranks; in a sharded model it must occur on
-    all of them, as the others would wait for the missing rank's part of the weights.
+    All ranks must call it, and all get the same result. Weights, gradients, modes and random numbers are left
+    unchanged. An exception rules a candidate out on all ranks; in a sharded model it must occur on all of
+    them, since the others would wait for the failing rank's shard.
 
     Args:
         model: The policy, on `device`.
-        device: Where its rows are computed, under the caller's autocast.
+        device: Where rows are computed, under the caller's autocast.
     """
     candidates: tuple[Packing, ...] = ("shared", "packed")
     with _left_as_found(model, device):
@@ -80,7 +80,7 @@ def choose_packing(model: PreTrainedModel, device: torch.device) -> Packing:
                 objections = gather(_objection(model, packing, device))
                 reason = next(filter(None, objections), None)
             else:
-                reason = "its architecture does not attend through transformers' sdpa interface"
+                reason = "its architecture does not use transformers' sdpa interface"
             if reason is None:
                 return packing
             logger.warning("%s is not trained on %s rows: %s", type(model).__name__, packing, reason)
@@ -89,7 +89,7 @@ def choose_packing(model: PreTrainedModel, device: torch.device) -> Packing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Findings:
-    """What one candidate computed."""
+    """The measurements of one candidate."""
 
     moved: float
     """Largest change of a log-prob when the tokens of the answer's neighbors change, in nats."""
@@ -102,10 +102,10 @@ class _Findings:
 
 
 def _objection(model: PreTrainedModel, packing: Packing, device: torch.device) -> str | None:
-    """Returns what speaks against a packing, in one line; None if nothing does."""
+    """Returns the reason against a packing, in one line; None if the packing is correct."""
     try:
         found = _try(model, packing, device)
-    except Exception as error:  # whatever it is: one answer at a time may still work
+    except Exception as error:  # any failure: one answer at a time may still work
         if isinstance(model, FSDPModule):
             model.reset_iter_state()
             _drop_unreduced_gradients(model, device)
@@ -114,30 +114,32 @@ def _objection(model: PreTrainedModel, packing: Packing, device: torch.device) -
     if not found.deviation <= allowed * found.context_effect:  # NaN is an objection too
         return (
             f"its log-probs deviate by {found.deviation:.2g} nats from those of one answer at a time; "
-            f"{allowed:g} of the context's effect of {found.context_effect:.2g} nats are allowed"
+            f"at most {allowed:g} of the context's effect of {found.context_effect:.2g} nats is allowed"
         )
     if found.moved != 0:
-        return f"an answer's log-probs move by {found.moved:.2g} nats with the tokens of its neighbors"
+        return f"an answer's log-probs change by {found.moved:.2g} nats with the tokens of its neighbors"
     if not found.gradient_error <= allowed:
-        return f"its gradient deviates by {found.gradient_error:.2g} of its norm; {allowed:g} are allowed"
+        return (
+            f"its gradient deviates by {found.gradient_error:.2g} of its norm; at most {allowed:g} is allowed"
+        )
     return None
 
 
 def _drop_unreduced_gradients(model: PreTrainedModel, device: torch.device) -> None:
-    """After an aborted backward FSDP would add what is left of it to the next gradient: this is that one."""
+    """Runs another backward, since FSDP adds the remains of an aborted one to the next gradient."""
     [rollout, *_] = _rollouts(model.config.get_text_config())
     _logprobs(model, [rollout], "single", device, [torch.ones(len(rollout.token_ids))])
 
 
 def _try(model: PreTrainedModel, packing: Packing, device: torch.device) -> _Findings:
-    """Runs all passes and judges none, so that a sharded model's ranks keep step."""
+    """Runs all passes before any is evaluated, so that a sharded model's ranks stay in step."""
     config = model.config.get_text_config()
     rollouts, vocabulary = _rollouts(config), config.vocab_size
     noise = torch.Generator().manual_seed(0)
-    weights = [torch.randn(len(one.token_ids), generator=noise) for one in rollouts]
+    weights = [torch.randn(len(rollout.token_ids), generator=noise) for rollout in rollouts]
     for parameter in model.parameters():
         parameter.grad = None
-    blind = [replace(one, prompt_ids=one.prompt_ids[-1:]) for one in rollouts]
+    blind = [replace(rollout, prompt_ids=rollout.prompt_ids[-1:]) for rollout in rollouts]
     with uncompiled():  # nothing is compiled for the comparison alone
         without_context = torch.cat(_logprobs(model, blind, "single", device))
     beside_others = [
@@ -147,8 +149,8 @@ def _try(model: PreTrainedModel, packing: Packing, device: torch.device) -> _Fin
     with uncompiled():
         expected = torch.cat(_logprobs(model, rollouts, "single", device, weights))
     norm = _gradient_norm(model)
-    # Both gradients add up where they lie: what is left is their difference, and no copy is needed.
-    found = _logprobs(model, rollouts, packing, device, [-one for one in weights])
+    # Both gradients accumulate in place, which leaves their difference without a copy.
+    found = _logprobs(model, rollouts, packing, device, [-weight for weight in weights])
     return _Findings(
         moved=float((torch.cat(found) - torch.cat(beside_others)).abs().max()),
         deviation=_rms(torch.cat(found) - expected),
@@ -158,38 +160,36 @@ def _try(model: PreTrainedModel, packing: Packing, device: torch.device) -> _Fin
 
 
 def _rollouts(config: Any) -> list[Rollout]:
-    """Three answers to two contexts, of random tokens, with positions that the model has."""
-    most = getattr(config, "max_position_embeddings", None) or MAX_CONTEXT
+    """Returns three answers to two contexts, of random tokens, within the positions that the model has."""
+    max_positions = getattr(config, "max_position_embeddings", None) or MAX_CONTEXT
     windows = [window for name in WINDOWS if isinstance(window := getattr(config, name, None), int)]
     seen = max((window for window in windows if window <= MAX_CONTEXT), default=0)
     draw = random.Random(0)
     rollouts: list[Rollout] = []
     for number, (length, answers) in enumerate(zip(CONTEXTS, ANSWERS, strict=True)):
         # the first context reaches beyond the window
-        room = max(most - max(map(max, ANSWERS)), 2)
+        room = max(max_positions - max(map(max, ANSWERS)), 2)
         length = min(length if number else max(length, seen + 10), room) // 2 * 2
         prompt_ids = tuple(draw.randrange(config.vocab_size) for _ in range(length))
-        for answer_length in answers:
-            rollouts.append(
-                Rollout(
-                    id=str(len(rollouts)),
-                    task_id=str(number),
-                    group_id=str(number),
-                    prompt_ids=prompt_ids,
-                    token_ids=tuple(draw.randrange(config.vocab_size) for _ in range(answer_length)),
-                    logprobs=(0.0,) * answer_length,
-                    text="",
-                    finish_reason="length",
-                    policy_version=0,
-                )
-            )
+        request = SampleRequest(
+            task_id=str(number),
+            group_id=str(number),
+            prompt_ids=prompt_ids,
+            n=len(answers),
+            sampling=Sampling(),
+            seed=0,
+        )
+        for index, answer_length in enumerate(answers):
+            token_ids = tuple(draw.randrange(config.vocab_size) for _ in range(answer_length))
+            logprobs = (0.0,) * answer_length
+            rollouts.append(Rollout.answering(request, index, token_ids=token_ids, logprobs=logprobs))
     return rollouts
 
 
 def _with_other_neighbors(
     rollouts: Sequence[Rollout], kept: int, packing: Packing, vocabulary: int
 ) -> list[Rollout]:
-    """Replaces every token in the row that the kept answer must not see. Lengths stay."""
+    """Replaces every token in the row that the kept answer must not see. Lengths do not change."""
 
     def other(ids: tuple[int, ...]) -> tuple[int, ...]:
         draw = random.Random(1)  # the same for the answers that share a context
@@ -200,7 +200,7 @@ def _with_other_neighbors(
         prompt_ids = rollout.prompt_ids if shares else other(rollout.prompt_ids)
         return replace(rollout, prompt_ids=prompt_ids, token_ids=other(rollout.token_ids))
 
-    return [one if place == kept else neighbor(one) for place, one in enumerate(rollouts)]
+    return [rollout if i == kept else neighbor(rollout) for i, rollout in enumerate(rollouts)]
 
 
 def _logprobs(
@@ -214,11 +214,11 @@ def _logprobs(
 
     Args:
         model: The policy.
-        rollouts: The answers; all in one row, or each in its own.
-        packing: How they stand in rows.
+        rollouts: The answers.
+        packing: Whether they share a row, and how.
         device: Where rows are computed.
-        weights: For each answer, [answer_len]: the weighted sum of the log-probs is differentiated, and its
-            gradient added to what is there.
+        weights: For each answer, [answer_len]. If given, the gradient of the weighted sum of the log-probs
+            is added to the existing one.
     """
     found: dict[int, torch.Tensor] = {}
     experiences = [unjudged(rollout) for rollout in rollouts]
@@ -241,23 +241,23 @@ def _rms(difference: torch.Tensor) -> float:
 
 
 def _drops_out(module: torch.nn.Module) -> bool:
-    """Whether a layer computes something random in training."""
+    """Whether a layer is random in training."""
     shares = (getattr(module, name, 0.0) for name in ("p", "dropout", "attention_dropout"))
     return any(isinstance(share, float) and share > 0.0 for share in shares)
 
 
 @contextmanager
 def _left_as_found(model: PreTrainedModel, device: torch.device) -> Iterator[None]:
-    """Within the block the model computes without dropout, with gradient, and recomputes its activations in
-    backward where it does so in training. Afterwards gradients, modes and random numbers are as before."""
+    """Within the block, the model computes with gradient but without dropout, and recomputes activations if
+    it does so in training. Afterward, gradients, modes and random numbers are restored."""
     modes = [(module, module.training) for module in model.modules()]
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     devices = [] if device.type == "cpu" else [device]
     with torch.random.fork_rng(devices), torch.inference_mode(False), torch.enable_grad():
         dropping = any(_drops_out(module) for module, _ in modes)
         for module, _ in modes:
-            # Compiled blocks are compiled for training here, and not again. In layers that are checkpointed
-            # the mode decides about that alone.
+            # In training mode, compiled blocks are compiled here once and for all. In layers with
+            # checkpointing, the mode decides only whether activations are recomputed.
             module.training = not dropping or bool(getattr(module, "gradient_checkpointing", False))
         try:
             yield

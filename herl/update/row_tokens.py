@@ -1,8 +1,7 @@
-"""How many tokens a row of the update may have: as many as fit into the free memory of a GPU.
+"""Chooses the tokens per row of the update: as many as fit into the free memory of a GPU.
 
 Longer rows are faster, up to a point, and repeat long contexts less. They change neither loss nor gradient
-beyond rounding: what is free may differ from run to run, so give a number where runs must be equal bit for
-bit.
+beyond rounding. Free memory may differ from run to run, so set a number if runs must be bit-identical.
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ from herl.update.gpu_cost import (
 )
 
 CPU_TOKENS = 8192
-MOST = 32768
-"""Beyond that rows were no faster on an H100, for any size of model."""
-FEWEST = 1024
+MAX_TOKENS = 32768
+"""Longer rows were no faster on an H100, for any model size."""
+MIN_TOKENS = 1024
 FLOAT32_SHARE = 1.6
-"""Activations in float32 over those in bf16-mixed."""
+"""Activation memory in float32, relative to bf16-mixed."""
 SHARE = 0.85
-"""Of the free memory that is planned with; the allocator cannot use all."""
+"""Share of the free memory to plan with, since the allocator cannot use all of it."""
 
 logger = logging.getLogger(__name__)
 
@@ -42,14 +41,15 @@ def row_tokens(
     optimizer: torch.optim.Optimizer,
     device: torch.device,
 ) -> int:
-    """Returns the tokens that a row may have, the same on every rank. All ranks must call it, right before an
-    update: the sampler has left what memory it can.
+    """Returns the most tokens of a row, the same on every rank.
+
+    All ranks must call it, right before an update, when the sampler has freed the memory that it can.
 
     Args:
-        given: The setting; a number is returned as it is.
-        policy: What is trained, on `device`.
-        optimizer: Of its parameters: whether its moments are in memory already.
-        device: Of this rank.
+        given: The setting; a number is returned unchanged.
+        policy: The model to be trained, on `device`.
+        optimizer: The policy's optimizer, which may hold its moments in memory already.
+        device: This rank's device.
     """
     if given != "auto":
         return given
@@ -64,7 +64,7 @@ def row_tokens(
         compiled=any(module._compiled_call_impl is not None for module in policy.modules()),
     )
     of_token, of_logit = activation_bytes(size, settings), float(LOGIT_BYTES)
-    if not torch.is_autocast_enabled("cuda"):  # the formulas are those of bf16-mixed
+    if not torch.is_autocast_enabled("cuda"):  # the formulas are for bf16-mixed
         of_token, of_logit = FLOAT32_SHARE * of_token, 2 * of_logit
     elif policy.dtype == torch.float32:
         still_to_come += bfloat16_weights(size, settings, world_size() if is_sharded(policy) else 1)
@@ -72,19 +72,19 @@ def row_tokens(
     free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     room = SHARE * (free - still_to_come) - of_logit * LOGITS_AT_ONCE
     fitting = min(gather(int(room / of_token)))
-    if fitting < FEWEST:
+    if fitting < MIN_TOKENS:
         logger.warning(
-            "an estimated %d tokens of a row fit into the GPU's free memory; trying %d. "
-            "model.gradient_checkpointing=true or a smaller sampler.gpu_memory_utilization make room",
+            "the GPU's free memory fits rows of an estimated %d tokens; trying %d. "
+            "model.gradient_checkpointing=true or a smaller sampler.gpu_memory_utilization makes room",
             max(0, fitting),
-            FEWEST,
+            MIN_TOKENS,
         )
-    tokens = max(FEWEST, min(MOST, 1 << max(fitting, 1).bit_length() - 1))
+    tokens = max(MIN_TOKENS, min(MAX_TOKENS, 1 << max(fitting, 1).bit_length() - 1))
     logger.info("rows of the update have up to %d tokens (module.micro_batch_tokens=auto)", tokens)
     return tokens
 
 
 def _numel(parameter: torch.Tensor) -> int:
-    """Elements that this rank holds."""
+    """Returns the number of elements that this rank holds."""
     local: torch.Tensor = getattr(parameter, "_local_tensor", parameter)
     return local.numel()

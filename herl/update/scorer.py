@@ -1,6 +1,6 @@
 """Stages 9 to 11 on one rank: experiences -> micro-batches -> log-probs -> loss.
 
-What a pass needs of the models and of the configuration, in one object. No optimiser here.
+One object holds the models and settings that a pass needs. The optimizer is not part of it.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scorer:
-    """Scores answers by the policy, and by the reference where the loss asks for it."""
+    """Scores answers with the policy, and with the reference if the loss needs it."""
 
     policy: PreTrainedModel
     reference: PreTrainedModel | None
-    """None where there is none, or where it is the policy without its adapters."""
+    """None if there is no reference, or if it is the policy without its adapters."""
     loss: Loss
     temperature: float
-    """That attempts are sampled at."""
+    """The sampling temperature of attempts."""
     max_tokens: int
     """Tokens in a micro-batch."""
     packing: Packing
@@ -43,7 +43,7 @@ class Scorer:
         experiences: Sequence[Experience],
         old_logprobs: Sequence[torch.Tensor | None] | None = None,
     ) -> Iterator[MicroBatch]:
-        """Yields this rank's share of an optimiser step, on its device."""
+        """Yields this rank's share of an optimizer step, on its device."""
         rows = micro_batches(
             experiences,
             max_tokens=self.max_tokens,
@@ -80,7 +80,7 @@ class Scorer:
 
     @torch.no_grad()
     def _ref_logprobs(self, batch: MicroBatch) -> torch.Tensor:
-        """The reference's log-probs, [N]: of a model of its own, or of the policy without adapters."""
+        """Returns log-probs, [N], of the reference model, or of the policy without its adapters."""
         if self.reference is not None:
             return answer_logprobs(self.reference, batch, self.temperature)[0]
         with adapters_off(self.policy):
@@ -90,18 +90,18 @@ class Scorer:
         """Returns the policy's current log-probs of each experience under its training context,
         [answer_len] each, on the CPU.
 
-        None where another rank trains on it: answers are dealt out here as they are in the step.
+        An entry is None if another rank trains on the experience: ranks divide answers as in the step.
         """
         found = self._logprobs(self.micro_batches(experiences))
         return [found.get(place) for place in range(len(experiences))]
 
     @torch.no_grad()
-    def answer_logprobs(self, experiences: Sequence[Experience], *, reference: bool = False) -> list[float]:
+    def sequence_logprobs(self, experiences: Sequence[Experience], *, reference: bool = False) -> list[float]:
         """Returns the log-prob of each answer under its training context, in nats, summed over its tokens.
 
         Args:
-            experiences: The answers. Each rank computes its share and gets all.
-            reference: By the reference model instead of the policy.
+            experiences: The answers. Each rank computes its share and gets all results.
+            reference: Use the reference model instead of the policy.
         """
         found: dict[int, float] = {}
         for batch in self.micro_batches(experiences):
@@ -110,7 +110,7 @@ class Scorer:
             else:
                 logprobs = answer_logprobs(self.policy, batch, self.temperature)[0]
             if not batch.filler:
-                sums = [float(one.sum()) for one in logprobs.cpu().split(batch.answer_lengths)]
+                sums = [float(answer.sum()) for answer in logprobs.cpu().split(batch.answer_lengths)]
                 found.update(zip(batch.rows, sums, strict=True))
         shared = {place: value for part in gather(found) for place, value in part.items()}
         return [shared[place] for place in range(len(experiences))]
@@ -118,7 +118,7 @@ class Scorer:
     def own_logprobs(self, rollouts: Sequence[Rollout]) -> torch.Tensor:
         """Returns the policy's log-probs of answers that only this rank has, [N] in their order, on the CPU.
 
-        The number of passes depends on the number of answers alone: it is the same on every rank.
+        The number of passes depends only on the number of answers, so it is the same on every rank.
         """
         experiences = [unjudged(rollout) for rollout in rollouts]
         found = self._logprobs(
@@ -139,7 +139,7 @@ class Scorer:
 
 
 def _one_ahead(batches: Iterator[MicroBatch]) -> Iterator[MicroBatch]:
-    """Yields micro-batches while a thread makes the next, so that a GPU need not wait for it."""
+    """Yields micro-batches while a thread prepares the next one, so that a GPU does not wait for it."""
     with ThreadPoolExecutor(max_workers=1) as thread:
         following = thread.submit(next, batches, None)
         while (batch := following.result()) is not None:

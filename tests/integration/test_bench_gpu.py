@@ -110,7 +110,7 @@ def test_no_section_stops_another_and_what_was_measured_stays(tmp_path, monkeypa
     assert all(job.process.returncode is not None for job in measurement._jobs)
     over = driver.Measurement(tmp_path, [], time.perf_counter() - 1, at_once=2)
     over.run(sections)
-    assert set(over.states.values()) == {"not started: the minutes were over"}
+    assert set(over.states.values()) == {"not started: the time was up"}
 
 
 def test_herl_is_compared_with_trl_where_both_were_measured():

@@ -68,12 +68,12 @@ def test_nothing_untrusted_is_made_to_see_how_long_a_run_is(tmp_path):
         f"+callbacks.x={{_target_: pathlib.Path.touch, self: {touched}}}",
         output_dir=tmp_path,
     )
-    with pytest.raises(ConfigError, match=r"callbacks.x._target_: expected something of herl"):
+    with pytest.raises(ConfigError, match=r"callbacks.x._target_: expected an object from herl"):
         dry_run(config)
     config = composed(
         "validate", "+further_judges.x={_target_: os.mkdir, path: " + str(touched) + "}", output_dir=tmp_path
     )
-    with pytest.raises(ConfigError, match=r"further_judges.x._target_: expected something of herl"):
+    with pytest.raises(ConfigError, match=r"further_judges.x._target_: expected an object from herl"):
         validate(config)
     assert not touched.exists()
 

@@ -262,7 +262,7 @@ def test_an_exported_model_says_where_it_comes_from(exported):
         (["inspect"], "run: expected the folder of a run"),
         (["inspect", "."], "expected the folder of a run with recorded answers"),
         (["improve", "algorithm=grpo"], "validation_revisions: expected 0 with a hindsight that writes no revision"),
-        (["improve", "prompt=Hello"], "rubric: expected what the answer is judged by, got none"),
+        (["improve", "prompt=Hello"], "rubric: expected criteria to judge the answer by, got none"),
     ],
 )  # fmt: skip
 def test_a_mistake_gets_a_clear_error(tmp_path, arguments, message):

@@ -129,7 +129,7 @@ def test_a_spent_budget_ends_the_run_cleanly_and_a_larger_one_goes_on(clean, tmp
         done = run(tmp_path, endpoint, "module.judge_runner.budget.calls=50")
         assert "the judge has used 40 of 50 calls" in done.stdout + done.stderr
         first = summary(tmp_path)
-        assert first["stopped"].startswith("the judge's budget is spent: 50 of 50 calls")
+        assert first["stopped"].startswith("the judge's budget is used up: 50 of 50 calls")
         assert sum(endpoint.served.values()) == 50
         resumed = tmp_path / "resumed"
         run(

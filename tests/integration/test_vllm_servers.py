@@ -137,12 +137,12 @@ def test_a_server_killed_in_the_middle_loses_no_answer_and_doubles_none(sampler,
     assert len(found) == len(expected) == 64
     assert {rollout.id: rollout.token_ids for rollout in found} == expected
     assert [server.up for server in sampler.pool.servers] == [False, True]
-    # the next refresh starts it anew
+    # the next refresh restarts it
     assert refresh(sampler, changed(policy, 0.02), 6)["sampler/probe_error"] < 1e-4
     assert [server.up for server in sampler.pool.servers] == [True, True]
 
 
-def test_when_all_servers_die_in_the_middle_they_are_started_anew_and_no_answer_is_lost(sampler, tokenizer):
+def test_when_all_servers_die_in_the_middle_they_are_restarted_and_no_answer_is_lost(sampler, tokenizer):
     expected = {rollout.id: rollout.token_ids for rollout in sampler.generate(requests(tokenizer))}
     found = []
     for rollout in sampler.generate(requests(tokenizer)):

@@ -5,7 +5,7 @@ from functools import partial
 import lightning as L
 import torch
 
-from herl.callbacks import RefreshSampler
+from herl.callbacks import HerlCallback, RefreshSampler
 from herl.data import RubricDataModule
 from herl.judge.rule import RuleJudge
 from herl.models.pretrained import PretrainedModel
@@ -18,6 +18,16 @@ TASKS = [make_task(id=f"t{i}", request=f"Describe the {name}.") for i, name in e
 
 
 ANSWERS = {task.id: ["It eats fish.", "It is brown.", "It lives in a river.", "fish river"] for task in TASKS}
+
+
+class KeepSteps(HerlCallback):
+    """Keeps what each step was."""
+
+    def __init__(self):
+        self.steps = []
+
+    def on_step(self, trainer, module, step):
+        self.steps.append(step)
 
 
 def module_of(answers=ANSWERS, **changes):

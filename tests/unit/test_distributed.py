@@ -5,8 +5,8 @@ import torch.multiprocessing as mp
 
 from herl import HerlError, SamplerError
 from herl.distributed import gather, gather_results, rank, together, world_size
-from herl.metrics.running import RunningStats
 from herl.update.loss.base import Stats
+from herl.update.running_stats import RunningStats
 
 
 def run_on_ranks(work, ranks, folder):

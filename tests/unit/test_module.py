@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from herl import ConfigError, Sampling
-from herl.callbacks import AnswerBudget, BestCheckpoint, RefreshSampler
+from herl.callbacks import AnswerBudget, BestCheckpoint, HerlCallback, RefreshSampler
 from herl.callbacks.refresh_sampler import compare
 from herl.data import RubricDataModule
 from herl.hindsight.revision import RevisionBuilder
@@ -61,10 +61,10 @@ def test_the_step_does_not_depend_on_micro_batch_size(tmp_path):
 def test_no_reference_at_kl_0_and_an_unregistered_one_above(tmp_path):
     without = module_of()
     fit(without, tmp_path)
-    assert without._reference == ()
+    assert without.updater.reference is None
     with_kl = module_of(loss=PolicyLoss(kl_coef=0.1))
     fit(with_kl, tmp_path)
-    assert len(with_kl._reference) == 1
+    assert with_kl.updater.reference is not None
     assert not any("reference" in name for name in with_kl.state_dict())
     assert len(list(with_kl.parameters())) == len(list(without.parameters()))
 
@@ -169,9 +169,9 @@ def test_learning_rate_share(schedule, step, warmup, progress, share):
 def test_the_learning_rate_falls_over_the_answer_budget(tmp_path):
     rates = []
 
-    class Watching(L.Callback):
-        def on_train_batch_end(self, trainer, module, *_):
-            rates.append(module.reported["update/learning_rate"])
+    class Watching(HerlCallback):
+        def on_step(self, trainer, module, step):
+            rates.append(step.metrics["update/learning_rate"])
 
     module = module_of(schedule="linear", updates_per_batch=1)
     fit(module, tmp_path, callbacks=[AnswerBudget(32), Watching()], max_epochs=100)
@@ -211,7 +211,7 @@ def test_rows_are_tried_in_the_numerics_that_train_them(tmp_path, monkeypatch):
         seen.append(torch.is_autocast_enabled("cpu"))
         return "shared"
 
-    monkeypatch.setattr("herl.module.choose_packing", choose)
+    monkeypatch.setattr("herl.update.updater.choose_packing", choose)
     plan = RolloutPlan(attempts_per_prompt=2, attempt=Sampling(max_new_tokens=4))
     module = module_of(sampler=CopyingSampler(), rollout=plan)
     fit(module, tmp_path, precision="bf16-mixed", limit_train_batches=1)

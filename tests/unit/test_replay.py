@@ -15,7 +15,7 @@ from herl.selection import form_group
 from herl.testing import FakeJudge, make_judged
 from herl.types import Member
 from herl.update.batch import split_by_group
-from tests.support.training import TASKS, fit, module_of
+from tests.support.training import TASKS, KeepSteps, fit, module_of
 
 
 def member(reward, parent_id=None, id="group/0"):
@@ -104,8 +104,9 @@ def test_a_remembered_revision_joins_the_group_of_a_later_epoch(tmp_path):
     )
     module, without = made(replay=ReplayBuffer()), made()
     fit(without, tmp_path, max_epochs=2)
-    fit(module, tmp_path, max_epochs=1)
-    assert "replay/joined" not in module.reported, "nothing to remember in the first epoch"
+    kept = KeepSteps()
+    fit(module, tmp_path, max_epochs=1, callbacks=[kept])
+    assert "replay/joined" not in kept.steps[-1].metrics, "nothing to remember in the first epoch"
     module = made(replay=ReplayBuffer())
     seen = []
     real = module.stages.replay.recall
@@ -118,9 +119,10 @@ def test_a_remembered_revision_joins_the_group_of_a_later_epoch(tmp_path):
             if trainer.current_epoch:
                 module.stages.sampler.revisions = {task.id: ["no"] for task in TASKS}
 
-    fit(module, tmp_path, max_epochs=2, callbacks=[Forget()])
+    fit(module, tmp_path, max_epochs=2, callbacks=[Forget(), kept])
     assert [bool(found) for _, found in seen] == [False, False, True, True]
-    assert module.reported["replay/joined"] == module.reported["replay/recalled"] == 1.0
+    last = kept.steps[-1].metrics
+    assert last["replay/joined"] == last["replay/recalled"] == 1.0
     assert module.counts["answers_sampled"] == without.counts["answers_sampled"], "a memory costs no sampling"
 
 
@@ -131,8 +133,9 @@ def test_a_replay_belongs_to_the_group_that_it_joins(tmp_path):
         answers, replay=ReplayBuffer(of="best", uses=None), optimizer=partial(torch.optim.SGD, lr=0.0)
     )
     module.stages = replace(module.stages, selection=partial(form_group, strict=False))
-    fit(module, tmp_path, max_epochs=2)
-    experiences = module.collection.experiences
+    kept = KeepSteps()
+    fit(module, tmp_path, max_epochs=2, callbacks=[kept])
+    experiences = kept.steps[-1].collection.experiences
     assert {e.origin for e in experiences} == {"policy", "replay"}
     parts = split_by_group(experiences, 8)
     assert len(parts) == len(TASKS)
@@ -140,7 +143,7 @@ def test_a_replay_belongs_to_the_group_that_it_joins(tmp_path):
 
 
 def test_revisions_cannot_be_kept_where_none_are_made():
-    with pytest.raises(ConfigError, match="replay.of: expected 'best' without hindsight"):
+    with pytest.raises(ConfigError, match="replay.of=revisions needs hindsight; use replay.of=best"):
         module_of(replay=ReplayBuffer())
 
 

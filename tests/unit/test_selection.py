@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from herl.selection import form_group
-from herl.testing import make_judged
+from herl.testing import make_judged, make_task
 
 ATTEMPTS = [make_judged(r, id=f"group/{i}") for i, r in enumerate((0.2, 0.6, 0.4))]
 
@@ -17,33 +17,38 @@ def totals(members):
 
 
 def test_a_better_revision_replaces_the_worst_attempt():
-    members = form_group(ATTEMPTS, [revision(0.8)], {}, seed=0)
+    members = form_group(make_task(), ATTEMPTS, [revision(0.8)], {}, seed=0)
     assert totals(members) == [0.8, 0.6, 0.4]
     assert members[0].origin == "hindsight"
 
 
 @pytest.mark.parametrize(("strict", "expected"), [(True, [0.2, 0.6, 0.4]), (False, [0.6, 0.6, 0.4])])
 def test_a_tie_joins_only_when_not_strict(strict, expected):
-    assert totals(form_group(ATTEMPTS, [revision(0.6)], {}, seed=0, strict=strict)) == expected
+    assert totals(form_group(make_task(), ATTEMPTS, [revision(0.6)], {}, seed=0, strict=strict)) == expected
 
 
 def test_a_worse_revision_never_joins():
-    members = form_group(ATTEMPTS, [revision(0.5)], {}, seed=0, strict=False)
+    members = form_group(make_task(), ATTEMPTS, [revision(0.5)], {}, seed=0, strict=False)
     assert totals(members) == [0.2, 0.6, 0.4]
 
 
 def test_append_grows_the_group():
-    assert totals(form_group(ATTEMPTS, [revision(0.8)], {}, 0, placement="append")) == [0.2, 0.6, 0.4, 0.8]
+    assert totals(form_group(make_task(), ATTEMPTS, [revision(0.8)], {}, 0, placement="append")) == [
+        0.2,
+        0.6,
+        0.4,
+        0.8,
+    ]
 
 
 def test_top_n_takes_the_best_revisions_into_the_worst_slots():
     revisions = [revision(0.7, 0), revision(0.9, 1), revision(0.8, 2)]
-    assert totals(form_group(ATTEMPTS, revisions, {}, seed=0, top_n=2)) == [0.9, 0.6, 0.8]
+    assert totals(form_group(make_task(), ATTEMPTS, revisions, {}, seed=0, top_n=2)) == [0.9, 0.6, 0.8]
 
 
 def test_replace_random_depends_on_the_seed_alone_and_reaches_every_slot():
     def slot(seed):
-        members = form_group(ATTEMPTS, [revision(0.8)], {}, seed, placement="replace_random")
+        members = form_group(make_task(), ATTEMPTS, [revision(0.8)], {}, seed, placement="replace_random")
         return [member.origin for member in members].index("hindsight")
 
     assert [slot(seed) for seed in range(20)] == [slot(seed) for seed in range(20)]
@@ -55,19 +60,23 @@ def test_a_recalled_answer_joins_like_a_revision_but_is_no_reason_for_a_fallback
         one = make_judged(reward, id="old/0")
         return replace(one, rollout=replace(one.rollout, origin="replay"))
 
-    assert totals(form_group(ATTEMPTS, [recalled(0.8)], {}, 0)) == [0.8, 0.6, 0.4]
-    assert totals(form_group(ATTEMPTS, [recalled(0.1)], {}, 0, fallback_copies=True)) == [0.2, 0.6, 0.4]
+    assert totals(form_group(make_task(), ATTEMPTS, [recalled(0.8)], {}, 0)) == [0.8, 0.6, 0.4]
+    assert totals(form_group(make_task(), ATTEMPTS, [recalled(0.1)], {}, 0, fallback_copies=True)) == [
+        0.2,
+        0.6,
+        0.4,
+    ]
 
 
 def test_bonus_is_paid_to_attempts_but_rewards_are_compared_without_it():
-    members = form_group(ATTEMPTS, [revision(0.61)], {"group/1": 0.05}, seed=0)
+    members = form_group(make_task(), ATTEMPTS, [revision(0.61)], {"group/1": 0.05}, seed=0)
     assert totals(members) == [0.61, 0.65, 0.4]
     assert members[1].reward == 0.6
 
 
 def test_fallback_copies_the_best_attempt_with_its_bonus_over_a_random_slot():
     groups = [
-        form_group(ATTEMPTS, [revision(0.1)], {"group/1": -0.025}, seed, fallback_copies=True)
+        form_group(make_task(), ATTEMPTS, [revision(0.1)], {"group/1": -0.025}, seed, fallback_copies=True)
         for seed in range(20)
     ]
     seen = {tuple(totals(group)) for group in groups}
@@ -76,8 +85,21 @@ def test_fallback_copies_the_best_attempt_with_its_bonus_over_a_random_slot():
 
 
 def test_no_fallback_without_revisions():
-    assert totals(form_group(ATTEMPTS, [], {}, seed=0, fallback_copies=True)) == [0.2, 0.6, 0.4]
+    assert totals(form_group(make_task(), ATTEMPTS, [], {}, seed=0, fallback_copies=True)) == [0.2, 0.6, 0.4]
 
 
 def test_a_group_in_which_nothing_was_judged_stays_empty():
-    assert form_group([], [revision(0.8)], {}, seed=0) == []
+    assert form_group(make_task(), [], [revision(0.8)], {}, seed=0) == []
+
+
+def test_of_equal_attempts_the_copy_is_of_the_one_that_fulfils_more():
+    task = make_task({"fish": 1.0, "rude": -1.0})
+    rude = make_judged(0.5, met={"fish": True, "rude": True}, id="group/0")
+    polite = make_judged(0.5, met={"fish": True, "rude": False}, id="group/1")
+    members = form_group(task, [rude, polite], [revision(0.1)], {}, seed=0, fallback_copies=True)
+    copied = [member.judged.rollout.id for member in members]
+    assert copied in (["group/1", "group/1"], ["group/0", "group/1"])
+    assert any(
+        form_group(task, [rude, polite], [revision(0.1)], {}, seed, fallback_copies=True)[0].judged is polite
+        for seed in range(9)
+    )

@@ -11,11 +11,13 @@ from herl.targets import MOVED, configured, moved
         ("herl.judge.llm.LLMJudge", "herl.judge.llm.judge.LLMJudge"),
         ("herl.likelihood.LikelihoodLoss", "herl.update.loss.sft.LikelihoodLoss"),
         ("herl.experience.RolloutPlan", "herl.rollout.stages.RolloutPlan"),
-        ("herl.replay.ReplayBuffer", "herl.replay.ReplayBuffer"),
+        ("herl.memory.Replay", "herl.replay.ReplayBuffer"),
+        ("herl.memory.NoMemory", "herl.replay.NoReplay"),
+        ("herl.judge.JudgeDesk", "herl.judge.JudgeRunner"),
     ],
 )
 def test_the_error_for_an_old_path_names_the_new_one(old, new):
-    with pytest.raises(ConfigError, match=f"loss._target_: expected '{new}', its new name, got '{old}'"):
+    with pytest.raises(ConfigError, match=f"loss._target_: expected '{new}', the new path of '{old}'"):
         configured("loss._target_", old)
     configured("loss._target_", new)
 

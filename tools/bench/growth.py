@@ -1,9 +1,9 @@
-"""Time of a step per answer, from small batches to large ones: sampling, judging, grouping, update.
+"""Measures the time of a step per answer, from small batches to large ones.
 
     python tools/bench/growth.py [--sizes 16,64,256,1024] [--answers 8] [--rounds 3] [--model tiny]
 
-The embedded model with the transformers sampler and hindsight, on synthetic requests. A step's time should
-grow with the number of answers and no faster.
+A step samples, judges, groups and updates: the embedded model with the transformers sampler and hindsight, on
+synthetic requests. Its time should grow no faster than the number of answers.
 """
 
 import time
@@ -65,13 +65,13 @@ def main() -> None:
     per_answer: dict[int, list[float]] = {size: [] for size in sizes}
     for turn in range(arguments.rounds):
         for size in sizes[:: 1 if turn % 2 else -1]:
-            # small steps are timed several times: about equal work for each size
+            # small steps are timed several times, for about equal work at each size
             steps = max(1, min(16, 256 // size))
             times = step_times(arguments.model, arguments.answers, size // arguments.answers, steps)
             per_answer[size].append(median(times) / size)
     base = median(per_answer[sizes[-1]])
     report(
-        f"{arguments.model}, {arguments.answers} answers to a prompt; medians of {arguments.rounds}",
+        f"{arguments.model}, {arguments.answers} answers per prompt; medians of {arguments.rounds}",
         ["answers", "ms each", "of the last", "lowest", "highest"],
         [
             [size, 1000 * median(t), median(t) / base, 1000 * min(t), 1000 * max(t)]

@@ -2,9 +2,9 @@
 
     python tools/bench/judge.py [--answers 256] [--concurrency 32] [--latency 0.1] [--rounds 5] [--json FILE]
 
-Ideal is answers / concurrency * latency: nothing but waiting. bare: the same requests sent by aiohttp alone,
-with nothing before and after. herl: the judge with its cache on disk. cached: the same answers again. The
-endpoint is a process of its own. Rounds alternate; medians are shown.
+Ideal is answers / concurrency * latency, pure waiting. bare: the same requests sent by aiohttp, without any
+other work. herl: the judge with its cache on disk. cached: the same answers again. The endpoint is a separate
+process. Rounds alternate; medians are shown.
 """
 
 import argparse
@@ -91,13 +91,13 @@ async def bare(url: str, arguments: argparse.Namespace) -> float:
     body = {"model": "m", "messages": [{"role": "user", "content": "x" * 1500}]}
     async with aiohttp.ClientSession() as session:
 
-        async def one() -> None:
+        async def call() -> None:
             async with slots, session.post(f"{url}/chat/completions", json=body) as reply:
                 assert (await reply.json())["choices"]
 
-        await one()
+        await call()
         started = time.perf_counter()
-        await asyncio.gather(*(one() for _ in range(arguments.answers)))
+        await asyncio.gather(*(call() for _ in range(arguments.answers)))
         return time.perf_counter() - started
 
 
@@ -124,7 +124,7 @@ def main() -> None:
             seconds["herl"].append(herl(url, arguments, cache))
             before = calls.value
             seconds["cached"].append(herl(url, arguments, cache))
-            assert calls.value == before, "the second run must not call"
+            assert calls.value == before, "the second run must not call the endpoint"
             if not turn % 2:
                 seconds["bare"].append(asyncio.run(bare(url, arguments)))
     server.kill()

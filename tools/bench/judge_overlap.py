@@ -1,11 +1,11 @@
-"""How much of a slow judge is hidden behind sampling, by the collect() of a step with revisions.
+"""Measures how much of a slow judge's time collect() hides behind sampling, in a step with revisions.
 
     python tools/bench/judge_overlap.py [--prompts 16] [--answers 4] [--seconds 0.2] [--slots 8]
 
-The judge takes --seconds for an answer, --slots answers at a time. in turn: attempts are sampled, then
-judged, then revisions are sampled, then judged. by answer: each answer is judged while others are sampled. by
-group: also each group is revised as soon as it is judged, as vLLM samplers do it. hidden: by how
-much the step is shorter than sampling and then judging, as a share of the shorter of the two.
+The judge takes --seconds per answer, for --slots answers at a time. in turn: attempts are sampled, then
+judged; then revisions are sampled, then judged. by answer: each answer is judged while others are sampled. by
+group: in addition, each group is revised as soon as it is judged, as vLLM samplers do. hidden: the time saved
+compared with sampling and then judging, as a share of the shorter of the two.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ from herl.types import Judgement, Rollout, SampleRequest, Sampling, Task
 
 
 class FixedTimeJudge(FakeJudge):
-    """Finds criteria by their ids, after a fixed time."""
+    """Looks for the ids of criteria in the answer, after a fixed time."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ def main() -> None:
             stages = Stages(
                 tokenizer=tokenizer,
                 sampler=sampler,
-                runner=runner,
+                judge_runner=runner,
                 plan=RolloutPlan(attempts_per_prompt=arguments.answers, attempt=sampling, revision=sampling),
                 selection=form_group,
                 advantages=partial(group_advantages),
@@ -106,7 +106,7 @@ def main() -> None:
     rows = [[way, median(found), hidden[way]] for way, found in seconds.items()]
     report(
         f"{arguments.model}, {judge.judged} answers, {arguments.running} sampled and {arguments.slots} "
-        f"judged at a time, {arguments.seconds} s each: the judge's own time is {own:.1f} s; medians of "
+        f"judged at a time, {arguments.seconds} s each; the judge alone takes {own:.1f} s; medians of "
         f"{arguments.rounds}",
         ["way", "seconds", "hidden"],
         rows,

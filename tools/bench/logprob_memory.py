@@ -1,10 +1,10 @@
-"""Peak memory of log-probs and entropies with their backward pass, at a vocabulary of 150k, against all
-logits at once.
+"""Measures the peak memory of log-probs and entropies with their backward pass, at a vocabulary of 150k,
+against computing all logits at once.
 
     python tools/bench/logprob_memory.py [--vocabulary 150000] [--answers 8] [--tokens 256] [--rounds 3]
 
-A model of two narrow layers, so that the head is what counts. Each way runs in processes of its own; its
-memory is the peak above that before the pass.
+The model has two narrow layers, so that the head dominates. Each way runs in separate processes; its memory
+is the peak minus that before the pass.
 """
 
 import json
@@ -37,7 +37,7 @@ def peak(way: str, vocabulary: int, answers: int, tokens: int) -> float:
     )
     model = LlamaForCausalLM(config).train()
     experiences = experiences_of(1, answers, 16, tokens)
-    sum(parameter.sum() for parameter in model.parameters()).backward()  # gradients have their room
+    sum(parameter.sum() for parameter in model.parameters()).backward()  # allocates the gradients
     before = peak_gib()
     if way == "naive":
         logprobs, _ = padded_logprobs(model, experiences)

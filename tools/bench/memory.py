@@ -1,10 +1,10 @@
-"""Peak memory of each rank while it trains, whole or sharded. Answers come from a script: nothing is sampled.
+"""Measures the peak memory of each rank in training, whole or sharded. Answers come from a script.
 
     python tools/bench/memory.py --devices 1
     python tools/bench/memory.py --devices 2 --strategy fsdp [--model smollm2-135m-instruct] [--lora]
 
-Run it with MALLOC_MMAP_THRESHOLD_=1000000 in the environment: otherwise glibc keeps the blocks that were
-gathered and freed again, and the peak is that of the heap.
+Run it with MALLOC_MMAP_THRESHOLD_=1000000 in the environment. Otherwise glibc keeps blocks that were gathered
+and freed, and the peak is that of the heap.
 """
 
 import argparse

@@ -1,13 +1,13 @@
-"""The update with padding, with packed answers, and with one context for all answers to it.
+"""Measures the update with padding, with packed answers, and with one context for all its answers.
 
     python tools/bench/padding.py [--cases even,uneven,long] [--rounds 3] [--layers 10] [--model ...]
 
-even: 4 x 4 answers of 48 tokens behind 40. uneven: 4 x 4 answers behind 40, of lengths as a policy samples
-them, log-normal and cut at 128. long: 8 answers of 64 tokens behind 512. Padded is the common way: contexts
-padded left, answers right, the head over the answers' columns alone, as many rows as the budget of tokens
-allows. Time is that of forward and backward; waste the share of computed tokens that an answer or the first
-copy of its context has no need of. Ways alternate. Of the model's layers only the first --layers run, to save
-time: the head then weighs more than in the whole model.
+even: 4 x 4 answers of 48 tokens after 40 of context. uneven: 4 x 4 answers after 40, with log-normal lengths,
+like a policy's, cut at 128. long: 8 answers of 64 tokens after 512. padded is the common way: contexts padded
+left, answers right, the head only over the answers' columns, as many rows as the token budget allows. Time
+covers forward and backward. waste is the share of computed tokens beyond the answers and one copy of each
+context. Ways alternate. To save time, only the model's first --layers layers run, so the head weighs more
+than in the whole model.
 """
 
 import random
@@ -46,7 +46,7 @@ def padded_batches(experiences: Sequence[Experience]) -> Iterator[Sequence[Exper
 
 
 def padded(model: torch.nn.Module, experiences: Sequence[Experience]) -> int:
-    """Forward and backward; returns the tokens computed."""
+    """Runs forward and backward, and returns the number of computed tokens."""
     computed = 0
     for batch in padded_batches(experiences):
         before = max(len(e.context_ids) for e in batch)

@@ -1,9 +1,9 @@
-"""Times a refresh of the vLLM engine by herl against vLLM's bare reload of the same weights.
+"""Times herl's refresh of the vLLM engine against vLLM's bare reload of the same weights.
 
     python tools/bench/refresh.py [--model smollm2-135m-instruct] [--rounds 7] [--lora] [--json out.json]
 
-Bare: collective_rpc("reload_weights") over a list of tensors that is ready, and the cache reset. herl: the
-same through the policy's stream of weights, adapters merged. The probe is timed apart. Rounds alternate.
+bare: collective_rpc("reload_weights") over a prepared list of tensors, and a reset of the cache. herl: the
+same from the policy's stream of weights, adapters merged. The probe is timed separately. Rounds alternate.
 """
 
 import argparse
@@ -56,8 +56,8 @@ def main() -> None:
     bare(), herl()  # the first of each compiles and warms up
     seconds: dict[str, list[float]] = {"bare": [], "herl": [], "probe": []}
     for turn in range(arguments.rounds):
-        for one in (bare, herl) if turn % 2 else (herl, bare):
-            seconds[one.__name__].append(one())
+        for way in (bare, herl) if turn % 2 else (herl, bare):
+            seconds[way.__name__].append(way())
         seconds["probe"].append(recorded["sampler/probe_seconds"])
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     ratio = medians["herl"] / medians["bare"]

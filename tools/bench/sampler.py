@@ -1,10 +1,10 @@
-"""herl's samplers against the bare vLLM engine, on the same requests with the same settings.
+"""Measures herl's samplers against the bare vLLM engine, on the same requests with the same settings.
 
     python tools/bench/sampler.py [--prompts 8] [--answers 4] [--new-tokens 48] [--words 60] [--rounds 3]
 
-Both use one engine. bare: LLM.generate, an answer with a seed of its own being a request, as herl asks for
-them. bare, n at once: one request for all answers to a prompt. transformers: its sampler with packed weights,
-and with plain ones. Ways alternate, prefix caches are reset.
+All share one vLLM engine. bare: LLM.generate, with one request and seed per answer, as in herl. bare, n at
+once: one request for all answers to a prompt. transformers: herl's transformers sampler, with packed weights
+and with plain ones. Ways alternate, and prefix caches are reset.
 """
 
 import tempfile
@@ -32,8 +32,8 @@ def main() -> None:
         sampler.start(policy, tokenizer)
         sampler.load_weights(named_weights(policy), 0)
         in_process = {packed: TransformersSampler(pack_weights=packed) for packed in (True, False)}
-        for one in in_process.values():
-            one.start(policy, tokenizer)
+        for other in in_process.values():
+            other.start(policy, tokenizer)
     requests = [
         SampleRequest(
             task_id=str(place),
@@ -57,8 +57,8 @@ def main() -> None:
     def together() -> int:
         prompts = [{"prompt_token_ids": list(request.prompt_ids)} for request in requests]
         settings = [sampler._settings(request, 0) for request in requests]
-        for one in settings:
-            one.n = arguments.answers
+        for setting in settings:
+            setting.n = arguments.answers
         return tokens(sampler._llm.generate(prompts, settings, use_tqdm=False))
 
     def tokens(outputs: list) -> int:  # type: ignore[type-arg]

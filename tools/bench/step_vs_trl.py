@@ -1,15 +1,15 @@
-r"""A GRPO step of herl against one of TRL's GRPOTrainer: the same model, prompts, answers and optimiser.
+r"""Measures a GRPO step of herl against one of TRL's GRPOTrainer: same model, prompts, answers and optimizer.
 
     python tools/bench/step_vs_trl.py [--prompts 4] [--answers 4] [--new-tokens 48] [--words 12] [--rounds 3]
     python tools/bench/step_vs_trl.py --prompts 1 --answers 8 --new-tokens 64 --words 400 \
         --micro-batch-tokens 2048  # long prompts: a row must hold a whole group
 
-TRL comes by `pip install 'herl[bench]'`; herl samples with vLLM and, in a row of its own, with transformers
-as TRL does. Each trainer runs in processes of its own, two warm-up steps and then --steps measured ones, in
-turn; medians over all of them. All answers have the full length: the model's end token is replaced by one
-that is hardly ever sampled. Replay is the peak of the process. In both: float32, fused AdamW, no gradient
-checkpointing, no KL, no hindsight, micro-batches of about --micro-batch-tokens tokens. herl's step includes
-the refresh of the sampler and its probe.
+Install TRL with `pip install 'herl[bench]'`. herl samples with vLLM and, in a separate row, with transformers
+like TRL. Each trainer runs in separate processes, which alternate, with two warm-up steps and then --steps
+measured ones; the table shows medians over all of them. All answers have the full length, since the model's
+end token is replaced by one that is hardly ever sampled. Memory is the peak of the process. Both use float32,
+fused AdamW, no gradient checkpointing, no KL, no hindsight, and micro-batches of about --micro-batch-tokens
+tokens. herl's step includes the refresh of the sampler and its probe.
 """
 
 import json
@@ -39,13 +39,13 @@ from workload import (
 )
 
 WARM_UP = 2
-"""Steps that are not measured: AdamW's moments come in the first, and the heap still grows in the second."""
+"""Steps that are not measured: the first allocates AdamW's moments, and the heap still grows in the next."""
 
 TRAINERS = ("herl-vllm", "herl-transformers", "trl")
 
 
 def herl(arguments: Namespace, sampler: Any, **settings: Any) -> dict[str, Any]:
-    """Seconds of each measured step by phase, and tokens of a step. Settings are of the Lightning trainer."""
+    """Returns each measured step's seconds by phase, and tokens per step. `settings` go to L.Trainer."""
     import lightning as L
 
     from herl.callbacks import RefreshSampler
@@ -91,7 +91,7 @@ def herl(arguments: Namespace, sampler: Any, **settings: Any) -> dict[str, Any]:
 
 
 def trl(arguments: Namespace, **settings: Any) -> dict[str, Any]:
-    """The same of TRL. Settings are of its GRPOConfig."""
+    """Returns the same for TRL. `settings` go to its GRPOConfig."""
     from datasets import Dataset
     from transformers import AutoTokenizer, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
@@ -185,9 +185,9 @@ def on_cpu(arguments: Namespace, kind: str) -> dict[str, Any]:
 
 
 def measured(kind: str) -> dict[str, Any]:
-    """Runs this script for one trainer in a process of its own."""
+    """Runs this script for one trainer in a separate process."""
     command = [sys.executable, __file__, *sys.argv[1:], "--one", kind]
-    # No hub is asked, and the end of a process group is nobody's concern here.
+    # No hub is needed, and tokenizers need no warning about forks.
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:

@@ -1,11 +1,11 @@
-"""What the update makes of the machine: its arithmetic rate over that of a large matrix product.
+"""Measures how well the update uses the machine: its arithmetic rate over that of a large matrix product.
 
     python tools/bench/update.py [--groups 4] [--answers 4] [--context 40] [--tokens 48] [--rounds 3]
     python tools/bench/update.py --groups 1 --answers 8 --context 512 --tokens 64 --micro-batch-tokens 2048
 
-A round is an optimiser step with everything in it (rows, forward, backward, clipping, AdamW), between two
-measurements of the limit. Operations are those of a pass over what the step needs, each context once: matrix
-products by torch's counter, attention scores that are masked not counted.
+A round is a complete optimizer step (rows, forward, backward, clipping, AdamW) between two measurements of
+the limit. Operations are those of a pass over the step's tokens, each context once: matrix products by
+torch's counter, without masked attention scores.
 """
 
 import time
@@ -57,11 +57,11 @@ def main() -> None:
         step()
         seconds = time.perf_counter() - started
         rounds.append((seconds, operations / seconds / 1e9, (before + gemm_gflops()) / 2))
-    rows = [[*one, one[1] / one[2]] for one in rounds]
+    rows = [[*figures, figures[1] / figures[2]] for figures in rounds]
     rows.append([median([row[i] for row in rows]) for i in range(4)])
     report(
         f"{arguments.model}, {arguments.groups} x {arguments.answers} answers of {arguments.tokens} tokens "
-        f"behind {arguments.context}: {operations / 1e9:.0f} GFLOP; last row: medians",
+        f"after {arguments.context}: {operations / 1e9:.0f} GFLOP; last row: medians",
         ["seconds", "GFLOP/s", "limit", "share"],
         rows,
     )
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def attention_operations(policy: torch.nn.Module, arguments: object) -> float:
-    """Scores and weighted sums of one forward pass, for the pairs of tokens that see each other."""
+    """Counts the operations of scores and weighted sums in a forward pass, for pairs of visible tokens."""
     config = policy.config
     groups, answers, context, tokens = (
         getattr(arguments, name) for name in ("groups", "answers", "context", "tokens")

@@ -1,4 +1,4 @@
-"""What the benchmarks share: prompts and answers of given lengths, the machine's own limit, tables."""
+"""Shared by the benchmarks: prompts and answers of given lengths, the machine's limit, tables."""
 
 import argparse
 import hashlib
@@ -23,17 +23,17 @@ WORDS = ("otter", "river", "stone", "winter", "lantern", "quiet", "copper", "mea
 def arguments_of(
     description: str | None, model: str = "smollm2-135m-instruct", **options: object
 ) -> argparse.Namespace:
-    """Parses --model, --json and one option for each keyword, by its default's type."""
+    """Parses --model, --json and one option per keyword, with the type of its default."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", default=model)
-    parser.add_argument("--json", type=Path, help="where the figures go")
+    parser.add_argument("--json", type=Path, help="JSON file for the figures")
     for name, default in options.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
     return parser.parse_args()
 
 
 def endless(model: str, folder: Path) -> str:
-    """Copies a model with an end token that is hardly ever sampled: all answers get the full length."""
+    """Copies a model with an end token that is hardly ever sampled, so that all answers have full length."""
     source = Path(PretrainedModel(path=model).source())
     shutil.copytree(source, folder)
     rare = "<file_sep>" if "smollm2" in model else None
@@ -51,26 +51,26 @@ def endless(model: str, folder: Path) -> str:
 
 
 def requests_of(count: int, words: int, seed: int = 0) -> list[str]:
-    """`count` different requests of about that many words."""
+    """Returns `count` different requests of about `words` words."""
     draw = random.Random(seed)
     return [f"Write a story about {' '.join(draw.choices(WORDS, k=words))}." for _ in range(count)]
 
 
 def tasks_of(count: int, words: int) -> list[Task]:
-    """Tasks whose criteria any text meets or misses by chance, so that groups have a signal."""
+    """Returns tasks whose criteria any text meets or misses by chance, so that groups have a signal."""
     weights = {"ing": 3.0, "the": 2.0, "ou": 1.0, "st": 1.0}
     return [make_task(weights, id=f"t{i}", request=text) for i, text in enumerate(requests_of(count, words))]
 
 
 def reward_of(text: str) -> float:
-    """A number in [0, 1) that differs from answer to answer, so that every group has a signal."""
+    """Returns a number in [0, 1) that differs between answers, so that every group has a signal."""
     return hashlib.sha256(text.encode()).digest()[0] / 256
 
 
 def experiences_of(
     groups: int, answers: int, context: int, lengths: Sequence[int] | int, vocabulary: int = 10_000
 ) -> list[Experience]:
-    """Answers of random tokens, `answers` to each of `groups` contexts; lengths are taken in turn."""
+    """Returns answers of random tokens, `answers` to each of `groups` contexts, cycling through `lengths`."""
     draw = random.Random(0)
     turns = [lengths] if isinstance(lengths, int) else list(lengths)
     found = []
@@ -92,29 +92,29 @@ def experiences_of(
 def gemm_gflops(
     size: int = 2048, seconds: float = 1.0, *, device: str = "cpu", dtype: torch.dtype = torch.float32
 ) -> float:
-    """What this device does in matrix products right now, by default a CPU in float32."""
-    one = torch.randn(size, size, device=device, dtype=dtype)
-    at_once = 1 if device == "cpu" else 20  # a GPU is not to wait for the next product
+    """Returns this device's current rate of matrix products, by default of a CPU in float32."""
+    matrix = torch.randn(size, size, device=device, dtype=dtype)
+    at_once = 1 if device == "cpu" else 20  # so that a GPU does not wait for the next product
     for _ in range(at_once):
-        one @ one
+        matrix @ matrix
     synchronize()
     started, count = time.perf_counter(), 0
     while time.perf_counter() - started < seconds:
         for _ in range(at_once):
-            one @ one
+            matrix @ matrix
         synchronize()
         count += at_once
     return 2 * size**3 * count / (time.perf_counter() - started) / 1e9
 
 
 def synchronize() -> None:
-    """Waits for the GPU, if there is one, so that a clock shows what was done."""
+    """Waits for the GPU, if there is one, so that clocks include its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def peak_gib() -> float:
-    """Most memory that this process has had in use."""
+    """Returns the peak memory of this process."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
@@ -132,6 +132,6 @@ def report(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]])
 
 
 def write(path: Path | None, figures: Mapping[str, object]) -> None:
-    """Writes the figures as JSON, if a path was given."""
+    """Writes the figures as JSON if a path is given."""
     if path is not None:
         path.write_text(json.dumps(figures, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""Says what the shipped tiny model earns on the embedded task before any training.
+"""Prints the rewards of the shipped tiny model on the embedded task before any training.
 
 python tools/embedded/evaluate.py [--model FOLDER]
 """
@@ -38,7 +38,7 @@ def main() -> None:
             stages = Stages(
                 tokenizer=tokenizer,
                 sampler=sampler,
-                runner=runner,
+                judge_runner=runner,
                 plan=RolloutPlan(attempt=Sampling(max_new_tokens=64), revision=Sampling(max_new_tokens=64)),
                 selection=form_group,
                 advantages=group_advantages,
@@ -54,8 +54,8 @@ def main() -> None:
             f"revised once {fmean(revised):.3f}"
         )
     task, group = groups[0].task, groups[0]
-    print(task.request, *(f"\n  {a.judgement.reward:.2f} {a.rollout.text}" for a in group.attempts[:3]))
-    print("revised:", *(f"\n  {r.judgement.reward:.2f} {r.rollout.text}" for r in group.revisions[:3]))
+    print(task.request, *(f"\n  {a.reward:.2f} {a.rollout.text}" for a in group.attempts[:3]))
+    print("revised:", *(f"\n  {r.reward:.2f} {r.rollout.text}" for r in group.revisions[:3]))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Makes what ships in herl/assets: the task `animals.jsonl` and the chat model `tiny`, from fixed seeds.
+"""Makes the contents of herl/assets from fixed seeds: the task `animals.jsonl` and the chat model `tiny`.
 
     python tools/embedded/make.py [--steps 1800]
 
-The model is a three-layer Llama that is taught to answer and to revise (world.py). Takes about half an
-hour on two cores.
+The model is a three-layer Llama that is taught to answer and to revise (world.py), in about half an hour on
+two cores.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def write_task(animals: list[Animal]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=1800)
-    parser.add_argument("--task-only", action="store_true", help="leave the model as it is")
+    parser.add_argument("--task-only", action="store_true", help="do not retrain the model")
     parser.add_argument("--out", type=Path, default=ASSETS / "tiny")
     arguments = parser.parse_args()
     ASSETS.mkdir(exist_ok=True)

@@ -1,8 +1,8 @@
 """The embedded task: short answers about sixty animals, judged by hidden rubrics.
 
-A request is a verb and an animal ("Describe the otter, a mammal."). An answer is a run of short sentences.
-What a good answer holds depends on the verb and the animal's class and is told nowhere: the policy has
-to find out from rewards. Two of its criteria ask for sentences that the policy hardly ever writes.
+A request is a verb and an animal ("Describe the otter, a mammal."). An answer is a series of short sentences.
+The contents of a good answer depend on the verb and the animal's class and are stated nowhere: the policy has
+to learn them from rewards. Two criteria require sentences that the policy hardly ever writes.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def sentence(clause: str, value: str = "") -> str:
 
 
 def criterion(clause: str, weight: float, value: str | int = "") -> Row:
-    """A rubric row. For a fact `value` is what must be said, for "length" the number of words."""
+    """Returns a rubric row. For a fact, `value` must be in the answer; for "length", it limits the words."""
     if clause == "length":
         check: Row = {"kind": "max_words", "count": value}
     else:
@@ -92,10 +92,10 @@ def criterion(clause: str, weight: float, value: str | int = "") -> Row:
 
 
 def hidden_rubrics(kinds: list[str], seed: int) -> dict[tuple[str, str], list[tuple[str, float, int]]]:
-    """For each (verb, class): the clauses that count, as (clause, weight, words).
+    """Returns the clauses that count for each (verb, class), as (clause, weight, words).
 
-    The verb decides which two facts are wanted, the class which two rare clauses; each clause is wanted
-    about equally often, so that no one answer suits all.
+    The verb decides which two facts are required, the class which two rare clauses. Each clause is required
+    about equally often, so that no single answer suits all requests.
     """
     rng = random.Random(seed)
     common, seldom = rng.sample(COMMON, len(COMMON)), rng.sample(RARE, len(RARE))
@@ -115,7 +115,7 @@ def hidden_rubrics(kinds: list[str], seed: int) -> dict[tuple[str, str], list[tu
 
 
 def task_rows(animals: list[Animal], seed: int) -> list[Row]:
-    """360 rows in herl's native format; two animals per verb and class are held out."""
+    """Returns 360 rows in herl's native format; two animals per verb and class are held out."""
     kinds = list(dict.fromkeys(animal.kind for animal in animals))
     rubrics = hidden_rubrics(kinds, seed)
     rng = random.Random(seed + 1)
@@ -139,15 +139,14 @@ def task_rows(animals: list[Animal], seed: int) -> list[Row]:
     return rows
 
 
-# What the base model is taught: to answer, and to revise under criteria that have nothing to do with the
-# hidden rubrics.
+# The base model's lessons: to answer, and to revise under criteria unrelated to the hidden rubrics.
 
 INCLUDE = {
     "food": 0.6, "home": 0.6, "color": 0.55, "region": 0.5, "active": 0.45, "young": 0.45, "talent": 0.1,
     "greeting": 0.12, "filler": 0.3, "caution": 0.05, "tip": 0.05, "advert": 0.15, "hedge": 0.15,
     "thanks": 0.1,
 }  # fmt: skip
-# Verbs and classes differ in what is said about them, by chance: the policy learns to look at both.
+# Random differences between the answers to verbs and classes, so that the policy learns to look at both.
 TASTE = 0.7
 RIGHT, RIGHT_WHEN_HARD, HARD_SHARE = 0.9, 0.35, 0.25
 MEND = 0.75
@@ -175,7 +174,7 @@ class Teacher:
         }
 
     def answer(self, verb: str, animal: Animal, rng: random.Random) -> dict[str, str]:
-        """Clauses of a plain answer: {clause: value, or "" for a phrase}, in order."""
+        """Returns the clauses of a plain answer, in order: {clause: value, or "" for a phrase}."""
         said = {}
         for clause in ORDER:
             odds = INCLUDE[clause] / (1 - INCLUDE[clause]) * math.exp(self.taste[verb, animal.kind, clause])
@@ -189,7 +188,7 @@ class Teacher:
         return said or {"food": animal.facts["food"]}
 
     def criteria(self, draft: dict[str, str], rng: random.Random) -> list[Row]:
-        """Random criteria with random values: from these lessons no fact and no rubric can be learnt."""
+        """Returns random criteria with random values, from which no fact and no rubric can be learned."""
         rows = []
         for clause in rng.sample(COMMON, rng.randint(1, 3)) + rng.sample(RARE, rng.randint(1, 3)):
             value = ""
@@ -204,7 +203,7 @@ class Teacher:
         return rows
 
     def revise(self, draft: dict[str, str], criteria: list[Row], rng: random.Random) -> dict[str, str]:
-        """A good but fallible revision: each missed criterion is mended with probability `MEND`."""
+        """Returns a good but fallible revision: each missed criterion is fixed with probability `MEND`."""
         said = dict(draft)
         asked = {str(row["id"]) for row in criteria if float(row["weight"]) > 0}  # type: ignore[arg-type]
         for row in criteria:
@@ -227,7 +226,7 @@ class Teacher:
 
 
 def value_of(row: Row) -> str:
-    """The value that a fact's criterion asks for: the last word of its text."""
+    """Returns the value that a fact's criterion requires: the last word of its text."""
     return str(row["text"]).rstrip(".").split()[-1] if row["id"] in FACTS else ""
 
 
@@ -236,7 +235,7 @@ def text_of(said: dict[str, str]) -> str:
 
 
 def met(row: Row, said: dict[str, str]) -> bool:
-    """Whether these clauses get what the author of the criterion wanted."""
+    """Whether these clauses fulfill a criterion."""
     check = row["check"]
     assert isinstance(check, dict)
     if check["kind"] == "max_words":

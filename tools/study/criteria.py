@@ -1,12 +1,12 @@
-"""Whether revisions do what attempts rarely do: how often each criterion is met by either.
+"""Compares how often attempts and revisions fulfill each criterion.
 
     python tools/study/criteria.py runs/study_main/runs/herl runs/study_main/runs/grpo
 
-For each folder of runs that differ in their seeds, two Markdown tables of means over seeds. The first: all
-attempts, the drafts that were revised, and their revisions, over the first and the last quarter of the
-sampled answers, and held-out attempts at the end; criteria stand in the order of how rarely attempts meet
-them at first. The second, by quarter of the run: the bonus of revised attempts, and how it goes with what
-their revisions mend.
+For each folder of runs that differ in their seeds, prints two Markdown tables of means over seeds. The first
+shows all attempts, the drafts that were revised, and their revisions, over the first and the last quarter of
+the sampled answers, and held-out attempts at the end. Its criteria are sorted, those that attempts rarely
+fulfill at first coming first. The second shows, by quarter of the run, the bonus of revised attempts and its
+correlation with the criteria that their revisions fix.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def quarter(record: Mapping[str, Any], budget: int) -> str:
 
 
 def kinds(records: Iterable[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields what an answer counts as: an attempt, a revision, and for each revision its draft once more."""
+    """Yields (kind, record): each answer as an attempt or revision, and each revision's draft again."""
     attempts: dict[str, dict[str, Any]] = {}
     for record in records:
         if record["origin"] == "replay":  # counted when it was new
@@ -59,7 +59,7 @@ def rates(run: Path) -> dict[tuple[str, str], float]:
 
 
 def bonuses(run: Path) -> dict[tuple[str, str], float]:
-    """Returns, by (quarter, column), what the bonus of revised attempts is and what it goes with."""
+    """Returns the bonus of revised attempts and its correlations, by (quarter, column)."""
     records = list(read_records(run))
     budget = max(record["answers_sampled"] for record in records)
     drafts = {record["id"]: record for record in records if record["parent_id"] is None}
@@ -90,7 +90,7 @@ def show(title: str, runs: list[dict[tuple[str, str], float]], columns: list[str
     print(f"\n{title}\n\n| | " + " | ".join(kept) + " |\n| --- |" + " --: |" * len(kept))
     for row in order:
         values = [[run[row, column] for run in runs if (row, column) in run] for column in kept]
-        print(f"| {row} | " + " | ".join(f"{np.mean(one):.2f}" if one else "" for one in values) + " |")
+        print(f"| {row} | " + " | ".join(f"{np.mean(cell):.2f}" if cell else "" for cell in values) + " |")
 
 
 def main() -> None:

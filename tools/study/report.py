@@ -1,4 +1,4 @@
-"""What a study found: curves over sampled answers, means with intervals over seeds, a table, a picture."""
+"""Reports a study: curves over sampled answers, means with intervals over seeds, a table, a picture."""
 
 from __future__ import annotations
 
@@ -47,33 +47,33 @@ class Outcome:
     """Held-out reward of plain attempts there."""
     extra: dict[str, float]
     """Further numbers at the end: `revised` (held-out reward, best of an attempt and its revision), `entropy`
-    of what was trained on in the last quarter, in nats, `chosen` (mean rate of the criteria asked for)."""
+    of the tokens trained on in the last quarter, in nats, `chosen` (mean rate of the given criteria)."""
 
     @property
     def final(self) -> float:
         return float(self.rewards[-1])
 
     def mean_until(self, budget: int) -> float:
-        """Mean of the curve from 0 to the budget: the area under it."""
+        """Returns the mean of the curve from 0 to the budget: the area under it."""
         grid = np.linspace(0, budget, 513)
         return float(np.interp(grid, self.answers, self.rewards).mean())
 
     def reaches(self, level: float, budget: int) -> float:
-        """Sampled answers after which the curve first reaches a level; the budget if it never does."""
+        """Returns the sampled answers after which the curve first reaches a level, or else the budget."""
         grid = np.arange(budget + 1)
         above = np.flatnonzero(np.interp(grid, self.answers, self.rewards) >= level)
         return float(above[0]) if len(above) else float(budget)
 
 
 def read_curves(folder: Path) -> dict[str, dict[int, float]]:
-    """Returns the curves of a run by tag, as value by step; of two at one step the last."""
+    """Returns a run's curves by tag, as value by step; if a step has two values, the last one counts."""
     events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0})
     events.Reload()
     return {tag: {e.step: e.value for e in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
 
 
 def last_values(folder: Path, prefix: str) -> dict[str, float]:
-    """Returns the last value of each curve whose tag begins so, by the rest of the tag."""
+    """Returns the last value of each curve whose tag starts with `prefix`, by the rest of the tag."""
     curves = read_curves(folder)
     return {
         tag.removeprefix(prefix): points[max(points)]
@@ -83,21 +83,21 @@ def last_values(folder: Path, prefix: str) -> dict[str, float]:
 
 
 def outcome(folder: Path, budget: int, criteria: Sequence[str] = ()) -> Outcome:
-    """Reads a finished run up to its budget: the batch that reaches it may go beyond.
+    """Reads a finished run up to its budget, which its last batch may exceed.
 
     Args:
-        folder: Of the run.
+        folder: The run's folder.
         budget: Sampled answers.
-        criteria: Whose mean rate on held-out attempts is wanted, by id.
+        criteria: Ids of the criteria whose mean rate on held-out attempts to report.
 
     Raises:
-        SystemExit: the run ended before its budget, or knows no such criterion.
+        SystemExit: the run ended before its budget, or has no such criterion.
     """
     curves = read_curves(folder)
     every = sorted(curves[REWARD])
     if every[-1] < budget:
         raise SystemExit(
-            f"{folder}: expected a run of {budget} sampled answers, got {every[-1]}: give it more data, more "
+            f"{folder}: expected a run of {budget} sampled answers, got {every[-1]}; use more data, more "
             "trainer.max_epochs, or a smaller answers="
         )
 
@@ -123,10 +123,10 @@ def outcome(folder: Path, budget: int, criteria: Sequence[str] = ()) -> Outcome:
 
 
 def interval(values: Sequence[float]) -> dict[str, float]:
-    """Mean, standard deviation and 95 % intervals of the mean over seeds; of one seed there are none.
+    """Returns mean, standard deviation and 95 % intervals of the mean over seeds; only the mean for one seed.
 
-    `low` and `high` are of a percentile bootstrap, too narrow for few seeds; `t_low` and `t_high` of
-    Student's t.
+    `low` and `high` come from a percentile bootstrap, which is too narrow for few seeds; `t_low` and `t_high`
+    from Student's t.
     """
     array = np.asarray(values, dtype=float)
     found = {"mean": float(array.mean())}
@@ -142,31 +142,31 @@ def interval(values: Sequence[float]) -> dict[str, float]:
 
 def compare(arms: Mapping[str, Sequence[Outcome]], baseline: str, budget: int) -> dict[str, dict[str, Any]]:
     """Returns the numbers of each arm; `difference` is paired by seed with the baseline."""
-    level = float(np.mean([one.final for one in arms[baseline]]))
-    base = {one.seed: one.final for one in arms[baseline]}
-    extra = dict.fromkeys(key for several in arms.values() for one in several for key in one.extra)
+    level = float(np.mean([run.final for run in arms[baseline]]))
+    base = {run.seed: run.final for run in arms[baseline]}
+    extra = dict.fromkeys(key for runs in arms.values() for run in runs for key in run.extra)
     return {
         name: {
-            "final": interval([one.final for one in several]),
-            "difference": interval([one.final - base[one.seed] for one in several]),
-            "area": interval([one.mean_until(budget) for one in several]),
-            "answers_to_baseline": interval([one.reaches(level, budget) for one in several]),
-            "never_reached": sum(bool(one.rewards.max() < level) for one in several),
+            "final": interval([run.final for run in runs]),
+            "difference": interval([run.final - base[run.seed] for run in runs]),
+            "area": interval([run.mean_until(budget) for run in runs]),
+            "answers_to_baseline": interval([run.reaches(level, budget) for run in runs]),
+            "never_reached": sum(bool(run.rewards.max() < level) for run in runs),
             **{
-                key: interval([one.extra[key] for one in several])
+                key: interval([run.extra[key] for run in runs])
                 for key in extra
-                if all(key in one.extra for one in several)
+                if all(key in run.extra for run in runs)
             },
             "runs": [
                 {
-                    "seed": one.seed,
-                    "final": one.final,
-                    "curve": [[int(n), float(r)] for n, r in zip(one.answers, one.rewards, strict=True)],
+                    "seed": run.seed,
+                    "final": run.final,
+                    "curve": [[int(n), float(r)] for n, r in zip(run.answers, run.rewards, strict=True)],
                 }
-                for one in several
+                for run in runs
             ],
         }
-        for name, several in arms.items()
+        for name, runs in arms.items()
     }
 
 
@@ -202,12 +202,12 @@ def draw(arms: Mapping[str, Sequence[Outcome]], budget: int, path: Path) -> None
     """Draws the mean curve of each arm, with a band of one standard deviation over its seeds."""
     figure, axes = plt.subplots(figsize=(7, 3.6), dpi=150)
     grid = np.linspace(0, budget, 120)
-    for number, (name, several) in enumerate(arms.items()):
-        values = np.array([np.interp(grid, one.answers, one.rewards) for one in several])
-        mean, std = values.mean(0), values.std(0, ddof=1) if len(several) > 1 else 0
+    for number, (name, runs) in enumerate(arms.items()):
+        values = np.array([np.interp(grid, run.answers, run.rewards) for run in runs])
+        mean, std = values.mean(0), values.std(0, ddof=1) if len(runs) > 1 else 0
         color = COLORS[number % len(COLORS)]
         style = "-" if number < len(COLORS) else "--"
-        axes.plot(grid, mean, style, label=f"{name} (n = {len(several)})", color=color, linewidth=2)
+        axes.plot(grid, mean, style, label=f"{name} (n = {len(runs)})", color=color, linewidth=2)
         axes.fill_between(grid, mean - std, mean + std, color=color, alpha=0.15, linewidth=0)
     axes.set_xlabel("sampled answers (attempts and revisions)")
     axes.set_ylabel("held-out reward")

@@ -1,4 +1,4 @@
-"""Runs herl fit in processes of their own, some side by side; what is finished is not run again."""
+"""Runs herl fit in separate processes, several side by side, and skips finished runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 
 LINES = 20
-"""Of a run's output, shown when it fails."""
+"""Lines of output to show of a failed run."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,11 @@ class Job:
 
     folder: Path
     overrides: list[str]
-    """Of herl fit."""
+    """Overrides of herl fit."""
 
     @property
     def done(self) -> bool:
-        """Whether it came to its end; one that was stopped has a summary, too."""
+        """Whether the run finished; a stopped run has a summary, too, but no final reward."""
         return self.final is not None
 
     @property
@@ -38,23 +38,23 @@ class Job:
         return json.loads(path.read_text()).get("heldout_reward_after") if path.is_file() else None
 
     def check(self) -> None:
-        """Stops where the folder holds a run with other settings, which this one would go on with.
+        """Refuses a folder that holds a run with other settings, which this run would continue.
 
         Raises:
-            SystemExit: with both.
+            SystemExit: names the settings of both.
         """
         path, began = self.folder / "overrides.json", self.done or (self.folder / "checkpoints").is_dir()
         if path.is_file() and began and (before := json.loads(path.read_text())) != self.overrides:
             raise SystemExit(
-                f"{self.folder}: expected a run with {self.overrides}, got one with {before}: "
+                f"{self.folder}: expected a run with {self.overrides}, got one with {before}; "
                 "remove it, or choose another out="
             )
 
     def run(self, threads: int) -> float:
-        """Runs to the end, from its newest checkpoint if there is one; returns the seconds it took.
+        """Runs to the end, from the newest checkpoint if there is one, and returns the seconds it took.
 
         Raises:
-            RuntimeError: the run failed, with the end of what it said.
+            RuntimeError: the run failed; includes the end of its output.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "overrides.json").write_text(json.dumps(self.overrides))
@@ -74,10 +74,10 @@ class Job:
 
 
 def run_all(jobs: Sequence[Job], side_by_side: int) -> None:
-    """Runs what is not done yet. A run that fails does not stop the others, unless none works.
+    """Runs all unfinished jobs. A failed run does not stop the others, unless all fail from the start.
 
     Raises:
-        SystemExit: some failed.
+        SystemExit: some runs failed.
     """
     for job in jobs:
         job.check()
@@ -92,13 +92,13 @@ def run_all(jobs: Sequence[Job], side_by_side: int) -> None:
                 if error := future.exception():
                     failed.append(job)
                     console.print(str(error), markup=False, soft_wrap=True)
-                    if len(failed) == number >= side_by_side:  # none has worked so far
+                    if len(failed) == number >= side_by_side:  # all have failed so far
                         break
                     continue
                 remaining = (time.perf_counter() - started) / number * (len(left) - number)
-                said = f"{number}/{len(left)} {job.folder}: {job.final:.3f} in {future.result():.0f} s"
-                console.print(f"{said}, {remaining / 60:.0f} min left", soft_wrap=True, highlight=False)
+                line = f"{number}/{len(left)} {job.folder}: {job.final:.3f} in {future.result():.0f} s"
+                console.print(f"{line}, {remaining / 60:.0f} min left", soft_wrap=True, highlight=False)
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)  # after Ctrl-C, too: none begins any more
+            pool.shutdown(wait=False, cancel_futures=True)  # after Ctrl-C, too: no further run starts
     if failed:
-        raise SystemExit(f"{len(failed)} of {len(left)} runs failed; run the same command again to go on")
+        raise SystemExit(f"{len(failed)} of {len(left)} runs failed; repeat the command to continue")

@@ -4,13 +4,12 @@
     tools/study/run experiment=smollm2_if algorithms=grpo,herl seeds=3 answers=4000 jobs=1
     tools/study/run study=tools/study/main.yaml
 
-One process per run, `jobs` of them side by side. Each ends with the batch in which its budget is spent,
-however many epochs that takes. Finished runs are kept: the same command goes on where it was stopped. Arms
-with `tries` are tuned first: each try runs on the tuning seeds with the tuning overrides, and the arm goes on
-with the one whose mean is best. Writes into `out`: runs/, tuning/, study.json, table.md
-and curves.png.
+Each run is a process, with `jobs` of them side by side. It ends with the batch that exhausts its budget,
+however many epochs that takes. Finished runs are kept, so the same command continues after an interruption.
+Arms with `tries` are tuned first: each try runs on the tuning seeds with the tuning overrides, and the arm
+uses the one with the best mean. Writes runs/, tuning/, study.json, table.md and curves.png to `out`.
 
-A study file holds the same keys as the command line, which goes before it. See `Study` for all of them.
+A study file has the same keys as the command line, which takes precedence. See `Study` for all of them.
 """
 
 from __future__ import annotations
@@ -35,9 +34,9 @@ class Arm:
     """One line of the table."""
 
     overrides: list[str] = field(default_factory=list)
-    """Of herl fit."""
+    """Overrides of herl fit."""
     tries: list[list[str]] = field(default_factory=list)
-    """Settings to choose among on the tuning seeds, as overrides; none: nothing is tuned."""
+    """Settings to choose among on the tuning seeds, as overrides; if empty, nothing is tuned."""
 
 
 @dataclass
@@ -45,9 +44,9 @@ class Tuning:
     seeds: int = 2
     first_seed: int = 1000
     overrides: list[str] = field(default_factory=list)
-    """For the tuning runs alone, e.g. other held-out prompts."""
+    """Overrides only for tuning runs, such as other held-out prompts."""
     tries: list[list[str]] = field(default_factory=list)
-    """For arms that have none of their own."""
+    """Tries of arms that define none."""
 
 
 @dataclass
@@ -59,11 +58,11 @@ class Study:
     """Presets, separated by commas: arms without further overrides."""
     arms: dict[str, Arm] = field(default_factory=dict)
     baseline: str = ""
-    """The arm that others are compared with; the first one unless given."""
+    """The arm that the others are compared with; the first one by default."""
     seeds: int = 5
     first_seed: int = 0
     overrides: list[str] = field(default_factory=list)
-    """Of every run."""
+    """Overrides of every run."""
     criteria: list[str] = field(default_factory=list)
     """Ids of criteria whose mean rate on held-out attempts gets a column, `chosen`."""
     tuning: Tuning = field(default_factory=Tuning)
@@ -76,11 +75,11 @@ def read(arguments: list[str]) -> Study:
     """Returns the study of a command line.
 
     Raises:
-        SystemExit: a key or value that does not fit, by name.
+        SystemExit: names a key or value that is not valid.
     """
     try:
-        given = OmegaConf.from_dotlist([one for one in arguments if not one.startswith("study=")])
-        files = [one.partition("=")[2] for one in arguments if one.startswith("study=")]
+        given = OmegaConf.from_dotlist([given for given in arguments if not given.startswith("study=")])
+        files = [given.partition("=")[2] for given in arguments if given.startswith("study=")]
         named = {"out": f"runs/study_{Path(files[0]).stem}" if files else "runs/study"}
         merged = OmegaConf.merge(OmegaConf.structured(Study), named, *map(OmegaConf.load, files), given)
         study = OmegaConf.to_object(merged)
@@ -112,7 +111,7 @@ def _check_tuning(study: Study) -> None:
 
 
 def jobs_of(study: Study, folder: Path, overrides: list[str], seeds: range) -> list[Job]:
-    budget = [  # alone ends a run
+    budget = [  # the budget alone ends a run
         f"experiment={study.experiment}",
         f"callbacks.answer_budget.answers={study.answers}",
         "trainer.max_epochs=-1",
@@ -126,7 +125,7 @@ def jobs_of(study: Study, folder: Path, overrides: list[str], seeds: range) -> l
 
 
 def tune(study: Study) -> dict[str, dict[str, Any]]:
-    """Chooses among each arm's tries; returns, for each arm, what was chosen and how all tries ended."""
+    """Chooses among each arm's tries. Returns each arm's choice, and the results of all its tries."""
     seeds = range(study.tuning.first_seed, study.tuning.first_seed + study.tuning.seeds)
     tries = {name: arm.tries or study.tuning.tries for name, arm in study.arms.items()}
     jobs = {
@@ -156,8 +155,8 @@ def tune(study: Study) -> dict[str, dict[str, Any]]:
             ],
         }
         if means:
-            told = ", ".join(f"{' '.join(t)}: {m:.3f}" for t, m in zip(tries[name], means, strict=True))
-            print(f"{name}: {told}")
+            results = ", ".join(f"{' '.join(t)}: {m:.3f}" for t, m in zip(tries[name], means, strict=True))
+            print(f"{name}: {results}")
     return tuned
 
 

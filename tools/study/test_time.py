@@ -1,12 +1,12 @@
-"""What revising an answer is worth at test time, against as many tokens spent on further attempts.
+"""Measures revision at test time against spending the same number of tokens on more attempts.
 
     python tools/study/test_time.py base= trained=runs/mine
-    python tools/study/test_time.py base= rounds=2 most=8 out=runs/mine -- experiment=smollm2_if
+    python tools/study/test_time.py base= rounds=2 max_attempts=8 out=runs/mine -- experiment=smollm2_if
 
-NAME=RUN is a run of herl fit, whose best checkpoint answers; NAME= is the model as it is. Everything behind
--- goes to herl as it is. Improvement keeps the best answer so far, as best-of-n does: both ask the judge.
-Best-of-n is the expectation over all subsets of `most` attempts. Tokens are those of the answers, per
-prompt. Writes test_time.md, test_time.json and test_time.png into `out`.
+NAME=RUN is a run of herl fit, whose best checkpoint answers; NAME= is the untrained model. Arguments after --
+are passed on to herl. Improvement keeps the best answer so far, as does best-of-n; both use the judge.
+Best-of-n is the expectation over all subsets of `max_attempts` attempts. Tokens are those of the answers, per
+prompt. Writes test_time.md, test_time.json and test_time.png to `out`.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ import numpy as np
 
 from report import COLORS
 
-OPTIONS = {"rounds": "4", "most": "24", "out": "runs/test_time"}
+OPTIONS = {"rounds": "4", "max_attempts": "24", "out": "runs/test_time"}
 
 
 def answers(verb: str, run: str, folder: Path, *overrides: str) -> list[dict[str, Any]]:
-    """Runs a verb of herl, unless it has been run, and returns its answers."""
+    """Runs a verb of herl, unless it has run before, and returns its answers."""
     if not (folder / "summary.json").is_file():
         source = [f"run={run}"] if run else []
         folder.mkdir(parents=True, exist_ok=True)
@@ -55,7 +55,7 @@ def by_round(records: Sequence[dict[str, Any]], rounds: int) -> list[tuple[float
     return curve
 
 
-def best_of(records: Sequence[dict[str, Any]], most: int) -> list[tuple[float, float]]:
+def best_of(records: Sequence[dict[str, Any]], max_attempts: int) -> list[tuple[float, float]]:
     """Returns (mean tokens, expected reward of the best) of 1, 2, ... attempts at each prompt."""
     tasks: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for record in records:
@@ -65,19 +65,20 @@ def best_of(records: Sequence[dict[str, Any]], most: int) -> list[tuple[float, f
     ]
     tokens = float(np.mean([one["tokens"] for one in records]))
     return [
-        (n * tokens, float(np.mean([expected_best(one, n) for one in rewards]))) for n in range(1, most + 1)
+        (n * tokens, float(np.mean([expected_best(one, n) for one in rewards])))
+        for n in range(1, max_attempts + 1)
     ]
 
 
 def expected_best(rewards: Sequence[float], n: int) -> float:
-    """Returns the expected maximum of n of these rewards, drawn without replacement; they are in order."""
+    """Returns the expected maximum of n of these sorted rewards, drawn without replacement."""
     n = min(n, len(rewards))
     weights = [comb(place, n - 1) / comb(len(rewards), n) for place in range(len(rewards))]
     return sum(weight * reward for weight, reward in zip(weights, rewards, strict=True))
 
 
 def table(found: dict[str, dict[str, list[tuple[float, float]]]]) -> str:
-    """Returns a Markdown table: each round beside best-of-n at as many tokens."""
+    """Returns a Markdown table of each round next to best-of-n with the same number of tokens."""
     lines = ["| | round | tokens | improved | best-of-n at as many tokens | n |", "| --- |" + " --: |" * 5]
     for name, curves in found.items():
         tokens, rewards = map(np.array, zip(*curves["best_of"], strict=True))
@@ -111,13 +112,13 @@ def main() -> None:
     models = [(name, run) for name, run in given if name not in OPTIONS]
     if not models:
         raise SystemExit(__doc__)
-    out, rounds, most = Path(options["out"]), int(options["rounds"]), int(options["most"])
+    out, rounds, max_attempts = Path(options["out"]), int(options["rounds"]), int(options["max_attempts"])
     found = {}
     for name, run in models:
         improved = answers("improve", run, out / name / "improve", *overrides, f"rounds={rounds}")
-        plain = f"module.validation_attempts={most}", "module.validation_revisions=0"
+        plain = f"module.validation_attempts={max_attempts}", "module.validation_revisions=0"
         sampled = answers("validate", run, out / name / "best_of", *overrides, *plain)
-        found[name] = {"improve": by_round(improved, rounds), "best_of": best_of(sampled, most)}
+        found[name] = {"improve": by_round(improved, rounds), "best_of": best_of(sampled, max_attempts)}
     (out / "test_time.json").write_text(json.dumps(found, indent=2) + "\n")
     (out / "test_time.md").write_text(table(found))
     draw(found, out / "test_time.png")

@@ -1,11 +1,11 @@
-"""What a model makes of revision prompts before any training: attempts, and revisions of the two best.
+"""Measures revision prompts on a model before any training: attempts, and revisions of the two best.
 
     python tools/study/uplift.py experiment=smollm2_if sampler=vllm prompts=64 temperature=0.3
 
-Tries several revision prompts on the first training prompts of an experiment, among them the
-request alone, which is no revision but one more attempt at the revision's temperature. Prints a Markdown
-table: mean rewards of the drafts and of their revisions, and the shares of revisions that are better and
-worse than their draft, and better than the best of all attempts. All other arguments are of herl fit.
+Tries several revision prompts on the first training prompts of an experiment, including the request alone,
+which is not a revision but one more attempt at the revision's temperature. Prints a Markdown table: mean
+rewards of the drafts and of their revisions, and the shares of revisions that are better or worse than their
+draft, or better than the best of all attempts. All other arguments are passed to herl fit.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ PROMPTS: dict[str, dict[str, Any]] = {
     },
     "request alone": {"template": "{request}"},
 }
-"""Of `RevisionBuilder`."""
+"""Arguments of `RevisionBuilder`."""
 OPTIONS = {"prompts": 64, "attempts": 4, "temperature": 1.0}
 
 
 def main() -> None:
-    given = dict(one.partition("=")[::2] for one in sys.argv[1:])
+    given = dict(argument.partition("=")[::2] for argument in sys.argv[1:])
     options = OPTIONS | {name: type(OPTIONS[name])(value) for name, value in given.items() if name in OPTIONS}
-    overrides = [one for one in sys.argv[1:] if one.partition("=")[0] not in OPTIONS]
+    overrides = [argument for argument in sys.argv[1:] if argument.partition("=")[0] not in OPTIONS]
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         config = compose("fit", [*overrides, f"output_dir={Path('runs/uplift').resolve()}"])
     check(config)
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def row(found) -> list[str]:
-    """Returns the cells of one line."""
+    """Returns the cells of a row."""
     rewards = []
     for group in found.groups:
         earned = {one.rollout.id: one.judgement.reward for one in group.attempts}

@@ -1,9 +1,10 @@
-"""A language model as judge: prompt -> chat (endpoint, server or local) -> parse.
+"""A language model as the judge: prompt -> chat (endpoint, server or local) -> parse.
 
-judge.py         the judge: which criteria are asked about together, and in which order
-prompt.py        the prompts' text, beside it as .txt files
-client.py        requests, retries, and the cache of replies
+judge.py         the judge: asks the questions, counts the votes, returns the judgement
+prompt.py        task and answer -> questions, worded by the .txt files in this folder
+client.py        sends requests: limits, retries, budget
+reply_cache.py   replies on disk
 chat.py          the interface to a model; endpoint.py, server.py and local.py implement it
 parse.py         replies -> verdicts
-scale.py         graded verdicts
+scale.py         the allowed verdicts and their values
 """

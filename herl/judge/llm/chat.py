@@ -1,4 +1,4 @@
-"""A model that judges, as a chat: `Chat` is the interface between `LLMJudge` and whatever answers it."""
+"""`Chat`, the interface between `LLMJudge` and the judging model."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ class ChatRequest:
 
     messages: tuple[Message, ...]
     schema: Mapping[str, Any]
-    """JSON schema of the reply, for those who can hold a model to it."""
+    """JSON schema of the reply, for backends that can enforce it."""
     temperature: float
     max_tokens: int
-    """Tokens of the reply, at most."""
+    """Maximum number of tokens in the reply."""
     seed: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatReply:
-    """What came back, and what it cost."""
+    """A model's reply and its cost."""
 
     text: str
     refusal: str = ""
-    """Why the model declines to reply; empty where it does not."""
+    """Why the model refused; empty if it did not."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost: float = 0.0
@@ -38,31 +38,31 @@ class ChatReply:
 class Chat(ABC):
     """Answers one request at a time; the framework sends many at once, on one event loop.
 
-    `prepare`, `start`, `stop` and `close` are called as those of a judge.
+    `prepare`, `start`, `stop` and `close` are called in the same order as a judge's.
     """
 
     @property
     @abstractmethod
     def identity(self) -> str:
-        """Names whatever decides a reply besides the request: the model, where it runs, its settings."""
+        """Names all that determines a reply besides the request: the model, where it runs, its settings."""
 
     @abstractmethod
     async def complete(self, request: ChatRequest) -> ChatReply:
         """Returns the model's reply.
 
         Raises:
-            JudgeError: there is none; says by `cause` why, and by `retry` whether to try again.
+            JudgeError: there is no reply; `cause` says why, and `retry` whether to try again.
             ConfigError: no request can ever succeed.
         """
 
     def prepare(self) -> None:  # noqa: B027  # nothing to do is the right default
-        """Loads models and starts servers, in the main thread of every rank. Safe to call again."""
+        """Loads models and starts servers, in the main thread of every rank. Safe to call twice."""
 
     async def start(self) -> None:  # noqa: B027
-        """Opens what belongs to the event loop."""
+        """Opens resources bound to the event loop."""
 
     async def stop(self) -> None:  # noqa: B027
-        """Closes what `start` opened."""
+        """Closes the resources that `start` opened."""
 
     def close(self) -> None:  # noqa: B027
-        """Ends what `prepare` began."""
+        """Releases the models and servers that `prepare` set up."""

@@ -1,6 +1,6 @@
-"""Sends requests to a judging model: cached, shared, limited, retried, and paid for from a budget.
+"""Sends requests to a judging model: cached, deduplicated, rate-limited, retried, and charged to a budget.
 
-A reply counts only once it could be read: what cannot be parsed is asked for again, and is never cached.
+Only a reply that can be parsed counts. Any other reply is requested again and never cached.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from herl.judge.llm.reply_cache import ReplyCache
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 CHARACTERS_PER_TOKEN = 4
-"""A rough guess, for the limit of tokens per minute before the endpoint has counted."""
-MOST_LISTED = 100
-"""Calls missing in an offline cache that are named."""
+"""Rough estimate for the tokens-per-minute limit, which applies before the endpoint has counted tokens."""
+MAX_LISTED = 100
+"""Maximum number of calls missing from an offline cache that are logged by name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How hard a judging model may be pressed. Rates hold for the whole run: ranks share them.
+    """Limits on the requests to a judging model. Rates apply to the whole run and are divided among ranks.
 
     Args:
-        concurrency: Requests under way at the same time, in each rank.
+        concurrency: Requests in flight at the same time, on each rank.
         requests_per_minute: None for no limit.
-        tokens_per_minute: None for no limit. Guessed from the length of what is sent.
-        tries: Times that one request is sent before it abstains.
-        backoff_seconds: Longest wait before the second try; it doubles for each further one, with jitter. An
-            endpoint's Retry-After is honoured for all requests.
-        total_timeout_seconds: How long one request may take with all its tries, once it was first sent.
+        tokens_per_minute: None for no limit. Tokens are estimated from the length of the messages.
+        tries: Times a request is sent before it abstains.
+        backoff_seconds: Longest wait before the second try; doubles with each further try, with jitter. An
+            endpoint's Retry-After is honored by all requests.
+        total_timeout_seconds: Time limit for a request and all its tries, counted from the first send.
     """
 
     concurrency: int = 32
@@ -66,13 +66,13 @@ class Limits:
         )
 
 
-class Asker:
-    """The way from a request to a reply that could be read.
+class JudgeClient:
+    """Turns requests into parsed replies.
 
     Args:
-        chat: Who replies.
-        limits: How hard it may be pressed.
-        cache: Where replies are kept; None to keep none.
+        chat: The judging model.
+        limits: Limits on the requests to it.
+        cache: Stores replies; None for no cache.
     """
 
     def __init__(self, chat: Chat, limits: Limits, cache: ReplyCache | None) -> None:
@@ -82,7 +82,7 @@ class Asker:
         self._missing = 0
 
     async def start(self, budget: Budget) -> None:
-        """Opens cache and connections, on the event loop that will use them."""
+        """Opens the cache and the connections, on the event loop that will use them."""
         self._budget = budget
         self._slots = asyncio.Semaphore(self.limits.concurrency)
         self._requests = _limiter(self.limits.requests_per_minute)
@@ -95,7 +95,7 @@ class Asker:
             await self.chat.start()
 
     async def stop(self) -> None:
-        """Closes what `start` opened."""
+        """Closes the cache and the connections."""
         for task in self._under_way.values():
             task.cancel()
         await asyncio.gather(*self._under_way.values(), return_exceptions=True)
@@ -106,47 +106,47 @@ class Asker:
 
     @property
     def offline(self) -> bool:
-        """Whether replies come from the cache alone."""
+        """Whether replies come only from the cache."""
         return self.cache is not None and self.cache.offline
 
     async def ask(self, request: ChatRequest, read: Callable[[str], T], usage: Counter[str], name: str) -> T:
-        """Returns what `read` makes of the reply.
+        """Returns the parsed reply.
 
         Args:
             request: The question.
-            read: The text of a reply -> what it says; raises JudgeError for one that says nothing usable.
-            usage: Takes what the request cost, in calls, tokens, money, cache hits and faults by cause.
-            name: What the question is about, for the list of missing calls.
+            read: Parses the text of a reply; raises JudgeError if it is unusable.
+            usage: Receives the calls, tokens, money and cache hits of the request, and its faults by cause.
+            name: Names the question in the list of missing calls.
 
         Raises:
             JudgeError: the last try failed, or an offline cache has no reply.
-            BudgetSpent: there is nothing left to pay it.
+            BudgetSpent: the budget is used up.
             ConfigError: no request can succeed.
         """
         key = self.key(request)
         kept = self.cache.get(key) if self.cache is not None else None
         if kept is not None:
-            with suppress(JudgeError):  # written by a version that read more: ask again
+            with suppress(JudgeError):  # cached by a version that accepted it: request it again
                 found = read(kept)
                 usage["cache_hits"] += 1
                 return found
         if self.offline:
             usage["missing"] += 1
             self._missing += 1
-            if self._missing <= MOST_LISTED:
-                logger.warning("not in the judge's cache, which is offline: %s", name)
-            raise JudgeError(f"not in the cache, which is offline: {name}", "not_cached")
+            if self._missing <= MAX_LISTED:
+                logger.warning("the judge's cache is offline and has no reply for %s", name)
+            raise JudgeError(f"the judge's cache is offline and has no reply for {name}", "not_cached")
         if key in self._under_way:
             usage["shared"] += 1
         else:
-            # A task of its own: the one who asked first may be cancelled while others wait for the reply
+            # A separate task, since the first caller may be canceled while others wait for the reply
             task = asyncio.create_task(self._fetch(key, request, read, usage))
             self._under_way[key] = task
             task.add_done_callback(lambda _: self._under_way.pop(key, None))
         return read(await asyncio.shield(self._under_way[key]))
 
     def key(self, request: ChatRequest) -> str:
-        """Returns the hash of all that decides the reply: model, prompt with its words, settings, seed."""
+        """Returns a hash of all that determines the reply: model, messages, schema, settings and seed."""
         parts = [
             self.chat.identity,
             [dict(message) for message in request.messages],
@@ -173,7 +173,7 @@ class Asker:
             reraise=True,
         )
         try:
-            async with asyncio.timeout(None) as deadline:  # it runs from the first sending on
+            async with asyncio.timeout(None) as deadline:  # the first send sets it
                 async for attempt in tries:
                     with attempt:
                         try:
@@ -185,14 +185,15 @@ class Asker:
                             raise
         except TimeoutError as error:
             raise JudgeError(
-                f"no usable reply within {self.limits.total_timeout_seconds:g} s; last: {last}", last.cause
+                f"no usable reply within {self.limits.total_timeout_seconds:g} s; last error: {last}",
+                last.cause,
             ) from error
         if self.cache is not None:
             self.cache.put(key, reply.text)
         return reply.text
 
     async def _try(self, request: ChatRequest, usage: Counter[str], deadline: asyncio.Timeout) -> ChatReply:
-        """Sends a request once, when there is room for it."""
+        """Sends a request once, as soon as the limits allow it."""
         loop = asyncio.get_running_loop()
         if self._requests is not None:
             await self._requests.acquire()
@@ -201,7 +202,7 @@ class Asker:
             guess = length / CHARACTERS_PER_TOKEN + request.max_tokens / 2
             await self._tokens.acquire(min(guess, self._tokens.max_rate))
         async with self._slots:
-            while (pause := self._resume_at - loop.time()) > 0:  # somebody was told to wait
+            while (pause := self._resume_at - loop.time()) > 0:  # the endpoint sent a Retry-After
                 await asyncio.sleep(pause)
             if deadline.when() is None:
                 deadline.reschedule(loop.time() + self.limits.total_timeout_seconds)
@@ -217,13 +218,13 @@ class Asker:
         self._budget.add(tokens, reply.cost)
         usage.update({"tokens": tokens, "cost": reply.cost})
         if reply.refusal:
-            raise JudgeError(f"the judge declines: {reply.refusal}", "refused")
+            raise JudgeError(f"the judge refused: {reply.refusal}", "refused")
         return reply
 
 
 def _limiter(per_minute: float | None) -> AsyncLimiter | None:
-    """This rank's share of a rate."""
+    """Limits this rank to its share of a rate."""
     if per_minute is None:
         return None
     share = per_minute / world_size()
-    return AsyncLimiter(max(share, 1.0), 60.0 * max(1.0, 1.0 / share))  # it cannot hold less than one
+    return AsyncLimiter(max(share, 1.0), 60.0 * max(1.0, 1.0 / share))  # its capacity must be at least 1

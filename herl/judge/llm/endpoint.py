@@ -1,8 +1,8 @@
 """A judging model behind an OpenAI-compatible HTTP endpoint: a hosted service, `vllm serve`, or any other.
 
-The key comes from an environment variable that the configuration names; it is sent to the endpoint and
-nowhere else, and is cut out of whatever the endpoint says. One try is one request: retries, limits and
-the cache belong to `Asker`.
+The key comes from an environment variable that the configuration names. It is sent only to the endpoint,
+and is removed from everything the endpoint returns. Each call is a single try: `JudgeClient` handles
+retries, limits and the cache.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ MILLION = 1_000_000
 
 
 class Endpoint(Chat):
-    """Asks for chat completions through openai's client.
+    """Requests chat completions through openai's client.
 
     Args:
-        base_url: Such as https://api.openai.com/v1 or http://node7:8000/v1.
-        model: The model's name there.
-        api_key_env: Name of the environment variable with the key; None where none is needed.
-        structured: How the reply is held to its form: by `json_schema`, as any `json_object`, or `none`;
-            `auto` starts with the schema and leaves it out once the endpoint refuses it.
+        base_url: For example https://api.openai.com/v1 or http://node7:8000/v1.
+        model: The endpoint's name for the model.
+        api_key_env: Name of the environment variable that holds the key; None if no key is needed.
+        structured: How the format of replies is enforced: by `json_schema`, as any `json_object`, or
+            `none`; `auto` sends the schema until the endpoint rejects it.
         prompt_price: Money per million tokens read.
         completion_price: Money per million tokens written.
-        try_timeout_seconds: How long one try may take.
-        token_limit_key: What the endpoint calls the limit of the reply's length. Some hosted models want
+        try_timeout_seconds: Time limit for one try.
+        token_limit_key: The endpoint's name for the limit on reply length. Some hosted models require
             max_completion_tokens.
-        extra_body: Further fields of every request, such as {reasoning_effort: low}.
-        identity: Name of the model in the cache; None for its URL, name and extra fields. Set it where
-            one model is served under changing addresses.
+        extra_body: Extra fields for every request, such as {reasoning_effort: low}.
+        identity: Name of the model in the cache; None for its URL, name and extra fields. Set it if the
+            model's address changes.
     """
 
     def __init__(
@@ -62,8 +62,9 @@ class Endpoint(Chat):
         address = urlsplit(base_url)
         if address.scheme not in ("http", "https") or "@" in address.netloc or address.query:
             raise ConfigError(
-                "judge.chat.base_url: expected an http or https URL without user, password or query (a key "
-                f"belongs into the environment variable named by api_key_env), got one for {address.hostname}"
+                "judge.chat.base_url: expected an http or https URL without user, password or query, got "
+                f"another URL for {address.hostname}. Put the key into an environment variable, and name "
+                "that variable in judge.chat.api_key_env"
             )
         if api_key_env is not None and not os.environ.get(api_key_env):
             raise ConfigError(f"judge.chat.api_key_env: the environment variable {api_key_env} is not set")
@@ -72,7 +73,7 @@ class Endpoint(Chat):
         self.base_url = base_url
         self.model = model
         self.structured = structured
-        self._form: Structured = structured  # auto becomes none once the endpoint refuses a schema
+        self._format: Structured = structured  # auto becomes none once the endpoint rejects a schema
         self._key = os.environ[api_key_env] if api_key_env else ""
         self._prices = prompt_price / MILLION, completion_price / MILLION
         self._timeout = try_timeout_seconds
@@ -83,13 +84,13 @@ class Endpoint(Chat):
 
     @property
     def identity(self) -> str:
-        """URL, model, form and extra fields, unless a name was given."""
+        """URL, model, `structured` and extra fields, unless a name was given."""
         return (
             self._identity or f"{self.base_url} {self.model} {self.structured} {sorted(self._extra.items())}"
         )
 
     async def start(self) -> None:
-        """Opens one pool of connections."""
+        """Opens a connection pool."""
         self._client = openai.AsyncOpenAI(
             api_key=self._key or "none",
             base_url=self.base_url,
@@ -108,18 +109,18 @@ class Endpoint(Chat):
         """Returns the reply to one request, tried once.
 
         Raises:
-            JudgeError: by cause: timeout, connection, rate_limit, server, refused or malformed.
-            ConfigError: the key or the model is wrong, or the account has nothing left.
+            JudgeError: the cause is timeout, connection, rate_limit, server, refused or malformed.
+            ConfigError: the key or the model is wrong, or the account is out of credit.
         """
-        used = self._form
+        used = self._format
         try:
             reply = await self._post(request)
         except openai.BadRequestError as error:
-            if used != "auto" or not _is_about_form(error):
+            if used != "auto" or not _is_about_format(error):
                 raise self._refusal(error) from error
-            if self._form == "auto":
-                logger.warning("the judge's endpoint takes no JSON schema: replies are read as plain text")
-                self._form = "none"
+            if self._format == "auto":
+                logger.warning("the judge's endpoint rejects JSON schemas; replies are parsed as plain text")
+                self._format = "none"
             return await self.complete(request)
         return self._reply(reply)
 
@@ -132,38 +133,44 @@ class Endpoint(Chat):
             self._token_limit_key: request.max_tokens,
             "seed": request.seed,
         }
-        if self._form in ("auto", "json_schema"):
+        if self._format in ("auto", "json_schema"):
             form = {"name": "judgement", "strict": True, "schema": request.schema}
             body["response_format"] = {"type": "json_schema", "json_schema": form}
-        elif self._form == "json_object":
+        elif self._format == "json_object":
             body["response_format"] = {"type": "json_object"}
         try:
-            # post() and not chat.completions.create(): plain dicts cost half the processor time per call
+            # post() instead of chat.completions.create(): plain dicts take half the CPU time per call
             return await self._client.post("/chat/completions", cast_to=object, body=body | self._extra)
         except openai.APIConnectionError as error:
             if _is_timeout(error):
                 raise JudgeError(f"no reply within {self._timeout:g} s", "timeout", retry=True) from error
             root = _causes(error)[-1]
-            said = self._clean(str(root) or type(root).__name__)
-            raise JudgeError(f"connection to {self.base_url}: {said}", "connection", retry=True) from error
+            detail = self._clean(str(root) or type(root).__name__)
+            raise JudgeError(
+                f"connection to {self.base_url} failed: {detail}", "connection", retry=True
+            ) from error
         except openai.BadRequestError:
             raise
         except openai.APIStatusError as error:
             raise self._status_error(error) from error
         except (openai.APIResponseValidationError, ValueError) as error:
-            said = self._clean(str(error))
-            raise JudgeError(f"expected JSON from the endpoint: {said}", "malformed", retry=True) from error
+            detail = self._clean(str(error))
+            raise JudgeError(
+                f"the endpoint did not reply in JSON: {detail}", "malformed", retry=True
+            ) from error
 
     def _status_error(self, error: openai.APIStatusError) -> JudgeError | ConfigError:
-        said = f"HTTP {error.status_code}: {self._clean(error.message)}"
+        detail = f"HTTP {error.status_code}: {self._clean(error.message)}"
         if error.status_code in (401, 404) or error.code == "insufficient_quota":
-            return ConfigError(f"the judge's endpoint {self.base_url} refuses model '{self.model}': {said}")
+            return ConfigError(
+                f"the judge's endpoint {self.base_url} rejects requests for model '{self.model}': {detail}"
+            )
         if error.status_code == 429:
             wait = _retry_after(error.response.headers)
-            return JudgeError(said, "rate_limit", retry=True, retry_after=wait)
+            return JudgeError(detail, "rate_limit", retry=True, retry_after=wait)
         if error.status_code >= 500 or error.status_code in (408, 409):
             wait = _retry_after(error.response.headers)
-            return JudgeError(said, "server", retry=True, retry_after=wait)
+            return JudgeError(detail, "server", retry=True, retry_after=wait)
         return self._refusal(error)
 
     def _refusal(self, error: openai.APIStatusError) -> JudgeError:
@@ -182,20 +189,20 @@ class Endpoint(Chat):
         if not refusal and choice.get("finish_reason") == "content_filter":
             refusal = "content filter"
         return ChatReply(
-            text=text if isinstance(text, str) else "",  # a reasoning model that ran out of tokens says null
+            text=text if isinstance(text, str) else "",  # null if a reasoning model ran out of tokens
             refusal=self._clean(str(refusal)) if refusal else "",
             prompt_tokens=read,
             completion_tokens=written,
             cost=read * self._prices[0] + written * self._prices[1],
         )
 
-    def _clean(self, said: str) -> str:
-        """What the other side said, short and without the key, which some repeat."""
-        return (said.replace(self._key, "[key]") if self._key else said)[:300]
+    def _clean(self, text: str) -> str:
+        """Shortens text from the endpoint and removes the key, which some endpoints repeat."""
+        return (text.replace(self._key, "[key]") if self._key else text)[:300]
 
 
 def _causes(error: BaseException) -> list[BaseException]:
-    """An error and what it came from, down to the root."""
+    """An error and its chain of causes, down to the root."""
     chain = [error]
     while (cause := chain[-1].__cause__) is not None:
         chain.append(cause)
@@ -203,20 +210,22 @@ def _causes(error: BaseException) -> list[BaseException]:
 
 
 def _is_timeout(error: openai.APIConnectionError) -> bool:
-    """Whether time was up. openai's aiohttp client also calls a refused or a closed connection a timeout."""
+    """Whether time ran out: openai's aiohttp client also reports lost connections as timeouts."""
     causes = _causes(error)
     lost = any(isinstance(cause, aiohttp.ClientConnectionError | OSError) for cause in causes)
     late = any(isinstance(cause, TimeoutError) for cause in causes)
     return isinstance(error, openai.APITimeoutError) and (late or not lost)
 
 
-def _is_about_form(error: openai.APIStatusError) -> bool:
-    said = error.message.lower()
-    return any(word in said for word in ("response_format", "json_schema", "schema", "guided", "structured"))
+def _is_about_format(error: openai.APIStatusError) -> bool:
+    message = error.message.lower()
+    return any(
+        word in message for word in ("response_format", "json_schema", "schema", "guided", "structured")
+    )
 
 
 def _retry_after(headers: Mapping[str, str]) -> float:
-    """Seconds to wait by the Retry-After header, which holds seconds or a date; 0 without one."""
+    """The wait in seconds from the Retry-After header, which holds seconds or a date; 0 without a header."""
     value = headers.get("retry-after", "")
     try:
         seconds = float(value)

@@ -1,8 +1,8 @@
 """A language model as the judge.
 
-    task, answer -> questions (`Questioner`) -> replies (`Asker`, `Chat`) -> verdicts (`reading`) -> reward
+    task, answer -> questions (`PromptBuilder`) -> replies (`JudgeClient`) -> verdicts (`parse`) -> reward
 
-What the model cannot tell, and what it could not be asked, abstains. Nothing that fails scores 0.
+A verdict abstains if the model cannot tell or cannot be reached. A failure never scores 0.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from herl.judge.aggregation import weighted
 from herl.judge.base import Aggregation, Judge
 from herl.judge.budget import Budget
 from herl.judge.llm.chat import Chat, ChatRequest
-from herl.judge.llm.client import Asker, Limits
-from herl.judge.llm.parse import Said, read_score, read_verdicts
-from herl.judge.llm.prompt import Mode, Question, Questioner
+from herl.judge.llm.client import JudgeClient, Limits
+from herl.judge.llm.parse import ParsedVerdict, read_score, read_verdicts
+from herl.judge.llm.prompt import Mode, PromptBuilder, Question
 from herl.judge.llm.reply_cache import ReplyCache
 from herl.judge.llm.scale import Scale
 from herl.types import Judgement, Rollout, Task, Verdict
@@ -33,22 +33,22 @@ class LLMJudge(Judge):
     """Asks a language model about each answer.
 
     Args:
-        chat: The model: an `Endpoint`, a `VLLMChat` or a `LocalChat`.
+        chat: The judging model: an `Endpoint`, a `VLLMChat` or a `LocalChat`.
         mode: `one_shot`, `batched`, `per_criterion` or `holistic` (`herl.judge.llm.prompt`).
-        criteria_per_call: Criteria in one question of the mode `batched`.
-        scale: null for met / not met; [0, 2] or [1, 10] for whole numbers; {fully: 1, partly: 0.5, no: 0}.
-            The mode `holistic` has 1 to 10 by default.
-        met_at: Value on a graded scale, in [0, 1], from which on a criterion counts as met.
-        votes: Times that each question is asked, with seeds of its own. The majority decides; on a graded
-            scale, the mean.
-        temperature: Of the judging model. Votes need one above 0.
-        max_tokens: Tokens of a reply, at most.
-        reasons: Whether each verdict comes with its reason.
-        reason_characters: Longest reason, where the endpoint holds replies to a schema; null for any.
+        criteria_per_call: Criteria per question in `batched` mode.
+        scale: null for met / not met; [0, 2] or [1, 10] for whole numbers; {fully: 1, partly: 0.5, no: 0}
+            for words. In `holistic` mode, null means [1, 10].
+        met_at: Smallest value on a graded scale, in [0, 1], at which a criterion counts as met.
+        votes: Times each question is asked, with different seeds. The majority decides; on a graded scale,
+            the mean.
+        temperature: Of the judging model. More than one vote requires a temperature above 0.
+        max_tokens: Maximum number of tokens in a reply.
+        reasons: Whether each verdict comes with a reason.
+        reason_characters: Maximum length of a reason, if the endpoint enforces schemas; null for no limit.
         show_reference: Whether the judge sees the task's reference answer.
-        template: System and user text, separated by a line ---; null for the mode's own.
-        limits: How hard the model may be pressed.
-        cache: Where replies are kept; null to keep none.
+        template: System and user text, separated by a line ---; null for the mode's default.
+        limits: Limits on the requests to the model.
+        cache: Stores replies; null for no cache.
         aggregation: How verdicts and weights become the reward.
     """
 
@@ -74,13 +74,13 @@ class LLMJudge(Judge):
         check_at_least("judge", 1, criteria_per_call=criteria_per_call, votes=votes, max_tokens=max_tokens)
         check_at_least("judge", 0, temperature=temperature)
         if not 0.0 < met_at <= 1.0:
-            raise ConfigError(f"judge.met_at: expected a share in (0, 1], got {met_at}")
+            raise ConfigError(f"judge.met_at: expected a number in (0, 1], got {met_at}")
         if votes > 1 and temperature == 0:
             raise ConfigError(f"judge.temperature: expected a number above 0 for {votes} votes, got 0")
         self.holistic = mode == "holistic"
-        self.asker = Asker(chat, limits or Limits(), cache)
+        self.client = JudgeClient(chat, limits or Limits(), cache)
         self._scale = Scale.of(HOLISTIC_SCALE if self.holistic and scale is None else scale)
-        self._questioner = Questioner(
+        self._prompts = PromptBuilder(
             mode, self._scale, criteria_per_call, reasons, reason_characters, show_reference, template
         )
         self._met_at = met_at
@@ -89,26 +89,26 @@ class LLMJudge(Judge):
         self._max_tokens = max_tokens
 
     def prepare(self) -> None:
-        """Gets the model ready, unless replies come from the cache alone."""
-        if not self.asker.offline:
-            self.asker.chat.prepare()
+        """Prepares the model, unless replies come only from the cache."""
+        if not self.client.offline:
+            self.client.chat.prepare()
 
     async def start(self, budget: Budget) -> None:
         """Opens the cache and the connections."""
-        await self.asker.start(budget)
+        await self.client.start(budget)
 
     async def stop(self) -> None:
         """Closes the cache and the connections."""
-        await self.asker.stop()
+        await self.client.stop()
 
     def close(self) -> None:
-        """Ends the model, if it was started here."""
-        self.asker.chat.close()
+        """Releases the model, if it was started here."""
+        self.client.chat.close()
 
     async def judge(self, task: Task, rollout: Rollout) -> Judgement:
-        """Returns a verdict per criterion; those that could not be had abstain, each with its cause."""
+        """Returns a verdict per criterion; a verdict that could not be obtained abstains, with its cause."""
         usage: Counter[str] = Counter()
-        questions = list(self._questioner.questions(task, rollout.text))
+        questions = list(self._prompts.questions(task, rollout.text))
         replies = await asyncio.gather(*(self._poll(task, question, usage) for question in questions))
         verdicts = [verdict for verdicts in replies for verdict in verdicts]
         if self.holistic and verdicts[0].met is not None:  # the score alone is the reward
@@ -116,11 +116,11 @@ class LLMJudge(Judge):
         return self.verdict_sum(task, rollout, verdicts, dict(usage))
 
     async def _poll(self, task: Task, question: Question, usage: Counter[str]) -> list[Verdict]:
-        """Asks a question once for every vote."""
+        """Asks a question once per vote."""
         ballots = await asyncio.gather(
             *(self._ask(task, question, vote, usage) for vote in range(self._votes)), return_exceptions=True
         )
-        cast: list[list[Said]] = []
+        cast: list[list[ParsedVerdict]] = []
         failure: JudgeError | None = None
         for ballot in ballots:
             if isinstance(ballot, JudgeError):
@@ -131,11 +131,13 @@ class LLMJudge(Judge):
                 cast.append(ballot)
         verdicts = []
         for place, criterion in enumerate(question.criteria):
-            votes = [said[0 if self.holistic else place] for said in cast]
+            votes = [parsed[0 if self.holistic else place] for parsed in cast]
             verdicts.append(self._verdict(criterion.id, votes, failure, usage))
         return verdicts
 
-    async def _ask(self, task: Task, question: Question, vote: int, usage: Counter[str]) -> list[Said]:
+    async def _ask(
+        self, task: Task, question: Question, vote: int, usage: Counter[str]
+    ) -> list[ParsedVerdict]:
         request = ChatRequest(
             messages=question.messages,
             schema=question.schema,
@@ -144,19 +146,23 @@ class LLMJudge(Judge):
             seed=vote,
         )
         about = ", ".join(criterion.id for criterion in question.criteria)
-        return await self.asker.ask(
+        return await self.client.ask(
             request, partial(self._read, count=len(question.criteria)), usage, f"task {task.id}: {about}"
         )
 
-    def _read(self, reply: str, *, count: int) -> list[Said]:
+    def _read(self, reply: str, *, count: int) -> list[ParsedVerdict]:
         return [read_score(reply, self._scale)] if self.holistic else read_verdicts(reply, count, self._scale)
 
     def _verdict(
-        self, criterion_id: str, votes: Sequence[Said], failure: JudgeError | None, usage: Counter[str]
+        self,
+        criterion_id: str,
+        votes: Sequence[ParsedVerdict],
+        failure: JudgeError | None,
+        usage: Counter[str],
     ) -> Verdict:
-        values = [said.value for said in votes if said.value is not None]
+        values = [vote.value for vote in votes if vote.value is not None]
         if not values:
-            reason = str(failure) if failure else next((s.reason for s in votes if s.reason), UNDECIDED)
+            reason = str(failure) if failure else next((v.reason for v in votes if v.reason), UNDECIDED)
             usage[f"abstained_{failure.cause if failure else 'cannot_tell'}"] += 1
             return Verdict(criterion_id=criterion_id, met=None, reason=reason)
         value = fmean(values)
@@ -167,6 +173,6 @@ class LLMJudge(Judge):
             if not self._scale.graded and value == 0.5:
                 usage["abstained_tie"] += 1
                 return Verdict(criterion_id=criterion_id, met=None, reason="the votes are tied")
-        reason = next((said.reason for said in votes if said.value is not None and said.reason), "")
+        reason = next((vote.reason for vote in votes if vote.value is not None and vote.reason), "")
         score = value if self._scale.graded else None
         return Verdict(criterion_id=criterion_id, met=met, score=score, reason=reason)

@@ -1,7 +1,7 @@
-"""A judging model in this process, through the engines that also sample from the policy: no HTTP.
+"""A judging model in this process, run by the engines that also sample from the policy. Uses no HTTP.
 
-Requests that come in while the model writes wait for the next round, and are written together. The model
-works in a thread of its own; it has weights, generators and random numbers of its own, too.
+Requests that arrive during a round wait for the next one and are answered together. The model runs in a
+separate thread and shares no weights, generators or random numbers with the policy.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 GATHER_SECONDS = 0.01
-"""Wait for further requests before a round."""
+"""Time to wait for more requests before a round."""
 
 
 @runtime_checkable
@@ -35,7 +35,7 @@ class Model(Protocol):
 
 @runtime_checkable
 class Generator(Protocol):
-    """What writes the replies: any `herl.sampler.Sampler`."""
+    """Writes the replies: any `herl.sampler.Sampler`."""
 
     def start(self, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None: ...
     def generate(self, requests: Sequence[SampleRequest]) -> Iterator[Rollout]: ...
@@ -44,15 +44,15 @@ class Generator(Protocol):
 
 
 class LocalChat(Chat):
-    """Writes replies here. They are begun in the form of their schema, and nothing holds them to the rest.
+    """Writes replies in this process. A reply's fixed opening is prefilled; the rest is unconstrained.
 
-    So a small model does best in the mode `per_criterion` without reasons, where the first free word is the
-    verdict.
+    A small model therefore does best in `per_criterion` mode without reasons, where the first free word is
+    the verdict.
 
     Args:
         model: The judging model.
-        generator: A sampler of its own, not the policy's.
-        device: Where the model is put; None leaves it where it was loaded.
+        generator: A sampler for this model alone, not the policy's.
+        device: Device to move the model to; None leaves it where it was loaded.
     """
 
     def __init__(self, model: Model, generator: Generator, device: str | None = None) -> None:
@@ -79,7 +79,7 @@ class LocalChat(Chat):
             self._generator.load_weights(named_weights(loaded), 0)
 
     async def stop(self) -> None:
-        """Forgets who waits. A round under way in its thread comes to its end unheard."""
+        """Drops the waiting requests, and waits for a round in progress to end."""
         self._waiting.clear()
         if self._rounds is not None:
             await asyncio.gather(self._rounds, return_exceptions=True)
@@ -93,7 +93,7 @@ class LocalChat(Chat):
         """Returns the model's reply.
 
         Raises:
-            JudgeError: the engine refuses the request, say for its length.
+            JudgeError: the engine rejects the request, e.g. because it is too long.
         """
         reply: asyncio.Future[ChatReply] = asyncio.get_running_loop().create_future()
         self._waiting.append((request, reply))
@@ -107,23 +107,23 @@ class LocalChat(Chat):
             batch, self._waiting = self._waiting, []
             try:
                 replies = await asyncio.to_thread(self._write, [request for request, _ in batch])
-            except Exception as error:  # whatever the engine raises must reach those who wait
+            except Exception as error:  # any error of the engine must reach the waiting callers
                 replies = [error] * len(batch)
             for (_, future), reply in zip(batch, replies, strict=True):
                 if future.done():
-                    continue  # cancelled
+                    continue  # canceled
                 if isinstance(reply, Exception):
                     future.set_exception(reply)
                 else:
                     future.set_result(reply)
 
     def _write(self, requests: Sequence[ChatRequest]) -> list[ChatReply | Exception]:
-        """Writes replies to all requests; should the engine refuse one of them, to each alone."""
+        """Writes replies to all requests together; if the engine rejects the batch, one at a time."""
         try:
             return list(self._generate(requests))
         except SamplerError as error:
             if len(requests) == 1:
-                return [JudgeError(f"the judge's engine: {error}", "refused")]
+                return [JudgeError(f"the judge's engine rejects the request: {error}", "refused")]
             return [reply for request in requests for reply in self._write([request])]
 
     def _generate(self, requests: Sequence[ChatRequest]) -> list[ChatReply]:
@@ -159,7 +159,7 @@ class LocalChat(Chat):
 
 
 def opening(schema: Mapping[str, Any]) -> str:
-    """Returns how every reply of this schema begins, up to its first free word.
+    """Returns the beginning that all replies of this schema share, up to the first free word.
 
     For one verdict without a reason: {"verdicts": {"1": {"verdict": "
     """

@@ -1,7 +1,7 @@
-"""The reply of a judging model -> verdicts. Tolerant of wrapping, strict about content.
+"""A judging model's reply -> verdicts. Tolerant of wrapping, strict about content.
 
-Around the JSON anything may stand: thinking, a code fence, a sentence. In it every criterion must be judged
-exactly once, in the words of the scale. Two different judgements in one reply are none.
+The JSON may be surrounded by thinking, a code fence or other text. It must judge every criterion exactly
+once, in the words of the scale. A reply with two different judgements is rejected.
 """
 
 from __future__ import annotations
@@ -19,42 +19,44 @@ _THINKING = re.compile(r"^.*</think>|<think>.*$", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """What a reply says of one criterion: a value in [0, 1], None for "cannot tell", and why."""
+class ParsedVerdict:
+    """A reply's verdict on one criterion: a value in [0, 1] or None for "cannot tell", and the reason."""
 
     value: float | None
     reason: str = ""
 
 
 def without_thinking(text: str) -> str:
-    """Returns the text without what stands before </think>; nothing is left of thinking that never ends."""
+    """Returns the text after </think>; an unterminated <think> block is stripped entirely."""
     return _THINKING.sub("", text).strip()
 
 
-def read_verdicts(reply: str, count: int, scale: Scale) -> list[Said]:
-    """Returns what a reply says of criteria 1 to `count`, in order.
+def read_verdicts(reply: str, count: int, scale: Scale) -> list[ParsedVerdict]:
+    """Returns a reply's verdicts on criteria 1 to `count`, in order.
 
     Raises:
-        JudgeError: malformed, or wrong_count where criteria are missing, doubled or invented.
+        JudgeError: the reply is malformed, or criteria are missing, duplicated or invented (wrong_count).
     """
-    said = _the_one([_entries(found["verdicts"]) for found in _objects(reply, "verdicts")], reply)
-    if sorted(said) != list(range(1, count + 1)):
+    entries = _only_judgement([_entries(found["verdicts"]) for found in _objects(reply, "verdicts")], reply)
+    if sorted(entries) != list(range(1, count + 1)):
         raise JudgeError(
-            f"expected verdicts on criteria 1 to {count}, got {sorted(said)[:20]}", "wrong_count", retry=True
+            f"expected verdicts on criteria 1 to {count}, got {sorted(entries)[:20]}",
+            "wrong_count",
+            retry=True,
         )
-    return [_said(said[number], "verdict", scale) for number in range(1, count + 1)]
+    return [_parsed(entries[number], "verdict", scale) for number in range(1, count + 1)]
 
 
-def read_score(reply: str, scale: Scale) -> Said:
-    """Returns what a reply says of the answer as a whole.
+def read_score(reply: str, scale: Scale) -> ParsedVerdict:
+    """Returns a reply's verdict on the answer as a whole.
 
     Raises:
-        JudgeError: malformed.
+        JudgeError: the reply is malformed.
     """
-    return _said(_the_one(_objects(reply, "score"), reply), "score", scale)
+    return _parsed(_only_judgement(_objects(reply, "score"), reply), "score", scale)
 
 
-def _the_one(found: list[Any], reply: str) -> Any:
+def _only_judgement(found: list[Any], reply: str) -> Any:
     if not found:
         raise JudgeError(
             f"expected JSON with verdicts, got {without_thinking(reply)[:200]!r}", "malformed", retry=True
@@ -65,20 +67,20 @@ def _the_one(found: list[Any], reply: str) -> Any:
 
 
 def _objects(reply: str, key: str) -> list[dict[str, Any]]:
-    """Returns the JSON objects with this key that stand in a text.
+    """Returns the JSON objects in a text that have this key.
 
     Raises:
-        JudgeError: the key also stands outside of them: one reply quotes another, or breaks off.
+        JudgeError: the key also occurs outside them, because the reply quotes another or breaks off.
     """
     try:
         found = [_DECODER.decode(reply.strip())]
     except (json.JSONDecodeError, RecursionError):
         reply = without_thinking(reply)
         found = list(_scan(reply))
-    named = [one for one in found if isinstance(one, dict) and key in one]
+    named = [value for value in found if isinstance(value, dict) and key in value]
     if reply.count(f'"{key}"') != len(named):
         raise JudgeError(
-            f"expected one JSON object with '{key}', got others around it or pieces of them: {reply[:200]!r}",
+            f"expected one complete JSON object with '{key}', got nested or partial ones: {reply[:200]!r}",
             "malformed",
             retry=True,
         )
@@ -97,7 +99,7 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_once)
 
 
 def _scan(text: str) -> Iterator[Any]:
-    """Yields what can be read as JSON from each opening brace that is not inside of it."""
+    """Yields the JSON objects in a text, tried at each opening brace outside the previous object."""
     place = text.find("{")
     while place >= 0:
         try:
@@ -109,7 +111,7 @@ def _scan(text: str) -> Iterator[Any]:
 
 
 def _entries(verdicts: Any) -> dict[int, Any]:
-    """Verdicts by number: from {"1": ...}, or from a list of entries that carry their number."""
+    """Verdicts by number, from {"1": ...} or from a list of entries that carry their number."""
     if isinstance(verdicts, dict):
         pairs = list(verdicts.items())
     elif isinstance(verdicts, list) and all(isinstance(entry, dict) for entry in verdicts):
@@ -133,9 +135,9 @@ def _number(name: object) -> int:
         ) from None
 
 
-def _said(entry: Any, key: str, scale: Scale) -> Said:
+def _parsed(entry: Any, key: str, scale: Scale) -> ParsedVerdict:
     if not isinstance(entry, dict):
-        return Said(scale.value(entry))
+        return ParsedVerdict(scale.value(entry))
     if key not in entry:
         raise JudgeError(f"expected the key '{key}', got {list(entry)[:5]}", "malformed", retry=True)
-    return Said(scale.value(entry[key]), str(entry.get("reason") or ""))
+    return ParsedVerdict(scale.value(entry[key]), str(entry.get("reason") or ""))

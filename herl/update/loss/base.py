@@ -1,7 +1,7 @@
-"""Stage 11: the interface of a loss, what it is computed from, and what each token weighs.
+"""Stage 11: the interface of a loss, its inputs, and the weight of each token.
 
-All tensors are [N]: one entry per answer token of a micro-batch. Token weights are fixed for the whole
-optimizer step beforehand (`token_weights`), so the losses of its micro-batches add up.
+All tensors are [N]: one entry per answer token of a micro-batch. Token weights are fixed in advance for the
+whole optimizer step (`token_weights`), so the losses of its micro-batches add up.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ class Stats:
     """Statistics by name, in a form that adds up over micro-batches."""
 
     means: Mapping[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
-    """(sum, count) of each."""
+    """(sum, count) of each mean."""
     maxima: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    """The values whose maximum is wanted, [any]; -inf counts as no value."""
+    """Values to take the maximum of, [any]; -inf counts as no value."""
     percentiles: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    """The values whose percentiles are wanted, [any]."""
+    """Values to take percentiles of, [any]."""
 
 
 def token_weights(lengths: Sequence[int], aggregation: Aggregation, constant_length: int = 1) -> list[float]:
-    """Returns what each token of each answer weighs in the loss of one optimiser step.
+    """Returns the weight of each answer's tokens in the loss of one optimizer step.
 
     Args:
         lengths: Tokens of every answer of the step.
@@ -39,6 +39,15 @@ def token_weights(lengths: Sequence[int], aggregation: Aggregation, constant_len
             `sequence_mean`, the mean over answers of the mean over tokens (GRPO);
             `constant`, sums divided by answers x `constant_length` (Dr.GRPO, arXiv:2503.20783).
         constant_length: Tokens, for `constant`.
+
+    Answers of 1 and 3 tokens: the same for every token, or for every answer.
+
+    >>> token_weights([1, 3], "token_mean")
+    [0.25, 0.25]
+    >>> [round(weight, 3) for weight in token_weights([1, 3], "sequence_mean")]
+    [0.5, 0.167]
+    >>> token_weights([1, 3], "constant", constant_length=10)
+    [0.05, 0.05]
     """
     count = len(lengths)
     if not count:
@@ -52,10 +61,10 @@ def token_weights(lengths: Sequence[int], aggregation: Aggregation, constant_len
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tokens:
-    """What the loss is computed from, [N] each. See `herl.update.batch.MicroBatch`."""
+    """The inputs of a loss, [N] each. See `herl.update.batch.MicroBatch`."""
 
     logprobs: torch.Tensor
-    """Of the current policy, with gradient."""
+    """Log-probs of the current policy, with gradient."""
     entropy: torch.Tensor
     old_logprobs: torch.Tensor
     sampler_logprobs: torch.Tensor
@@ -68,9 +77,9 @@ class Tokens:
 
 
 class Likelihoods(Protocol):
-    """Log-probs of whole answers, as `Loss.prepare` sees the models."""
+    """Log-probs of whole answers: the view of the models that `Loss.prepare` gets."""
 
-    def answer_logprobs(self, experiences: Sequence[Experience], *, reference: bool = False) -> list[float]:
+    def sequence_logprobs(self, experiences: Sequence[Experience], *, reference: bool = False) -> list[float]:
         """Returns the log-prob of each answer, in nats, summed over its tokens, on every rank."""
         ...
 
@@ -80,35 +89,35 @@ class Loss(ABC):
 
     __slots__ = ()
     aggregation: Aggregation
-    """How the tokens of an optimiser step are averaged (`token_weights`)."""
+    """How the tokens of an optimizer step are averaged (`token_weights`)."""
     constant_length: int
     entropy_coef: float
-    """0 keeps the entropy out of the graph."""
+    """Weight of the entropy bonus; 0 keeps the entropy out of the graph."""
 
     @abstractmethod
     def __call__(self, tokens: Tokens) -> tuple[torch.Tensor, Stats]:
-        """Returns (loss, stats). The loss is a scalar, to be added to those of other micro-batches."""
+        """Returns (loss, stats). The loss is a scalar, which adds to those of other micro-batches."""
 
     @property
     def needs_reference(self) -> bool:
-        """Whether a reference model is loaded."""
+        """Whether to load a reference model."""
         return False
 
     @property
     def needs_ref_logprobs(self) -> bool:
-        """Whether `Tokens.ref_logprobs` are computed."""
+        """Whether to compute `Tokens.ref_logprobs`."""
         return False
 
     @property
     def needs_old_logprobs(self) -> bool:
-        """Whether log-probs from before the first optimiser step of a batch are kept for the later ones."""
+        """Whether to keep the log-probs from before a batch's first optimizer step for its later ones."""
         return True
 
     def check(self, advantages: Sequence[float], training_context: str) -> None:
-        """Refuses settings that it cannot learn from, before anything is loaded. By default none.
+        """Refuses settings that the loss cannot learn from, before anything is loaded; by default, none.
 
         Args:
-            advantages: Of the members that are left of a group whose attempts all differ.
+            advantages: Those of the members that selection keeps of a group whose attempts all differ.
             training_context: `herl.rollout.stages.RolloutPlan.training_context`.
 
         Raises:
@@ -119,5 +128,6 @@ class Loss(ABC):
     def prepare(
         self, experiences: Sequence[Experience], scorer: Likelihoods
     ) -> tuple[list[Experience], Stats]:
-        """Returns what an optimiser step trains on, with statistics, right before it. By default as it is."""
+        """Returns the experiences to train on, and statistics, right before an optimizer step. Unchanged by
+        default."""
         return list(experiences), Stats()

@@ -1,4 +1,4 @@
-"""Stage 11: the likelihood of selected answers, -A log pi. With A = 1 on the best, rejection fine-tuning."""
+"""Stage 11: the likelihood of selected answers, -A log pi. With A = 1 on the best: rejection fine-tuning."""
 
 from __future__ import annotations
 
@@ -13,12 +13,24 @@ from herl.update.loss.base import Aggregation, Loss, Stats, Tokens
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LikelihoodLoss(Loss):
-    """-A log pi for every answer token.
+    """The loss -A log pi for every answer token.
 
     Args:
         aggregation: See `herl.update.loss.base.token_weights`.
         constant_length: Tokens, for the aggregation `constant`.
         entropy_coef: Weight of the entropy bonus.
+
+    An answer of two tokens, with probabilities of 1/2 and 1/4: the loss is the mean of log 2 and log 4.
+
+    >>> half, zeros = torch.full([2], 0.5), torch.zeros(2)
+    >>> tokens = Tokens(
+    ...     logprobs=torch.tensor([0.5, 0.25]).log(), entropy=zeros, old_logprobs=zeros,
+    ...     sampler_logprobs=zeros, advantage=torch.ones(2), weight=half, revision=zeros.bool(),
+    ...     row=torch.tensor([0, 0]),
+    ... )
+    >>> loss, stats = LikelihoodLoss()(tokens)
+    >>> round(float(loss), 4)
+    1.0397
     """
 
     aggregation: Aggregation = "token_mean"
@@ -31,11 +43,11 @@ class LikelihoodLoss(Loss):
         return False
 
     def check(self, advantages: Sequence[float], training_context: str) -> None:
-        """Refuses advantages of 0: those of one answer alone, compared with itself."""
+        """Refuses groups whose advantages are all 0, such as that of a single answer compared with itself."""
         if not any(advantages):
             raise ConfigError(
-                "loss: expected members to learn from, got a selection and advantages that leave "
-                f"{list(advantages)} of a group: use advantages=ones"
+                "loss: expected members to learn from, got a selection and advantages that leave a group "
+                f"with {list(advantages)}; use advantages=ones"
             )
 
     def __call__(self, tokens: Tokens) -> tuple[torch.Tensor, Stats]:

@@ -10,7 +10,7 @@ import lightning as L
 import pytest
 import torch
 
-from herl.callbacks import Checkpoints, RecordAnswers, RefreshSampler, StopOnSignal
+from herl.callbacks import Checkpoints, HerlCallback, RecordAnswers, RefreshSampler, StopOnSignal
 from herl.data import RubricDataModule
 from herl.errors import ConfigError, DataError, RunStopped, TrainingError
 from herl.hindsight.revision import RevisionBuilder
@@ -50,15 +50,15 @@ class DieAt(L.Callback):
             self._die(module)
 
 
-class Seen(L.Callback):
+class Seen(HerlCallback):
     def __init__(self):
         self.rewards, self.heldout = {}, {}
 
-    def on_train_batch_end(self, trainer, module, *_):
-        self.rewards[module.counts["batches"]] = module.reported["update/loss"]
+    def on_step(self, trainer, module, step):
+        self.rewards[module.counts["batches"]] = step.metrics["update/loss"]
 
-    def on_validation_end(self, trainer, module):
-        self.heldout[module.counts["batches"]] = [one.reward() for one in module.heldout]
+    def on_heldout(self, trainer, module, trajectories):
+        self.heldout[module.counts["batches"]] = [one.reward() for one in trajectories]
 
 
 def run(folder, *callbacks, resume=None, every=1, keep=2, tasks=TASKS, seen=None, **changes):

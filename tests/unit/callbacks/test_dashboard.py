@@ -184,7 +184,7 @@ def test_the_x_axis_may_be_optimiser_steps(tmp_path):
 
 
 def test_the_first_page_has_no_chart_without_curves():
-    few = layout(module_of())
+    few = layout(module_of(), ())
     assert "3 Does hindsight help?" not in few
     titles = {title for charts in few.values() for title in charts}
     assert not titles & {"Held-out, by category", "KL to the reference", "Bonus paid"}
@@ -192,8 +192,8 @@ def test_the_first_page_has_no_chart_without_curves():
     task = make_task()
     [first, *others] = task.rubric.criteria
     task = replace(task, rubric=Rubric(criteria=(replace(first, category="facts"), *others)))
-    full.heldout = [Trajectory(task=task, answers=(make_judged(0.5),))]
-    assert layout(full) == LAYOUT
+    heldout = [Trajectory(task=task, answers=(make_judged(0.5),))]
+    assert layout(full, heldout) == LAYOUT
 
 
 def test_the_limit_of_records_is_said_once(tmp_path, caplog):

@@ -1,4 +1,4 @@
-"""What the command line sets for OpenMP, in processes of its own: libraries read it once, when they are loaded."""
+"""The OpenMP settings of the command line, in separate processes: libraries read them once, when loaded."""
 
 import json
 import os

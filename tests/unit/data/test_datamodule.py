@@ -36,7 +36,7 @@ def test_the_order_is_a_function_of_seed_and_epoch():
 def test_bad_data_is_refused():
     with pytest.raises(DataError, match="data.train: expected at least one prompt"):
         RubricDataModule([])
-    with pytest.raises(DataError, match=r"data.train: expected task ids to be unique, got \['0'\] twice"):
+    with pytest.raises(DataError, match=r"data.train: expected unique task ids, got \['0'\] more than once"):
         RubricDataModule([TASKS[0], TASKS[0]])
     with pytest.raises(ConfigError, match="prompts_per_batch"):
         RubricDataModule(TASKS, prompts_per_batch=0)

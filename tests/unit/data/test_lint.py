@@ -77,7 +77,7 @@ def test_prompts_that_are_too_long():
         {"train": [task("a")]}, prompt_tokens=lambda t: len(t.request.split()), max_prompt_tokens=5
     )
     assert [(one.level, one.kind, one.detail) for one in found] == [
-        ("error", "long prompt", "20 tokens, of which 5 are allowed: it is dropped")
+        ("error", "long prompt", "20 tokens exceed the limit of 5: it will be dropped")
     ]
 
 
@@ -111,7 +111,7 @@ def test_records_and_bad_rows_are_read_from_a_runs_folder(tmp_path):
         file.write('{"task_id": "half a li')
     assert [one["task_id"] for one in read_records(tmp_path)] == ["a"]
     (tmp_path / "records" / "answers-00000.jsonl").write_text('{"task_id": "a"}\n?\n')
-    with pytest.raises(DataError, match=r"answers-00000.jsonl:2: expected one JSON object a line"):
+    with pytest.raises(DataError, match=r"answers-00000.jsonl:2: expected one JSON object per line"):
         list(read_records(tmp_path))
     (tmp_path / "bad_rows_train.jsonl").write_text(
         json.dumps({"place": "x:1", "error": "x:1: no prompt", "row": {}})

@@ -50,8 +50,8 @@ def test_a_prompt_is_typed_with_its_rubric_or_as_a_row():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("Name two rivers.", "rubric: expected what the answer is judged by, got none"),
-        ('{"prompt": ', "prompt: expected a prompt or a row as JSON, got broken JSON"),
+        ("Name two rivers.", "rubric: expected criteria to judge the answer by, got none"),
+        ('{"prompt": ', "prompt: expected a prompt or a row as JSON, got invalid JSON"),
         ('{"prompt": "x"}', "prompt"),
         ("", "rubric: expected"),
     ],

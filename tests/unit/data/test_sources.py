@@ -125,7 +125,7 @@ def test_bad_rows_may_go_into_quarantine(tmp_path, caplog):
     assert broken["place"] == f"{path}:2"
     assert "got '{broken'" in broken["error"]
     assert (empty["place"], empty["row"]["id"]) == (f"{path}:3", "b")
-    assert f"2 of 4 rows of {path} are left out: see {quarantine}" in caplog.text
+    assert f"skipped 2 of 4 rows of {path}; see {quarantine}" in caplog.text
     with pytest.raises(ConfigError, match="needs quarantine"):
         read_tasks(path, on_bad_row="skip")
 
@@ -183,7 +183,7 @@ def test_where_keeps_tasks_by_meta(tmp_path):
             NATIVE | {"rubric": [{"text": "x", "weight": -1, "undesirable": True}]},
             r"rubric: expected at least one positive weight",
         ),
-        (NATIVE | {"rubric": [{"id": "x", "text": "x"}] * 2}, r"rubric: expected ids to be unique"),
+        (NATIVE | {"rubric": [{"id": "x", "text": "x"}] * 2}, r"rubric: expected unique ids"),
         (IFEVAL | {"kwargs": []}, r"kwargs: expected 3 entries, one per instruction, got 0"),
     ],
 )
@@ -193,7 +193,7 @@ def test_a_bad_row_names_file_line_field_expected_and_got(tmp_path, row, message
 
 
 def test_missing_files_and_unknown_endings(tmp_path):
-    with pytest.raises(DataError, match=r"expected a file of prompts, got none"):
+    with pytest.raises(DataError, match=r"expected a file of prompts, but there is no such file"):
         read_tasks(tmp_path / "none.jsonl")
     (tmp_path / "rows.txt").write_text("a")
     with pytest.raises(

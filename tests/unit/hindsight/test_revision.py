@@ -19,28 +19,42 @@ def group(*rewards, met=()):
     ]
 
 
+TASK = make_task({"c0": 1.0, "c1": 1.0, "c2": 1.0})
+
+
 def ids(candidates):
     return [judged.rollout.id for judged in candidates]
 
 
 def test_tied_best_takes_exact_ties_with_more_met_criteria_first():
     judged = group(0.5, 0.7, 0.7 + 1e-7, 0.7, met=(0, 1, 2, 2))
-    assert ids(tied_best(judged)) == ["group/2", "group/3", "group/1"]
-    assert ids(tied_best(judged, max_candidates=1)) == ["group/2"]
+    assert ids(tied_best(TASK, judged)) == ["group/2", "group/3", "group/1"]
+    assert ids(tied_best(TASK, judged, max_candidates=1)) == ["group/2"]
 
 
 def test_top_k_takes_the_best_and_breaks_ties_by_met_criteria_then_by_order():
     judged = group(0.5, 0.7, 0.7, 0.6, met=(0, 1, 1, 0))
-    assert ids(top_k(judged, k=1)) == ["group/1"]
-    assert ids(top_k(judged, k=3)) == ["group/1", "group/2", "group/3"]
+    assert ids(top_k(TASK, judged, k=1)) == ["group/1"]
+    assert ids(top_k(TASK, judged, k=3)) == ["group/1", "group/2", "group/3"]
 
 
 def test_bottom_k_takes_the_worst():
-    assert ids(bottom_k(group(0.5, 0.7, 0.2, 0.6), k=2)) == ["group/2", "group/0"]
+    assert ids(bottom_k(TASK, group(0.5, 0.7, 0.2, 0.6), k=2)) == ["group/2", "group/0"]
 
 
 def test_all_imperfect_takes_everything_below_perfect():
-    assert ids(all_imperfect(group(0.5, 1.0, 0.0))) == ["group/0", "group/2"]
+    assert ids(all_imperfect(TASK, group(0.5, 1.0, 0.0))) == ["group/0", "group/2"]
+
+
+def test_a_bad_thing_that_was_avoided_counts_as_fulfilled():
+    task = make_task({"fish": 1.0, "rude": -1.0})
+    rude, polite = (
+        make_judged(0.5, met={"fish": True, "rude": True}, id="rude"),
+        make_judged(0.5, met={"fish": True, "rude": False}, id="polite"),
+    )
+    assert ids(tied_best(task, [rude, polite])) == ["polite", "rude"]
+    assert ids(top_k(task, [rude, polite], k=1)) == ["polite"]
+    assert (rude.fulfilled_count(task), polite.fulfilled_count(task)) == (1, 2)
 
 
 def test_a_group_with_a_perfect_attempt_is_not_revised():
@@ -87,9 +101,9 @@ def test_an_attempt_that_missed_nothing_that_could_be_judged_is_not_revised():
 
 
 def test_a_template_without_its_fields_is_refused():
-    with pytest.raises(ConfigError, match=r"hindsight.template: expected exactly the fields"):
+    with pytest.raises(ConfigError, match=r"hindsight.template: expected the fields"):
         RevisionBuilder(template="Improve {draft}.")
-    with pytest.raises(ConfigError, match=r"'met', 'missed'\] or not, got \['reply', 'request'\]"):
+    with pytest.raises(ConfigError, match=r"request and optionally draft, met, missed; got reply, request"):
         RevisionBuilder(template="{request} {reply}")
 
 

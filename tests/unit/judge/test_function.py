@@ -32,9 +32,7 @@ def wrong(task, text):
 
 
 def judge_one(function, text="fish", needs_verdicts=False):
-    runner = JudgeRunner(FunctionJudge(function))
-    runner.needs_verdicts = needs_verdicts
-    with runner:
+    with JudgeRunner(FunctionJudge(function), needs_verdicts=needs_verdicts) as runner:
         return runner.submit(TASK, make_rollout(text)).result().judgement
 
 
@@ -98,7 +96,7 @@ def test_slow_functions_run_side_by_side():
 def test_functions_are_named_in_the_configuration_by_their_path(tmp_path, monkeypatch):
     (tmp_path / "my_rewards.py").write_text("def good(task, text) -> float:\n    return 1.0\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ConfigError, match="If you trust it: export HERL_ALLOW_TARGETS=my_rewards"):
+    with pytest.raises(ConfigError, match="If you trust it, export HERL_ALLOW_TARGETS=my_rewards"):
         FunctionJudge("my_rewards.good")
     monkeypatch.setenv("HERL_ALLOW_TARGETS", "other, my_rewards")
     assert judge_one("my_rewards.good").reward == 1.0

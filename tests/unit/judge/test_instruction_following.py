@@ -78,7 +78,7 @@ def test_a_missing_argument_abstains_and_is_never_drawn():
     criterion = instruction_criterion("keywords:letter_frequency", {"let_relation": "at least"})
     judgement = judge("aaaa bbbb", criterion)
     assert judgement.reward is None
-    assert "an argument of the instruction is missing" in judgement.verdicts[0].reason
+    assert "the instruction lacks an argument" in judgement.verdicts[0].reason
 
 
 def test_keeps_the_contract():

@@ -62,7 +62,7 @@ def test_a_judge_that_fails_takes_only_its_own_criteria_along():
     judge = RoutedJudge({"a": FakeJudge(), "b": FakeJudge(fail_on="fish")}, {"style": "b"}, "a")
     judgement = judged(judge, "fish otter")
     assert [verdict.met for verdict in judgement.verdicts] == [True, None, True]
-    assert judgement.verdicts[1].reason == "judge 'b': told to fail on 'fish'"
+    assert judgement.verdicts[1].reason == "judge 'b': FakeJudge fails on 'fish'"
     assert judgement.usage == {"abstained_other": 1}
 
 
@@ -99,7 +99,10 @@ def test_what_cannot_work_is_refused():
         RoutedJudge({"rule": RuleJudge()}, {"contains": "model"})
     with pytest.raises(ConfigError, match=r"judge.weights: expected numbers above 0 for rule"):
         WeightedJudges({"rule": RuleJudge()}, {"other": 1.0})
-    with FakeEndpoint() as endpoint, pytest.raises(ConfigError, match=r"judge.judges.one: expected verdicts"):
+    with (
+        FakeEndpoint() as endpoint,
+        pytest.raises(ConfigError, match=r"judge.judges.one: expected a judge with a verdict per criterion"),
+    ):
         RoutedJudge({"one": made(endpoint, mode="holistic")}, {}, "one")
     with pytest.raises(ConfigError, match="at least one judge"):
         RoutedJudge({}, {})

@@ -61,13 +61,13 @@ def test_checks(check, answer, met):
 @pytest.mark.parametrize(
     ("check", "why"),
     [
-        (None, "expected a check of kind contains"),
+        (None, "expected check.kind to be one of contains"),
         ({"kind": "contain", "text": "x"}, "Did you mean 'contains'?"),
         ({"kind": "contains", "word": "x"}, "unexpected keyword argument 'word'"),
         ({"kind": "regex", "pattern": "("}, "unterminated subpattern"),
         ({"kind": "count", "of": "verses"}, "expected 'of' to be one of words"),
         ({"kind": "json", "schema": {"type": "thing"}}, "'thing' is not valid"),
-        ({"kind": "python", "path": "os.getcwd"}, "expected a function of a module in judge.python_modules"),
+        ({"kind": "python", "path": "os.getcwd"}, "expected a function from one of judge.python_modules"),
     ],
 )
 def test_a_check_that_cannot_be_applied_abstains_and_says_why(check, why):

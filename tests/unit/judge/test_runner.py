@@ -29,7 +29,7 @@ def test_a_judge_that_raises_abstains_and_never_scores_0():
     judged = judge_all(runner, ["fish", "river", "nothing"])
     assert [one.judgement.reward for one in judged] == [0.6, None, 0.0]
     assert [verdict.met for verdict in judged[1].judgement.verdicts] == [None, None]
-    assert "told to fail on 'river'" in judged[1].judgement.verdicts[0].reason
+    assert "FakeJudge fails on 'river'" in judged[1].judgement.verdicts[0].reason
     assert runner.causes() == {"other": 2}
 
 
@@ -39,13 +39,20 @@ class ForgetfulJudge(Judge):
 
 
 def test_a_judge_that_leaves_out_criteria_abstains():
-    runner = JudgeRunner(ForgetfulJudge())
-    [holistic] = judge_all(runner, ["fish"])
+    [holistic] = judge_all(JudgeRunner(ForgetfulJudge()), ["fish"])
     assert holistic.judgement.reward == 0.0  # one score for the whole answer
-    runner.needs_verdicts = True  # as hindsight does
-    [judged] = judge_all(runner, ["fish"])
+    [judged] = judge_all(JudgeRunner(ForgetfulJudge(), needs_verdicts=True), ["fish"])
     assert judged.judgement.reward is None
     assert "expected one verdict for each of ['fish', 'river'], got []" in judged.judgement.verdicts[0].reason
+
+
+def test_a_further_judge_runs_under_the_same_settings_and_spends_the_same_budget():
+    runner = JudgeRunner(ForgetfulJudge(), window=7, max_abstention=0.1, needs_verdicts=True)
+    other = runner.for_judge(FakeJudge())
+    assert isinstance(other.judge, FakeJudge)
+    assert other.budget is runner.budget
+    assert (other.max_abstention, other.state_dict()["window"]) == (0.1, [])
+    assert not other.needs_verdicts, "nothing is revised by its verdicts"
 
 
 class NanJudge(FakeJudge):

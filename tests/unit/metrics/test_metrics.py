@@ -8,13 +8,13 @@ from herl.clock import PhaseClock
 from herl.evaluation.intervals import evaluation_rows
 from herl.metrics.collection import collection_metrics
 from herl.metrics.rubric import RubricMetrics, rubric_metrics
-from herl.metrics.running import MOST_SAMPLES, RunningStats
 from herl.metrics.throughput import throughput_metrics, trained_flops
-from herl.rollout.collect import Collection, Group
+from herl.rollout.collect import Collection
 from herl.seeds import derive_seed
 from herl.testing import make_experience, make_judged, make_rollout, make_task
-from herl.types import Criterion, Member, Rubric, Task
+from herl.types import Criterion, Group, Member, Rubric, Task
 from herl.update.loss.base import Stats
+from herl.update.running_stats import MOST_SAMPLES, RunningStats
 
 
 def test_sums_add_up_over_micro_batches_as_one_mean():
@@ -174,6 +174,7 @@ def test_what_revisions_changed():
     )
     members = (Member(judged=draft, reward=0.25, bonus=0.025), Member(judged=other, reward=0.75))
     group = Group(
+        id="g",
         task=task, prompt_ids=(1,), attempts=(draft,), revisions=(copy, other, unjudged), members=members,
         advantages=(-1.0, 1.0),
     )  # fmt: skip
@@ -204,7 +205,7 @@ def test_what_revisions_changed():
 def test_rates_of_a_step():
     rollout = make_rollout(token_ids=(1, 2, 3, 4))
     one = make_judged(1.0, rollout=rollout)
-    group = Group(task=make_task(), prompt_ids=(1,), attempts=(one, one))
+    group = Group(id="g", task=make_task(), prompt_ids=(1,), attempts=(one, one))
     collection = Collection(groups=(group,), experiences=(make_experience(rollout),), dropped={})
     found = throughput_metrics(collection, {"sample": 2.0, "revise": 2.0, "update": 0.5})
     assert found["throughput/answers_per_second"] == 2 / 4.5

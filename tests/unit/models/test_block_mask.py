@@ -9,7 +9,7 @@ import torch
 from torch.nn.attention.flex_attention import flex_attention
 
 from herl.models import block_mask, shared_attention
-from herl.models.block_mask import BLOCK, FEWEST, SharedContext, padding
+from herl.models.block_mask import FLEX_BLOCK, MIN_COLUMNS, SharedContext, padding
 from herl.models.shared_attention import blockwise_attention, masked_attention
 
 CPU = torch.device("cpu")
@@ -48,7 +48,7 @@ def test_the_mask_and_its_blocks_are_those_of_a_plain_loop(seed, window):
     mask = block_mask.block_mask(contexts, window, CPU)
     columns = torch.arange(len(expected))
     assert torch.equal(mask.mask_mod(0, 0, columns[:, None], columns), expected)
-    blocks = expected.unfold(0, BLOCK, BLOCK).unfold(1, BLOCK, BLOCK).flatten(2)
+    blocks = expected.unfold(0, FLEX_BLOCK, FLEX_BLOCK).unfold(1, FLEX_BLOCK, FLEX_BLOCK).flatten(2)
     partial, full = block_mask._blocks(block_mask._bounds(contexts), window)
     assert np.array_equal(partial | full, blocks.any(-1).numpy()), (
         "no block is computed for nothing, none is left out"
@@ -58,12 +58,17 @@ def test_the_mask_and_its_blocks_are_those_of_a_plain_loop(seed, window):
 
 
 def test_rows_have_few_lengths():
-    assert [length + padding(length) for length in (1, FEWEST, FEWEST + 1, 1000)] == [256, 256, 384, 1024]
+    assert [length + padding(length) for length in (1, MIN_COLUMNS, MIN_COLUMNS + 1, 1000)] == [
+        256,
+        256,
+        384,
+        1024,
+    ]
 
 
 @pytest.fixture
 def compiled(monkeypatch):
-    """As on a GPU, but for each shape anew: the C++ that torch writes for any length does not compile."""
+    """As on a GPU, but compiled for each shape: the C++ that torch writes for dynamic lengths does not compile."""
     whole = torch.compile(flex_attention, dynamic=False, fullgraph=True)
     monkeypatch.setattr(shared_attention, "_compiled_attention", whole)
 

@@ -45,7 +45,7 @@ def eager(folder):
 
 def test_the_cap_is_computed(folder, caplog):
     model = PretrainedModel(path=folder).load().eval()
-    assert "caps its attention scores at 2: it computes with transformers' eager attention" in caplog.text
+    assert "caps its attention scores at 2: it uses transformers' eager attention" in caplog.text
     experiences = several(3)
     expected, _ = padded_logprobs(eager(folder), experiences)
     batches = micro_batches(

@@ -59,10 +59,10 @@ def test_what_is_no_checkpoint_is_a_clear_error(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda w: {}, r"expected the weights of this model, got .*a.ckpt': \['model.embed"),
+        (lambda w: {}, r"expected the weights of this model, got .*a.ckpt', where \['model.embed"),
         (
             lambda w: w | {"policy.more": torch.zeros(1)},
-            r"\['more'\] are too many: add the overrides of its run",
+            r"\['more'\] are unknown. Repeat the overrides of its run",
         ),
         (
             lambda w: w | {"policy.model.norm.weight": torch.zeros(3)},

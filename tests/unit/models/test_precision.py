@@ -68,7 +68,7 @@ def test_what_counts_as_exact_float32(tf32):
 def test_weights_in_which_small_steps_round_away_are_refused(precision):
     trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, precision=precision)
     with pytest.raises(
-        ConfigError, match=f"expected '32-true' or 'bf16-mixed', got '{precision}': steps as small"
+        ConfigError, match=f"expected '32-true' or 'bf16-mixed', got '{precision}': updates as small"
     ):
         check_trainer(trainer)
 

@@ -100,7 +100,7 @@ def test_a_folder_without_records_and_a_broken_file_are_errors(tmp_path):
     with pytest.raises(DataError, match="expected the folder of a run with recorded answers"):
         find(tmp_path, Query())
     (tmp_path / "answers.jsonl").write_text("{broken\n")
-    with pytest.raises(DataError, match=r"answers.jsonl: expected one JSON object a line"):
+    with pytest.raises(DataError, match=r"answers.jsonl: expected one JSON object per line"):
         find(tmp_path, Query())
 
 
@@ -109,7 +109,7 @@ def test_a_folder_without_records_and_a_broken_file_are_errors(tmp_path):
     [
         ({"order": "bset"}, "order: expected one of worst, best, .* got 'bset'"),
         ({"max_answers": 0}, "max_answers: expected at least 1, got 0"),
-        ({"steps": (1,)}, "steps: expected the first and the last"),
+        ({"steps": (1,)}, "steps: expected the first and the last step"),
     ],
 )
 def test_wrong_questions_get_clear_errors(options, message):
@@ -128,7 +128,7 @@ def test_word_diff_tells_what_went_and_what_came():
         assert " ".join(words for kind, words in changes if kind != "gone") == after
 
 
-def test_markup_in_answers_is_shown_as_it_is(tmp_path, capsys):
+def test_markup_in_answers_is_shown_literally(tmp_path, capsys):
     text = "[red]not red[/red] [link=http://x]y[/link]"
     verdict = {
         "criterion_id": "a",
@@ -141,7 +141,7 @@ def test_markup_in_answers_is_shown_as_it_is(tmp_path, capsys):
     shown = " ".join(capsys.readouterr().out.split())
     assert "[red]not" in shown
     assert "[b]x[/b] (1) [a]" in shown
-    assert "after 0 optimiser steps" in shown
+    assert "after 0 optimizer steps" in shown
 
 
 def test_where_nothing_fits_it_says_what_to_look_for(tmp_path, capsys):
@@ -156,12 +156,12 @@ def test_where_nothing_fits_it_says_what_to_look_for(tmp_path, capsys):
     }
     inspect(OmegaConf.create({"run": str(folder)} | query))
     said = capsys.readouterr().out
-    assert "a run without hindsight has order=worst or best" in said
-    assert "ids of criteria" in said
+    assert "use order=worst or best for a run without hindsight" in said
+    assert "the id of each criterion in brackets" in said
 
 
 @pytest.mark.parametrize("tail", ['{"id": "0:0:0:t', "x" * 200_000])
-def test_half_a_line_that_a_killed_run_left_is_passed_over(tmp_path, records, tail):
+def test_a_partial_line_left_by_a_killed_run_is_skipped(tmp_path, records, tail):
     folder = written(tmp_path / "run", records, per_file=97)
     expected = find(folder, Query(order="best", max_answers=7))
     newest = sorted((folder / "records").iterdir())[-1]

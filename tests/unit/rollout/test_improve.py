@@ -4,8 +4,9 @@ from herl.errors import ConfigError
 from herl.evaluation.evaluate import trajectory_records
 from herl.hindsight.revision import RevisionBuilder
 from herl.judge import JudgeRunner
-from herl.rollout.improve import Trajectory, improve, rewards_by_round
+from herl.rollout.improve import Trajectory, rewards_by_round
 from herl.rollout.stages import RolloutPlan, Stages
+from herl.rollout.validate import validate
 from herl.sampler.scripted import ScriptedSampler
 from herl.testing import FakeJudge, make_judged, make_rollout, make_task
 from herl.types import Sampling
@@ -29,15 +30,15 @@ class FakeScript(ScriptedSampler):
                 left.append(left.pop(0))
 
 
-def improved(tokenizer, first, revisions, *, rounds=2, judge=None, hindsight=None, **options):
+def improved(tokenizer, first, revisions, *, rounds=2, judge=None, hindsight=None, heldout=None, **options):
     sampler = FakeScript(first, revisions)
     sampler.start(None, tokenizer)
     with JudgeRunner(judge or FakeJudge()) as runner:
         stages = Stages(
-            tokenizer=tokenizer, sampler=sampler, judge_runner=runner, plan=RolloutPlan(), selection=None,
+            tokenizer=tokenizer, sampler=sampler, judge_runner=runner, plan=RolloutPlan(heldout=heldout), selection=None,
             advantages=None, hindsight=hindsight or RevisionBuilder(),
         )  # fmt: skip
-        return improve(TASKS, stages, seed=0, rounds=rounds, **options), sampler
+        return validate(TASKS, stages, seed=0, revisions=rounds, **options), sampler
 
 
 def test_each_round_revises_the_best_answer_so_far_and_ends_when_it_is_perfect(tokenizer):
@@ -101,7 +102,7 @@ def test_an_answer_that_cannot_be_judged_is_not_revised_and_has_no_reward(tokeni
 
 def test_attempts_are_drawn_as_asked_for(tokenizer):
     _, sampler = improved(
-        tokenizer, {"otter": ["fish"], "fox": ["fish"]}, {}, rounds=0, sampling=Sampling(temperature=0.0)
+        tokenizer, {"otter": ["fish"], "fox": ["fish"]}, {}, rounds=0, heldout=Sampling(temperature=0.0)
     )
     assert {request.sampling.temperature for request in sampler.asked} == {0.0}
 
@@ -110,10 +111,10 @@ def test_revisions_need_something_that_writes_revision_prompts(tokenizer):
     from herl.hindsight import NoHindsight
 
     with pytest.raises(
-        ConfigError, match=r"rounds: expected 0 with a hindsight .* got 1: add hindsight=rewrite"
+        ConfigError, match=r"revisions: expected 0 with a hindsight .* got 1: add hindsight=rewrite"
     ):
         improved(tokenizer, {}, {}, rounds=1, hindsight=NoHindsight())
-    with pytest.raises(ConfigError, match="rounds: expected at least 0, got -1"):
+    with pytest.raises(ConfigError, match="revisions: expected at least 0, got -1"):
         improved(tokenizer, {}, {}, rounds=-1)
 
 

@@ -17,7 +17,7 @@ from herl.sampler import StreamingSampler
 from herl.sampler.scripted import ScriptedSampler
 from herl.selection import form_group
 from herl.testing import FakeJudge, make_task
-from herl.types import SampleRequest, Sampling
+from herl.types import Group, SampleRequest, Sampling
 
 NAMES = ("otter", "fox", "lion")
 ATTEMPTS = {
@@ -147,14 +147,16 @@ def test_answers_come_back_in_order_whatever_finished_first(tokenizer):
     ]
     sampler = ScriptedSampler(ATTEMPTS, REVISIONS)
     clock = PhaseClock()
+    groups = [Group(id=f"g:{task.id}", task=task, prompt_ids=(1, 2)) for task in TASKS]
     found = run(
         tokenizer,
         sampler,
         FakeSlowJudge(),
-        lambda runner: sample_and_judge(sampler, runner, TASKS, requests[::-1], clock),
+        lambda runner: sample_and_judge(sampler, runner, groups, requests, clock),
     )
-    for name in NAMES:
-        assert [one.rollout.id for one in found[name]] == [f"g:{name}/{index}" for index in range(12)]
+    places = [(one.rollout.group_id, one.rollout.index) for one in found.judged]
+    assert places == [(f"g:{name}", index) for name in NAMES for index in range(12)]
+    assert found.followed_up == frozenset()  # this sampler only generates
     assert clock.seconds["judge"] > 0
 
 

@@ -115,7 +115,7 @@ def assert_drawn(token, logprob, uniform, logits, sampling):
 
 @pytest.fixture(autouse=True)
 def small_steps(monkeypatch):
-    monkeypatch.setattr(device_decoding, "LEAST_ROOM", 8)
+    monkeypatch.setattr(device_decoding, "MIN_ROOM", 8)
     monkeypatch.setattr(device_decoding, "LOOK", 5)
 
 
@@ -140,7 +140,7 @@ def test_a_second_batch_of_the_same_shapes_replays_what_the_first_recorded(talke
     recorder, requests = Recorder(), many_requests(4)
     decoder = decoder_of(talker, recorder)
     recorded = []
-    for _ in range(4):  # buffers that grow move, and what was recorded before is recorded again
+    for _ in range(4):  # growing buffers move, so earlier recordings are made again
         list(decoder.sample(answers_to(requests), 1000))
         recorded.append(recorder.recorded)
     assert recorded[-1] == recorded[-2] > 0
@@ -326,7 +326,7 @@ def test_a_step_that_cannot_be_recorded_runs_on_and_says_why_once(caplog):
 
 
 def test_only_so_many_recordings_are_kept(monkeypatch):
-    monkeypatch.setattr("herl.sampler.replays.MOST", 2)
+    monkeypatch.setattr("herl.sampler.replays.MAX_RECORDINGS", 2)
     recorder = Recorder()
     recorder.record = lambda step: step
     replays = Replays(recorder)

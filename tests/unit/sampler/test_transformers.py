@@ -174,7 +174,7 @@ def test_packed_linears_compute_the_same_and_leave_the_model_as_it_was(monkeypat
         expected = model(input_ids=ids).logits
         with packed_linears(model, rows=2):
             assert not packed(model), "a small model is in the cache"
-        monkeypatch.setattr("herl.sampler.packed_linears.FEWEST", 1)
+        monkeypatch.setattr("herl.sampler.packed_linears.MIN_WEIGHTS", 1)
         with packed_linears(model, rows=2):
             assert len(packed(model)) == 2 * 7 + 1
             torch.testing.assert_close(model(input_ids=ids).logits, expected, rtol=1e-5, atol=1e-4)
@@ -188,7 +188,7 @@ def test_packed_linears_compute_the_same_and_leave_the_model_as_it_was(monkeypat
 
 
 def test_packed_weights_that_have_changed_are_refused(policy, monkeypatch):
-    monkeypatch.setattr("herl.sampler.packed_linears.FEWEST", 1)
+    monkeypatch.setattr("herl.sampler.packed_linears.MIN_WEIGHTS", 1)
     ids = torch.tensor([[5, 6, 7]])
     with torch.no_grad(), packed_linears(policy, rows=1):
         policy(input_ids=ids)
@@ -198,7 +198,7 @@ def test_packed_weights_that_have_changed_are_refused(policy, monkeypatch):
 
 
 def test_packed_weights_stand_back_under_autocast(sampler, tokenizer, monkeypatch):
-    monkeypatch.setattr("herl.sampler.packed_linears.FEWEST", 1)
+    monkeypatch.setattr("herl.sampler.packed_linears.MIN_WEIGHTS", 1)
     with torch.autocast("cpu", torch.bfloat16):
         assert len(list(sampler.generate([request(tokenizer, "otter")]))) == 3
 
@@ -212,7 +212,7 @@ def packed(model):
 
 
 def test_packed_weights_are_the_present_ones(sampler, policy, tokenizer, monkeypatch):
-    monkeypatch.setattr("herl.sampler.packed_linears.FEWEST", 1)
+    monkeypatch.setattr("herl.sampler.packed_linears.MIN_WEIGHTS", 1)
     wanted = request(tokenizer, "otter", n=4)
     for scale in (1.0, 0.5):
         with torch.no_grad():

@@ -183,7 +183,9 @@ def test_weights_that_come_before_every_batch_are_dropped_and_loaded_before_the_
     sampler.sleep()
     sampler.sleep()
     assert not sampler.has_weights
-    with pytest.raises(SamplerError, match="dropped its weights when it went to sleep, and no refresh came"):
+    with pytest.raises(
+        SamplerError, match="dropped its weights when it went to sleep, and was not refreshed"
+    ):
         list(sampler.generate([request(tokenizer)]))
     sampler.load_weights(named_weights(policy), 4)
     assert len(list(sampler.generate([request(tokenizer)]))) == 3
@@ -252,9 +254,7 @@ def test_an_engine_that_fails_is_built_anew_once_and_no_answer_is_lost_or_double
     assert len(found) == 8
     assert {rollout.id: rollout.token_ids for rollout in found} == expected
     sampler._llm.llm_engine = FakeFailingEngine(sampler._llm.llm_engine)
-    with pytest.raises(
-        SamplerError, match="engine failed: RuntimeError: out of memory. It was not built anew"
-    ):
+    with pytest.raises(SamplerError, match="engine failed: RuntimeError: out of memory. It was not rebuilt"):
         list(sampler.generate(asked))
     sampler.close()
 

@@ -16,7 +16,7 @@ from herl.sampler import CardNeeds, RunLimits
 from herl.sampler.vllm import VLLMSampler
 from herl.sampler.vllm_arguments import (
     JUDGE_SHARE,
-    MOST,
+    MAX_SHARE,
     SPARE_GIB,
     WORKSPACE_GIB,
     memory_complaint,
@@ -117,7 +117,7 @@ def share(needs=NEEDS, **changes):
 def test_an_engine_that_sleeps_leaves_room_for_weights_and_moments_and_one_that_does_not_for_the_update():
     assert share() == pytest.approx(80 - 0.5 - 12 - SPARE_GIB)
     assert share(sleeps=False) == pytest.approx(80 - 0.5 - 40 - SPARE_GIB)
-    assert share(replace(NEEDS, resident_gib=0.0), others_gib=0.0) == pytest.approx(MOST * 80)
+    assert share(replace(NEEDS, resident_gib=0.0), others_gib=0.0) == pytest.approx(MAX_SHARE * 80)
 
 
 def test_an_engine_takes_no_more_than_its_answers_can_use():
@@ -128,11 +128,11 @@ def test_an_engine_takes_no_more_than_its_answers_can_use():
 
 def test_an_engine_without_room_is_an_error_that_says_what_to_change():
     message = (
-        r"expected 6.0 GiB for an engine beside the trainer, got 0.0: of the GPU's 80.0 GiB .* about 90.0"
+        r"expected 6.0 GiB for an engine next to the trainer, got 0.0: of the GPU's 80.0 GiB .* about 90.0"
     )
     with pytest.raises(ConfigError, match=message + r"\. Try sampler.sleep=true"):
         share(replace(NEEDS, update_gib=90.0), sleeps=False)
-    with pytest.raises(ConfigError, match=r"about 75.0, 8.0 are taken by others. Try strategy=fsdp on more"):
+    with pytest.raises(ConfigError, match=r"about 75.0, other processes use 8.0. Try strategy=fsdp on more"):
         share(replace(NEEDS, resident_gib=75.0), others_gib=8.0)
 
 

@@ -54,10 +54,9 @@ def needs(model, plan, gpus=8, reference=True, trains=True, micro_batch_tokens=8
             precision="bf16-mixed",
             callbacks=[RefreshSampler()],
         ),
-        micro_batch_tokens=micro_batch_tokens,
-        trains=trains,
+        updater=SimpleNamespace(micro_batch_tokens=micro_batch_tokens),
     )
-    return run_limits(module)
+    return run_limits(module, trains=trains)
 
 
 @pytest.fixture
@@ -95,7 +94,7 @@ def test_the_papers_setting_fits_eight_gpus_of_80_gib(medicine, qwen_7b):
 
 def test_one_gpu_is_too_small_for_the_papers_setting(medicine, qwen_7b):
     limits = needs(qwen_7b, instantiate(medicine.rollout), gpus=1)
-    with pytest.raises(ConfigError, match="GiB for an engine beside the trainer, got 0.0: .*strategy=fsdp"):
+    with pytest.raises(ConfigError, match="GiB for an engine next to the trainer, got 0.0: .*strategy=fsdp"):
         share(limits, medicine.sampler)
 
 

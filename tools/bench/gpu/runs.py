@@ -1,4 +1,4 @@
-"""Does `herl fit` run here: the embedded experiment with both samplers, adapters, FSDP, and resumed."""
+"""Checks that `herl fit` runs here: the embedded experiment with both samplers, LoRA, FSDP, and resumed."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def transformers(bench: Bench) -> None:
 
 
 def vllm(bench: Bench) -> None:
-    """Section: with an engine beside the trainer, which sleeps during the update."""
+    """Section: an engine next to the trainer, which sleeps during the update."""
     choice = ("sampler.sleep=true", "sampler.gpu_memory_utilization=0.2") if bench.full else ()
     _fit(bench, "vllm", "sampler=vllm", "sampler.max_model_len=512", *choice, *SHORT)
 
 
 def lora(bench: Bench) -> None:
-    """Section: adapters, and a reference without them."""
+    """Section: adapters, with a reference without them."""
     _fit(bench, "lora", "lora=lora", "loss.kl_coef=0.01", *SHORT)
 
 
@@ -42,17 +42,17 @@ def fsdp(bench: Bench) -> None:
 
 
 def resumed(bench: Bench) -> None:
-    """Section: two epochs at once against one and, from its checkpoint, another."""
+    """Section: two epochs in one run against one epoch plus another from its checkpoint."""
     whole = _fit(bench, "whole", *SHORT, "trainer.max_epochs=2")
     _fit(bench, "half", *SHORT)
     last = bench.scratch / "runs" / "half" / "checkpoints" / "last.ckpt"
     rest = _fit(bench, "rest", *SHORT, "trainer.max_epochs=2", f"resume={last}")
     off = abs(whole["heldout_reward_after"] - rest["heldout_reward_after"])
-    bench.add("resumed: held-out reward off the run at once", off, target="<= 1e-6", anywhere=True)
+    bench.add("resumed: held-out reward off the single run", off, target="<= 1e-6", anywhere=True)
 
 
 def _fit(bench: Bench, name: str, *overrides: str) -> dict[str, float]:
-    """Runs `herl fit`; reports its seconds and returns its summary. A run that fails ends the section."""
+    """Runs `herl fit`, reports its seconds and returns its summary. A failed run ends the section."""
     run = bench.scratch / "runs" / name
     device = "gpu" if bench.full else "cpu"
     command = [sys.executable, "-m", "herl", "fit", f"trainer.accelerator={device}", *overrides]
@@ -64,5 +64,5 @@ def _fit(bench: Bench, name: str, *overrides: str) -> dict[str, float]:
         bench.add(f"{name}: herl fit", f"failed: {last[-120:]}", target="== ran", anywhere=True)
         raise SystemExit(f"herl fit failed: {' '.join(command)}")
     bench.add(f"{name}: herl fit", "ran", target="== ran", anywhere=True)
-    bench.add(f"{name}: seconds of it, beside others", time.perf_counter() - started, "s")
+    bench.add(f"{name}: its seconds, next to other sections", time.perf_counter() - started, "s")
     return dict(json.loads(Path(run / "summary.json").read_text()))

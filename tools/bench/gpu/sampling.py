@@ -1,4 +1,4 @@
-"""How fast answers are sampled, and how long an engine takes to load new weights, to sleep and to wake."""
+"""Measures how fast answers are sampled, and how long an engine takes to load weights, sleep and wake."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GIB = 2**30
 
 
 def in_process(bench: Bench) -> None:
-    """Section: tokens a second of the transformers sampler, at 256 answers of a 135M model."""
+    """Section: tokens per second of the transformers sampler, with 256 answers of a 135M model."""
     model = PretrainedModel(path=folder(bench, "135m"))
     tokenizer, policy = model.tokenizer(), model.load().to(bench.device)
     sampler = TransformersSampler()
@@ -33,7 +33,7 @@ def in_process(bench: Bench) -> None:
 
     def sampled() -> int:
         sampler.load_weights(named_weights(policy), 0)
-        with bench.autocast():  # as a training step has it
+        with bench.autocast():  # as in a training step
             return _tokens(sampler, requests)
 
     rates = _rates(sampled, bench.size(3, 1))
@@ -44,7 +44,7 @@ def in_process(bench: Bench) -> None:
 
 
 def engine(bench: Bench) -> None:
-    """Section: vLLM by herl against the bare engine, then its refresh, sleep and wake, with a 0.5B model."""
+    """Section: vLLM in herl against the bare engine, then its refresh, sleep and wake, with a 0.5B model."""
     model = PretrainedModel(path=folder(bench, "0.5b"))
     tokenizer, policy = model.tokenizer(), model.load().to(bench.device)
     choice: dict[str, Any] = (
@@ -97,7 +97,7 @@ def _refresh(bench: Bench, sampler: VLLMSampler, policy: Any) -> None:
         seconds["wake and refresh"].append(_seconds(load))
     for name, spent in seconds.items():
         bench.add(f"vllm: {name}, 0.5B", median(spent), "s")
-    bench.add("vllm: memory that sleep gives back", freed, "GiB")
+    bench.add("vllm: memory freed by sleep", freed, "GiB")
 
 
 def _requests(tokenizer: Any, prompts: int, answers: int, new_tokens: int) -> list[SampleRequest]:
@@ -119,7 +119,7 @@ def _tokens(sampler: Sampler, requests: Sequence[SampleRequest]) -> int:
 
 
 def _rates(sampled: Callable[[], int], rounds: int, warm_up: int = 1) -> list[float]:
-    """Tokens a second of each round but the first ones."""
+    """Returns the tokens per second of each round after the warm-up."""
     rates = []
     for _ in range(warm_up + rounds):
         started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The sections of the table in the order of measurement: what matters most comes first."""
+"""The sections of the table in the order of measurement, the most important first."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """Something that is measured, by a function of one of the modules here."""
+    """A measurement, made by a function of one of the modules here."""
 
     name: str
     module: str
@@ -16,7 +16,7 @@ class Section:
     limit: float
     """Seconds."""
     needs: tuple[str, ...] = ()
-    """Packages that not every installation of herl has."""
+    """Packages that some installations of herl lack."""
 
 
 BESIDE = (
@@ -29,7 +29,7 @@ BESIDE = (
     Section(name="fit-fsdp", module="runs", function="fsdp", limit=100),
     Section(name="fit-resumed", module="runs", function="resumed", limit=150),
 )
-"""Run side by side: nothing in them is timed, but for seconds that say how long one waits."""
+"""Run side by side, since nothing in them is timed but the seconds that a user waits."""
 
 ALONE = (
     Section(name="update-0.5b", module="updates", function="share", arguments=("0.5b", ">= 0.4"), limit=75),
@@ -43,12 +43,12 @@ ALONE = (
     ),
     Section(name="sharing", module="updates", function="sharing", limit=90),
 )
-"""Have the card to themselves, one after the other."""
+"""Run one after another, each alone on the GPU."""
 
 SECTIONS = (*BESIDE, *ALONE)
 
 RATIOS = (
     ("time of a step, herl over TRL", "step", "<= 0.6"),
-    ("memory of the card, herl over TRL", "memory", "<= 1.0"),
+    ("memory of the GPU, herl over TRL", "memory", "<= 1.0"),
 )
 """Name, figure of both step sections, target."""

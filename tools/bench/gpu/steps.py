@@ -1,4 +1,4 @@
-"""A whole GRPO step of herl and of TRL, both with vLLM on the same card: seconds by phase, peak memory."""
+"""Measures a whole GRPO step of herl and of TRL, with vLLM on the same GPU: seconds by phase, peak memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GIB = 2**30
 
 
 def _arguments(bench: Bench) -> Namespace:
-    """8 x 8 answers of 256 tokens; vLLM gets .3 of the card in both."""
+    """Returns the setting: 8 x 8 answers of 256 tokens. In both, vLLM gets .3 of the GPU."""
     return Namespace(
         model=folder(bench, "0.5b"),
         prompts=bench.size(8, 2),
@@ -67,17 +67,17 @@ def _report(bench: Bench, steps: list[dict[str, float]]) -> None:
 
 @contextmanager
 def _card(bench: Bench) -> Iterator[None]:
-    """Reports the card's peak memory within the block: everything on it, engine and graphs included."""
+    """Reports the GPU's peak memory within the block, including engine and graphs."""
     if not bench.full:
         yield
         bench.add("memory", peak_gib(), "GiB")
         return
-    most, over = [0.0], threading.Event()
+    peak, over = [0.0], threading.Event()
 
     def watch() -> None:
         while not over.is_set():
             free, whole = torch.cuda.mem_get_info()
-            most[0] = max(most[0], (whole - free) / GIB)
+            peak[0] = max(peak[0], (whole - free) / GIB)
             time.sleep(0.05)
 
     thread = threading.Thread(target=watch, daemon=True)
@@ -87,4 +87,4 @@ def _card(bench: Bench) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
-        bench.add("memory", most[0], "GiB")
+        bench.add("memory", peak[0], "GiB")

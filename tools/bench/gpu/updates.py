@@ -1,5 +1,5 @@
-"""How fast an update is: as a share of the card's own matrix products, over rows of many lengths, and with
-shared contexts. Everything goes through HerlModule and a Lightning trainer, as in a run, except sampling.
+"""Measures the speed of an update: as a share of the GPU's matrix products, over rows of many lengths, and
+with shared contexts. Everything except sampling goes through HerlModule and a Lightning trainer, as in a run.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from herl.update.batch import Packing
 from herl.update.gpu_cost import Settings, model_size, update_gib
 
 WARM_UP = 2
-"""Updates that are not measured: compilers and allocators work in them, and AdamW's moments come."""
+"""Updates that are not measured: they compile, grow the heap, and allocate AdamW's moments."""
 GIB = 2**30
 
 
 class RandomAnswers(Sampler):
-    """Answers of random tokens, at once.
+    """Returns answers of random tokens, without computing anything.
 
     Args:
         shortest, longest: Tokens of an answer.
@@ -49,7 +49,7 @@ class RandomAnswers(Sampler):
     def __init__(self, shortest: int, longest: int) -> None:
         self.shortest, self.longest = shortest, longest
         self.done = 0.0
-        """When the last sampling was over, and the update began."""
+        """When the last sampling ended, and the update began."""
 
     def start(self, policy: Any, tokenizer: Any) -> None:
         self.tokenizer, self.end_ids = tokenizer, end_token_ids(policy, tokenizer)
@@ -79,15 +79,15 @@ class Update:
     """From the last answer to the end of the step: rows, passes, clipping, optimizer, metrics."""
     answer_tokens: int
     context_tokens: int
-    """Each context once."""
+    """Counts each context once."""
     graphs: int
-    """That torch has compiled in this process by then."""
+    """Graphs that torch has compiled in this process so far."""
     peak_gib: float
-    """Most memory of the device since the step before."""
+    """Peak memory of the device since the previous step."""
 
 
 class Watch(L.Callback):
-    """Takes down the update of each batch."""
+    """Records the update of each batch."""
 
     def __init__(self, sampler: RandomAnswers) -> None:
         self.sampler = sampler
@@ -113,7 +113,7 @@ class Watch(L.Callback):
 
 
 def tasks_behind(model: str, contexts: Sequence[int]) -> list[Task]:
-    """Returns tasks whose prompts have about so many tokens each, by the model's own template."""
+    """Returns tasks whose prompts have about these numbers of tokens, under the model's template."""
     tokenizer = PretrainedModel(path=model).tokenizer()
 
     def length(words: Sequence[str]) -> int:
@@ -139,7 +139,7 @@ def updates(
     packing: Packing | str = "auto",
     micro_batch_tokens: int | None = None,
 ) -> tuple[list[Update], HerlModule]:
-    """Trains a model on random answers to these tasks, `prompts` a batch; returns each batch's update."""
+    """Trains a model on random answers to these tasks, `prompts` per batch; returns each batch's update."""
 
     def reward(task: Task, text: str) -> float:
         return reward_of(text)
@@ -168,10 +168,10 @@ def updates(
 
 
 def share(bench: Bench, name: str, target: str) -> None:
-    """Section: arithmetic of an update over its time, as a share of what a large matrix product reaches.
+    """Section: arithmetic of an update over its time, as a share of the rate of a large matrix product.
 
-    Counted are the products with weights, forward and backward: the body's for every answer token and every
-    context token once, the head's for answer tokens. Attention scores are not.
+    The count includes the products with weights, forward and backward: those of the body for every answer
+    token and for each context once, those of the head for answer tokens. It leaves out attention scores.
     """
     rate = _rate(bench)
     context, lengths = (600, (128, 384)) if bench.full else (40, (8, 24))
@@ -183,23 +183,23 @@ def share(bench: Bench, name: str, target: str) -> None:
     embeddings, head = policy.get_input_embeddings().weight, policy.get_output_embeddings().weight
     body -= embeddings.numel() + (0 if head is embeddings else head.numel())
     shares = [
-        6 * (body * (one.answer_tokens + one.context_tokens) + head.numel() * one.answer_tokens)
-        / one.seconds / rate
-        for one in found[WARM_UP:]
+        6 * (body * (update.answer_tokens + update.context_tokens) + head.numel() * update.answer_tokens)
+        / update.seconds / rate
+        for update in found[WARM_UP:]
     ]  # fmt: skip
-    tokens = median([one.answer_tokens + one.context_tokens for one in found[WARM_UP:]])
+    tokens = median([update.answer_tokens + update.context_tokens for update in found[WARM_UP:]])
     bench.add("products of large matrices", rate / 1e12, "TFLOP/s")
     bench.add("share of them that an update reaches", median(shares), target=target)
-    bench.add("seconds of an update", median([one.seconds for one in found[WARM_UP:]]), "s")
+    bench.add("seconds of an update", median([update.seconds for update in found[WARM_UP:]]), "s")
     bench.add("tokens of an update, contexts once", tokens)
     if bench.full:
         _memory(bench, name, found[WARM_UP:], module)
 
 
 def _memory(bench: Bench, name: str, found: Sequence[Update], module: HerlModule) -> None:
-    """What an update takes of the card against the formulas in herl/update/gpu_cost.py."""
+    """Compares the GPU memory of an update with the formulas in herl/update/gpu_cost.py."""
     assert module.collection is not None
-    peak = max(one.peak_gib for one in found)
+    peak = max(update.peak_gib for update in found)
     bench.add("peak memory of an update", peak, "GiB")
     size = model_size(folder(bench, name))
     rows = module.scorer().micro_batches(module.collection.experiences)
@@ -212,16 +212,16 @@ def _memory(bench: Bench, name: str, found: Sequence[Update], module: HerlModule
 
 
 def _rate(bench: Bench) -> float:
-    """FLOP/s of this device now, in the type that the update computes in."""
+    """Returns this device's current FLOP/s, in the type that the update computes in."""
     if bench.full:
         return 1e9 * gemm_gflops(8192, 1.0, device="cuda", dtype=torch.bfloat16)
     return 1e9 * gemm_gflops(512, 0.1)
 
 
 def lengths(bench: Bench) -> None:
-    """Section: rows from 20 to 3001 tokens, one a step. Few graphs are compiled, and none once it is warm."""
+    """Section: rows from 20 to 3001 tokens, one per step. Few graphs are compiled, and none after warm-up."""
     contexts = [777, 20, 3001, 130, 450, 61, 1024, 2047, 333, 96, 1500, 250]
-    contexts = contexts if bench.full else [one // 20 + 8 for one in contexts]
+    contexts = contexts if bench.full else [context // 20 + 8 for context in contexts]
     tasks = tasks_behind(folder(bench, "0.5b, 2 layers"), contexts)
     found, _ = updates(
         bench,
@@ -238,8 +238,8 @@ def lengths(bench: Bench) -> None:
         f"graphs compiled after {warm} lengths", found[-1].graphs - found[warm - 1].graphs, target="== 0",
         anywhere=True,
     )  # fmt: skip
-    for one in found:
-        bench.add(f"row of {one.context_tokens} + {one.answer_tokens} tokens", one.seconds, "s")
+    for update in found:
+        bench.add(f"row of {update.context_tokens} + {update.answer_tokens} tokens", update.seconds, "s")
 
 
 def sharing(bench: Bench) -> None:
@@ -253,10 +253,10 @@ def sharing(bench: Bench) -> None:
                 bench, "0.5b", tasks, prompts=1, answers=8, lengths=(answer, answer), packing=packing,
                 micro_batch_tokens=tokens,
             )  # fmt: skip
-            seconds[packing] = min(one.seconds for one in found[1:])
+            seconds[packing] = min(update.seconds for update in found[1:])
             del module
             if bench.full:
                 torch.cuda.empty_cache()
-        words = f"8 answers of {answer} behind {context}"
+        words = f"8 answers of {answer} after {context}"
         bench.add(f"{words}: shared", seconds["shared"], "s")
         bench.add(f"{words}: packed over shared", seconds["packed"] / seconds["shared"], "x", target)

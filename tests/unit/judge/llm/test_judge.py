@@ -99,7 +99,7 @@ def test_an_endpoint_without_schemas_is_asked_without(caplog):
     with FakeEndpoint(refuses_schema=True) as endpoint:
         judgements, _ = judge_all(made(endpoint), TEXTS)
     assert rewards(judgements) == REWARDS
-    assert "takes no JSON schema" in caplog.text
+    assert "rejects JSON schemas" in caplog.text
     with FakeEndpoint(refuses_schema=True) as endpoint:
         [judgement], runner = judge_all(made(endpoint, chat={"structured": "json_schema"}), ["a"])
     assert judgement.reward is None
@@ -157,7 +157,7 @@ def test_an_endpoint_that_is_not_there_is_no_timeout():
         judge = made(endpoint, limits=Limits(backoff_seconds=0.0, tries=2))
     [judgement], runner = judge_all(judge, ["fish"])  # the port is closed by now
     assert runner.causes() == {"connection": 2}
-    assert f"connection to {endpoint.url}" in judgement.verdicts[0].reason
+    assert f"connection to {endpoint.url} failed" in judgement.verdicts[0].reason
     assert "Connect call failed" in judgement.verdicts[0].reason
 
 
@@ -203,7 +203,7 @@ def test_the_total_time_of_a_request_is_limited_and_the_cause_is_the_last_fault(
     with FakeEndpoint(fault_share=1.0, faults=("rate_limit",), retry_after=60.0) as endpoint:
         [judgement], runner = judge_all(made(endpoint, limits=limits), ["fish"])
     assert runner.causes() == {"rate_limit": 2}
-    assert "no usable reply within 0.5 s; last: HTTP 429" in judgement.verdicts[0].reason
+    assert "no usable reply within 0.5 s; last error: HTTP 429" in judgement.verdicts[0].reason
 
 
 def test_never_more_requests_at_once_than_allowed():
@@ -257,7 +257,7 @@ def test_the_key_is_sent_to_the_endpoint_and_shown_to_nobody(key):
 def test_a_wrong_key_ends_the_run_at_once(key):
     with (
         FakeEndpoint(key="another") as endpoint,
-        pytest.raises(ConfigError, match=r"refuses model 'm': HTTP 401: .*\[key\]") as error,
+        pytest.raises(ConfigError, match=r"rejects requests for model 'm': HTTP 401: .*\[key\]") as error,
     ):
         judge_all(made(endpoint, chat={"api_key_env": "MY_KEY"}), ["a"])
     assert key not in str(error.value)
@@ -310,11 +310,11 @@ def test_offline_a_run_is_replayed_without_an_endpoint_and_missing_calls_are_nam
     with FakeEndpoint() as endpoint:
         judge = made(endpoint, ReplyCache(path))
         judge_all(judge, ["fish"])
-    judge = LLMJudge(judge.asker.chat, cache=ReplyCache(path, mode="offline"))
+    judge = LLMJudge(judge.client.chat, cache=ReplyCache(path, mode="offline"))
     judgements, runner = judge_all(judge, ["fish", "river"])
     assert [judgement.reward for judgement in judgements] == [pytest.approx(0.6), None]
     assert runner.causes() == {"not_cached": 2}
-    assert "not in the judge's cache, which is offline: task task: fish, river" in caplog.text
+    assert "the judge's cache is offline and has no reply for task task: fish, river" in caplog.text
 
 
 def test_the_same_question_at_the_same_time_is_asked_once():
@@ -328,12 +328,12 @@ def test_the_same_question_at_the_same_time_is_asked_once():
 def test_everything_that_decides_the_verdict_is_in_the_key(tmp_path):
     def keys(chat=None, **settings):
         judge = LLMJudge(Endpoint(**({"base_url": "http://x/v1", "model": "m"} | (chat or {}))), **settings)
-        return [_key(judge, question) for question in judge._questioner.questions(TASK, "fish")]
+        return [_key(judge, question) for question in judge._prompts.questions(TASK, "fish")]
 
     def _key(judge, question):
         from herl.judge.llm.chat import ChatRequest
 
-        return judge.asker.key(
+        return judge.client.key(
             ChatRequest(
                 messages=question.messages, schema=question.schema, temperature=judge._temperature,
                 max_tokens=judge._max_tokens, seed=0,
@@ -391,7 +391,7 @@ def test_a_budget_warns_and_then_stops_the_run(limits, name, caplog):
     chat = {"prompt_price": 0.8, "completion_price": 2.0}  # 0.00012 for 100 tokens read and 20 written
     with (
         FakeEndpoint() as endpoint,
-        pytest.raises(BudgetSpent, match=f"budget is spent: .* {name}. Raise module"),
+        pytest.raises(BudgetSpent, match=f"budget is used up: .* {name}. Raise module"),
     ):
         judge_all(made(endpoint, limits=Limits(concurrency=1), chat=chat), TEXTS, budget=Budget(**limits))
     assert endpoint.served["ok"] == 10

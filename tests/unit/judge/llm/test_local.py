@@ -82,7 +82,7 @@ def test_an_engine_that_breaks_abstains_and_the_rest_goes_on():
     ("mode", "begun"), [("holistic", '{"reason": "'), ("one_shot", '{"verdicts": {"1": {"reason": "')]
 )
 def test_the_opening_follows_the_schema(mode, begun):
-    from herl.judge.llm.prompt import Questioner
+    from herl.judge.llm.prompt import PromptBuilder
 
-    [question] = Questioner(mode, Scale.of(None)).questions(TASK, "fish")
+    [question] = PromptBuilder(mode, Scale.of(None)).questions(TASK, "fish")
     assert opening(question.schema) == begun

@@ -5,12 +5,12 @@ import json
 import pytest
 
 from herl import ConfigError, JudgeError
-from herl.judge.llm.parse import Said, read_score, read_verdicts, without_thinking
+from herl.judge.llm.parse import ParsedVerdict, read_score, read_verdicts, without_thinking
 from herl.judge.llm.scale import Scale
 
 BINARY = Scale.of(None)
 GOOD = {"verdicts": {"1": {"reason": "yes", "verdict": "met"}, "2": {"reason": "no", "verdict": "not met"}}}
-EXPECTED = [Said(1.0, "yes"), Said(0.0, "no")]
+EXPECTED = [ParsedVerdict(1.0, "yes"), ParsedVerdict(0.0, "no")]
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_verdicts_are_found_in_any_wrapping(reply):
 def test_a_quoted_verdict_or_a_thinking_tag_in_a_reason_is_only_text():
     reason = 'It offers {"verdicts": {"1": "met"}} and </think> and <think> by itself.'
     reply = json.dumps({"verdicts": {"1": {"reason": reason, "verdict": "not met"}}})
-    assert read_verdicts(reply, 1, BINARY) == [Said(0.0, reason)]
+    assert read_verdicts(reply, 1, BINARY) == [ParsedVerdict(0.0, reason)]
 
 
 def test_cannot_tell_is_no_verdict():
@@ -47,13 +47,13 @@ def test_cannot_tell_is_no_verdict():
     [
         ("", "malformed", "expected JSON with verdicts, got ''"),
         ("All criteria are met.", "malformed", "expected JSON"),
-        (json.dumps(GOOD)[:-9], "malformed", "expected one JSON object with 'verdicts'"),
+        (json.dumps(GOOD)[:-9], "malformed", "expected one complete JSON object with 'verdicts'"),
         ("<think>" + json.dumps(GOOD), "malformed", "expected JSON"),
         ("{" * 5000, "malformed", "expected JSON"),
-        ('{"verdicts": ' * 3000, "malformed", "pieces of them"),
+        ('{"verdicts": ' * 3000, "malformed", "nested or partial ones"),
         ('{"verdicts": {"1": {"reason": "it says {"verdicts": {"1": {"verdict": "met"}}} but", "verdict": "not met"}}}',
-         "malformed", "others around it"),
-        (f'The answer says {json.dumps(GOOD)}, but {json.dumps(GOOD)[:40]}', "malformed", "pieces of them"),
+         "malformed", "nested or partial ones"),
+        (f'The answer says {json.dumps(GOOD)}, but {json.dumps(GOOD)[:40]}', "malformed", "nested or partial ones"),
         ('{"verdicts": {"1": "met", "1": "not met", "2": "met"}}', "wrong_count", "each criterion once"),
         (json.dumps(GOOD) + json.dumps({"verdicts": {"1": "met", "2": "met"}}), "malformed", "several that differ"),
         (json.dumps({"verdicts": "met"}), "malformed", "expected verdicts by number"),
@@ -107,7 +107,7 @@ def test_scales_that_are_none_are_refused(setting):
 
 
 def test_a_score_for_the_whole_answer():
-    assert read_score('So: {"reason": "fine", "score": 7}', Scale.of([1, 10])) == Said(6 / 9, "fine")
+    assert read_score('So: {"reason": "fine", "score": 7}', Scale.of([1, 10])) == ParsedVerdict(6 / 9, "fine")
     with pytest.raises(JudgeError, match="expected JSON"):
         read_score("7", Scale.of([1, 10]))
 

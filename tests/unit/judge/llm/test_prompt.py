@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from herl import ConfigError, Criterion, Rubric
-from herl.judge.llm.prompt import Questioner, defuse, fresh_code
+from herl.judge.llm.prompt import PromptBuilder, defuse, fresh_code
 from herl.judge.llm.scale import Scale
 from herl.testing import make_task
 from tests.support.fake_endpoint import material
@@ -18,7 +18,7 @@ FENCE = re.compile(r"^=== (END )?([A-Z ]+?) ([0-9a-f]{8}) ===$", re.MULTILINE)
 
 
 def questions(mode="one_shot", task=TASK, answer="fish", **settings):
-    return list(Questioner(mode, BINARY, **settings).questions(task, answer))
+    return list(PromptBuilder(mode, BINARY, **settings).questions(task, answer))
 
 
 def many(count):
@@ -126,7 +126,7 @@ def test_a_criterion_of_several_lines_stays_one_line():
 
 def test_the_scale_and_the_form_are_told():
     graded = Scale.of([0, 2])
-    [question] = Questioner("one_shot", graded, reasons=False).questions(many(5), "x")
+    [question] = PromptBuilder("one_shot", graded, reasons=False).questions(many(5), "x")
     assert "a whole number from 0 (not at all) to 2 (fully)" in question.messages[0]["content"]
     assert "reason" not in question.messages[0]["content"] + question.messages[1]["content"]
     assert "Give the reason first" in questions()[0].messages[0]["content"]
@@ -142,8 +142,8 @@ def test_the_scale_and_the_form_are_told():
 
 
 def test_a_template_of_ones_own_needs_all_fields():
-    with pytest.raises(ConfigError, match=r"judge.template: expected exactly the fields \['code', 'count'"):
-        Questioner("one_shot", BINARY, template="Judge {material}")
+    with pytest.raises(ConfigError, match=r"judge.template: expected the fields code, count"):
+        PromptBuilder("one_shot", BINARY, template="Judge {material}")
 
 
 def test_tokenizers_read_control_tokens_in_plain_text_which_is_why_they_are_broken_up(tokenizer):

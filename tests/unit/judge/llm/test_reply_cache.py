@@ -57,7 +57,7 @@ def test_files_that_cannot_be_used_are_clear_errors(tmp_path):
         cache(tmp_path / "text")
     with pytest.raises(ConfigError, match=r"judge.cache.path: cannot use"):
         cache(tmp_path / "text" / "below.sqlite")
-    with pytest.raises(ConfigError, match="expected a file of replies to replay, got none"):
+    with pytest.raises(ConfigError, match="expected a file of cached replies, but .* does not exist"):
         ReplyCache(str(tmp_path / "none.sqlite"), mode="offline")
     with pytest.raises(ConfigError, match=r"judge.cache.max_mib: expected at least 1, got 0"):
         ReplyCache(max_mib=0)

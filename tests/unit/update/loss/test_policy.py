@@ -44,12 +44,12 @@ def naive_loss(loss: PolicyLoss, t: Tokens, logprobs: list[float]) -> float:
             float(t.advantage[i]),
         )
         is_revision = bool(t.revision[i])
-        behaviour = old
+        behavior = old
         if is_revision and loss.revision_ratio == "policy_prob":
-            behaviour = 0.0
+            behavior = 0.0
         if is_revision and loss.revision_ratio == "cross_context":
-            behaviour = sampled
-        rho = math.exp(max(-20.0, min(20.0, logprob - behaviour)))
+            behavior = sampled
+        rho = math.exp(max(-20.0, min(20.0, logprob - behavior)))
         if is_revision and loss.revision_ratio == "cross_context":
             rho = min(rho, loss.ratio_cap)
         if is_revision and loss.revision_shaping == "shaped":

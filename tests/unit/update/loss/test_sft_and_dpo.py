@@ -11,13 +11,13 @@ from herl.advantages import ones
 from herl.errors import ConfigError, TrainingError
 from herl.rollout.stages import RolloutPlan
 from herl.selection import keep_ranked
-from herl.testing import make_experience, make_judged, make_rollout
+from herl.testing import make_experience, make_judged, make_rollout, make_task
 from herl.update.loss.dpo import PreferenceLoss
 from herl.update.loss.sft import LikelihoodLoss
 from herl.update.scorer import Scorer
 from tests.support.experiences import several
 from tests.support.naive import padded_logprobs
-from tests.support.training import fit, initial, module_of, weights
+from tests.support.training import KeepSteps, fit, initial, module_of, weights
 
 PAIR = partial(keep_ranked, worst=1)
 
@@ -116,15 +116,15 @@ def test_the_likelihood_loss_is_the_weighted_mean_of_log_probs(policy, aggregati
 def test_the_best_answers_stay_and_bad_ones_are_not_learned_from():
     attempts = [make_judged(r, id=f"group/{i}") for i, r in enumerate((0.2, 0.6, 0.4))]
     revision = make_judged(0.5, id="group/1/0", parent_id="group/1")
-    kept = keep_ranked(attempts, [revision], {}, 0, best=3, at_least=0.45)
+    kept = keep_ranked(make_task(), attempts, [revision], {}, 0, best=3, at_least=0.45)
     assert [member.reward for member in kept] == [0.6, 0.5]
-    assert keep_ranked(attempts, [], {}, 0, at_least=0.7) == []
+    assert keep_ranked(make_task(), attempts, [], {}, 0, at_least=0.7) == []
 
 
 def test_the_best_and_the_worst_answer_form_a_pair():
     attempts = [make_judged(r, id=f"group/{i}") for i, r in enumerate((0.4, 0.2, 0.6))]
-    assert [member.reward for member in keep_ranked(attempts, [], {}, 0, worst=1)] == [0.6, 0.2]
-    assert keep_ranked(attempts[:1], [], {}, 0, worst=1) == []
+    assert [member.reward for member in keep_ranked(make_task(), attempts, [], {}, 0, worst=1)] == [0.6, 0.2]
+    assert keep_ranked(make_task(), attempts[:1], [], {}, 0, worst=1) == []
 
 
 def test_an_impossible_preference_loss_is_refused():
@@ -135,7 +135,7 @@ def test_an_impossible_preference_loss_is_refused():
 @pytest.mark.parametrize(
     ("loss", "options", "message"),
     [
-        (PreferenceLoss(), {}, "two answers of each group, got 4: use selection=extremes"),
+        (PreferenceLoss(), {}, "two answers per group, got 4; use selection=extremes"),
         (PreferenceLoss(), {"selection": PAIR, "advantages": ones}, "a better and a worse answer"),
         (
             PreferenceLoss(),
@@ -153,13 +153,13 @@ def test_settings_that_a_loss_cannot_learn_from_are_refused_before_a_model_loads
 def test_a_step_of_no_pairs_fails(policy):
     loss = PreferenceLoss()
     for wrong in ([*pairs(1), pairs(1)[0]], [replace(e, advantage=1.0) for e in pairs(1)]):
-        with pytest.raises(TrainingError, match="a worse and a better answer of each group"):
+        with pytest.raises(TrainingError, match="a worse and a better answer per group"):
             loss.prepare(wrong, scorer(policy, loss, reference=policy))
 
 
 def test_negative_rewards_are_learned_from_unless_a_limit_is_set():
     attempts = [make_judged(r, id=f"group/{i}") for i, r in enumerate((-0.5, -0.2))]
-    assert [member.reward for member in keep_ranked(attempts, [], {}, 0)] == [-0.2]
+    assert [member.reward for member in keep_ranked(make_task(), attempts, [], {}, 0)] == [-0.2]
 
 
 def test_no_old_logprobs_where_there_is_no_ratio(tmp_path, monkeypatch):
@@ -173,13 +173,14 @@ def test_dpo_trains_with_a_reference_and_lowers_its_loss(tmp_path):
     module = module_of(
         loss=PreferenceLoss(beta=0.5), selection=partial(keep_ranked, worst=1), updates_per_batch=1
     )
-    fit(module, tmp_path)
-    first = module.reported["update/preference_loss"]
+    kept = KeepSteps()
+    fit(module, tmp_path, callbacks=[kept])
+    first = kept.steps[-1].metrics["update/preference_loss"]
     assert first == pytest.approx(0.6931, abs=1e-3)  # policy and reference are the same: log 2
-    assert len(module._reference) == 1
+    assert module.updater.reference is not None
     longer = module_of(
         loss=PreferenceLoss(beta=0.5), selection=partial(keep_ranked, worst=1), updates_per_batch=1
     )
-    fit(longer, tmp_path, max_epochs=4)
-    assert longer.reported["update/preference_loss"] < first
+    fit(longer, tmp_path, max_epochs=4, callbacks=[kept])
+    assert kept.steps[-1].metrics["update/preference_loss"] < first
     assert not torch.equal(weights(longer), initial())

@@ -1,0 +1,121 @@
+"""The base of callbacks: hooks that get the module, and each step and validation as a record.
+
+    class Watch(HerlCallback):
+        def on_step(self, trainer, module, step):
+            print(step.metrics["train/reward"], [len(group.revisions) for group in step.collection.groups])
+
+    trainer = L.Trainer(callbacks=[RefreshSampler(), Watch()])
+
+Lightning calls its own hooks, and those that are overridden here call the ones with types. A callback that
+overrides one of Lightning's hooks calls super()'s, too. What is passed on is what `HerlModule.training_step`
+and `HerlModule.validation_step` return.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+
+from herl.errors import ConfigError
+from herl.metrics.step import Step
+from herl.module import HerlModule
+from herl.rollout.improve import Trajectory
+
+
+class HerlCallback(L.Callback):
+    """Does nothing at each point of a run. Subclasses override what they need."""
+
+    _trajectories: tuple[Trajectory, ...] = ()  # of the validation so far
+
+    def on_start(self, trainer: L.Trainer, module: HerlModule) -> None:
+        """Runs before the first batch of training, once a checkpoint has been restored."""
+
+    def on_epoch_start(self, trainer: L.Trainer, module: HerlModule) -> None:
+        """Runs before the first batch of an epoch of training."""
+
+    def on_batch_start(self, trainer: L.Trainer, module: HerlModule) -> None:
+        """Runs before a batch of training is sampled."""
+
+    def on_step(self, trainer: L.Trainer, module: HerlModule, step: Step) -> None:
+        """Runs after a batch of training: the policy has been updated."""
+
+    def on_epoch_end(self, trainer: L.Trainer, module: HerlModule) -> None:
+        """Runs after the last batch of an epoch of training."""
+
+    def on_heldout_start(self, trainer: L.Trainer, module: HerlModule) -> None:
+        """Runs before a validation."""
+
+    def on_heldout(
+        self, trainer: L.Trainer, module: HerlModule, trajectories: tuple[Trajectory, ...]
+    ) -> None:
+        """Runs after a validation.
+
+        Args:
+            trainer: Whose `state.fn` says whether it was one in the course of training.
+            module: The policy's.
+            trajectories: All attempts at held-out prompts with their revisions, in the order of the prompts.
+        """
+
+    def on_error(self, trainer: L.Trainer, module: HerlModule, error: BaseException) -> None:
+        """Runs when a run ends with an error."""
+
+    # Lightning's hooks
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self.on_start(trainer, _herl(pl_module))
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_epoch_start(trainer, pl_module)
+        self.on_epoch_start(trainer, _herl(pl_module))
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        self.on_batch_start(trainer, _herl(pl_module))
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        self.on_step(trainer, _herl(pl_module), outputs["step"])
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_epoch_end(trainer, pl_module)
+        self.on_epoch_end(trainer, _herl(pl_module))
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_validation_start(trainer, pl_module)
+        self._trajectories = ()
+        self.on_heldout_start(trainer, _herl(pl_module))
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        super().on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+        self._trajectories += outputs["heldout"].trajectories
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_validation_end(trainer, pl_module)
+        found, self._trajectories = self._trajectories, ()
+        self.on_heldout(trainer, _herl(pl_module), found)
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        super().on_exception(trainer, pl_module, exception)
+        self.on_error(trainer, _herl(pl_module), exception)
+
+
+def _herl(module: L.LightningModule) -> HerlModule:
+    if not isinstance(module, HerlModule):
+        raise ConfigError(f"callbacks of herl: expected a HerlModule, got a {type(module).__name__}")
+    return module

@@ -1,0 +1,92 @@
+"""Spends revisions where they are worth most: in a part of the run, or on groups that do badly."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from math import inf
+from statistics import median
+from typing import Any
+
+from herl.errors import ConfigError, check_at_least
+from herl.hindsight import HindsightBuilder
+from herl.types import Hindsight, Judged, Task
+
+
+class GatedHindsight(HindsightBuilder):
+    """Lets another builder write revision prompts for some groups. What is not revised costs no answers.
+
+    The gate is closed only in training batches: validations revise whatever the other builder revises.
+
+    Args:
+        builder: Writes the revision prompts.
+        until: Share of the run in which there is hindsight, in (0, 1].
+        below_median: Revise only groups whose best attempt is below the median of the best attempts of the
+            last `window` groups.
+        window: Groups.
+    """
+
+    def __init__(
+        self, builder: HindsightBuilder, until: float = 1.0, below_median: bool = False, window: int = 256
+    ) -> None:
+        if not 0.0 < until <= 1.0:
+            raise ConfigError(f"module.hindsight_gate.until: expected a share in (0, 1], got {until}")
+        check_at_least("module.hindsight_gate", 1, window=window)
+        self.builder = builder
+        self.revises = builder.revises
+        self.needs_verdicts = builder.needs_verdicts
+        self.until = until
+        self.below_median = below_median
+        self.best: deque[float] = deque(maxlen=window)
+        """Rewards of the best attempts of the last groups."""
+        self.level = inf
+        """Reward from which on a group's best attempt is left alone in the present batch."""
+
+    def begin_batch(self, progress: float) -> None:
+        """Sets the level of the batch."""
+        self.builder.begin_batch(progress)
+        if progress >= self.until:
+            self.level = -inf
+        elif self.below_median and self.best:
+            self.level = median(self.best)
+
+    def build(self, task: Task, group: Sequence[Judged]) -> list[Hindsight]:
+        """Returns what the other builder does, or an empty list."""
+        if self.level < inf and max(_rewards(group), default=0.0) >= self.level:
+            return []
+        return self.builder.build(task, group)
+
+    def end_batch(self, groups: Sequence[Sequence[Judged]]) -> None:
+        """Remembers the best attempt of each group, and opens the gate."""
+        self.builder.end_batch(groups)
+        self.level = inf
+        self.best.extend(max(found) for found in map(_rewards, groups) if found)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the best attempts of the last groups, and the other builder's state."""
+        return {"best": list(self.best), "builder": self.builder.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes them back."""
+        self.best.extend(state.get("best", ()))
+        self.builder.load_state_dict(state.get("builder", {}))
+
+
+def gated(
+    builder: HindsightBuilder, until: float = 1.0, below_median: bool = False, window: int = 256
+) -> HindsightBuilder:
+    """Returns the builder behind a gate; the builder itself if the gate would never close on anything.
+
+    Args:
+        builder: Writes the revision prompts.
+        until: As in `GatedHindsight`; so are the others.
+        below_median: See there.
+        window: See there.
+    """
+    gate = GatedHindsight(builder, until, below_median, window)
+    closes = until < 1.0 or below_median
+    return gate if closes and builder.revises else builder
+
+
+def _rewards(group: Sequence[Judged]) -> list[float]:
+    return [answer.reward for answer in group if answer.has_reward]

@@ -1,0 +1,80 @@
+"""Tasks -> groups -> requests for attempts and revisions. Prompts that are too long stop here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from herl.rollout.render import render
+from herl.rollout.stages import Stages
+from herl.seeds import derive_seed
+from herl.types import Group, Judged, SampleRequest, Sampling, Task
+
+
+def open_groups(tasks: Sequence[Task], stages: Stages, name: str) -> tuple[list[Group], int]:
+    """Renders each prompt once.
+
+    Args:
+        tasks: The prompts.
+        stages: The tokenizer, and the limit of a prompt's length.
+        name: Names the batch. Group ids begin with it.
+
+    Returns:
+        A group for each prompt that fits, and the number of prompts that do not.
+    """
+    opened = [
+        Group(id=f"{name}:{task.id}", task=task, prompt_ids=render(stages.tokenizer, task.messages))
+        for task in tasks
+    ]
+    fitting = [group for group in opened if len(group.prompt_ids) <= stages.plan.max_prompt_tokens]
+    return fitting, len(opened) - len(fitting)
+
+
+def attempt_request(group: Group, n: int, sampling: Sampling, seed: int) -> SampleRequest:
+    """Asks for `n` attempts at a group's prompt."""
+    return SampleRequest(
+        task_id=group.task.id,
+        group_id=group.id,
+        prompt_ids=group.prompt_ids,
+        n=n,
+        sampling=sampling,
+        seed=seed,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RevisionRequests:
+    """Requests for the revisions of a group."""
+
+    requests: tuple[SampleRequest, ...] = ()
+    over_long: int = 0
+    """Revision prompts that were dropped because they exceed `max_prompt_tokens`."""
+
+
+def revision_requests(
+    task: Task, drafts: Sequence[Judged], stages: Stages, *, n: int, key: Sequence[int | str]
+) -> RevisionRequests:
+    """Stage 4: writes revision prompts for some of these drafts, and asks for `n` revisions of each.
+
+    Args:
+        task: The prompt and its rubric.
+        drafts: Judged answers; the hindsight builder chooses among them.
+        stages: The hindsight builder, the tokenizer and the rollout plan.
+        n: Revisions of a draft.
+        key: All randomness is a hash of it.
+    """
+    hindsights = {hindsight.parent.id: hindsight for hindsight in stages.hindsight.build(task, drafts)}
+    requests = [
+        SampleRequest(
+            task_id=task.id,
+            group_id=hindsight.parent.group_id,
+            prompt_ids=render(stages.tokenizer, hindsight.messages),
+            n=n,
+            sampling=stages.plan.revision,
+            seed=derive_seed(*key, hindsight.parent.id, "revision"),
+            parent_id=hindsight.parent.id,
+        )
+        for hindsight in hindsights.values()
+    ]
+    fitting = [one for one in requests if len(one.prompt_ids) <= stages.plan.max_prompt_tokens]
+    return RevisionRequests(requests=tuple(fitting), over_long=len(requests) - len(fitting))

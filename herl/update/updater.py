@@ -1,0 +1,207 @@
+"""Stage 11: takes the optimizer steps of one rollout batch.
+
+    experiences -> parts of whole groups -> rows -> loss and gradient -> clipping -> optimizer step
+
+Every rank takes the same steps: the rows of a step are dealt out, and gradients and numbers are those of the
+whole step. A step whose gradient is not finite is skipped; too many in a row end the run.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from typing import Literal, cast
+
+import lightning as L
+import torch
+from transformers import PreTrainedModel
+
+from herl.distributed import gather, world_size
+from herl.errors import TrainingError, check_at_least
+from herl.models.fsdp import synchronise_gradients
+from herl.models.weights import first_not_finite, whole
+from herl.types import Experience
+from herl.update.batch import Packing, split_by_group
+from herl.update.loss.base import Loss
+from herl.update.packing_probe import choose_packing
+from herl.update.row_tokens import CPU_TOKENS, row_tokens
+from herl.update.running_stats import RunningStats
+from herl.update.schedule import Schedule, learning_rate_share, run_share
+from herl.update.scorer import Scorer
+
+logger = logging.getLogger(__name__)
+Optimizer = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
+ADAMW: Optimizer = partial(torch.optim.AdamW, lr=1e-6, weight_decay=0.01, fused=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Update:
+    """What the optimizer steps of a rollout batch report."""
+
+    metrics: Mapping[str, float]
+    """"update/<name>": means over the steps, on all ranks."""
+    faults: Mapping[str, str]
+    """What was wrong, by the id of the answer."""
+    policy_version: int
+    """Optimizer steps that had been taken before."""
+
+
+class Updater:
+    """Trains the policy on one rollout batch after the other.
+
+    Args:
+        loss: What is minimized.
+        temperature: That attempts are sampled at.
+
+    The other arguments are those of `herl.module.HerlModule`.
+    """
+
+    def __init__(
+        self,
+        loss: Loss,
+        temperature: float,
+        *,
+        optimizer: Optimizer,
+        updates_per_batch: int,
+        micro_batch_tokens: int | Literal["auto"],
+        packing: Packing | Literal["auto"],
+        schedule: Schedule,
+        warmup_steps: int,
+        max_grad_norm: float | None,
+        max_skipped_steps: int,
+    ) -> None:
+        tokens = None if micro_batch_tokens == "auto" else micro_batch_tokens
+        check_at_least("module", 1, micro_batch_tokens=tokens, updates_per_batch=updates_per_batch)
+        self.loss = loss
+        self.temperature = temperature
+        self.optimizer = optimizer
+        self.updates_per_batch = updates_per_batch
+        self.micro_batch_tokens = micro_batch_tokens
+        self.packing = packing
+        self.schedule, self.warmup_steps = schedule, warmup_steps
+        self.max_grad_norm = max_grad_norm
+        self.max_skipped_steps = max_skipped_steps
+        self.reference: PreTrainedModel | None = None
+        """The second model, where the loss needs one that is not the policy without its adapters."""
+        self._skipped = 0  # in a row
+
+    def optimizer_of(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        """Returns the optimizer of those parameters that learn. `update` sets its learning rate."""
+        optimizer = self.optimizer(parameter for parameter in parameters if parameter.requires_grad)
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]  # a sharded checkpoint brings back only what is there already
+        return optimizer
+
+    def scorer(self, policy: PreTrainedModel, device: torch.device) -> Scorer:
+        """Returns what computes log-probs and losses with the models as they are now."""
+        if self.packing == "auto":
+            self.packing = choose_packing(policy, device)
+        return Scorer(
+            policy=policy,
+            reference=self.reference,
+            loss=self.loss,
+            temperature=self.temperature,
+            max_tokens=CPU_TOKENS if self.micro_batch_tokens == "auto" else self.micro_batch_tokens,
+            packing=self.packing,
+            device=device,
+        )
+
+    def update(
+        self,
+        module: L.LightningModule,
+        policy: PreTrainedModel,
+        experiences: Sequence[Experience],
+        counts: Counter[str],
+    ) -> Update:
+        """Trains on the experiences of one rollout batch. All ranks must call it.
+
+        Args:
+            module: Holds the policy, the optimizer and the trainer.
+            policy: What is trained.
+            experiences: What to train on: the same on every rank.
+            counts: Of the run; "optimizer_steps" and "skipped_steps" go on counting here.
+
+        Raises:
+            TrainingError: too many steps in a row had a gradient that is not finite.
+        """
+        version = counts["optimizer_steps"]
+        policy.train()
+        optimizer = cast(torch.optim.Optimizer, module.optimizers())
+        self.micro_batch_tokens = row_tokens(self.micro_batch_tokens, policy, optimizer, module.device)
+        scorer = self.scorer(policy, module.device)
+        stats, faults = RunningStats(), dict[str, str]()
+        parts = split_by_group(experiences, self.updates_per_batch)
+        # Before the first step the current log-probs are the old ones: that part needs no extra pass.
+        kept = self.loss.needs_old_logprobs
+        old = [scorer.logprobs(part) if kept and i else None for i, part in enumerate(parts)]
+        for part, old_logprobs in zip(parts, old, strict=True):
+            prepared, prepared_stats = self.loss.prepare(part, scorer)
+            stats.add_stats(prepared_stats)
+            bad = self._step(module, scorer, prepared, old_logprobs, stats, counts)
+            faults |= dict.fromkeys(bad, "the loss is not finite")
+        metrics = {f"update/{name}": value for name, value in stats.compute().items()}
+        return Update(metrics=metrics, faults=faults, policy_version=version)
+
+    def _step(
+        self,
+        module: L.LightningModule,
+        scorer: Scorer,
+        experiences: Sequence[Experience],
+        old_logprobs: Sequence[torch.Tensor | None] | None,
+        stats: RunningStats,
+        counts: Counter[str],
+    ) -> list[str]:
+        """Takes one step, or skips it and returns the answers whose loss is not finite."""
+        optimizer = cast(torch.optim.Optimizer, module.optimizers())
+        done = run_share(module.trainer, module.trainer.fit_loop.batch_idx, counts)
+        rate = learning_rate_share(self.schedule, counts["optimizer_steps"], self.warmup_steps, done)
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * rate
+        # read after the last pass: a GPU need not wait
+        losses: list[tuple[torch.Tensor, tuple[int, ...]]] = []
+        for batch in scorer.micro_batches(experiences, old_logprobs):
+            synchronise_gradients(module.trainer, batch.last)
+            loss, batch_stats = scorer.compute_loss(batch)
+            module.manual_backward(loss * world_size())  # the strategies average gradients over ranks
+            losses.append((loss.detach(), batch.rows))
+            if not batch.filler:
+                stats.add_stats(batch_stats)
+        norm = whole(torch.nn.utils.clip_grad_norm_(module.parameters(), self.max_grad_norm or math.inf))
+        if not math.isfinite(float(norm)):
+            wrong = chain.from_iterable(rows for loss, rows in losses if not math.isfinite(float(loss)))
+            found = gather([experiences[place].rollout.id for place in wrong])
+            bad = list(dict.fromkeys(chain.from_iterable(found)))
+            self._skip(module, float(norm), bad, counts)
+            return bad
+        self._skipped = 0
+        optimizer.step()
+        optimizer.zero_grad()
+        counts["optimizer_steps"] += 1
+        stats.add("loss", sum(gather(sum(float(loss) for loss, _ in losses))))
+        stats.add("grad_norm", norm)
+        stats.add("learning_rate", optimizer.param_groups[0]["lr"])
+        return []
+
+    def _skip(
+        self, module: L.LightningModule, norm: float, answers: Iterable[str], counts: Counter[str]
+    ) -> None:
+        """Drops the gradient of a step."""
+        self._skipped += 1
+        counts["skipped_steps"] += 1
+        tensor = first_not_finite(module)
+        cast(torch.optim.Optimizer, module.optimizers()).zero_grad()
+        said = (
+            f"the gradient norm after optimiser step {counts['optimizer_steps']} is {norm}, expected a "
+            f"finite number: {tensor} is not finite; answers whose loss is not: {[*answers][:5]}"
+        )
+        if self._skipped > self.max_skipped_steps:
+            raise TrainingError(
+                f"{said}. {self._skipped} steps in a row were skipped, module.max_skipped_steps allows "
+                f"{self.max_skipped_steps}. Lower optimizer.lr, or train in float32"
+            )
+        logger.warning("%s. The step is skipped", said)

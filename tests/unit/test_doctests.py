@@ -1,0 +1,36 @@
+"""The examples in docstrings are right, and none of them can vanish unnoticed."""
+
+import doctest
+from importlib import import_module
+
+import pytest
+
+EXAMPLES = {
+    "herl.advantages": ["group_advantages", "ones"],
+    "herl.selection": ["form_group", "keep_ranked"],
+    "herl.hindsight.candidates": ["tied_best", "top_k", "bottom_k", "all_imperfect"],
+    "herl.judge.aggregation": [
+        "goodness",
+        "weighted",
+        "absolute",
+        "all_or_nothing",
+        "gated",
+        "by_category",
+    ],
+    "herl.bonus.improvement": ["ImprovementBonus.bonus"],
+    "herl.update.batch": ["MicroBatch"],
+    "herl.update.loss.base": ["token_weights"],
+    "herl.update.loss.policy": ["ratio", "ppo_clip", "shaped", "k3", "mismatch_weight"],
+    "herl.update.loss.sft": ["LikelihoodLoss"],
+    "herl.update.loss.dpo": ["PreferenceLoss"],
+    "herl.update.schedule": ["learning_rate_share"],
+}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_every_example_shows_what_the_code_returns(name):
+    found = {test.name: test for test in doctest.DocTestFinder().find(import_module(name)) if test.examples}
+    assert sorted(found) == sorted(f"{name}.{example}" for example in EXAMPLES[name])
+    report: list[str] = []
+    failed = sum(doctest.DocTestRunner().run(test, out=report.append).failed for test in found.values())
+    assert not failed, "".join(report)
