@@ -8,7 +8,17 @@ import torch
 from lightning.fabric.utilities.load import _load_distributed_checkpoint
 from transformers import AutoModelForCausalLM
 
-from tests.support.runs import CONTINUES_ELSEWHERE, HERL, SMALL, curves, environment, fit, fit_here, herl_here, summary
+from tests.support.runs import (
+    CONTINUES_ELSEWHERE,
+    HERL,
+    SMALL,
+    curves,
+    environment,
+    fit,
+    fit_here,
+    herl_here,
+    summary,
+)
 
 pytestmark = CONTINUES_ELSEWHERE
 # what is normalised over the whole batch, on all ranks

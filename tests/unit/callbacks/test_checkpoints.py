@@ -94,7 +94,13 @@ PLACES = [*((n, "batch") for n in range(1, 6)), (2, "validation"), (4, "validati
 
 @pytest.mark.parametrize(
     ("every", "batch", "hook"),
-    [*((1, *place) for place in PLACES), (2, 1, "batch"), (2, 3, "batch"), (2, 4, "validation"), (2, 3, "epoch")],
+    [
+        *((1, *place) for place in PLACES),
+        (2, 1, "batch"),
+        (2, 3, "batch"),
+        (2, 4, "validation"),
+        (2, 3, "epoch"),
+    ],
 )
 def test_a_run_that_dies_anywhere_goes_on_with_the_same_numbers(tmp_path, whole, hook, batch, every):
     module, expected, folder = whole

@@ -1,6 +1,5 @@
 import threading
 
-import pytest
 import torch
 
 from herl.models.uncompiled import uncompiled
