@@ -148,5 +148,7 @@ def _plain(judged: Judged) -> dict[str, Any]:
 def _judged(plain: Mapping[str, Any]) -> Judged:
     judgement = dict(plain["judgement"])
     judgement["verdicts"] = tuple(Verdict(**verdict) for verdict in judgement["verdicts"])
-    rollout = Rollout(**{**plain["rollout"], "origin": "replay"})  # version 0.1 said "memory"
+    rollout = Rollout(
+        **{"index": 0, **plain["rollout"], "origin": "replay"}
+    )  # 0.1: no index, origin "memory"
     return Judged(rollout=rollout, judgement=Judgement(**judgement))

@@ -57,7 +57,7 @@ class RunLimits:
 class Sampler(ABC):
     """Draws answers from the policy.
 
-    The framework calls `start` once, `load_weights` at every refresh and `generate` in between.
+    The framework calls `start` once, `load_weights` at every refresh and `stream` in between.
     """
 
     live: bool = False
