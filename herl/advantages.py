@@ -30,16 +30,16 @@ def group_advantages(
         rewards: Rewards of each group's members, bonus included.
         is_attempt: Whether each member is an attempt; False for revisions and replayed answers.
         scale: `group_std` divides by the group's unbiased standard deviation (GRPO,
-            arXiv:2402.03300), `batch_std` by that of all centred rewards of the batch (REINFORCE++),
-            `none` not at all (Dr.GRPO, arXiv:2503.20783).
+            arXiv:2402.03300), `batch_std` by that of all centered rewards of the batch (REINFORCE++),
+            `none` does not divide (Dr.GRPO, arXiv:2503.20783).
         baseline: The mean, or the mean of the other members (RLOO, arXiv:2402.14740).
-        baseline_over: The mean of all members, or of attempts alone. The scale is always that of all
-            members: attempts alone may be equal, and would blow up what a revision stands out by.
-        tolerance: Spread of rewards (largest minus smallest) under which a group has no signal.
-            Not 0: a judge's floats are noisy.
+        baseline_over: Whether the mean is over all members or attempts only. The scale is always over all
+            members: attempts can be nearly equal, which would blow up a revision's advantage.
+        tolerance: Spread of rewards (largest minus smallest) below which a group has no signal.
+            Above 0 because a judge's floats are noisy.
         epsilon: Added to the scale.
 
-    A reward above its group's mean is a positive advantage. The second group has no signal.
+    A reward above its group's mean gives a positive advantage. The second group has no signal.
 
     >>> rewards = [[0.0, 0.5, 1.0], [0.4, 0.4]]
     >>> is_attempt = [[True, True, False], [True, True]]
@@ -55,10 +55,10 @@ def group_advantages(
         [baseline_over == "all" or counts for counts in mask] if any(mask) else [True] * len(mask)
         for mask in is_attempt
     ]
-    centred = [_centre(group, mask, baseline) for group, mask in zip(rewards, counted, strict=True)]
-    pooled = [value for group, skip in zip(centred, flat, strict=True) for value in group if not skip]
+    centered = [_center(group, mask, baseline) for group, mask in zip(rewards, counted, strict=True)]
+    pooled = [value for group, skip in zip(centered, flat, strict=True) for value in group if not skip]
     advantages = []
-    for group, values, skip in zip(rewards, centred, flat, strict=True):
+    for group, values, skip in zip(rewards, centered, flat, strict=True):
         if skip:
             advantages.append([0.0] * len(group))
             continue
@@ -73,7 +73,7 @@ def group_advantages(
 
 
 def ones(rewards: Sequence[Sequence[float]], is_attempt: Sequence[Sequence[bool]]) -> list[list[float]]:
-    """Returns 1 for every member: what was selected is learned from, and the selection has judged.
+    """Returns 1 for every member: selection has already decided what to learn from.
 
     Args:
         rewards: Rewards of each group's members.
@@ -85,16 +85,16 @@ def ones(rewards: Sequence[Sequence[float]], is_attempt: Sequence[Sequence[bool]
     return [[1.0] * len(group) for group in rewards]
 
 
-def _centre(rewards: Sequence[float], counted: Sequence[bool], baseline: Baseline) -> list[float]:
+def _center(rewards: Sequence[float], counted: Sequence[bool], baseline: Baseline) -> list[float]:
     total = math.fsum(r for r, counts in zip(rewards, counted, strict=True) if counts)
     count = sum(counted)
-    centred = []
+    centered = []
     for reward, counts in zip(rewards, counted, strict=True):
         if baseline == "leave_one_out" and counts and count > 1:
-            centred.append(reward - (total - reward) / (count - 1))
+            centered.append(reward - (total - reward) / (count - 1))
         else:
-            centred.append(reward - total / count)
-    return centred
+            centered.append(reward - total / count)
+    return centered
 
 
 def _std(values: Sequence[float]) -> float:

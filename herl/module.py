@@ -1,10 +1,10 @@
-"""Stage 12: HerlModule owns policy and reference and turns a batch of prompts into optimizer steps.
+"""Stage 12: HerlModule owns the policy and turns a batch of prompts into optimizer steps.
 
     training_step(prompts) = collect (stages 2-8) -> k optimizer steps (stages 9-11) -> report, Step
 
-Optimization is manual: one rollout batch is split by whole groups into `updates_per_batch` optimizer steps,
-each of them cut into micro-batches by a budget of tokens. On several ranks every rank knows the whole batch.
-Callbacks get a `Step` of each batch and a `HeldOut` of each validation batch (`herl.callbacks.HerlCallback`).
+Optimization is manual: the groups of a rollout batch are split over `updates_per_batch` optimizer steps, each
+divided into micro-batches by a token budget. Every rank has the whole batch. Callbacks get a `Step` for each
+batch and a `HeldOut` for each validation batch (`herl.callbacks.HerlCallback`).
 """
 
 from __future__ import annotations
@@ -56,32 +56,32 @@ class HerlModule(L.LightningModule):
     """Policy-gradient training on rubric rewards, with hindsight experience.
 
     Args:
-        model: The policy, and the reference where one is needed.
+        model: The policy, and the reference if one is needed.
         sampler: Draws answers (stage 2).
         judge: Judges them (stage 3).
         hindsight: Writes revision prompts (stage 4).
         bonus: Pays attempts for their potential (stage 5).
-        replay: Good answers of earlier batches, between stages 5 and 6.
+        replay: Adds good answers of earlier batches, between stages 5 and 6.
         selection: `herl.selection.form_group` with its options (stage 6).
         advantages: `herl.advantages.group_advantages` with its options (stage 7).
-        loss: Stage 11.
-        rollout: How many answers are drawn, how, and what they are trained under.
-        hindsight_gate: `herl.hindsight.gate.gated` with its options: when, and for which groups.
+        loss: The loss (stage 11).
+        rollout: The number of answers, how they are drawn, and the context they are trained under.
+        hindsight_gate: `herl.hindsight.gate.gated` with its options: when and which groups are revised.
         judge_runner: `herl.judge.JudgeRunner` with its options.
-        optimizer: Parameters -> optimizer.
-        schedule: Course of the learning rate over the run, after the warm-up.
-        warmup_steps: Optimiser steps over which the learning rate rises from 0.
-        updates_per_batch: Optimiser steps per rollout batch.
-        micro_batch_tokens: Tokens of a row, which is one forward pass. Changes memory and speed, never the
-            result. `auto` for 8192 on a CPU and what fits in memory on a GPU (`herl.update.row_tokens`).
-        packing: What a row holds (`herl.update.batch.Packing`); `auto` for the best that the model allows.
-        max_skipped_steps: Steps in a row that may be skipped for a loss or gradient that is not finite.
+        optimizer: Makes an optimizer from parameters.
+        schedule: Learning-rate schedule over the run, after the warm-up.
+        warmup_steps: Optimizer steps over which the learning rate rises from 0.
+        updates_per_batch: Optimizer steps per rollout batch.
+        micro_batch_tokens: Tokens per row, which is one forward pass. Affects memory and speed, never the
+            result. `auto` is 8192 on a CPU, and as many as fit in memory on a GPU (`herl.update.row_tokens`).
+        packing: The contents of a row (`herl.update.batch.Packing`); `auto` is the best the model allows.
+        max_skipped_steps: Maximum number of steps in a row skipped because loss or gradient is not finite.
         max_grad_norm: Gradients are clipped to this norm; None for no clipping.
-        validation_attempts: Plain attempts per held-out prompt. More only lower the noise.
-        validation_revisions: Revisions of each of them at most, reported beside the plain attempts.
-        log_over: The x axis of all curves: sampled answers, attempts and revisions together, which is the
-            budget that methods are compared at; or optimiser steps.
-        seed: All random choices are hashes of it.
+        validation_attempts: Plain attempts per held-out prompt. More attempts only reduce the noise.
+        validation_revisions: Maximum number of revisions of each, reported beside the plain attempts.
+        log_over: The x axis of all curves: sampled answers, including revisions, which is the budget at
+            which methods are compared; or optimizer steps.
+        seed: All randomness is derived from hashes of it.
     """
 
     def __init__(
@@ -148,19 +148,19 @@ class HerlModule(L.LightningModule):
         check_rounds("module.validation_revisions", validation_revisions, self.stages)
         check_attempts("module.validation_attempts", validation_attempts, self.stages.plan.heldout)
         self.policy: PreTrainedModel | None = None
-        self.trains = True  # False: a run that only measures
+        self.trains = True  # False for a run that only evaluates
         self.counts: Counter[str] = Counter()
         self.clock = PhaseClock()
-        self._heldout: list[HeldOut] = []  # batches of the present validation
+        self._heldout: list[HeldOut] = []  # batches of the current validation
 
     # Set-up
 
     def configure_model(self) -> None:
-        """Loads the policy, and a reference only if the loss needs a second model. Safe to call again."""
+        """Loads the policy, and a reference if the loss needs a second model. Safe to call again."""
         if self.policy is not None:
             return
         check_trainer(self.trainer, self.model)
-        with torch.device("cpu"):  # Lightning makes the GPU the default here, and moves the model itself
+        with torch.device("cpu"):  # Lightning defaults to the GPU here, and moves the model itself
             self.policy = load(self.model, self.trainer).train()
             if self.loss.needs_reference and not has_adapters(self.policy):
                 self.updater.reference = load(self.model, self.trainer).eval().requires_grad_(False)
@@ -168,11 +168,11 @@ class HerlModule(L.LightningModule):
             together(partial(self.stages.sampler.start, self.policy, self.stages.tokenizer))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Builds the optimizer. Its learning rate is set before each step, from the run's progress."""
+        """Builds the optimizer. Its learning rate is set before each step from the run's progress."""
         return self.updater.optimizer_of(self.parameters())
 
     def configure_callbacks(self) -> list[L.Callback]:
-        """Adds the teardown after an error."""
+        """Adds a callback that tears down after an error."""
         return [_TeardownOnError()]
 
     def setup(self, stage: str) -> None:
@@ -184,37 +184,37 @@ class HerlModule(L.LightningModule):
         self.stages.judge_runner.close()
 
     def on_fit_start(self) -> None:
-        """Moves the reference, which Lightning does not know, to the policy's device."""
+        """Moves the reference, which Lightning does not know about, to the policy's device."""
         reference = self.updater.reference
         if reference is not None and not is_sharded(reference):
             cast(torch.nn.Module, reference).to(self.device)
 
     def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yields the policy's weights one by one, as its sampler loads them."""
+        """Yields the policy's weights one by one, in the form its sampler loads."""
         policy, sampler = cast(PreTrainedModel, self.policy), self.stages.sampler
         return named_weights(policy, sampler.weights_dtype, checkpoint=sampler.checkpoint_names)
 
     # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what a resumed run needs to go on."""
+        """Adds the state that a resumed run needs."""
         checkpoint["herl"] = run_state(self.stages, self.counts, self.clock)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes it back.
+        """Restores that state.
 
         Raises:
-            ConfigError: the tokenizer or its chat template is another, or herl did not write it.
+            ConfigError: the tokenizer or chat template differs, or herl did not write the checkpoint.
         """
         state = saved_state(checkpoint, self.stages, self.model.path)
         self.counts = Counter(state["counts"])
-        if self.trainer.state.fn == TrainerFn.FITTING:  # the validation before it loads it too
+        if self.trainer.state.fn == TrainerFn.FITTING:  # not in the validation before training
             restore(self.stages, self.clock, state)
 
     # Training
 
     def training_step(self, tasks: list[Task], batch_idx: int) -> dict[str, Step]:
-        """Runs stages 2 to 12 for one batch of prompts; returns {"step": what happened}, for callbacks."""
+        """Runs stages 2 to 12 for one batch of prompts; returns {"step": its record}, for callbacks."""
         assert self.policy is not None
         key = (self.seed, self.current_epoch, batch_idx)
         self.stages.hindsight.begin_batch(self.share_done(batch_idx))
@@ -231,29 +231,29 @@ class HerlModule(L.LightningModule):
         return {"step": step}
 
     def scorer(self) -> Scorer:
-        """Returns what computes log-probs and losses with the models as they are now."""
+        """Returns a scorer, which computes log-probs and losses, for the current models."""
         assert self.policy is not None
         return self.updater.scorer(self.policy, self.device)
 
     def share_done(self, batches: int) -> float:
-        """Returns how much of the run is done, in [0, 1], after so many batches of the present epoch."""
+        """Returns the share of the run done, in [0, 1], after this many batches of the current epoch."""
         return run_share(self.trainer, batches, self.counts)
 
     # Validation
 
     def on_validation_epoch_start(self) -> None:
-        """Forgets the last validation."""
+        """Clears the previous validation."""
         self._heldout = []
 
     def validation_step(self, tasks: list[Task], batch_idx: int) -> dict[str, HeldOut]:
-        """Attempts at held-out prompts and their revisions, with the same random numbers every time; returns
-        {"heldout": what was found}, for callbacks."""
-        found = self._validate(tasks, self.stages, clock=self.clock)
-        self._heldout.append(found)
-        return {"heldout": found}
+        """Attempts held-out prompts and revises the answers, with the same random numbers every time; returns
+        {"heldout": the results}, for callbacks."""
+        heldout = self._validate(tasks, self.stages, clock=self.clock)
+        self._heldout.append(heldout)
+        return {"heldout": heldout}
 
     def on_validation_epoch_end(self) -> None:
-        """Reports the epoch of validation: plain attempts, and the best answer after each revision."""
+        """Reports the validation: plain attempts, and the best answer after each revision."""
         metrics = heldout_metrics(self._heldout, self.validation_revisions)
         self._report(metrics | {"time/validate": sum(self.clock.lap().values())})
 
@@ -270,8 +270,8 @@ class HerlModule(L.LightningModule):
 
 
 class _TeardownOnError(L.Callback):
-    """Tears the module down when a run ends with an error, too: Lightning does so only without one, and the
-    module holds threads."""
+    """Tears the module down after an error. Lightning does so only without one, and the module holds
+    threads."""
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException

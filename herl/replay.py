@@ -1,8 +1,8 @@
 """Stage 6: good answers of earlier batches join the group when their prompt returns.
 
-`Replay` is the interface. `ReplayBuffer` keeps the best answers of each prompt; `NoReplay` keeps none. A
-replayed answer costs no sampling and no judging. Selection and training treat it like a revision, with
-log-probs under the policy of that time.
+`Replay` is the interface. `ReplayBuffer` keeps the best answers to each prompt; `NoReplay` keeps none. A
+replayed answer costs no sampling and no judging. Selection and training treat it like a revision, with the
+log-probs of the policy that sampled it.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ class Replay(ABC):
     """Keeps answers for the next time their prompt comes up."""
 
     needs_revisions: bool = False
-    """True for a buffer that keeps nothing without hindsight."""
+    """True for a buffer that stays empty without hindsight."""
 
     @abstractmethod
     def recall(self, task_id: str, group_id: str) -> list[Judged]:
-        """Returns what is kept for a prompt, with origin "replay", as candidates for this group of it."""
+        """Returns the answers kept for a prompt, with origin "replay", as candidates for this group."""
 
     @abstractmethod
     def keep(self, task_id: str, members: Sequence[Member], answers: Sequence[Judged]) -> None:
-        """Takes in what is worth keeping of a prompt.
+        """Keeps the answers to a prompt that are worth keeping.
 
         Args:
             task_id: The prompt.
-            members: Its final group.
-            answers: All attempts and revisions of this batch; their rewards are never None.
+            members: The members of its group.
+            answers: All its attempts and revisions in this batch; their rewards are never None.
         """
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """Returns what a resumed run needs: mappings, lists, strings and numbers."""
+        """Returns the state a resumed run needs: mappings, lists, strings and numbers."""
 
     @abstractmethod
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes it back."""
+        """Restores the state."""
 
 
 class NoReplay(Replay):
@@ -74,11 +74,11 @@ class ReplayBuffer(Replay):
     """Keeps the best answers of each prompt until they have been recalled often enough.
 
     Args:
-        of: What is kept: the `revisions` that joined the group, or the `best` new answer, whoever wrote it.
-        size: Answers of a prompt at most; the better ones stay. Above 1 only where `uses` is, too: a batch
-            adds one answer to a prompt, and a recall takes all of them.
-        uses: Times that an answer is recalled before it is forgotten; None for no limit.
-        max_prompts: Prompts whose answers are kept; of more, those that came up longest ago are forgotten.
+        of: Whether to keep the `revisions` that joined the group, or the `best` new answer of any kind.
+        size: Maximum number of answers per prompt; the best stay. More than 1 matters only if `uses` is above
+            1 too: a batch adds one answer per prompt, and a recall uses all of them.
+        uses: Number of recalls before an answer is forgotten; None for no limit.
+        max_prompts: Maximum number of prompts with answers; those not seen for longest are forgotten.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class ReplayBuffer(Replay):
         self._kept: dict[str, list[_Kept]] = {}
 
     def recall(self, task_id: str, group_id: str) -> list[Judged]:
-        """Returns the kept answers of a prompt, the best first, and counts it as a use of each."""
+        """Returns the kept answers to a prompt, best first, and counts one use of each."""
         kept = self._kept.get(task_id, [])
         for one in kept:
             one.uses += 1
@@ -106,7 +106,7 @@ class ReplayBuffer(Replay):
         return found
 
     def keep(self, task_id: str, members: Sequence[Member], answers: Sequence[Judged]) -> None:
-        """Keeps new answers; what was recalled for the group is not kept again."""
+        """Keeps new answers; recalled ones are not added again."""
         if self.needs_revisions:
             chosen = [member.judged for member in members if member.origin == "hindsight"]
         else:
@@ -128,7 +128,7 @@ class ReplayBuffer(Replay):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes the answers back."""
+        """Restores the answers."""
         self._kept = {
             task_id: [_Kept(_judged(one), one["uses"]) for one in kept] for task_id, kept in state.items()
         }
@@ -136,11 +136,13 @@ class ReplayBuffer(Replay):
 
 def _replayed(judged: Judged) -> Judged:
     rollout = replace(judged.rollout, origin="replay", parent_id=None)
-    return Judged(rollout=rollout, judgement=replace(judged.judgement, usage={}))  # paid for once
+    return Judged(
+        rollout=rollout, judgement=replace(judged.judgement, usage={})
+    )  # its cost was already counted
 
 
 def _plain(judged: Judged) -> dict[str, Any]:
-    """An answer without its classes; token ids are not copied: there may be millions."""
+    """An answer in plain types. Token ids are not copied, since there may be millions."""
     rollout = {field.name: getattr(judged.rollout, field.name) for field in fields(Rollout)}
     return {"rollout": rollout, "judgement": asdict(judged.judgement)}
 
@@ -148,7 +150,6 @@ def _plain(judged: Judged) -> dict[str, Any]:
 def _judged(plain: Mapping[str, Any]) -> Judged:
     judgement = dict(plain["judgement"])
     judgement["verdicts"] = tuple(Verdict(**verdict) for verdict in judgement["verdicts"])
-    rollout = Rollout(
-        **{"index": 0, **plain["rollout"], "origin": "replay"}
-    )  # 0.1: no index, origin "memory"
+    # Version 0.1 had no index, and called the origin "memory".
+    rollout = Rollout(**{"index": 0, **plain["rollout"], "origin": "replay"})
     return Judged(rollout=rollout, judgement=Judgement(**judgement))

@@ -1,7 +1,7 @@
-"""Stage 6: which revisions join the group, and where. A pure function, chosen by `selection`.
+"""Stage 6: decides which revisions join the group, and where. A pure function, chosen by `selection`.
 
-The group goes in as attempts and revisions, with rewards that are never None, and comes out as its
-members in order. Rewards are compared without the bonus.
+It takes attempts and revisions, whose rewards are never None, and returns the group's members in order.
+Rewards are compared without the bonus.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ def form_group(
 
     Args:
         task: The prompt and its rubric.
-        attempts: The policy's own answers to the prompt.
-        revisions: The revisions of some of them, and replayed answers.
-        bonuses: Bonus by rollout id of the revised attempts.
+        attempts: The attempts at the prompt.
+        revisions: Revisions of some attempts, and replayed answers.
+        bonuses: Bonus of each revised attempt, by rollout id.
         seed: Decides the slots of `replace_random`.
-        top_n: Revisions that may join.
-        strict: Whether a revision must beat the best attempt, or may tie with it. A tie lets in
+        top_n: Maximum number of revisions that join.
+        strict: Whether a revision must beat the best attempt or may tie with it. Allowing ties lets in
             verbatim copies of the draft.
         placement: `append` grows the group, `replace_worst` overwrites the worst attempts,
-            `replace_random` any of them, even the best (reference code).
-        fallback_copies: Whether, when revisions were made but none qualifies, a random slot is
-            overwritten by a copy of the best attempt (reference code).
+            `replace_random` overwrites any of them, even the best (reference code).
+        fallback_copies: Whether a copy of the best attempt overwrites a random slot if revisions were made
+            but none qualifies (reference code).
 
-    The revision beats the best attempt and takes the place of the worst. The draft keeps its bonus.
+        The revision beats the best attempt and replaces the worst. The draft keeps its bonus.
 
     >>> from herl.testing import make_judged, make_task
     >>> attempts = [make_judged(reward, id=f"a{i}") for i, reward in enumerate([0.6, 0.2, 0.4])]
@@ -86,19 +86,19 @@ def keep_ranked(
     worst: int = 0,
     at_least: float | None = None,
 ) -> list[Member]:
-    """Returns the best and the worst answers, attempts and revisions alike; bonuses are not paid.
+    """Returns the best and worst answers, attempts and revisions alike; bonuses are not paid.
 
-    The best one alone is rejection sampling, the best and the worst are a pair to prefer by.
+    The best alone gives rejection sampling; the best and the worst form a preference pair.
 
     Args:
         task: Not used.
-        attempts: The policy's own answers to the prompt.
-        revisions: The revisions of some of them, and replayed answers.
+        attempts: The attempts at the prompt.
+        revisions: Revisions of some attempts, and replayed answers.
         bonuses: Not used.
         seed: Not used.
-        best: Best answers that stay.
-        worst: Worst answers that stay. Where there are not enough for both, nothing stays.
-        at_least: Reward under which no answer stays; None for no limit.
+        best: Number of best answers to keep.
+        worst: Number of worst answers to keep. If there are too few answers for both, none are kept.
+        at_least: Minimum reward of answers to keep; None for no limit.
 
     >>> from herl.testing import make_judged, make_task
     >>> attempts = [make_judged(reward, id=f"a{i}") for i, reward in enumerate([0.6, 0.2, 0.4])]

@@ -15,8 +15,8 @@ class ImprovementBonus(BonusReward):
 
     Args:
         alpha: Share of the gain that is paid.
-        mode: With "signed", a worse revision lowers the reward (as in the reference code); with "clipped",
-            it does not.
+        mode: "signed" lowers the reward if the revision is worse (as in the reference code); "clipped" does
+            not.
     """
 
     def __init__(self, alpha: float = 0.05, mode: Literal["signed", "clipped"] = "signed") -> None:

@@ -1,4 +1,4 @@
-"""Lightning callbacks: what happens around the steps. Selected by `callbacks` in the configuration."""
+"""Lightning callbacks, which act around the steps. Selected by `callbacks` in the configuration."""
 
 from herl.callbacks.alarms import Alarms
 from herl.callbacks.answer_budget import AnswerBudget

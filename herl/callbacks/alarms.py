@@ -1,4 +1,4 @@
-"""Says when a run is about to be lost: the policy collapses, or nothing is left to learn from."""
+"""Warns when a run is going wrong: the policy collapses, or there is nothing left to learn from."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ logger = logging.getLogger(__name__)
 
 
 class Alarms(HerlCallback):
-    """Watches numbers of the training batches; None switches a limit off.
+    """Watches metrics of the training batches; None switches a limit off.
 
-    An alarm goes off once a limit is broken in `patience` batches in a row, and again after it was kept. It
-    is logged as a warning and counted in `progress/alarms_<name>`.
+    An alarm goes off once a limit has been broken for `patience` batches in a row, and rearms when the limit
+    is met again. It is logged as a warning and counted in `progress/alarms_<name>`.
 
     Args:
         entropy_below: Mean entropy of the policy's tokens, in nats.
-        truncated_above: Share of attempts without an end.
+        truncated_above: Share of attempts cut off at the token limit.
         identical_above: Share of groups in which all attempts are the same.
-        zero_signal_above: Share of groups without gradient.
-        kl_above: KL to the reference policy, in nats a token; only where there is one.
-        patience: Batches in a row.
-        stop: Whether an alarm ends the run, with an error.
+        zero_signal_above: Share of groups that carry no gradient.
+        kl_above: KL to the reference policy, in nats per token, for losses that use a reference.
+        patience: Batches in a row that must break a limit.
+        stop: Whether an alarm ends the run with an error.
     """
 
     def __init__(
@@ -48,17 +48,17 @@ class Alarms(HerlCallback):
             "zero_signal": ("train/zero_signal_groups", zero_signal_above, 1.0),
             "kl": ("update/kl_to_reference", kl_above, 1.0),
         }
-        """(curve, limit, +1 for at most or -1 for at least) by name."""
+        """By name: (curve, limit, +1 for an upper limit or -1 for a lower one)."""
         self.patience = patience
         self.stop = stop
         self.broken: dict[str, int] = {}
 
     def state_dict(self) -> dict[str, int]:
-        """Returns for how many batches in a row each limit has been broken."""
+        """Returns how many batches in a row each limit has been broken."""
         return dict(self.broken)
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Goes on counting."""
+        """Restores the counts."""
         self.broken = dict(state_dict)
 
     def on_step(self, trainer: L.Trainer, module: HerlModule, step: Step) -> None:
@@ -71,11 +71,11 @@ class Alarms(HerlCallback):
                 continue
             module.counts[f"alarms_{name}"] += 1
             side = "above" if sign > 0 else "below"
-            said = (
+            message = (
                 f"alarm: {curve} was {side} {limit:g} for {self.patience} batches in a row, now {value:.4g} "
                 f"(callbacks.alarms.{name}_{side})"
             )
             if self.stop:
-                raise TrainingError(said)
+                raise TrainingError(message)
             if trainer.is_global_zero:
-                logger.warning(said)
+                logger.warning(message)

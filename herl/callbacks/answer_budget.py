@@ -1,4 +1,4 @@
-"""Ends a run once it has sampled a number of answers: the budget at which methods are compared."""
+"""Ends a run once it has sampled a given number of answers: the budget at which methods are compared."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from herl.module import HerlModule
 
 
 class AnswerBudget(HerlCallback):
-    """Stops training after the batch in which the budget is reached; a resumed run beyond it at once.
+    """Stops training after the batch that reaches the budget. A resumed run already past it stops at once.
 
     Args:
-        answers: Sampled answers, attempts and revisions together; None for no limit.
+        answers: Number of sampled answers, counting attempts and revisions; None for no limit.
     """
 
     def __init__(self, answers: int | None = None) -> None:
@@ -25,7 +25,7 @@ class AnswerBudget(HerlCallback):
         self.answers = answers
 
     def share_spent(self, counts: Mapping[str, int]) -> float:
-        """Returns how much of the budget is spent: the learning rate may fall over it (`EndsRun`)."""
+        """Returns the share of the budget spent. The learning rate may decay over it (`EndsRun`)."""
         return counts.get("answers_sampled", 0) / self.answers if self.answers is not None else 0.0
 
     def on_start(self, trainer: L.Trainer, module: HerlModule) -> None:

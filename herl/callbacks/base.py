@@ -1,4 +1,4 @@
-"""The base of callbacks: hooks that get the module, and each step and validation as a record.
+"""Base class of callbacks: its hooks get the module, and each step and validation as a record.
 
     class Watch(HerlCallback):
         def on_step(self, trainer, module, step):
@@ -6,9 +6,9 @@
 
     trainer = L.Trainer(callbacks=[RefreshSampler(), Watch()])
 
-Lightning calls its own hooks, and those that are overridden here call the ones with types. A callback that
-overrides one of Lightning's hooks calls super()'s, too. What is passed on is what `HerlModule.training_step`
-and `HerlModule.validation_step` return.
+Lightning calls its own hooks; the overrides here call the typed ones, passing on the return values of
+`HerlModule.training_step` and `HerlModule.validation_step`. A callback that overrides one of Lightning's
+hooks must call super().
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from herl.rollout.improve import Trajectory
 
 
 class HerlCallback(L.Callback):
-    """Does nothing at each point of a run. Subclasses override what they need."""
+    """Hooks that do nothing by default. Subclasses override the ones they need."""
 
     _trajectories: tuple[Trajectory, ...] = ()  # of the validation so far
 
     def on_start(self, trainer: L.Trainer, module: HerlModule) -> None:
-        """Runs before the first batch of training, once a checkpoint has been restored."""
+        """Runs before the first training batch, after any checkpoint has been restored."""
 
     def on_epoch_start(self, trainer: L.Trainer, module: HerlModule) -> None:
-        """Runs before the first batch of an epoch of training."""
+        """Runs before the first batch of a training epoch."""
 
     def on_batch_start(self, trainer: L.Trainer, module: HerlModule) -> None:
-        """Runs before a batch of training is sampled."""
+        """Runs before a training batch is sampled."""
 
     def on_step(self, trainer: L.Trainer, module: HerlModule, step: Step) -> None:
-        """Runs after a batch of training: the policy has been updated."""
+        """Runs after a training batch, when the policy has been updated."""
 
     def on_epoch_end(self, trainer: L.Trainer, module: HerlModule) -> None:
-        """Runs after the last batch of an epoch of training."""
+        """Runs after the last batch of a training epoch."""
 
     def on_heldout_start(self, trainer: L.Trainer, module: HerlModule) -> None:
         """Runs before a validation."""
@@ -52,8 +52,8 @@ class HerlCallback(L.Callback):
         """Runs after a validation.
 
         Args:
-            trainer: Whose `state.fn` says whether it was one in the course of training.
-            module: The policy's.
+            trainer: Its `state.fn` tells a validation during training from a separate one.
+            module: The module that holds the policy.
             trajectories: All attempts at held-out prompts with their revisions, in the order of the prompts.
         """
 
@@ -105,8 +105,8 @@ class HerlCallback(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_validation_end(trainer, pl_module)
-        found, self._trajectories = self._trajectories, ()
-        self.on_heldout(trainer, _herl(pl_module), found)
+        trajectories, self._trajectories = self._trajectories, ()
+        self.on_heldout(trainer, _herl(pl_module), trajectories)
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException

@@ -1,4 +1,4 @@
-"""Keeps the policy that did best on held-out prompts."""
+"""Keeps the policy that scored best on held-out prompts."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from herl.callbacks.base import HerlCallback
 
 
 class BestCheckpoint(HerlCallback, ModelCheckpoint):
-    """Writes the weights after each validation in training that is better than all before it.
+    """Writes the weights after each validation during training that beats all earlier ones.
 
-    The weights alone: to be validated, exported or trained anew, not to go on with the same run.
+    It saves only the weights, to validate, export or start a new training run. It cannot resume the same run.
 
     Args:
         dirpath: Folder of the checkpoint.
-        monitor: The number to be maximised.
+        monitor: The metric to maximize.
     """
 
     def __init__(self, dirpath: str, monitor: str = "heldout/reward") -> None:
@@ -33,12 +33,12 @@ class BestCheckpoint(HerlCallback, ModelCheckpoint):
         )
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Does nothing where no held-out answer could be judged."""
+        """Does nothing if no held-out answer could be judged."""
         if self.monitor in trainer.callback_metrics:
             super().on_validation_end(trainer, pl_module)
 
     def keep_if_best(self, trainer: L.Trainer, score: float) -> None:
-        """Takes in a validation after training, in which Lightning saves nothing. All ranks must call it."""
+        """Handles a validation after training, where Lightning saves nothing. All ranks must call it."""
         if self.best_model_score is not None and score <= float(self.best_model_score):
             return
         path = Path(str(self.dirpath)) / f"{self.filename}{self.FILE_EXTENSION}"

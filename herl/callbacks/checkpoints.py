@@ -1,4 +1,4 @@
-"""Checkpoints that a killed run goes on from: always one that is whole, whenever the run dies."""
+"""Checkpoints to resume a killed run from. A complete one exists whenever the run dies."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ LAST = "last.ckpt"
 
 
 class Checkpoints(HerlCallback, Checkpoint):
-    """Saves between batches, at the end of each epoch, and when a run stops before its end.
+    """Saves between batches, at the end of each epoch, and when a run stops early.
 
-    A checkpoint is written under another name and then renamed; `last.ckpt` is a link to the newest. The
+    A checkpoint is written under a temporary name and then renamed; `last.ckpt` links to the newest. The
     batch in which a run stops counts as not begun: a resumed run samples it again, with the same seeds.
 
     Args:
         dirpath: Folder of the checkpoints.
-        every_n_batches: Batches between checkpoints; None for none by count.
-        every_n_minutes: Minutes between checkpoints, by the clock of rank 0; None for none by time.
-        keep: Newest checkpoints that are kept.
+        every_n_batches: Batches between checkpoints; None to save by time only.
+        every_n_minutes: Minutes between checkpoints, by rank 0's clock; None to save by count only.
+        keep: Number of newest checkpoints to keep.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Checkpoints(HerlCallback, Checkpoint):
         self._saved_at = time.monotonic()
 
     def on_batch_start(self, trainer: L.Trainer, module: HerlModule) -> None:
-        """Saves what the last batch left, validation included, if it is time to."""
+        """Saves the state after the last batch and its validation, if a checkpoint is due."""
         done = module.counts["batches"]
         by_count = self.every_n_batches is not None and done - self._saved_batches >= self.every_n_batches
         minutes = (time.monotonic() - self._saved_at) / 60
@@ -70,9 +70,9 @@ class Checkpoints(HerlCallback, Checkpoint):
         self._save(trainer, f"batch-{module.counts['batches']:08d}-epoch.ckpt")
 
     def on_error(self, trainer: L.Trainer, module: HerlModule, error: BaseException) -> None:
-        """Saves where a run stops before the policy has learnt anything of the batch.
+        """Saves if the run stopped before the policy learned anything from the batch.
 
-        A run that fails before its first batch, while a checkpoint is restored say, has nothing to save.
+        A run that fails before its first batch, say while restoring a checkpoint, has nothing to save.
         """
         stops = JudgeStop | ConfigError | SamplerError | RunStopped
         if isinstance(error, stops) and trainer.state.fn == TrainerFn.FITTING and self._begun:
@@ -81,13 +81,13 @@ class Checkpoints(HerlCallback, Checkpoint):
                 logger.warning("the run stops; resume it with resume=%s", self.dirpath / LAST)
 
     def _save_between_batches(self, trainer: L.Trainer, done: int, suffix: str = "") -> None:
-        """Saves with the batch that has begun counted as not begun; no validation is taken up again."""
+        """Saves as if the current batch had not begun. An interrupted validation is not resumed."""
         loop = trainer.fit_loop.epoch_loop
         batches, validation = loop.batch_progress, loop.val_loop.batch_progress
         live = batches.state_dict(), validation.state_dict()
         for progress in (batches.total, batches.current):
             progress.reset_on_restart()
-        batches.is_last_batch = False  # that of the batch which has begun
+        batches.is_last_batch = False  # it describes the batch that has begun
         validation.reset()
         self._save(trainer, f"batch-{done:08d}{suffix}.ckpt")
         batches.load_state_dict(live[0])
@@ -95,25 +95,25 @@ class Checkpoints(HerlCallback, Checkpoint):
         self._saved_batches = done
 
     def _save(self, trainer: L.Trainer, name: str) -> None:
-        """Writes a checkpoint, and then the link to it. All ranks must call it.
+        """Writes a checkpoint and then the link to it. All ranks must call it.
 
         Raises:
-            TrainingError: it cannot be written; the one before is still there.
+            TrainingError: it cannot be written; the previous one is still there.
         """
-        folder = Path(trainer.strategy.broadcast(str(self.dirpath)))  # ranks may have folders of their own
+        folder = Path(trainer.strategy.broadcast(str(self.dirpath)))  # each rank may have its own folder
         part = folder / f"{name}.part"
         try:
             trainer.save_checkpoint(part)
             together(lambda: self._put_in_place(trainer, part, folder / name))
         except OSError as error:
             raise TrainingError(
-                f"cannot write the checkpoint {folder / name}: {error}. The one before it is whole: "
-                f"make room, then resume={folder / LAST}"
+                f"cannot write the checkpoint {folder / name}: {error}. The previous one is intact: "
+                f"free some space, then resume={folder / LAST}"
             ) from error
         self._saved_at = time.monotonic()
 
     def _put_in_place(self, trainer: L.Trainer, part: Path, final: Path) -> None:
-        """Renames, and points the link there; each is one step that happens or does not."""
+        """Renames the checkpoint and points the link at it; each step is atomic."""
         if not trainer.is_global_zero:
             return
         final = _free(final)
@@ -126,13 +126,13 @@ class Checkpoints(HerlCallback, Checkpoint):
 
     def _forget_old(self, newest: Path) -> None:
         old = sorted(path for path in newest.parent.glob("batch-*.ckpt") if path != newest)
-        unfinished = newest.parent.glob("batch-*.part")  # of a run that was killed
+        unfinished = newest.parent.glob("batch-*.part")  # left by a killed run
         for path in (*old[: max(0, len(old) - self.keep + 1)], *unfinished):
             _remove(path)
 
 
 def _free(path: Path) -> Path:
-    """A name that is not taken: the checkpoint that the link points to is not touched before the link is."""
+    """Returns an unused name, so the link's old target stays untouched until the link has moved."""
     names = (path.with_stem(f"{path.stem}-{number}") for number in count(1))
     return path if not path.exists() else next(name for name in names if not name.exists())
 

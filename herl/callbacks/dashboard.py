@@ -1,4 +1,4 @@
-"""What TensorBoard shows beside curves: a first page that tells the story, pictures, histograms and texts."""
+"""TensorBoard's extras beside the curves: an overview page, pictures, histograms and texts."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from herl.types import Group, Judged, Task
 
 
 def _chart(*curves: str) -> list[Any]:
-    """A chart of these curves. TensorBoard gives those of a run one colour, and each a mark of its own, which
-    its list "Matches" under the chart explains."""
+    """A chart of these curves. TensorBoard draws all curves of a run in one color with different markers; the
+    list "Matches" under the chart explains them."""
     return ["Multiline", [f"^{curve}$" for curve in curves]]
 
 
@@ -72,15 +72,15 @@ LAYOUT: dict[str, dict[str, list[Any]]] = {
         ),
     },
 }
-"""TensorBoard's page "Custom Scalars": sections of charts, each with the curves it holds."""
+"""Sections and charts of TensorBoard's page "Custom Scalars"."""
 
 
 def layout(module: HerlModule, heldout: Iterable[Trajectory]) -> dict[str, dict[str, list[Any]]]:
-    """Returns `LAYOUT` without the charts that this run has no curves for.
+    """Returns `LAYOUT` without the charts for which this run has no curves.
 
     Args:
-        module: The run's.
-        heldout: Of the validation before it.
+        module: The run's module.
+        heldout: Trajectories of the validation before training.
     """
     absent = []
     if not any(c.category for one in heldout for c in one.task.rubric.criteria):
@@ -99,13 +99,13 @@ def layout(module: HerlModule, heldout: Iterable[Trajectory]) -> dict[str, dict[
 
 
 class Dashboard(HerlCallback):
-    """Writes to the run's TensorBoard logger, on rank 0; without one it does nothing.
+    """Writes to the run's TensorBoard logger on rank 0; does nothing without one.
 
-    Heat maps of the criteria, histograms, revisions with their drafts, and the answers to a few held-out
-    prompts, always the same. Text of models and judges is shown as it is, never as markup.
+    It writes heat maps of the criteria, histograms, revisions with their drafts, and the answers to a few
+    held-out prompts, always the same ones. Model and judge text is shown literally, never as markup.
 
     Args:
-        every_n_batches: Batches between pictures and texts of training.
+        every_n_batches: Batches between pictures and texts during training.
         heldout_prompts: Held-out prompts whose answers are shown after each validation.
         max_criteria: Heat maps are drawn for at most this many criteria.
     """
@@ -118,15 +118,15 @@ class Dashboard(HerlCallback):
         self.max_criteria = max_criteria
         self.history: dict[str, list[tuple[int, dict[str, float]]]] = {"train": [], "heldout": []}
         self.batches = 0
-        self._heldout: tuple[Trajectory, ...] = ()  # of the last validation
-        self._shown = -1  # place on the x axis of the last held-out answers
+        self._heldout: tuple[Trajectory, ...] = ()  # from the last validation
+        self._shown = -1  # x of the last held-out answers
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the shares by criterion so far: heat maps show the whole run."""
+        """Returns the shares by criterion so far, since heat maps show the whole run."""
         return {"history": self.history, "batches": self.batches}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on with them."""
+        """Restores them."""
         self.history, self.batches = state_dict["history"], state_dict["batches"]
 
     def on_start(self, trainer: L.Trainer, module: HerlModule) -> None:
@@ -181,21 +181,21 @@ class Dashboard(HerlCallback):
         for writer in _writers(trainer):
             for family, past in self.history.items():
                 if len(past) > 1:
-                    title = f"{family}: share of answers that fulfil each criterion"
+                    title = f"{family}: share of answers that fulfill each criterion"
                     picture = heat_map(past, title, module.log_over.replace("_", " "))
                     place = module.counts[module.log_over]
                     writer.add_image(f"criteria/{family}", picture, place, dataformats="HWC")
 
 
 def _writers(trainer: L.Trainer) -> list[SummaryWriter]:
-    """The TensorBoard writers of the run; none on other ranks."""
+    """The run's TensorBoard writers; empty except on rank 0."""
     if not trainer.is_global_zero:
         return []
     return [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
 
 
 def _revisions(groups: Iterable[Group]) -> Iterator[tuple[Task, Judged, Judged]]:
-    """Task, draft and revision, where both could be judged."""
+    """Yields (task, draft, revision) wherever both answers could be judged."""
     for group in groups:
         drafts: Mapping[str | None, Judged] = {one.rollout.id: one for one in group.attempts}
         for revision in group.revisions:

@@ -1,4 +1,4 @@
-"""A picture of how each criterion fared over the run: one row a criterion, one column a point in time."""
+"""A picture of how each criterion fared over the run: one row per criterion, one column per point in time."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-MOST_COLUMNS = 60
+MAX_COLUMNS = 60
 
 
 def heat_map(history: Sequence[tuple[int, Mapping[str, float]]], title: str, x_label: str) -> np.ndarray:
-    """Returns the picture, [height, width, 3], 8 bits a channel. Rows that end best stand on top.
+    """Returns the picture, [height, width, 3], 8 bits per channel. Rows with the best final share come first.
 
     Args:
-        history: (place on the x axis, share of answers that fulfil each criterion), in order. Neighbours
-            share a column where there are more than 60.
+        history: (x, share of answers that fulfill each criterion), in order. Beyond 60 entries, neighbors
+            share a column.
     """
     criteria = sorted({name for _, shares in history for name in shares})
-    parts = np.array_split(np.arange(len(history)), min(MOST_COLUMNS, len(history)))
+    parts = np.array_split(np.arange(len(history)), min(MAX_COLUMNS, len(history)))
     shares = np.full((len(criteria), len(parts)), np.nan)
     for column, part in enumerate(parts):
         for row, name in enumerate(criteria):

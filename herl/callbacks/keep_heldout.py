@@ -1,4 +1,4 @@
-"""Keeps the answers of the last validation for whoever asked for it."""
+"""Keeps the answers of the last validation for the caller that requested it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from herl.rollout.improve import Trajectory
 
 
 class KeepHeldout(HerlCallback):
-    """Holds attempts at held-out prompts with their revisions; none before the first validation."""
+    """Holds attempts at held-out prompts with their revisions; empty before the first validation."""
 
     def __init__(self) -> None:
         self.trajectories: tuple[Trajectory, ...] = ()

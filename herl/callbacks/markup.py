@@ -1,4 +1,4 @@
-"""Text of models and judges as text: TensorBoard reads Markdown and HTML, and shows none of theirs."""
+"""Escapes model and judge text so that TensorBoard, which renders Markdown and HTML, shows it literally."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from herl.types import Judged, Task
 
 _PUNCTUATION = re.compile(r"[!-/:-@\[-`{-~]")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e\u2066-\u2069]")
-MOST_CHARACTERS = 4000
-"""Of one text."""
+MAX_CHARACTERS = 4000
+"""Limit for one text; the rest is cut off."""
 
 
 def plain(text: str) -> str:
-    """Returns Markdown that shows a text as it is, on one line of source: nothing in it is markup."""
-    if len(text) > MOST_CHARACTERS:
-        text = f"{text[:MOST_CHARACTERS]} ... ({len(text)} characters)"
+    """Returns one line of Markdown source that shows a text literally, with all markup escaped."""
+    if len(text) > MAX_CHARACTERS:
+        text = f"{text[:MAX_CHARACTERS]} ... ({len(text)} characters)"
     shown = _PUNCTUATION.sub(lambda found: f"&#{ord(found[0])};", _CONTROL.sub("", text))
     return re.sub(r"\s*\n\s*", "<br>", shown.strip()) or "(nothing)"
 
 
 def sign(good: bool | None) -> str:
-    """Returns a mark for a verdict: fulfilled, missed, abstained."""
+    """Returns the mark for a verdict: fulfilled, missed or abstained."""
     return MARKS[good][0]
 
 
 def answer_markdown(task: Task, judged: Judged) -> str:
-    """Returns the answer to a task with its verdicts, as Markdown."""
+    """Returns an answer with its prompt and verdicts, as Markdown."""
     rows = [
         f"| {_verdict(task, judged, c.id)} | {plain(c.wish)} | {abs(c.weight):g} |"
         for c in task.rubric.criteria
@@ -42,7 +42,7 @@ def answer_markdown(task: Task, judged: Judged) -> str:
 
 
 def revision_markdown(task: Task, draft: Judged, revision: Judged) -> str:
-    """Returns draft and revision side by side, what changed in bold, and both verdicts on each criterion."""
+    """Returns draft and revision side by side, with changes in bold and both verdicts on each criterion."""
     changes = word_diff(draft.rollout.text, revision.rollout.text)
     before = [_marked(text, kind == "gone") for kind, text in changes if kind != "new"]
     after = [_marked(text, kind == "new") for kind, text in changes if kind != "gone"]

@@ -1,4 +1,4 @@
-"""Progress on the screen: how far the run is, what it does right now, and the rewards that matter."""
+"""Progress on the screen: how far the run has come, its current phase, and the main rewards."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ DOING = {
     "probe": "probing the sampler",
     "validate": "held-out prompts",
 }
-"""Phases of the clock in words."""
+"""The clock's phases in words."""
 
 
 class ProgressBar(HerlCallback, LightningProgressBar):
-    """A live line in a terminal; elsewhere a plain line from time to time. On rank 0, to standard error.
+    """Shows a live line in a terminal, and otherwise a plain line from time to time. Rank 0, standard error.
 
     Args:
-        seconds_between_lines: Where there is no terminal.
+        seconds_between_lines: Seconds between plain lines when there is no terminal.
     """
 
     def __init__(self, seconds_between_lines: float = 30.0) -> None:
@@ -55,10 +55,10 @@ class ProgressBar(HerlCallback, LightningProgressBar):
         self._enabled = True
         self._progress: Progress | None = None
         self._started = self._spoke = 0.0
-        self._begun_at = 0.0  # share that was done before: a resumed run does not begin at 0
+        self._begun_at = 0.0  # share done at the start: a resumed run does not begin at 0
 
     def disable(self) -> None:
-        """Lightning calls it on all ranks but the first."""
+        """Silences the bar; Lightning calls this on all ranks but the first."""
         self._enabled = False
 
     def enable(self) -> None:
@@ -78,7 +78,7 @@ class ProgressBar(HerlCallback, LightningProgressBar):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._close()
 
-    # Validation outside of training; inside it is a phase like others
+    # Validation outside of training; during training it is a phase like any other
 
     def on_heldout_start(self, trainer: L.Trainer, module: HerlModule) -> None:
         if not trainer.training and self._progress is None:
@@ -162,7 +162,7 @@ class ProgressBar(HerlCallback, LightningProgressBar):
 
 
 class _PhaseColumn(ProgressColumn):
-    """What the run does right now, and for how long it has."""
+    """Shows the current phase and how long it has lasted."""
 
     def __init__(self, clock: PhaseClock) -> None:
         super().__init__()

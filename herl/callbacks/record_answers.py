@@ -1,4 +1,4 @@
-"""Writes every judged answer of a run to JSONL files, one line each, with its verdicts and its reward."""
+"""Writes every judged answer of a run to JSONL files, one per line, with its verdicts and reward."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ LINES_PER_FILE = 10_000
 
 
 class RecordAnswers(HerlCallback):
-    """Records attempts and revisions of every training step, on rank 0 (`herl.records.lines`).
+    """Records the attempts and revisions of every training step, on rank 0 (`herl.records.lines`).
 
     Args:
-        folder: Where the files go.
-        max_answers: Answers to record in all; None for no limit.
+        folder: Folder for the files.
+        max_answers: Total number of answers to record; None for no limit.
     """
 
     def __init__(self, folder: str, max_answers: int | None = 100_000) -> None:
@@ -41,11 +41,11 @@ class RecordAnswers(HerlCallback):
         return {"written": self.written}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Goes on counting."""
+        """Restores the count."""
         self.written = state_dict["written"]
 
     def on_start(self, trainer: L.Trainer, module: HerlModule) -> None:
-        """Forgets what was recorded after the checkpoint that the run goes on from: it comes again."""
+        """Truncates records written after the checkpoint being resumed; those batches are sampled again."""
         if trainer.is_global_zero:
             last = self.folder / f"answers-{self.written // LINES_PER_FILE:05d}.jsonl"
             for path in self.folder.glob("answers-*.jsonl"):
@@ -63,7 +63,8 @@ class RecordAnswers(HerlCallback):
         lines = [json.dumps(one) + "\n" for one in islice(found, left)]
         if left and len(found) >= left:
             logger.warning(
-                "%d answers are recorded: no more (callbacks.record_answers.max_answers)", self.max_answers
+                "%d answers are recorded; later ones are not (callbacks.record_answers.max_answers)",
+                self.max_answers,
             )
         while lines:
             room = LINES_PER_FILE - self.written % LINES_PER_FILE
@@ -74,7 +75,7 @@ class RecordAnswers(HerlCallback):
                     file.writelines(lines[:room])
             except OSError as error:
                 raise TrainingError(
-                    f"cannot record answers in {self.folder / name}: {error}. Make room, then resume the run"
+                    f"cannot record answers in {self.folder / name}: {error}. Free some space and resume"
                 ) from error
             self.written += len(lines[:room])
             lines = lines[room:]
@@ -83,16 +84,15 @@ class RecordAnswers(HerlCallback):
 def step_records(
     collection: Collection, counts: Mapping[str, int], faults: Mapping[str, str] | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Yields one record for each answer of a step.
+    """Yields a record for each answer of a step: attempts, revisions, and replayed answers that joined.
 
-    Attempts and revisions, and answers from the memory that joined a group once more. `advantage` is None for
-    one that is no member of its group: revisions that did not join, attempts that were replaced or could not
-    be judged.
+    `advantage` is None for an answer that is not a member of its group: a revision that did not join, or an
+    attempt that was replaced or could not be judged.
 
     Args:
         collection: The step.
-        counts: Of the run so far: optimizer_steps and answers_sampled.
-        faults: What was wrong in the update, by answer.
+        counts: Counts of the run so far: optimizer_steps and answers_sampled.
+        faults: Faults in the update, by answer id.
     """
     for group in collection.groups:
         members = {member.judged.rollout.id: member for member in group.members}  # a copy comes twice

@@ -1,4 +1,4 @@
-"""Brings the policy's weights to the sampler, and checks that they arrived."""
+"""Sends the policy's weights to the sampler and checks that they arrived."""
 
 from __future__ import annotations
 
@@ -21,36 +21,35 @@ from herl.types import SampleRequest
 
 PROBE = "Describe how rain forms, and name two animals that like it."
 EXACT_LIMIT, ROUNDED_LIMIT = 1e-3, 0.25
-"""Default of probe_limit in nats: where engine and trainer compute in float32, and elsewhere."""
+"""Defaults of probe_limit, in nats: if engine and trainer both compute in float32, and otherwise."""
 HOTTER = 1.1
-"""Factor of the temperature that shows how log-probs move with it."""
+"""Temperature factor used to see how log-probs depend on temperature."""
 TEMPERATURE_LIMIT, SURE = 0.05, 5.0
-"""The sampler's temperature may differ from the trainer's by this share, or by so many standard errors."""
+"""Tolerance for the sampler's temperature: a relative difference, or a number of standard errors."""
 
 
 class RefreshSampler(HerlCallback):
     """Refreshes the sampler at the start of each epoch, before each validation, and in between.
 
-    Every refresh is checked in two ways, unless the sampler reads the live policy:
+    Unless the sampler reads the live policy, every refresh is checked in two ways:
 
-    - The sampler names the tensors that its engine does not hold (`Sampler.lost_weights`), by checksums that
-      are exact in any precision: a head or a layer that is one step behind, experts that were not taken.
-    - The probe: the sampler answers a fixed request, and its log-probs of its own answers must be the
-      trainer's. In float32 that catches the same, and in any precision another temperature, another
-      architecture, and weights that the engine has and misreads. In bfloat16 a stale layer may hide in
-      rounding: a sampler that cannot tell what its engine holds has no more than this.
+    - The sampler names the tensors that its engine does not hold (`Sampler.lost_weights`). The checksums are
+      exact in any precision: they catch a head or layer that is one step behind, or experts left out.
+    - The probe: the sampler answers a fixed request, and its log-probs of its answers must match the
+      trainer's. In float32 this catches the same faults, and in any precision it also catches a different
+      temperature or architecture, or weights that the engine misreads. In bfloat16 a stale layer may hide in
+      rounding; a sampler that cannot inspect its engine has only this check.
 
-    A resumed run refreshes at once: unless it does before every batch, its next answers are of a newer policy
-    than they would have been.
+    A resumed run refreshes at once. Unless refreshes happen before every batch, its next answers come from a
+    newer policy than in an uninterrupted run.
 
     Args:
-        every_n_steps: Refresh before a batch once that many optimiser steps were taken since the last
-            time. 1 samples every batch from the newest policy; None refreshes once an epoch.
-        probe_limit: Largest difference of log-probs in the probe, in nats, as the root of the mean square
-            over its tokens. None for 1e-3 where engine and trainer compute in float32, and 0.25 where either
-            rounds more.
-        probe_answers: Answers to the probe; more where there are more engines to reach.
-        probe_tokens: Tokens of each, at most.
+        every_n_steps: Refresh before a batch once this many optimizer steps have been taken since the last
+            refresh. 1 samples every batch from the newest policy; None refreshes once per epoch.
+        probe_limit: Largest root-mean-square difference of log-probs over the probe's tokens, in nats. None
+            means 1e-3 if engine and trainer both compute in float32, and 0.25 otherwise.
+        probe_answers: Minimum number of answers to the probe; it grows with the number of engines.
+        probe_tokens: Maximum number of tokens in each.
     """
 
     def __init__(
@@ -80,11 +79,11 @@ class RefreshSampler(HerlCallback):
 
     @property
     def refreshes_every_batch(self) -> bool:
-        """Whether new weights come before each batch that follows an update: the sampler may drop its own."""
+        """Whether new weights come before each batch after an update, so that a sampler may drop its copy."""
         return self.every_n_steps == 1
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Forgets the version: a checkpoint may have brought other weights under the same number."""
+        """Forgets the version: a checkpoint may have loaded other weights under the same number."""
         self.version = None
 
     def on_epoch_start(self, trainer: L.Trainer, module: HerlModule) -> None:
@@ -101,46 +100,46 @@ class RefreshSampler(HerlCallback):
             self.refresh(module)
 
     def refresh(self, module: HerlModule) -> None:
-        """Streams the weights into the sampler and checks them, unless it has this version already.
+        """Streams the weights into the sampler and checks them, unless it already has this version.
 
         Raises:
-            SamplerError: weights did not arrive, the probe failed, or the engine did.
+            SamplerError: weights did not arrive, or the probe or the engine failed.
         """
         version, sampler = module.counts["optimizer_steps"], module.stages.sampler
         if version == self.version and sampler.has_weights:
             return
         clock, before = module.clock, dict(module.clock.seconds)
         with clock.time("refresh"):
-            # No rank samples before all engines have the weights.
+            # No rank may sample before all engines have the weights.
             together(lambda: _load(sampler, module.named_weights(), version))
         self.version = version
         if sampler.live:
             return
         with clock.time("probe"):
             proven = self._check_weights(sampler)
-            found = self._probe(module)
-        self._check_probe(found, self.probe_limit or (EXACT_LIMIT if _is_exact(module) else ROUNDED_LIMIT))
+            probe = self._probe(module)
+        self._check_probe(probe, self.probe_limit or (EXACT_LIMIT if _is_exact(module) else ROUNDED_LIMIT))
         spent = {name: clock.seconds[name] - before.get(name, 0.0) for name in ("refresh", "probe")}
         module.record(
             {f"sampler/{name}_seconds": seconds for name, seconds in spent.items()}
             | {"sampler/weights_proven": float(proven)}
-            | {"sampler/probe_error": found.error, "sampler/probe_temperature": found.temperature}
+            | {"sampler/probe_error": probe.error, "sampler/probe_temperature": probe.temperature}
         )
 
     def _check_weights(self, sampler: Sampler) -> bool:
         """Raises if weights did not arrive; returns whether the sampler can tell."""
-        told = gather(sampler.lost_weights())
-        lost = list(dict.fromkeys(name for names in told for name in names or ()))
+        reports = gather(sampler.lost_weights())
+        lost = list(dict.fromkeys(name for names in reports for name in names or ()))
         if lost:
             raise SamplerError(
                 f"the sampler does not hold the weights of policy version {self.version} after the refresh: "
-                f"it lacks {listed(lost)}. Either its engine does not load these names, or it does not "
+                f"it lacks {listed(lost)}. Its engine either does not load these names or does not "
                 "support this model"
             )
-        return None not in told
+        return None not in reports
 
     def _probe(self, module: HerlModule) -> Probe:
-        """Returns how the sampler's log-probs differ from the trainer's, on the rank where they do most."""
+        """Compares the sampler's log-probs with the trainer's; returns the result of the worst rank."""
         stages = module.stages
         request = SampleRequest(
             task_id="probe",
@@ -150,36 +149,36 @@ class RefreshSampler(HerlCallback):
             sampling=replace(stages.plan.attempt, top_p=1.0, max_new_tokens=self.probe_tokens),
             seed=derive_seed(module.seed, "probe"),
         )
-        # Every rank probes its own engine, under the numerics of a training step.
+        # Every rank probes its own engine, with the numerics of a training step.
         numerics = module.trainer.precision_plugin.forward_context
         with numerics():
             rollouts = together(lambda: list(stages.sampler.generate([request])))
         assert module.policy is not None
         module.policy.eval()
         hotter = None
-        # Not in Lightning's inference mode: buffers that FSDP makes there could not be used in training.
+        # Leave Lightning's inference mode: buffers that FSDP creates in it could not be used in training.
         with torch.inference_mode(False), torch.no_grad(), numerics():
-            scorer = module.scorer()  # which tries rows, in the numerics that will train them
+            scorer = module.scorer()  # it probes packings, so use the numerics of training
             ours = scorer.own_logprobs(rollouts)
-            if not _is_exact(module):  # else 10 % exceed the limit anyway
+            if not _is_exact(module):  # in exact numerics, 10 % breaks the limit anyway
                 hotter = replace(scorer, temperature=scorer.temperature * HOTTER).own_logprobs(rollouts)
         theirs = torch.tensor([logprob for rollout in rollouts for logprob in rollout.logprobs])
-        found = compare(ours, theirs, hotter)
-        return max(gather(found), key=lambda one: math.inf if math.isnan(one.error) else one.error)
+        probes = gather(compare(ours, theirs, hotter))
+        return max(probes, key=lambda probe: math.inf if math.isnan(probe.error) else probe.error)
 
-    def _check_probe(self, found: Probe, limit: float) -> None:
-        said = f"the probe failed after the refresh to policy version {self.version}: the "
-        if not found.error <= limit:
+    def _check_probe(self, probe: Probe, limit: float) -> None:
+        prefix = f"the probe failed after the refresh to policy version {self.version}: the "
+        if not probe.error <= limit:
             raise SamplerError(
-                f"{said}log-probs of sampler and trainer differ by {found.error:.3g} nats (root of the mean "
-                f"square over {found.tokens} tokens); callbacks.refresh_sampler.probe_limit allows "
+                f"{prefix}log-probs of sampler and trainer differ by {probe.error:.3g} nats (root mean "
+                f"square over {probe.tokens} tokens); callbacks.refresh_sampler.probe_limit allows "
                 f"{limit:g}. Either weights did not arrive, or engine and trainer differ in temperature, "
                 "architecture or precision"
             )
-        if abs(found.temperature - 1.0) > max(TEMPERATURE_LIMIT, SURE * found.uncertainty):
+        if abs(probe.temperature - 1.0) > max(TEMPERATURE_LIMIT, SURE * probe.uncertainty):
             raise SamplerError(
-                f"{said}sampler's temperature seems to be {found.temperature:.2f} times the trainer's (+- "
-                f"{found.uncertainty:.2f}, from {found.tokens} tokens), expected the same"
+                f"{prefix}sampler's temperature seems to be {probe.temperature:.2f} times the trainer's (+- "
+                f"{probe.uncertainty:.2f}, from {probe.tokens} tokens), expected the same"
             )
 
 
@@ -188,9 +187,9 @@ class Probe:
     """How a sampler's log-probs of its answers differ from the trainer's."""
 
     error: float
-    """Root of the mean square, in nats."""
+    """Root mean square of the differences, in nats."""
     temperature: float
-    """The sampler's over the trainer's; 1 where it was not estimated."""
+    """The sampler's temperature over the trainer's; 1 if it was not estimated."""
     uncertainty: float
     """Standard error of `temperature`."""
     tokens: int
@@ -199,14 +198,14 @@ class Probe:
 def compare(ours: torch.Tensor, theirs: torch.Tensor, hotter: torch.Tensor | None) -> Probe:
     """Compares the trainer's log-probs with the sampler's.
 
-    The trainer's own log-probs at a temperature 10 % higher show what such a difference looks like, token by
-    token. How much of it is in the deviation is a least-squares fit, in which rounding averages out: a few
-    per cent are seen where each token deviates by more for other reasons.
+    The trainer's log-probs at a temperature 10 % higher show, token by token, the effect of such a change. A
+    least-squares fit finds its share in the deviation. Rounding averages out in the fit, so it detects a few
+    percent even if single tokens deviate more for other reasons.
 
     Args:
-        ours: The trainer's, [num_tokens].
-        theirs: The sampler's, [num_tokens].
-        hotter: The trainer's at `HOTTER` times the temperature, [num_tokens]; None to estimate no
+        ours: The trainer's log-probs, [num_tokens].
+        theirs: The sampler's log-probs, [num_tokens].
+        hotter: The trainer's log-probs at `HOTTER` times the temperature, [num_tokens]; None to skip the
             temperature.
     """
     deviation = theirs.double() - ours.double()
@@ -223,7 +222,7 @@ def compare(ours: torch.Tensor, theirs: torch.Tensor, hotter: torch.Tensor | Non
 
 
 def _is_exact(module: HerlModule) -> bool:
-    """Whether engine and trainer compute in float32, and not in TF32."""
+    """Whether engine and trainer both compute in float32 rather than TF32."""
     policy, engine = module.policy, module.stages.sampler.weights_dtype
     assert policy is not None
     return (
@@ -237,6 +236,6 @@ def _load(sampler: Sampler, stream: Iterator[tuple[str, torch.Tensor]], version:
     try:
         sampler.load_weights(stream, version)
     except Exception:
-        for _ in stream:  # the other ranks are gathering shards: take part to the end, then fail
+        for _ in stream:  # the other ranks are gathering shards: participate to the end, then fail
             pass
         raise

@@ -1,4 +1,4 @@
-"""Lets a run end between two batches when a signal asks it to: Ctrl-C, SIGTERM, SLURM's warning."""
+"""Ends a run between two batches on a signal: Ctrl-C, SIGTERM or SLURM's warning."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopOnSignal(HerlCallback):
-    """Stops before the next batch, on all ranks at once; the checkpoint goes on from there.
+    """Stops before the next batch, on all ranks together; the checkpoint resumes from there.
 
     The first Ctrl-C lets the batch finish, the second ends the process. After SIGUSR1, which SLURM sends
-    before the time is up (`sbatch --signal=USR1@300`), `herl fit` also puts the job back into its queue.
+    before the time limit (`sbatch --signal=USR1@300`), `herl fit` also puts the job back in the queue.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class StopOnSignal(HerlCallback):
 
     def on_start(self, trainer: L.Trainer, module: HerlModule) -> None:
         if threading.current_thread() is threading.main_thread():
-            self._before = {one: signal.signal(one, self._receive) for one in SIGNALS}
+            self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self._received is not None:
@@ -40,9 +40,9 @@ class StopOnSignal(HerlCallback):
             raise KeyboardInterrupt
         self._received = signal.Signals(number)
         if rank() == 0:  # logging and print are not safe in a handler
-            again = "; again: at once" if number == signal.SIGINT else ""
-            said = f"\nherl: {self._received.name}: the run stops before the next batch{again}\n"
-            os.write(2, said.encode())
+            hint = " (press again to stop at once)" if number == signal.SIGINT else ""
+            message = f"\nherl: {self._received.name}: the run stops before the next batch{hint}\n"
+            os.write(2, message.encode())
 
     def on_batch_start(self, trainer: L.Trainer, module: HerlModule) -> None:
         received = next(filter(None, gather(self._received)), None)
@@ -62,7 +62,7 @@ class StopOnSignal(HerlCallback):
 
 
 def requeue(stop: RunStopped) -> None:
-    """Puts a SLURM job that was warned of its end back into the queue, once its checkpoint is written."""
+    """Puts a SLURM job back in the queue after SLURM's warning, once its checkpoint is written."""
     job = os.environ.get("SLURM_JOB_ID")
     if stop.signal == signal.SIGUSR1 and job is not None:
         subprocess.run(["scontrol", "requeue", job], check=False)

@@ -1,1 +1,1 @@
-"""The `herl` command: `main.py` reads the command line, `commands.py` has one function per verb."""
+"""The `herl` command: `main.py` parses the command line, `commands.py` has one function per verb."""

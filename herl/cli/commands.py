@@ -1,4 +1,4 @@
-"""What the verbs do: build from the configuration, run, and return a result.
+"""One function per verb, which builds from the configuration, runs, and returns a result.
 
 fit              held-out reward -> training -> held-out reward -> summary.json
 validate, test   held-out answers -> numbers with intervals -> summary.json, answers.jsonl
@@ -40,7 +40,7 @@ from herl.rollout.render import render
 
 
 def fit(config: DictConfig) -> dict[str, Any]:
-    """Trains, and returns the summary that it also writes to summary.json in the run's folder."""
+    """Trains, writes summary.json in the run's folder, and returns the summary."""
     if config.dry_run:
         return dry_run(config)
     started = time.perf_counter()
@@ -59,7 +59,7 @@ def fit(config: DictConfig) -> dict[str, Any]:
         except (JudgeStop, RunStopped) as stop:
             results |= {"stopped": str(stop)} | _best(run)
             summary = finish(config, run, started, results | _counts(run))
-            if isinstance(stop, BudgetSpent):  # as asked for
+            if isinstance(stop, BudgetSpent):  # requested by the user
                 return summary
             if isinstance(stop, RunStopped) and run.trainer.is_global_zero:
                 requeue(stop)
@@ -72,7 +72,7 @@ def fit(config: DictConfig) -> dict[str, Any]:
 
 
 def validate(config: DictConfig) -> dict[str, Any]:
-    """Measures a model or a checkpoint on held-out prompts, and returns the summary that it also writes."""
+    """Evaluates a model or checkpoint on held-out prompts, writes the summary and returns it."""
     started = time.perf_counter()
     run, rows = _evaluated(config)
     if run.trainer.is_global_zero:
@@ -81,14 +81,14 @@ def validate(config: DictConfig) -> dict[str, Any]:
 
 
 test = validate
-"""The same, on a benchmark."""
+"""Like `validate`, on a benchmark."""
 
 
 def improve(config: DictConfig) -> dict[str, Any]:
-    """Lets a model revise its own answers, and returns the summary that it also writes."""
+    """Lets a model revise its own answers, writes the summary and returns it."""
     started = time.perf_counter()
     config = deepcopy(config)
-    config.module.validation_revisions = config.rounds  # a run may have had other ideas for its validations
+    config.module.validation_revisions = config.rounds  # overrides the run's setting
     data = None
     if config.prompt is not None:
         text = sys.stdin.read() if config.prompt == "-" else str(config.prompt)
@@ -107,7 +107,7 @@ def improve(config: DictConfig) -> dict[str, Any]:
 
 
 def _evaluated(config: DictConfig, data: Any = None) -> tuple[Run, list[Row]]:
-    """Answers the held-out prompts and writes the answers."""
+    """Answers the held-out prompts, evaluates the answers and writes them."""
     checkpoint = _checkpoint(config)
     config, data = _benchmarked(config, data)
     run = build(config, data)
@@ -128,7 +128,7 @@ def _evaluated(config: DictConfig, data: Any = None) -> tuple[Run, list[Row]]:
 
 
 def _benchmarked(config: DictConfig, data: Any) -> tuple[DictConfig, Any]:
-    """Puts a benchmark's own prompts, judges and way of answering in place of the configuration's."""
+    """Replaces the configuration's prompts, judges and answering settings with the benchmark's."""
     benchmark = OmegaConf.select(config, "benchmark")
     if data is not None or benchmark is None or benchmark.data is None:
         return config, data
@@ -152,15 +152,16 @@ def _results(run: Run, rows: list[Row]) -> dict[str, Any]:
         "heldout_reward": _reward(run),
         "heldout_answers": len(answers),
         "heldout_tokens": sum(len(judged.rollout.token_ids) for judged in answers),
-        **dropped,  # prompts that were too long: the numbers are without them
+        **dropped,  # prompts that were too long, which the results exclude
         "results": [asdict(row) for row in rows],
     }
 
 
 def _heldout(run: Run, checkpoint: str | None = None) -> tuple[float | None, tuple[str, str] | None]:
-    """Held-out reward of the policy as it is, and the first request with its answer; None without prompts."""
-    found = run.validate(checkpoint)
-    example = (found[0].task.request, found[0].answers[0].rollout.text) if found else None
+    """Held-out reward of the current policy, and the first request with its answer; None without prompts."""
+    trajectories = run.validate(checkpoint)
+    first = trajectories[0] if trajectories else None
+    example = (first.task.request, first.answers[0].rollout.text) if first else None
     return _reward(run), example
 
 
@@ -176,14 +177,14 @@ def _counts(run: Run) -> dict[str, int]:
 
 
 def _keep_if_best(run: Run, reward: float | None) -> None:
-    """The last validation is one after training: the end of a run may be its best."""
+    """Considers the validation after training too, since a run may be best at its end."""
     for callback in run.trainer.checkpoint_callbacks:
         if isinstance(callback, BestCheckpoint) and reward is not None:
             callback.keep_if_best(run.trainer, reward)
 
 
 def _best(run: Run) -> dict[str, Any]:
-    """The best checkpoint, where there is one."""
+    """The best checkpoint, if there is one."""
     for callback in run.trainer.checkpoint_callbacks:
         if isinstance(callback, BestCheckpoint) and callback.best_model_score is not None:
             return {
@@ -194,18 +195,20 @@ def _best(run: Run) -> dict[str, Any]:
 
 
 def _checkpoint(config: DictConfig) -> str | None:
-    """The checkpoint that a verb is to start from: the one given, or the best of the run given."""
+    """The checkpoint that a verb starts from: the one given, or the best of the given run."""
     if config.checkpoint is not None or config.run is None:
         return None if config.checkpoint is None else str(config.checkpoint)
     places = [Path(config.run) / "checkpoints" / name for name in ("best.ckpt", "last.ckpt")]
     for place in places:
         if place.exists():
             return str(place)
-    raise ConfigError(f"run: expected a run's folder with {places[0]} or {places[1].name}, got neither")
+    raise ConfigError(
+        f"run: expected a run's folder with {places[0]} or {places[1].name}, but it has neither"
+    )
 
 
 def export(config: DictConfig) -> Path:
-    """Writes a checkpoint as a Hugging Face folder, and returns the folder."""
+    """Writes a checkpoint as a Hugging Face folder and returns the folder."""
     check(config)
     quiet()
     checkpoint = _checkpoint(config)
@@ -222,15 +225,15 @@ def export(config: DictConfig) -> Path:
 
 
 def lint(config: DictConfig) -> list[Finding]:
-    """Looks at prompts and rubrics, and returns what it found and also writes to lint.json.
+    """Checks prompts and rubrics, writes the findings to lint.json and returns them.
 
     Raises:
-        DataError: there are errors among it.
+        DataError: the findings include errors.
     """
     check(config)
     quiet()
     if OmegaConf.select(config, "data.train.on_bad_row") is not None:
-        config.data.train.on_bad_row = "skip"  # all of them are to be listed
+        config.data.train.on_bad_row = "skip"  # so that all bad rows are listed
     data: Any = make(config.data)
     model = make(config.model)
     tokenizer = model.tokenizer()
@@ -252,7 +255,7 @@ def lint(config: DictConfig) -> list[Finding]:
 
 
 def _show_findings(found: list[Finding], prompts: int, path: Path) -> None:
-    """Prints how often each kind was found, with an example."""
+    """Prints how often each kind of finding occurred, with an example."""
     table = Table("level", "kind", "times", "for example", title=f"herl lint: {prompts} prompts")
     kinds = Counter((finding.level, finding.kind) for finding in found)
     for (level, kind), times in sorted(kinds.items()):
@@ -260,5 +263,5 @@ def _show_findings(found: list[Finding], prompts: int, path: Path) -> None:
         shown = Text(f"{example.where}: {example.detail}"[:200])
         table.add_row(Text(level, style="red" if level == "error" else "yellow"), kind, str(times), shown)
     console = Console()
-    console.print(table if found else f"herl lint: {prompts} prompts, nothing found")
-    console.print(f"All of it: {path}")
+    console.print(table if found else f"herl lint: {prompts} prompts, no findings")
+    console.print(f"All findings: {path}")

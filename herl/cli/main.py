@@ -1,6 +1,7 @@
 """The command line: a verb selects a primary configuration and the command that runs it.
 
-The only file that knows hydra.main. Heavy imports wait until a command runs: `herl --help` is instant.
+The only file that uses hydra.main. Heavy imports are deferred until a command runs, so `herl --help` is
+instant.
 """
 
 from __future__ import annotations
@@ -29,16 +30,16 @@ VERBS = {
     "improve": "let a model revise its own answers, without training",
     "export": "write a checkpoint as a Hugging Face folder",
     "inspect": "browse the answers that a run recorded",
-    "lint": "look for what is wrong or doubtful in prompts and rubrics",
+    "lint": "look for errors and oddities in prompts and rubrics",
 }
 NOT_OF_A_RUN = ("hydra.", "resume=", "dry_run=", "cost.", "run=", "json=")
-"""How overrides begin that say how a run was started, not what it is."""
+"""Prefixes of overrides that describe how a run was started, not what it computes."""
 CONFIG_DIR = {"-cd", "--config-dir"}
 VALUED = CONFIG_DIR | {"-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name"}
-"""Hydra's options that take a value."""
+"""Hydra options with a value."""
 INFO = {"-i", "--info"}
-"""Hydra's option that may take one."""
-BENCHMARK_OWN = {
+"""Hydra options with an optional value."""
+BENCHMARK_KEYS = {
     "aggregation": "benchmark.judge",
     "data": "benchmark.data",
     "judge": "benchmark.judge",
@@ -46,9 +47,9 @@ BENCHMARK_OWN = {
     "rollout.heldout": "benchmark.heldout",
     "module.validation_attempts": "benchmark.attempts",
 }
-"""Keys in whose place a benchmark puts its own, and where those are."""
+"""Keys that a benchmark overrides, and the keys it takes its values from."""
 LIGHT = {"inspect": "herl.records.inspect"}
-"""Verbs that need no model: where they are, instead of `herl.cli.commands`, which takes seconds to import."""
+"""Modules of verbs that need no model and skip `herl.cli.commands`, which takes seconds to import."""
 
 HELP = """herl: reinforcement learning of language models from rubric rewards and hindsight experience
 
@@ -73,9 +74,9 @@ def main() -> None:
     """Entry point of the `herl` command."""
     spin_briefly()
     verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
-    verb = verb.removeprefix("--config-name=")  # a process that Lightning started from our own sys.argv
+    verb = verb.removeprefix("--config-name=")  # in processes that Lightning starts from our sys.argv
     if verb in ("-h", "--help"):
-        listed = "\n".join(f"  {name:<10} {what}" for name, what in VERBS.items())
+        listed = "\n".join(f"  {name:<10} {help_text}" for name, help_text in VERBS.items())
         print(HELP.format(verbs=listed))
     elif verb in ("-V", "--version"):
         print(f"herl {version('herl')}")
@@ -87,28 +88,28 @@ def main() -> None:
             if verb != "inspect":
                 options = [*_options_of_run(options, overrides), *options]
                 overrides = [*_overrides_of_run(overrides), *overrides]
-            sys.argv[2:] = [*options, *overrides]  # Hydra wants all overrides in one go
+            sys.argv[2:] = [*options, *overrides]  # Hydra wants the overrides to be contiguous
         _run_hydra(verb)
     else:
         _fail(f"unknown verb '{verb}'; expected one of {', '.join(VERBS)}." + did_you_mean(verb, VERBS))
 
 
 def _split(verb: str, arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Options with their values, and overrides, into which `herl inspect RUN --json` is turned."""
+    """Splits arguments into options, with their values, and overrides; adapts `herl inspect RUN --json`."""
     options: list[str] = []
     overrides: list[str] = []
-    for one in arguments:
+    for word in arguments:
         before = options[-1] if options else ""
-        if before in VALUED or (before in INFO and "=" not in one):
-            options.append(one)
-        elif one == "--json" and verb == "inspect":
+        if before in VALUED or (before in INFO and "=" not in word):
+            options.append(word)
+        elif word == "--json" and verb == "inspect":
             overrides.append("json=true")
-        elif one.startswith("-"):
-            options.append(one)
+        elif word.startswith("-"):
+            options.append(word)
         else:
-            overrides.append(f"run='{one}'" if verb == "inspect" and "=" not in one else one)
+            overrides.append(f"run='{word}'" if verb == "inspect" and "=" not in word else word)
     if options and options[-1] in INFO:
-        options[-1] = "--info=all"  # or it would take the first override
+        options[-1] = "--info=all"  # otherwise it would consume the first override
     return options, overrides
 
 
@@ -117,19 +118,19 @@ def _key(override: str) -> str:
 
 
 def _check_benchmark(overrides: list[str]) -> None:
-    """Refuses what would have no effect beside benchmark=."""
+    """Rejects overrides that would have no effect with benchmark=."""
     given = {_key(one): one.partition("=")[2].strip("'\"") for one in overrides}
     chosen = given.get("benchmark", "")
     if chosen in ("", "none", "null") or "," in chosen or "prompt" in given:
         return
-    for one in overrides:
-        for own, instead in BENCHMARK_OWN.items():
-            if re.match(rf"{re.escape(own)}($|[./@])", _key(one)):
-                _fail(f"{one}: no effect with benchmark={chosen}, which brings its own: set {instead}")
+    for override in overrides:
+        for key, instead in BENCHMARK_KEYS.items():
+            if re.match(rf"{re.escape(key)}($|[./@])", _key(override)):
+                _fail(f"{override}: no effect with benchmark={chosen}, which brings its own: set {instead}")
 
 
 def _hydra_of_run(overrides: list[str]) -> str | None:
-    """Where Hydra kept how a run was started, for the verbs that go on from it (run=FOLDER)."""
+    """Hydra's folder of the run that a verb continues from (run=FOLDER)."""
     folders = [one.removeprefix("run=").strip("'\"") for one in overrides if one.startswith("run=")]
     if not folders:
         return None
@@ -141,7 +142,7 @@ def _hydra_of_run(overrides: list[str]) -> str | None:
 
 
 def _overrides_of_run(overrides: list[str]) -> list[str]:
-    """What a run was started with, less what was chosen anew."""
+    """The run's overrides, minus the groups this command line sets itself."""
     if not (kept := _hydra_of_run(overrides)):
         return []
     from omegaconf import OmegaConf
@@ -150,7 +151,9 @@ def _overrides_of_run(overrides: list[str]) -> list[str]:
     from herl.config.renamed import renamed
 
     keys = {_key(one) for one in overrides}
-    chosen = {key for key in keys if (conf_dir() / key).is_dir()}  # the settings of another choice do not fit
+    chosen = {
+        key for key in keys if (conf_dir() / key).is_dir()
+    }  # settings of the old choice do not fit the new one
     past = [renamed(str(one)) for one in OmegaConf.load(os.path.join(kept, "overrides.yaml"))]
     return [
         override
@@ -161,7 +164,7 @@ def _overrides_of_run(overrides: list[str]) -> list[str]:
 
 
 def _options_of_run(options: list[str], overrides: list[str]) -> list[str]:
-    """The --config-dir of its plug-ins that a run was started with, unless one is given."""
+    """The --config-dir that a run was started with for its plug-ins, unless one is given."""
     if {one.partition("=")[0] for one in options} & CONFIG_DIR or not (kept := _hydra_of_run(overrides)):
         return []
     from omegaconf import OmegaConf
@@ -170,7 +173,7 @@ def _options_of_run(options: list[str], overrides: list[str]) -> list[str]:
     folders = [source.path for source in sources if source.provider == "command-line"]
     for folder in folders:
         if not os.path.isdir(folder):
-            _fail(f"run: expected {folder}, its --config-dir, got none there: give --config-dir again")
+            _fail(f"run: its --config-dir {folder} does not exist: give --config-dir again")
     return [f"--config-dir={folder}" for folder in folders]
 
 
@@ -179,9 +182,9 @@ def _run_hydra(verb: str) -> None:
 
     from herl.config.check import conf_dir
 
-    # Lightning starts further processes from sys.argv: the verb must survive there as Hydra's own option.
+    # Lightning starts more processes from sys.argv, so the verb must survive there as a Hydra option.
     sys.argv[1:] = [f"--config-name={verb}", *sys.argv[2:]]
-    sys.path.insert(0, "")  # a console script does not see the current folder, where plug-ins live
+    sys.path.insert(0, "")  # console scripts lack the current folder, where plug-ins live
     started = False
 
     def command(config: DictConfig) -> None:
@@ -208,9 +211,9 @@ def _run_hydra(verb: str) -> None:
 
 @contextmanager
 def _run_folder() -> Iterator[None]:
-    """Keeps the other ranks of torchrun and SLURM from making run folders by their own clocks.
+    """Keeps the other ranks of torchrun and SLURM from creating run folders named by their own clocks.
 
-    What a run writes, rank 0 writes, or says where to.
+    Rank 0 writes the run's files, or tells the other ranks where to write.
     """
     rank = int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
     if rank == 0 or any(argument.startswith("hydra.run.dir=") for argument in sys.argv):
@@ -222,7 +225,7 @@ def _run_folder() -> Iterator[None]:
 
 
 def _suggest(verb: str) -> None:
-    """After Hydra refused the configuration: says which key or group was probably meant."""
+    """Suggests the key or group that was probably meant, after Hydra rejected the configuration."""
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
 
@@ -240,7 +243,7 @@ def _suggest(verb: str) -> None:
     known = list(groups)
     with (
         initialize_config_dir(str(conf_dir()), version_base="1.3"),
-        suppress(HydraException),  # the choices alone do not fit each other: Hydra has said so
+        suppress(HydraException),  # the choices conflict: Hydra has reported it
     ):
         known += known_keys(compose(verb, chosen, return_hydra_config=False))
     for override in overrides:

@@ -1,4 +1,4 @@
-"""What a run says at its end: summary.json, its configuration, hyperparameters, tables on the screen."""
+"""Output at the end of a run: summary.json, its configuration, hyperparameters, tables on the screen."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from herl.evaluation.intervals import OVERALL, Row, find_row
 from herl.judge import JudgeRunner
 
 PACKAGES = ("herl", "torch", "lightning", "transformers", "hydra-core")
-MOST_ROWS = 20
-"""Criteria on the screen; all are in summary.json."""
+MAX_ROWS = 20
+"""Maximum number of criteria on the screen; all are in summary.json."""
 
 
 def finish(config: DictConfig, run: Run, started: float, results: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes what there is to say of a run, shows it, and returns the summary."""
+    """Writes the configuration and summary of a run, prints the summary, and returns it."""
     summary = _summary(config, run, started, results)
     if not run.trainer.is_global_zero:
         return summary
@@ -60,7 +60,7 @@ def _summary(config: DictConfig, run: Run, started: float, results: Mapping[str,
 
 @contextmanager
 def environment_unread() -> Iterator[None]:
-    """Lets ${oc.env:NAME} stand for itself: what it reads may be a secret."""
+    """Keeps ${oc.env:NAME} unresolved, since its value may be a secret."""
 
     def as_written(name: str, *default: str) -> str:
         return "${oc.env:" + ",".join([name, *default]) + "}"
@@ -73,7 +73,7 @@ def environment_unread() -> Iterator[None]:
 
 
 def _judge_summary(runner: JudgeRunner) -> dict[str, Any]:
-    """What judging cost, where it cost something, and how many verdicts abstained, by cause."""
+    """The nonzero costs of judging, and the number of abstained verdicts by cause."""
     usage = runner.totals()
     counted = ("calls", "tokens", "cost", "cache_hits", "missing")
     cost = {name: round(usage[name], 6) for name in counted if usage.get(name)}
@@ -82,7 +82,7 @@ def _judge_summary(runner: JudgeRunner) -> dict[str, Any]:
 
 
 def log_hyperparameters(config: DictConfig, run: Run, metrics: Mapping[str, Any]) -> None:
-    """Gives the loggers what was chosen for the run, and how it ended: TensorBoard compares sweeps by it."""
+    """Logs the run's settings and final metrics, by which TensorBoard compares sweeps."""
     if not run.trainer.is_global_zero:
         return
     with environment_unread():
@@ -138,7 +138,7 @@ def _show(summary: Mapping[str, Any], folder: Path) -> None:
     if (folder / "records").is_dir() or (folder / "answers.jsonl").is_file():
         console.print(f"Answers: herl inspect {folder}", soft_wrap=True)
     if (folder / "checkpoints").is_dir():
-        console.print(f"Use it: herl export run={folder} out=my_model", soft_wrap=True)
+        console.print(f"Export: herl export run={folder} out=my_model", soft_wrap=True)
 
 
 def _listed(values: Mapping[str, Any]) -> str:
@@ -151,13 +151,13 @@ def _from_here(path: Path) -> Path:
 
 
 def show_rows(rows: Sequence[Row]) -> None:
-    """Prints an evaluation: one column for each judge and number of revisions."""
+    """Prints an evaluation, with one column for each judge and number of revisions."""
     if not rows:
-        Console().print("No held-out answer: there is nothing to report.")
+        Console().print("There are no held-out answers to report.")
         return
     columns = sorted({(row.judge, row.revisions) for row in rows})
     heads = [_head(judge, revisions) for judge, revisions in columns]
-    table = Table(title="held out: mean and 95 % interval, by bootstrap over prompts")
+    table = Table(title="held-out: mean and 95 % interval, by bootstrap over prompts")
     table.add_column("", overflow="fold")
     for head in (*heads, "n"):
         table.add_column(head, no_wrap=True)
@@ -169,7 +169,7 @@ def show_rows(rows: Sequence[Row]) -> None:
     groups = [
         [name for name in OVERALL if name in names],
         [name for name in names if name not in OVERALL and name not in criteria],
-        criteria[:MOST_ROWS],
+        criteria[:MAX_ROWS],
     ]
     for group in filter(None, groups):
         for name in group:
@@ -178,8 +178,8 @@ def show_rows(rows: Sequence[Row]) -> None:
         table.add_section()
     console = Console()
     console.print(table)
-    if len(criteria) > MOST_ROWS:
-        console.print(f"The worst {MOST_ROWS} of {len(criteria)} criteria; all are in summary.json.")
+    if len(criteria) > MAX_ROWS:
+        console.print(f"The worst {MAX_ROWS} of {len(criteria)} criteria; all are in summary.json.")
 
 
 def _head(judge: str, revisions: int) -> str:

@@ -1,4 +1,4 @@
-"""From a composed configuration to the objects of a run."""
+"""Builds the objects of a run from a composed configuration."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ class Run:
     heldout: KeepHeldout
 
     def validate(self, checkpoint: str | None = None) -> tuple[Trajectory, ...]:
-        """Answers the held-out prompts; returns attempts with their revisions, none without prompts.
+        """Answers the held-out prompts; returns attempts with their revisions, empty without prompts.
 
         Args:
-            checkpoint: Whose weights are taken; None for the policy as it is.
+            checkpoint: Checkpoint whose weights to load; None for the current policy.
         """
         self.trainer.validate(self.module, self.data, ckpt_path=checkpoint, weights_only=True, verbose=False)
         return self.heldout.trajectories
 
     def closing(self) -> ExitStack:
-        """Ends sampler and judge with the block, also after an error, where Lightning tears nothing down."""
+        """Closes sampler and judge when the block ends, even after an error, where Lightning does not."""
         stack = ExitStack()
         for part in (
             self.module.stages.sampler,
@@ -67,14 +67,14 @@ def build(
     """Checks the configuration, then builds its objects.
 
     Args:
-        config: Of a verb that runs a model.
-        data: Takes the place of the configuration's own.
+        config: Configuration of a verb that runs a model.
+        data: Replaces the configuration's data.
         callbacks: Called before those of the configuration.
 
     Raises:
-        ConfigError: before any model is loaded.
+        ConfigError: the configuration is invalid; raised before any model is loaded.
     """
-    config = deepcopy(config)  # Hydra resolves nodes in place: the caller's may name secrets
+    config = deepcopy(config)  # Hydra resolves nodes in place, and the caller's may name secrets
     check(config)
     quiet()
     L.seed_everything(config.seed, verbose=False)
@@ -82,7 +82,7 @@ def build(
     module: HerlModule = make(config.module)
     heldout = KeepHeldout()
     accelerator = config.trainer.accelerator
-    if accelerator == "auto":  # Lightning's own may be one that herl was never run on
+    if accelerator == "auto":  # Lightning might pick one that herl was never run on
         accelerator = "cuda" if CUDAAccelerator.is_available() else "cpu"
     trainer: L.Trainer = make(
         config.trainer,
@@ -99,7 +99,7 @@ def build(
 
 
 def make(node: DictConfig, **arguments: Any) -> Any:
-    """Builds the object of a node. What herl's own components complain about comes out as it is."""
+    """Builds the object of a node. Errors raised by herl's components are passed on unchanged."""
     try:
         return instantiate(node, **arguments, _convert_="all")
     except InstantiationException as error:
@@ -112,7 +112,7 @@ def make(node: DictConfig, **arguments: Any) -> Any:
 
 
 def quiet() -> None:
-    """Keeps notices of other libraries that a user can do nothing about off the screen."""
+    """Silences notices of other libraries that a user can do nothing about."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     transformers_logging.disable_progress_bar()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -122,10 +122,10 @@ def quiet() -> None:
 
 
 def resumed_from(config: DictConfig) -> str | None:
-    """Returns the checkpoint that `resume` means: a checkpoint, the newest of a run's folder, or of this run.
+    """Returns the checkpoint that `resume` names directly, or the newest of the run's folder or of this run.
 
     Raises:
-        ConfigError: resume=auto in a folder that is another at every start.
+        ConfigError: resume=auto in a folder that changes at every start, or the checkpoint is gone.
     """
     if config.resume is None:
         return None
@@ -134,20 +134,20 @@ def resumed_from(config: DictConfig) -> str | None:
         from hydra.core.hydra_config import HydraConfig
 
         if not any(one.startswith("hydra.run.dir=") for one in HydraConfig.get().overrides.hydra):
-            raise ConfigError("resume=auto: expected hydra.run.dir=FOLDER, the same at every start, got none")
+            raise ConfigError("resume=auto needs hydra.run.dir=FOLDER, the same at every start")
         folder = Path(config.output_dir)
         if not (folder / "checkpoints" / "last.ckpt").is_symlink():
             return None
     newest = folder / "checkpoints" / "last.ckpt"
     if newest.is_symlink() and not newest.exists():
         raise ConfigError(
-            f"resume: {newest} points to a checkpoint that is gone: name another one in its folder"
+            f"resume: {newest} points to a checkpoint that is gone; name another one in its folder"
         )
     return str(newest.resolve() if newest.exists() else folder)
 
 
 def check_checkpoint(key: str, path: str | None, run: Run) -> None:
-    """Raises a ConfigError if a run cannot start from this checkpoint."""
+    """Raises a ConfigError if the run cannot start from this checkpoint."""
     if path is None:
         return
     check_checkpoint_file(key, Path(path))
@@ -155,18 +155,18 @@ def check_checkpoint(key: str, path: str | None, run: Run) -> None:
         raise ConfigError(f"{key}: expected a file, got the sharded checkpoint '{path}': add strategy=fsdp")
     if Path(path).is_file() and isinstance(run.trainer.strategy, FSDPStrategy) and run.module.model.lora:
         raise ConfigError(
-            f"{key}: expected a sharded checkpoint, got the file '{path}': Lightning cannot give the moments "
-            "of adapters from one file to FSDP; resume without strategy=fsdp"
+            f"{key}: expected a sharded checkpoint, got the file '{path}': Lightning cannot load the "
+            "optimizer moments of adapters from one file into FSDP; resume without strategy=fsdp"
         )
 
 
 def _check_sweep(trainer: L.Trainer) -> None:
-    """Every rank would run the whole sweep, in folders by its own clock."""
+    """Rejects sweeps on several ranks: each would run the whole sweep, in folders named by its own clock."""
     from hydra.core.hydra_config import HydraConfig
 
     sweeping = HydraConfig.get().mode is RunMode.MULTIRUN
     if sweeping and trainer.world_size > 1:
         raise ConfigError(
-            f"trainer.devices: expected 1 in a sweep (-m), got {trainer.world_size} processes a run; "
+            f"trainer.devices: expected 1 in a sweep (-m), got {trainer.world_size} processes per run; "
             "start the runs one by one"
         )

@@ -1,8 +1,8 @@
-"""What a trial of a few batches says of the whole run: time, memory, cost, and what binds.
+"""Extrapolates from a trial of a few batches to the whole run: time, memory, cost, and the bottleneck.
 
-The median batch, the first one left out, times the number of batches, and the mean validation batch times the
-number of those. Answers change their length while a policy learns, and revisions their number: it is no
-promise. For GPUs that are not here, see `herl.update.gpu_cost`.
+The estimate is the median batch, leaving out the first, times the number of batches, plus the mean validation
+batch times the number of those. It is no promise: while a policy learns, the length of answers and the number
+of revisions change. For other GPUs, see `herl.update.gpu_cost`.
 """
 
 from __future__ import annotations
@@ -28,49 +28,49 @@ from herl.update.card_needs import longest_micro_batch
 from herl.update.gpu_cost import GPU, Engine, ModelSize, Settings, Work, estimate
 
 BATCHES = 4
-"""Batches that are tried; the first warms up."""
+"""Batches in the trial; the first is a warm-up."""
 HELDOUT_BATCHES = 2
 ENGINES: dict[str, Engine] = {
     "herl.sampler.vllm.VLLMSampler": "vllm",
     "herl.sampler.vllm_server.VLLMServerSampler": "elsewhere",
 }
-"""Samplers by their targets; another is taken to sample from the policy itself."""
+"""Engines by sampler target. Any other sampler is assumed to sample from the policy itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """What one batch took."""
+    """Time, tokens and judge usage of one batch."""
 
     seconds: dict[str, float]
-    """By phase."""
+    """Wall time by phase."""
     answers: int
     answer_tokens: int
     prompt_tokens: int
-    """That the sampler read: a prompt once for its attempts."""
+    """Tokens the sampler read, with each prompt counted once for all its attempts."""
     trained_tokens: int
-    """Of the update's rows, with their contexts."""
+    """Tokens in the update's rows, including contexts."""
     usage: dict[str, float]
-    """Of judging: calls, tokens, cost."""
+    """Judge usage: calls, tokens, cost."""
 
 
 @dataclass(slots=True)
 class Tried:
-    """What the trial found."""
+    """Results of the trial."""
 
     batches: list[Batch] = field(default_factory=list)
     prompt: str = ""
-    """A prompt as the model sees it."""
+    """A sample prompt as the model sees it."""
     revision_prompt: str = ""
     heldout: list[Judged] = field(default_factory=list)
     heldout_seconds: float = 0.0
     longest_tokens: int = 0
-    """Of the longest micro-batch that may come."""
+    """Tokens in the longest possible micro-batch."""
     longest_seconds: float = 0.0
     memory: dict[str, float] = field(default_factory=dict)
-    """Peak, in GiB."""
+    """Peak memory, in GiB."""
 
     def typical(self) -> Batch:
-        """Returns medians over the batches but the first, which warms up."""
+        """Returns medians over all batches but the first, which is a warm-up."""
         warm = self.batches[1:] or self.batches
         phases = {name for batch in warm for name in batch.seconds}
         used = {name for batch in warm for name in batch.usage}
@@ -85,7 +85,7 @@ class Tried:
 
 
 def usage_of(answers: Sequence[Judged]) -> dict[str, float]:
-    """Returns what judging them took: calls, tokens, cost; what is zero is left out."""
+    """Returns the judge usage of these answers: calls, tokens, cost. Zeros are left out."""
     total: Counter[str] = Counter()
     for one in answers:
         total.update({name: one.judgement.usage.get(name, 0.0) for name in ("calls", "tokens", "cost")})
@@ -96,9 +96,9 @@ def run_estimate(config: DictConfig, run: Run, tried: Tried) -> dict[str, Any]:
     """Returns seconds by phase, memory and cost of the whole run on this machine.
 
     Args:
-        config: Of the whole run.
-        run: The trial of it.
-        tried: What the trial took.
+        config: Configuration of the whole run.
+        run: The trial run.
+        tried: Results of the trial.
     """
     data: Any = run.data
     batch = tried.typical()
@@ -106,7 +106,7 @@ def run_estimate(config: DictConfig, run: Run, tried: Tried) -> dict[str, Any]:
     batches = _batches(config, per_epoch, batch.answers)
     heldout = _part(config.trainer.limit_val_batches, math.ceil(len(data.heldout) / data.prompts_per_batch))
     validations = 2 + _validations(config, batches, per_epoch)  # before and after the run
-    heldout_share = validations * heldout / max(1, min(heldout, HELDOUT_BATCHES))  # of what was tried
+    heldout_share = validations * heldout / max(1, min(heldout, HELDOUT_BATCHES))  # whole run over trial
     seconds = {phase: spent * batches for phase, spent in batch.seconds.items()}
     seconds["validate"] = tried.heldout_seconds * heldout_share
     judged = Counter({name: value * batches for name, value in batch.usage.items()})
@@ -131,7 +131,7 @@ def run_estimate(config: DictConfig, run: Run, tried: Tried) -> dict[str, Any]:
 def gpu_estimate(
     config: DictConfig, run: Run, tried: Tried, report: Mapping[str, Any], gpu: GPU, size: ModelSize
 ) -> dict[str, Any]:
-    """Returns seconds, hours, price and GiB of the same batches on GPUs that are not here, by formulas."""
+    """Returns seconds, hours, price and GiB of the same batches on other GPUs, by formulas."""
     module, batch, devices = run.module, tried.typical(), config.cost.devices
     assert module.policy is not None
     parameters = [(p.numel(), p.requires_grad) for p in module.policy.parameters()]
@@ -153,29 +153,29 @@ def gpu_estimate(
         checkpointing=module.model.gradient_checkpointing,
         compiled=module.model.compile is not False,
         engine=ENGINES.get(config.sampler._target_, "transformers"),
-        sleep=config.sampler.get("sleep", False) is not False,  # null: where it shares the trainer's GPU
+        sleep=config.sampler.get("sleep", False) is not False,  # null: if it shares the trainer's GPU
         tensor_parallel=config.sampler.get("tensor_parallel_size", 1),
         max_at_once=config.sampler.get("max_num_seqs", 256),
     )
-    found = estimate(size, work, settings, gpu, devices)
-    total = sum(found["seconds"].values())
+    costs = estimate(size, work, settings, gpu, devices)
+    total = sum(costs["seconds"].values())
     hours = total * report["batches"] / 3600
     return {
         "gpu": config.cost.gpu,
         "devices": devices,
         "parameters": size.parameters,
-        "batch_seconds": {name: round(spent, 3) for name, spent in found["seconds"].items()},
+        "batch_seconds": {name: round(spent, 3) for name, spent in costs["seconds"].items()},
         "run_hours": round(hours, 3),
         "gpu_hours": round(hours * devices, 2),
         "price": None if config.cost.price is None else round(hours * devices * config.cost.price, 2),
-        "gib_of_one": {name: round(value, 2) for name, value in found["gib"].items()},
-        "fits": found["fits"],
-        "binds": max(found["seconds"], key=lambda name: found["seconds"][name]),
+        "gib_of_one": {name: round(value, 2) for name, value in costs["gib"].items()},
+        "fits": costs["fits"],
+        "binds": max(costs["seconds"], key=lambda name: costs["seconds"][name]),
     }
 
 
 def _part(limit: float | int | None, whole: int) -> int:
-    """Lightning's limits: a number of batches, or a share of them."""
+    """Applies one of Lightning's limits, which is a number of batches or a share of them."""
     if limit is None:
         return whole
     return min(whole, limit) if isinstance(limit, int) else int(whole * limit)
@@ -199,7 +199,7 @@ def _validations(config: DictConfig, batches: int, per_epoch: int) -> int:
 
 
 def show(report: Mapping[str, Any], path: Path) -> None:
-    """Prints a report, and where it was written."""
+    """Prints a report and its path."""
     console = Console()
     for name in ("prompt", "revision_prompt"):
         if report[name]:
@@ -218,12 +218,12 @@ def show(report: Mapping[str, Any], path: Path) -> None:
     console.print(table)
     lines = {
         "prompts": report["prompts"],
-        "found by lint": report["lint"] or "nothing",
-        "most of the time": report["binds"],
+        "lint findings": report["lint"] or "none",
+        "slowest phase": report["binds"],
         "longest update": report["longest_update"],
         "peak memory, GiB": report["memory_gib"],
         "judging the run": report["judge"] or "free",
-        "all of it": path,
+        "full report": path,
     }
     if "gpus" in report:
         _show_gpus(console, report["gpus"])
@@ -231,22 +231,20 @@ def show(report: Mapping[str, Any], path: Path) -> None:
         console.print(Text(f"{name}: {_words(value)}"), soft_wrap=True)
 
 
-def _show_gpus(console: Console, found: Mapping[str, Any]) -> None:
+def _show_gpus(console: Console, report: Mapping[str, Any]) -> None:
     table = Table(
         "phase", "one batch, s", "of one GPU", "GiB",
-        title=f"{found['parameters'] / 1e9:.2f} billion parameters on {found['devices']} x {found['gpu']}",
+        title=f"{report['parameters'] / 1e9:.2f} billion parameters on {report['devices']} x {report['gpu']}",
     )  # fmt: skip
-    left = [(name, f"{value:.3f}") for name, value in found["batch_seconds"].items()]
-    right = [(name.replace("_", " "), f"{value:.2f}") for name, value in found["gib_of_one"].items()]
+    left = [(name, f"{value:.3f}") for name, value in report["batch_seconds"].items()]
+    right = [(name.replace("_", " "), f"{value:.2f}") for name, value in report["gib_of_one"].items()]
     for time_row, memory_row in zip_longest(left, right, fillvalue=("", "")):
         table.add_row(*time_row, *memory_row)
     console.print(table)
-    price = "" if found["price"] is None else f", {found['price']:.2f} in money"
-    fits = "it fits" if found["fits"] else "IT DOES NOT FIT"
-    said = (
-        f"{found['run_hours']:.2f} h, {found['gpu_hours']:.1f} GPU hours{price}; {fits}; most of the time: "
-    )
-    console.print(Text(f"{said}{found['binds']} (by the formulas in herl/update/gpu_cost.py)"))
+    price = "" if report["price"] is None else f", price {report['price']:.2f}"
+    fits = "it fits" if report["fits"] else "IT DOES NOT FIT"
+    line = f"{report['run_hours']:.2f} h, {report['gpu_hours']:.1f} GPU hours{price}; {fits}; slowest phase: "
+    console.print(Text(f"{line}{report['binds']} (by the formulas in herl/update/gpu_cost.py)"))
 
 
 def _words(value: Any) -> str:

@@ -1,6 +1,6 @@
-"""Tries a run before it costs anything: what it would read, ask, take and cost.
+"""Tries out a run to estimate its time, memory and cost before they are spent.
 
-configuration -> data and its lint -> some batches, the longest update, some validation -> estimate.py
+configuration -> data and its lint -> a few batches, the longest update, some validation -> estimate.py
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from herl.types import Experience, Judgement, Rollout, SampleRequest, Sampling
 from herl.update.gpu_cost import gpu_named, model_size
 
 KEPT = ("refresh_sampler",)
-"""Callbacks of the run that take part."""
+"""Callbacks of the run that the trial keeps."""
 
 
 def dry_run(config: DictConfig) -> dict[str, Any]:
-    """Runs the trial, writes dry_run.json in the run's folder, shows it, and returns it."""
+    """Runs the trial, writes the report to dry_run.json in the run's folder, prints it, and returns it."""
     check(config)
     cost = gpu_named(config.cost.gpu) if config.cost.gpu is not None else None
     size = model_size(config.cost.model or config.model.path) if cost else None
@@ -66,7 +66,7 @@ def dry_run(config: DictConfig) -> dict[str, Any]:
 
 
 def _trial_of(config: DictConfig) -> DictConfig:
-    """The configuration with a few batches, and with nothing that writes."""
+    """Returns the configuration cut to a few batches, without components that write files."""
     trial = deepcopy(config)
     with open_dict(trial):
         trial.callbacks = {name: config.callbacks[name] for name in KEPT if name in config.callbacks}
@@ -95,7 +95,7 @@ def _lint(run: Run) -> dict[str, int]:
 
 
 class _Watch(HerlCallback):
-    """Takes the times of the batches, and tries the longest update after them."""
+    """Records the batches, then tries the longest update."""
 
     def __init__(self, tried: Tried) -> None:
         self.tried = tried
@@ -127,7 +127,7 @@ class _Watch(HerlCallback):
         self.tried.memory = memory()
 
     def _longest(self, module: HerlModule) -> None:
-        """Computes loss and gradient of a group as long as the configuration and the model allow."""
+        """Computes loss and gradient of the longest group that the configuration and the model allow."""
         plan = module.stages.plan
         context, answer = plan.max_prompt_tokens, plan.attempt.max_new_tokens
         scorer = module.scorer()
@@ -138,7 +138,7 @@ class _Watch(HerlCallback):
         with module.clock.time("longest"), module.trainer.precision_plugin.forward_context():
             loss, _ = scorer.compute_loss(batch)
             module.manual_backward(loss)
-            float(loss.detach())  # a GPU is done only then
+            float(loss.detach())  # waits for the GPU to finish
         self.tried.longest_seconds = module.clock.seconds["longest"] - before
         module.zero_grad()
 

@@ -1,1 +1,1 @@
-"""Held-out measurements: `evaluate.py` runs them, `intervals.py` turns rewards into means with intervals."""
+"""Held-out measurements: `evaluate.py` runs them, `intervals.py` adds confidence intervals."""

@@ -1,4 +1,4 @@
-"""Numbers of answers and their revisions, by one judge or by several."""
+"""Evaluates answers and their revisions, by one judge or several."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def evaluate(
     seed: int = 0,
     runner_of: Callable[[Judge], JudgeRunner] = JudgeRunner,
 ) -> list[Row]:
-    """Returns the numbers of the plain attempts and of the best answers after each revision.
+    """Returns the results of the plain attempts and of the best answers after each revision.
 
     Args:
         trajectories: Attempts with their revisions.
-        rounds: Revisions of each at most.
-        further_judges: By name: they judge the same answers, and nothing is revised or chosen by them.
-        seed: Of the confidence intervals.
+        rounds: Maximum number of revisions of each attempt.
+        further_judges: Judges by name that score the same answers. They do not guide or choose revisions.
+        seed: Seed of the confidence intervals.
         runner_of: Makes the runner of a further judge; `JudgeRunner.for_judge` shares the run's budget.
     """
     rows: list[Row] = []
@@ -51,22 +51,22 @@ def evaluate(
 
 
 def judge_again(runner: JudgeRunner, tasks: Sequence[Task], rollouts: Sequence[Rollout]) -> list[Judged]:
-    """Returns what another judge says of answers. Ranks share the work, and all get all of it."""
+    """Returns another judge's judgements of answers. Ranks share the work, and each gets all results."""
 
     def work() -> list[tuple[int, Judged]]:
         with runner:
-            own = range(rank(), len(rollouts), world_size())
-            futures = [(place, runner.submit(tasks[place], rollouts[place])) for place in own]
+            places = range(rank(), len(rollouts), world_size())
+            futures = [(place, runner.submit(tasks[place], rollouts[place])) for place in places]
             return [(place, future.result()) for place, future in futures]
 
-    found = dict(chain.from_iterable(gather_results(work)))
-    judged = [found[place] for place in range(len(rollouts))]
+    judged_at = dict(chain.from_iterable(gather_results(work)))
+    judged = [judged_at[place] for place in range(len(rollouts))]
     runner.watch(judged)
     return judged
 
 
 def trajectory_records(trajectories: Iterable[Trajectory]) -> Iterator[dict[str, Any]]:
-    """Yields one record for each answer: its round, from 0, and whether it is the best of its trajectory."""
+    """Yields one record per answer, with its round, from 0, and whether it is the best of its trajectory."""
     for number, trajectory in enumerate(trajectories):
         reward_of = {one.rollout.id: one.judgement.reward for one in trajectory.answers}
         best = trajectory.best()
@@ -80,10 +80,10 @@ def trajectory_records(trajectories: Iterable[Trajectory]) -> Iterator[dict[str,
 
 
 def rounds_table(trajectories: Sequence[Trajectory], rounds: int, rows: Sequence[Row]) -> Table:
-    """Returns what each round of revision brought, as a table for the screen."""
+    """Returns the results of each round of revision, as a table for the screen."""
     table = Table(
         "round", "reward (95 %)", "met", "perfect", "revised", "mended", "broken", "tokens",
-        title=f"{len(trajectories)} answers, the best one so far of each kept",
+        title=f"{len(trajectories)} answers, keeping the best so far of each",
     )  # fmt: skip
     for number in range(rounds + 1):
         row = find_row(rows, "reward", number)
@@ -102,7 +102,7 @@ def rounds_table(trajectories: Sequence[Trajectory], rounds: int, rows: Sequence
 
 
 def _changes(trajectory: Trajectory, number: int) -> list[tuple[bool, bool]]:
-    """(fulfilled by the draft, fulfilled by the revision) for each criterion."""
+    """Returns (fulfilled by the draft, fulfilled by the revision) for each criterion."""
     before = fulfilled(trajectory.task, trajectory.best(number - 1))
     after = fulfilled(trajectory.task, trajectory.answers[number])
     return [(before[key], after[key]) for key in before if key in after]
@@ -114,14 +114,14 @@ def _mean(rows: Sequence[Row], name: str, revisions: int) -> str:
 
 
 def rounds_picture(rows: Sequence[Row], path: Path) -> None:
-    """Draws reward and criteria met over rounds of revision, with their intervals."""
+    """Plots reward and criteria met over rounds of revision, with their intervals."""
     figure = Figure(figsize=(6, 3.6), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     for name, color in (("reward", "tab:blue"), ("criteria_met", "tab:orange")):
-        found = sorted((r for r in rows if r.name == name and not r.judge), key=lambda row: row.revisions)
-        x = [row.revisions for row in found]
-        axes.plot(x, [row.mean for row in found], marker="o", color=color, label=name.replace("_", " "))
-        axes.fill_between(x, [r.low for r in found], [r.high for r in found], color=color, alpha=0.15)
+        line = sorted((r for r in rows if r.name == name and not r.judge), key=lambda row: row.revisions)
+        x = [row.revisions for row in line]
+        axes.plot(x, [row.mean for row in line], marker="o", color=color, label=name.replace("_", " "))
+        axes.fill_between(x, [r.low for r in line], [r.high for r in line], color=color, alpha=0.15)
     axes.set_xticks(sorted({row.revisions for row in rows}))
     axes.set_xlabel("rounds of revision")
     axes.set_ylabel("mean, 95 % interval")

@@ -1,4 +1,4 @@
-"""What an evaluation says: means with confidence intervals, over all, by criterion and by category."""
+"""The results of an evaluation: means with confidence intervals, overall, by criterion and by category."""
 
 from __future__ import annotations
 
@@ -12,37 +12,38 @@ from herl.metrics.rubric import Pair, fulfilled, is_perfect
 
 RESAMPLES = 2000
 OVERALL = ("reward", "perfect", "criteria_met", "abstained")
-"""Rows over all criteria. `perfect` is a benchmark's accuracy by prompt, `criteria_met` by instruction."""
+"""Rows over all criteria. `perfect` is a benchmark's prompt-level accuracy, `criteria_met` is the
+instruction-level one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One number of an evaluation."""
+    """One result of an evaluation."""
 
     name: str
     """One of `OVERALL`, "criterion/<id>", "category/<name>" or "source/<name>" (its mean reward)."""
     mean: float
     low: float
-    """Ends of the 95 % confidence interval, by bootstrap over prompts."""
+    """Lower end of the 95 % confidence interval, by bootstrap over prompts; `high` is the upper end."""
     high: float
     count: int
-    """Answers or verdicts that the mean is over."""
+    """Number of answers or verdicts averaged."""
     revisions: int = 0
-    """Of each answer at most."""
+    """Maximum number of revisions of each answer."""
     judge: str = ""
-    """Name of a further judge; "" for the one that revisions were made for."""
+    """Name of a further judge; "" for the judge that guided the revisions."""
 
 
 def evaluation_rows(
     pairs: Iterable[Pair], *, revisions: int = 0, judge: str = "", seed: int = 0
 ) -> list[Row]:
-    """Returns the numbers of these answers. A mean over nothing is left out.
+    """Returns the results for these answers. A mean over nothing is left out.
 
     Args:
         pairs: Each answer with its task. Answers to one prompt are resampled together.
-        revisions: What the rows say of themselves.
-        judge: What the rows say of themselves.
-        seed: Of the resampling.
+        revisions: `Row.revisions` of the rows.
+        judge: `Row.judge` of the rows.
+        seed: Seed of the resampling.
     """
     # name -> prompt -> (sum, count)
     table: defaultdict[str, defaultdict[str, list[float]]] = defaultdict(
@@ -98,7 +99,7 @@ def _values(pair: Pair) -> Iterator[tuple[str, float]]:
 
 
 def _intervals(sums: np.ndarray, counts: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """95 % percentile intervals of sum / count over resampled prompts, [names] each."""
+    """Returns 95 % percentile intervals of sum / count over resampled prompts, [names] each."""
     rng = np.random.default_rng(seed)
     prompts = len(sums)
     means = np.empty((RESAMPLES, sums.shape[1]))
@@ -113,7 +114,7 @@ def _intervals(sums: np.ndarray, counts: np.ndarray, seed: int) -> tuple[np.ndar
 
 
 def find_row(rows: Sequence[Row], name: str, revisions: int = 0, judge: str = "") -> Row | None:
-    """Returns the row of that name, or None."""
+    """Returns the matching row, or None."""
     for row in rows:
         if (row.name, row.revisions, row.judge) == (name, revisions, judge):
             return row

@@ -1,8 +1,7 @@
 """Stage 4: a judged group -> hindsight experience, as prompts for revisions.
 
-`HindsightBuilder` is the interface. `RevisionBuilder` is the method's own; `NoHindsight` leaves plain RL.
-Which attempts are revised is a function of `herl.hindsight.candidates`, which groups are a matter of
-`herl.hindsight.gate`.
+`HindsightBuilder` is the interface. `RevisionBuilder` is HeRL's builder; `NoHindsight` gives plain RL.
+`herl.hindsight.candidates` chooses the attempts to revise, `herl.hindsight.gate` the groups.
 """
 
 from __future__ import annotations
@@ -15,34 +14,34 @@ from herl.types import Hindsight, Judged, Task
 
 
 class HindsightBuilder(ABC):
-    """Chooses attempts to revise and writes the prompts of their revisions."""
+    """Chooses attempts to revise and writes their revision prompts."""
 
     revises: bool = True
-    """False for a builder that never asks for a revision."""
+    """False for a builder that never requests a revision."""
 
     needs_verdicts: bool = True
-    """False for a builder that can do with rewards alone: judges without verdicts then will do, too."""
+    """False for a builder that needs only rewards, so that judges without verdicts work too."""
 
     @abstractmethod
     def build(self, task: Task, group: Sequence[Judged]) -> list[Hindsight]:
-        """Returns one `Hindsight` per attempt to revise; an empty list if none should be.
+        """Returns one `Hindsight` for each attempt to revise, or an empty list.
 
         Args:
             task: The prompt and its rubric.
-            group: All attempts at it in this step. A reward of None means not judged: do not revise.
+            group: All attempts at it in this step. A reward of None means not judged: do not revise it.
         """
 
     def begin_batch(self, progress: float) -> None:  # noqa: B027  # nothing to do is the right default
-        """Is called before each training batch. Does nothing by default.
+        """Called before each training batch. Does nothing by default.
 
         Args:
-            progress: How much of the run is done, in [0, 1]; the same on every rank.
+            progress: Share of the run that is done, in [0, 1]; the same on every rank.
         """
 
     def end_batch(self, groups: Sequence[Sequence[Judged]]) -> None:  # noqa: B027
-        """Is called after each training batch, and not after validations. Does nothing by default.
+        """Called after each training batch, but not after validations. Does nothing by default.
 
-        A builder that learns from groups learns here: `build` sees those of its own rank alone, in the order
+        A builder that learns from groups should do so here: `build` sees only its rank's groups, in the order
         in which they were judged.
 
         Args:
@@ -50,11 +49,11 @@ class HindsightBuilder(ABC):
         """
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns what a resumed run needs, in plain types; empty by default."""
+        """Returns the state a resumed run needs, in plain types; empty by default."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027
-        """Takes back what `state_dict` returned, or an empty dictionary. Does nothing by default."""
+        """Restores the result of `state_dict`; may get an empty dictionary. Does nothing by default."""
 
 
 class NoHindsight(HindsightBuilder):

@@ -1,4 +1,4 @@
-"""Spends revisions where they are worth most: in a part of the run, or on groups that do badly."""
+"""Spends revisions where they are worth most: early in the run, or on groups that do badly."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from herl.types import Hindsight, Judged, Task
 
 
 class GatedHindsight(HindsightBuilder):
-    """Lets another builder write revision prompts for some groups. What is not revised costs no answers.
+    """Lets another builder write revision prompts for some groups only, which saves answers.
 
-    The gate is closed only in training batches: validations revise whatever the other builder revises.
+    The gate closes only in training batches. Validations revise everything that the other builder does.
 
     Args:
         builder: Writes the revision prompts.
-        until: Share of the run in which there is hindsight, in (0, 1].
-        below_median: Revise only groups whose best attempt is below the median of the best attempts of the
-            last `window` groups.
-        window: Groups.
+        until: Share of the run after which hindsight ends, in (0, 1].
+        below_median: Whether to revise only groups whose best attempt scores below the median of the best
+            attempts in the last `window` groups.
+        window: Number of groups for that median.
     """
 
     def __init__(
@@ -38,9 +38,9 @@ class GatedHindsight(HindsightBuilder):
         self.until = until
         self.below_median = below_median
         self.best: deque[float] = deque(maxlen=window)
-        """Rewards of the best attempts of the last groups."""
+        """Rewards of the best attempts in the last `window` groups."""
         self.level = inf
-        """Reward from which on a group's best attempt is left alone in the present batch."""
+        """In the current batch, groups whose best attempt earns at least this reward are not revised."""
 
     def begin_batch(self, progress: float) -> None:
         """Sets the level of the batch."""
@@ -51,7 +51,7 @@ class GatedHindsight(HindsightBuilder):
             self.level = median(self.best)
 
     def build(self, task: Task, group: Sequence[Judged]) -> list[Hindsight]:
-        """Returns what the other builder does, or an empty list."""
+        """Returns the other builder's result, or an empty list if the gate is closed."""
         if self.level < inf and max(_rewards(group), default=0.0) >= self.level:
             return []
         return self.builder.build(task, group)
@@ -63,11 +63,11 @@ class GatedHindsight(HindsightBuilder):
         self.best.extend(max(found) for found in map(_rewards, groups) if found)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the best attempts of the last groups, and the other builder's state."""
+        """Returns the rewards of the last groups' best attempts, and the other builder's state."""
         return {"best": list(self.best), "builder": self.builder.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes them back."""
+        """Restores them."""
         self.best.extend(state.get("best", ()))
         self.builder.load_state_dict(state.get("builder", {}))
 
@@ -75,13 +75,13 @@ class GatedHindsight(HindsightBuilder):
 def gated(
     builder: HindsightBuilder, until: float = 1.0, below_median: bool = False, window: int = 256
 ) -> HindsightBuilder:
-    """Returns the builder behind a gate; the builder itself if the gate would never close on anything.
+    """Returns the builder behind a gate, or the builder itself if the gate would never close.
 
     Args:
         builder: Writes the revision prompts.
-        until: As in `GatedHindsight`; so are the others.
-        below_median: See there.
-        window: See there.
+        until: See `GatedHindsight`.
+        below_median: See `GatedHindsight`.
+        window: See `GatedHindsight`.
     """
     gate = GatedHindsight(builder, until, below_median, window)
     closes = until < 1.0 or below_median

@@ -1,1 +1,1 @@
-"""What a step is reported by: pure functions from records to named numbers, and torchmetrics on top."""
+"""The metrics of a step: pure functions from records to named numbers, aggregated by torchmetrics."""

@@ -1,4 +1,4 @@
-"""The numbers of one rollout batch: attempts, revisions, hindsight, bonus, judge."""
+"""Metrics of one rollout batch: attempts, revisions, hindsight, bonus, judge."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from herl.types import Experience, Group, Judged, Task
 
 
 def collection_metrics(collection: Collection, policy_version: int = 0) -> dict[str, float]:
-    """Returns the numbers of one rollout batch. A mean over nothing is left out, never 0.
+    """Returns the metrics of one rollout batch. A mean over nothing is left out, never reported as 0.
 
     Args:
         collection: The batch.
-        policy_version: Optimiser steps that the trainer had taken when the batch was sampled.
+        policy_version: Optimizer steps the trainer had taken when the batch was sampled.
     """
     groups = collection.groups
     attempts = [(group.task, judged) for group in groups for judged in group.attempts]
@@ -54,7 +54,7 @@ def collection_metrics(collection: Collection, policy_version: int = 0) -> dict[
 
 
 def collection_counts(collection: Collection) -> dict[str, int]:
-    """Returns what one rollout batch adds to the counts of the run."""
+    """Returns the counts that one rollout batch adds to those of the run."""
     revisions = [one for group in collection.groups for one in group.revisions]
     answers = [*revisions, *(one for group in collection.groups for one in group.attempts)]
     return {
@@ -67,45 +67,45 @@ def collection_counts(collection: Collection) -> dict[str, int]:
 
 
 def progress_metrics(counts: Mapping[str, int], epoch: int) -> dict[str, float]:
-    """Returns how far the run is.
+    """Returns metrics of the run's progress.
 
     Args:
-        counts: Of the run so far.
-        epoch: The present one, from 0.
+        counts: Counts of the run so far.
+        epoch: Index of the current epoch, from 0.
     """
     numbers = {f"progress/{name}": float(count) for name, count in sorted(counts.items())}
     return numbers | {"progress/epoch": float(epoch)}
 
 
 def _changes(groups: Sequence[Group]) -> dict[str, list[float]]:
-    """What revisions changed: see the README's table of curves."""
-    found: dict[str, list[float]] = {
+    """Values for the curves of revisions; see the table of curves in the README."""
+    values: dict[str, list[float]] = {
         f"hindsight/{name}": [] for name in ("uplift", "mended", "broken", "copies", "edit_distance")
     }
     for group in groups:
-        parents = {judged.rollout.id: judged for judged in group.attempts}
+        drafts = {judged.rollout.id: judged for judged in group.attempts}
         for revision in group.revisions:
-            parent = parents[revision.rollout.parent_id or ""]
-            before, after = rewards([parent]), rewards([revision])
+            draft = drafts[revision.rollout.parent_id or ""]
+            before, after = rewards([draft]), rewards([revision])
             if before and after:
-                found["hindsight/uplift"].append(after[0] - before[0])
-            for name, happened in _turned(group.task, parent, revision):
-                found[f"hindsight/{name}"].append(happened)
-            words = parent.rollout.text.split(), revision.rollout.text.split()
-            found["hindsight/copies"].append(parent.rollout.text.strip() == revision.rollout.text.strip())
-            found["hindsight/edit_distance"].append(Levenshtein.normalized_distance(*words))
-    return found
+                values["hindsight/uplift"].append(after[0] - before[0])
+            for name, happened in _turned(group.task, draft, revision):
+                values[f"hindsight/{name}"].append(happened)
+            words = draft.rollout.text.split(), revision.rollout.text.split()
+            values["hindsight/copies"].append(draft.rollout.text.strip() == revision.rollout.text.strip())
+            values["hindsight/edit_distance"].append(Levenshtein.normalized_distance(*words))
+    return values
 
 
-def _turned(task: Task, parent: Judged, revision: Judged) -> list[tuple[str, bool]]:
-    """("mended", it was) for each criterion that the draft missed, ("broken", it was) for the others."""
-    before, after = fulfilled(task, parent), fulfilled(task, revision)
+def _turned(task: Task, draft: Judged, revision: Judged) -> list[tuple[str, bool]]:
+    """Returns ("mended", whether) for each criterion that the draft missed, else ("broken", whether)."""
+    before, after = fulfilled(task, draft), fulfilled(task, revision)
     both = [(before[key], after[key]) for key in before if key in after]
     return [("broken", not now) if then else ("mended", now) for then, now in both]
 
 
 def _gradient_share(experiences: Sequence[Experience]) -> list[float]:
-    """Share of revisions, new and replayed, in the sum of |advantage| x tokens over what is trained on."""
+    """Share of revisions, new and replayed, in the sum of |advantage| x tokens over all experiences."""
     pulls = [(abs(e.advantage) * len(e.rollout.token_ids), e.origin != "policy") for e in experiences]
     total = sum(pull for pull, _ in pulls)
     return [sum(pull for pull, revision in pulls if revision) / total] if total else []

@@ -1,4 +1,4 @@
-"""The numbers of a validation: plain attempts at held-out prompts, and their revisions."""
+"""Metrics of a validation: plain attempts at held-out prompts, and their revisions."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from herl.rollout.validate import HeldOut
 
 
 def heldout_metrics(batches: Sequence[HeldOut], revisions: int) -> dict[str, float]:
-    """Returns the numbers of a validation.
+    """Returns the metrics of a validation.
 
     Args:
-        batches: What was found, batch by batch.
-        revisions: Of each attempt, at most.
+        batches: The results, batch by batch.
+        revisions: Maximum number of revisions of each attempt.
     """
     trajectories = [one for batch in batches for one in batch.trajectories]
     dropped: Counter[str] = Counter()

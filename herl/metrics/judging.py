@@ -1,4 +1,4 @@
-"""Numbers about the judge: how long it took, what it cost, what it could not tell."""
+"""Metrics of the judge: its time, its cost, and its abstentions."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ COUNTED = ("calls", "tokens", "cost", "missing")
 
 
 def judge_metrics(judgements: Sequence[Judgement]) -> dict[str, float]:
-    """Returns the numbers of one rollout batch. What did not occur is left out, but for times.
+    """Returns the judge metrics of one rollout batch. Apart from times, zeros are left out.
 
-    Times are seconds per answer, waiting for a free place not included. `judge/cache_hit_share` is the share
-    of questions that were answered without a call of their own; `judge/agreement` the share of votes that
-    agree with the verdict.
+    Times are seconds per answer, without the wait for a free slot. `judge/cache_hit_share` is the share of
+    questions answered without a separate call; `judge/agreement` is the share of votes that agree with the
+    verdict.
     """
     if not judgements:
         return {}

@@ -1,4 +1,4 @@
-"""Numbers for Lightning: callbacks such as the best checkpoint and the progress bar read them there."""
+"""Passes metrics to Lightning, where callbacks such as the best checkpoint and the progress bar read them."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Mapping
 import lightning as L
 
 SHOWN = ("train/reward", "revision/reward", "heldout/reward")
-"""On the progress bar."""
+"""Metrics shown on the progress bar."""
 
 
 def log_to_lightning(module: L.LightningModule, metrics: Mapping[str, float]) -> None:
-    """Makes metrics known to callbacks and the progress bar; every rank has the same.
+    """Makes metrics available to callbacks and the progress bar; they are the same on every rank.
 
-    Numbers by criterion and by category are left out, since there are too many: they are curves alone.
+    Metrics by criterion and by category are left out because there are too many; they only become curves.
     """
     for name, value in metrics.items():
         if not name.partition("/")[0].endswith(("_criterion", "_category")):

@@ -1,4 +1,4 @@
-"""Numbers about answers and their rubrics: reward, criteria, categories, length."""
+"""Metrics of answers and their rubrics: reward, criteria, categories, length."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Pair = tuple[Task, Judged]
 
 
 def rewards(judged: Iterable[Judged]) -> list[float]:
-    """Returns the rewards of those that could be judged."""
+    """Returns the rewards of the answers that could be judged."""
     return [one.judgement.reward for one in judged if one.judgement.reward is not None]
 
 
 def fulfilled(task: Task, judged: Judged) -> dict[str, bool]:
-    """Returns by criterion id whether its author's wish was fulfilled; abstentions are left out."""
+    """Returns, by criterion id, whether the criterion was fulfilled; abstentions are left out."""
     verdicts = {verdict.criterion_id: verdict.met for verdict in judged.judgement.verdicts}
     return {
         criterion.id: criterion.good(met)
@@ -29,19 +29,19 @@ def fulfilled(task: Task, judged: Judged) -> dict[str, bool]:
 
 
 def is_perfect(task: Task, judged: Judged) -> bool:
-    """Whether every criterion of the rubric is fulfilled, none of them unknown."""
+    """Whether every criterion of the rubric is known to be fulfilled."""
     return bool(task.rubric.criteria) and sum(fulfilled(task, judged).values()) == len(task.rubric.criteria)
 
 
 class RubricMetrics:
     """Means over answers: reward, share of criteria met, and that share by criterion and by category.
 
-    Each number is a torchmetrics mean, with a sum and a count as its states. Every rank knows all answers
-    of a batch, so each adds up the same and nothing is left to be synchronised.
+    Each metric is a torchmetrics mean with a sum and a count as its state. Every rank has all answers of a
+    batch, so all ranks compute the same means without synchronization.
 
     Args:
-        family: First part of the names: "train", "revision" or "heldout".
-        max_criteria: Curves by criterion are kept only while there are at most this many ids.
+        family: Prefix of the names: "train", "revision" or "heldout".
+        max_criteria: Curves by criterion are left out if there are more criterion ids than this.
     """
 
     def __init__(self, family: str, max_criteria: int = 64) -> None:
@@ -58,7 +58,7 @@ class RubricMetrics:
             self._means[name].update(torch.tensor(values, dtype=torch.float64))
 
     def compute(self) -> dict[str, float]:
-        """Returns the means by name. A mean over nothing is left out, never 0.
+        """Returns the means by name. A mean over nothing is left out, never reported as 0.
 
         {"heldout/reward": ..., "heldout_criterion/<id>": ..., "heldout_category/<name>": ...}
         """
@@ -71,27 +71,27 @@ class RubricMetrics:
         }
 
     def _values(self, pairs: Iterable[Pair]) -> dict[str, list[float]]:
-        found: defaultdict[str, list[float]] = defaultdict(list)
+        lists: defaultdict[str, list[float]] = defaultdict(list)
         for task, judged in pairs:
-            found[f"{self.family}/reward"] += rewards([judged])
-            found[f"{self.family}/answer_tokens"].append(len(judged.rollout.token_ids))
-            found[f"{self.family}/truncated"].append(judged.rollout.finish_reason == "length")
+            lists[f"{self.family}/reward"] += rewards([judged])
+            lists[f"{self.family}/answer_tokens"].append(len(judged.rollout.token_ids))
+            lists[f"{self.family}/truncated"].append(judged.rollout.finish_reason == "length")
             for verdict in judged.judgement.verdicts:
-                found[f"{self.family}/abstained"].append(verdict.met is None)
+                lists[f"{self.family}/abstained"].append(verdict.met is None)
             good = fulfilled(task, judged)
             if good:
-                found[f"{self.family}/criteria_met"].append(sum(good.values()) / len(good))
-                found[f"{self.family}/perfect"].append(is_perfect(task, judged))
+                lists[f"{self.family}/criteria_met"].append(sum(good.values()) / len(good))
+                lists[f"{self.family}/perfect"].append(is_perfect(task, judged))
             for criterion in task.rubric.criteria:
                 if criterion.id in good and criterion.named:
-                    found[f"{self.family}_criterion/{criterion.id}"].append(good[criterion.id])
+                    lists[f"{self.family}_criterion/{criterion.id}"].append(good[criterion.id])
                 if criterion.id in good and criterion.category:
-                    found[f"{self.family}_category/{criterion.category}"].append(good[criterion.id])
-        return {name: values for name, values in found.items() if values}
+                    lists[f"{self.family}_category/{criterion.category}"].append(good[criterion.id])
+        return {name: values for name, values in lists.items() if values}
 
 
 def rubric_metrics(family: str, pairs: Sequence[Pair]) -> dict[str, float]:
-    """Returns the means over these answers alone."""
+    """Returns the means over these answers only."""
     metrics = RubricMetrics(family)
     metrics.update(pairs)
     return metrics.compute()

@@ -1,4 +1,4 @@
-"""One training step as a record: what callbacks get to see of it."""
+"""One training step as a record, which callbacks receive."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from herl.update.updater import Update
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """What happened to one batch of prompts. The same on every rank, but for seconds and rates."""
+    """The results of one batch of prompts. The same on every rank, except for seconds and rates."""
 
     collection: Collection
-    """Prompts with their attempts, revisions and advantages, and what was trained on."""
+    """Prompts with their attempts, revisions and advantages, and the experiences trained on."""
     metrics: Mapping[str, float]
-    """All that the step reported, by the names of the curves."""
+    """All metrics of the step, by curve name."""
     faults: Mapping[str, str]
-    """What was wrong in the update, by the id of the answer."""
+    """Faults in the update, by answer id."""
     seconds: Mapping[str, float]
-    """Wall time by phase, the refresh before the step included; phases that took none are left out."""
+    """Wall time by phase, including the refresh before the step; phases that did not run are left out."""
 
 
 def measured(
@@ -36,14 +36,14 @@ def measured(
     epoch: int,
     seconds: Mapping[str, float],
 ) -> Step:
-    """Returns the record of a step with all its numbers. All ranks must call it.
+    """Returns the record of a step with all its metrics. All ranks must call it.
 
     Args:
-        collection: What was sampled.
-        update: What the update reports.
-        policy: What was trained.
-        counts: Of the run, with this step.
-        epoch: The present one, from 0.
+        collection: The step's groups and experiences.
+        update: The report of the update.
+        policy: The trained model.
+        counts: Counts of the run, including this step.
+        epoch: Index of the current epoch, from 0.
         seconds: Wall time of the step by phase.
     """
     metrics = {

@@ -1,4 +1,4 @@
-"""How fast a step was, and how much memory it took."""
+"""The speed and memory use of a step."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ GIB = 1 << 30
 def resource_metrics(
     policy: PreTrainedModel, collection: Collection, seconds: Mapping[str, float]
 ) -> dict[str, float]:
-    """Returns times, rates and memory of a step; memory is that of the rank with the most of it. All ranks
-    must call it. See `throughput_metrics` and `utilization`."""
+    """Returns times, rates and memory of a step, with memory from the rank that used the most. All ranks must
+    call it. See `throughput_metrics` and `utilization`."""
     own = throughput_metrics(collection, seconds) | utilization(policy, collection, seconds)
     return own | {name: max(gather(value)) for name, value in own.items() if name.endswith("_gib")}
 
@@ -30,8 +30,8 @@ def throughput_metrics(collection: Collection, seconds: Mapping[str, float]) -> 
     """Returns the step's seconds by phase, its rates, and this process's peak memory so far.
 
     Args:
-        collection: What was sampled in the step.
-        seconds: Wall time of the step by phase, with the refresh before it.
+        collection: The step's groups and experiences.
+        seconds: Wall time of the step by phase, including the refresh before it.
     """
     answers = [one for group in collection.groups for one in (*group.attempts, *group.revisions)]
     sampled = sum(len(one.rollout.token_ids) for one in answers)
@@ -51,27 +51,27 @@ def throughput_metrics(collection: Collection, seconds: Mapping[str, float]) -> 
 def utilization(
     policy: PreTrainedModel, collection: Collection, seconds: Mapping[str, float]
 ) -> dict[str, float]:
-    """Returns how well the step used its devices: tokens of answers per second of the step and device,
-    and, on a GPU whose peak is known (`herl.update.gpu_cost.GPUS`), the model's FLOPs of the update as a
-    share of that peak.
+    """Returns how well the step used its devices: answer tokens per second per device and, on a GPU with a
+    known peak (`herl.update.gpu_cost.GPUS`), the model FLOPs of the update as a share of that peak.
 
-    FLOPs are those of matrix products with the weights: 6 a token and trained weight, 4 a frozen one. Each
-    context counts once for its answers, the head for answers alone; attention and recomputation do not count.
+    FLOPs are those of matrix products with the weights: 6 per token for a trained weight, 4 for a frozen one.
+    Each context counts once for all its answers, and the head counts for answers only. Attention and
+    recomputation do not count.
 
     Args:
-        policy: What was trained.
-        collection: What was sampled and trained on in the step.
+        policy: The trained model.
+        collection: The step's groups and experiences.
         seconds: Wall time of the step by phase.
     """
     answers = [one for group in collection.groups for one in (*group.attempts, *group.revisions)]
     sampled = sum(len(one.rollout.token_ids) for one in answers)
     total, update = sum(seconds.values()), seconds.get("update", 0.0)
-    found = {"throughput/tokens_per_second_per_gpu": sampled / total / world_size()} if total else {}
+    metrics = {"throughput/tokens_per_second_per_gpu": sampled / total / world_size()} if total else {}
     gpu = gpu_of(policy.device)
     if gpu is not None and update:
         share = trained_flops(policy, collection.experiences) / (update * world_size() * gpu.tflops * 1e12)
-        found["throughput/mfu"] = share
-    return found
+        metrics["throughput/mfu"] = share
+    return metrics
 
 
 def trained_flops(policy: PreTrainedModel, experiences: Sequence[Experience]) -> float:
@@ -81,7 +81,7 @@ def trained_flops(policy: PreTrainedModel, experiences: Sequence[Experience]) ->
     of_body = 0.0
     for parameter in policy.parameters():
         if parameter is not embeddings and parameter is not head:
-            # experts lie in one tensor, [experts, ...], and a token sees some of them
+            # experts share one tensor, [experts, ...], and each token uses some of them
             in_experts = experts_seen and parameter.dim() == 3
             share = experts_seen / parameter.shape[0] if in_experts else 1.0
             of_body += _flops_of(parameter) * share

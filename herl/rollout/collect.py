@@ -4,7 +4,7 @@
                     2, 3, 4, 3, ...       5, 6      7
 
 This is the only place where the stages meet. It knows their interfaces, not their classes. With several
-processes, sampling and judging are shared out by prompts; everything else is the same on every rank.
+ranks, sampling and judging are divided by prompt; every rank does all the rest.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from herl.seeds import derive_seed
 from herl.types import Experience, Group, Judged, Member, Task
 
 Key = Sequence[int | str]
-"""Where a batch belongs, e.g. (seed, epoch, batch): all randomness is a hash of it."""
+"""Identifies a batch, e.g. (seed, epoch, batch): all randomness is a hash of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Collection:
-    """What collect() returns."""
+    """The result of collect()."""
 
     groups: tuple[Group, ...]
-    """One for each prompt that fits."""
+    """One for each prompt that is not too long."""
     experiences: tuple[Experience, ...]
-    """What to train on. Groups without signal are not in it."""
+    """The training data, without groups that carry no signal."""
     dropped: Mapping[str, int]
-    """Prompts over `max_prompt_tokens`: {"prompts": ..., "revision_prompts": ...}."""
+    """Counts of prompts over `max_prompt_tokens`: {"prompts": ..., "revision_prompts": ...}."""
 
 
 def collect(tasks: Sequence[Task], stages: Stages, key: Key, clock: PhaseClock | None = None) -> Collection:
@@ -43,8 +43,8 @@ def collect(tasks: Sequence[Task], stages: Stages, key: Key, clock: PhaseClock |
     Args:
         tasks: The prompts of one rollout batch.
         stages: The components.
-        key: Where this batch belongs.
-        clock: Adds up the time under "sample", "judge" (waiting for the judge) and "revise".
+        key: Identifies the batch.
+        clock: Adds up the time as "sample", "judge" (waiting for the judge) and "revise".
 
     Raises:
         AbstentionLimit: the judge fails too often.
@@ -65,8 +65,8 @@ def attempt_and_revise(
 ) -> tuple[list[Group], int]:
     """Stages 2 to 4: adds judged attempts and revisions.
 
-    A group is revised as soon as it is judged, if the sampler takes requests while it works. Otherwise all
-    groups are revised after the last one is judged, and their revisions are shared out over the ranks again.
+    A group is revised as soon as it is judged, if the sampler accepts requests while it works. Otherwise all
+    groups are revised after the last one is judged, and their revisions are redistributed over the ranks.
 
     Returns:
         The groups, and the number of revision prompts that were too long.
@@ -118,17 +118,20 @@ def _revise(group: Group, stages: Stages, key: Key) -> RevisionRequests:
 
 
 def _grown(groups: Sequence[Group], answers: Sequence[Judged]) -> list[Group]:
-    """Adds answers to the groups that they belong to, in the order in which they come."""
-    found: defaultdict[str, list[Judged]] = defaultdict(list)
+    """Adds answers to their groups, in the given order."""
+    answers_of: defaultdict[str, list[Judged]] = defaultdict(list)
     for answer in answers:
-        found[answer.rollout.group_id].append(answer)
+        answers_of[answer.rollout.group_id].append(answer)
     return [
         replace(
             group,
-            attempts=(*group.attempts, *(one for one in found[group.id] if one.rollout.origin == "policy")),
+            attempts=(
+                *group.attempts,
+                *(answer for answer in answers_of[group.id] if answer.rollout.origin == "policy"),
+            ),
             revisions=(
                 *group.revisions,
-                *(one for one in found[group.id] if one.rollout.origin == "hindsight"),
+                *(answer for answer in answers_of[group.id] if answer.rollout.origin == "hindsight"),
             ),
         )
         for group in groups
@@ -146,7 +149,7 @@ def _with_replayed(group: Group, stages: Stages) -> Group:
 
 
 def _members(group: Group, stages: Stages, key: Key) -> list[Member]:
-    """Pays bonuses and lets revisions in, new and replayed. Answers that could not be judged leave here."""
+    """Pays bonuses and admits revisions, new and replayed. Answers that could not be judged are dropped."""
     attempts, revisions = _with_reward(group.attempts), _with_reward(group.revisions)
     revisions_of: defaultdict[str, list[Judged]] = defaultdict(list)
     for revision in revisions:

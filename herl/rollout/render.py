@@ -1,4 +1,4 @@
-"""Conversations -> prompt token ids, by the chat template: the only place where prompts become tokens."""
+"""Renders conversations to token ids by the chat template: the only place where prompts become tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> tuple[int, ...]:
-    """Returns the token ids of a conversation, ready for the assistant's turn, by the chat template."""
+    """Returns the token ids of a conversation up to the start of the assistant's turn."""
     ids = tokenizer.apply_chat_template(
         [dict(message) for message in messages], add_generation_prompt=True, return_dict=False
     )
@@ -20,6 +20,6 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> t
 
 
 def reading_sample(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Returns the token ids of a fixed conversation. They differ under another tokenizer or chat template."""
-    said = [{"role": role, "content": "Name 2 rivers!"} for role in ("user", "assistant", "user")]
-    return list(render(tokenizer, said))
+    """Returns the token ids of a fixed conversation, which identify the tokenizer and chat template."""
+    messages = [{"role": role, "content": "Name 2 rivers!"} for role in ("user", "assistant", "user")]
+    return list(render(tokenizer, messages))

@@ -1,4 +1,4 @@
-"""Tasks -> groups -> requests for attempts and revisions. Prompts that are too long stop here."""
+"""Tasks -> groups -> requests for attempts and revisions. Prompts that are too long are dropped here."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def open_groups(tasks: Sequence[Task], stages: Stages, name: str) -> tuple[list[
 
     Args:
         tasks: The prompts.
-        stages: The tokenizer, and the limit of a prompt's length.
-        name: Names the batch. Group ids begin with it.
+        stages: The tokenizer and the limit on prompt length.
+        name: Name of the batch, with which group ids begin.
 
     Returns:
-        A group for each prompt that fits, and the number of prompts that do not.
+        A group for each prompt within the limit, and the number of prompts over it.
     """
     opened = [
         Group(id=f"{name}:{task.id}", task=task, prompt_ids=render(stages.tokenizer, task.messages))
@@ -31,7 +31,7 @@ def open_groups(tasks: Sequence[Task], stages: Stages, name: str) -> tuple[list[
 
 
 def attempt_request(group: Group, n: int, sampling: Sampling, seed: int) -> SampleRequest:
-    """Asks for `n` attempts at a group's prompt."""
+    """Returns a request for `n` attempts at a group's prompt."""
     return SampleRequest(
         task_id=group.task.id,
         group_id=group.id,
@@ -54,13 +54,13 @@ class RevisionRequests:
 def revision_requests(
     task: Task, drafts: Sequence[Judged], stages: Stages, *, n: int, key: Sequence[int | str]
 ) -> RevisionRequests:
-    """Stage 4: writes revision prompts for some of these drafts, and asks for `n` revisions of each.
+    """Stage 4: writes revision prompts for some of these drafts and requests `n` revisions of each.
 
     Args:
         task: The prompt and its rubric.
         drafts: Judged answers; the hindsight builder chooses among them.
         stages: The hindsight builder, the tokenizer and the rollout plan.
-        n: Revisions of a draft.
+        n: Revisions per draft.
         key: All randomness is a hash of it.
     """
     hindsights = {hindsight.parent.id: hindsight for hindsight in stages.hindsight.build(task, drafts)}

@@ -1,6 +1,6 @@
-"""What a run remembers over a restart: its counts, its time, and the state of its components.
+"""The state that survives a restart: counts, times, and the state of the components.
 
-A checkpoint carries it under "herl", beside the weights and what Lightning keeps.
+A checkpoint stores it under "herl", beside the weights and Lightning's state.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from herl.rollout.render import reading_sample
 from herl.rollout.stages import Stages
 
 GATE = "HindsightGate"
-"""In version 0.1 the hindsight gate was a callback, and Lightning kept its state under this name."""
+"""In version 0.1 the hindsight gate was a callback, and Lightning stored its state under this name."""
 
 
 def run_state(stages: Stages, counts: Mapping[str, int], clock: PhaseClock) -> dict[str, Any]:
-    """Returns what a checkpoint must hold for a resumed run to go on as if it had not stopped."""
+    """Returns the state that lets a resumed run continue as if it had not stopped."""
     return {
         "counts": dict(counts),
         "judge": stages.judge_runner.state_dict(),
@@ -30,32 +30,32 @@ def run_state(stages: Stages, counts: Mapping[str, int], clock: PhaseClock) -> d
 
 
 def saved_state(checkpoint: dict[str, Any], stages: Stages, model: str) -> dict[str, Any]:
-    """Returns what `run_state` put into a checkpoint, also into one of version 0.1.
+    """Returns the state that `run_state` put into a checkpoint, including one of version 0.1.
 
     Args:
-        checkpoint: As Lightning loaded it.
-        stages: The components of the run that goes on.
+        checkpoint: The checkpoint as loaded by Lightning.
+        stages: The components of the resumed run.
         model: The name of its model, for errors.
 
     Raises:
-        ConfigError: the tokenizer or its chat template is another, or herl did not write the checkpoint.
+        ConfigError: the tokenizer or chat template differs, or herl did not write the checkpoint.
     """
     if "herl" not in checkpoint:
-        raise ConfigError("expected a checkpoint written by herl fit, got another program's")
+        raise ConfigError("expected a checkpoint written by herl fit, got one from another program")
     state = dict(checkpoint["herl"])
     if state["prompt"] != reading_sample(stages.tokenizer):
         raise ConfigError(
-            f"model: expected the tokenizer and chat template of the checkpoint, got others with {model}"
+            f"model: expected the checkpoint's tokenizer and chat template, got different ones from {model}"
         )
     state.setdefault("replay", state.get("memory", {}))
-    # Out of the checkpoint: Lightning would ask for the callback.
+    # Remove it, or Lightning would look for the callback.
     gate = checkpoint.get("callbacks", {}).pop(GATE, {})
     state.setdefault("hindsight", gate)
     return state
 
 
 def restore(stages: Stages, clock: PhaseClock, state: Mapping[str, Any]) -> None:
-    """Gives a resumed run back what `saved_state` found."""
+    """Restores the state from `saved_state` in a resumed run."""
     clock.add(state["seconds"])
     clock.lap()
     stages.judge_runner.load_state_dict(state["judge"])

@@ -1,4 +1,4 @@
-"""The components and settings that a rollout runs with, and whether they fit together."""
+"""The components and settings of a rollout, and the checks that they fit together."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class Selection(Protocol):
 
         Args:
             task: The prompt and its rubric.
-            attempts: The attempts at it that could be judged.
-            revisions: Revisions of some of them, and replayed answers, that could be judged.
+            attempts: The attempts at the prompt that could be judged.
+            revisions: Revisions of some attempts, and replayed answers, that could be judged.
             bonuses: Bonus of each revised attempt, by rollout id.
             seed: All randomness is a hash of it.
         """
@@ -61,18 +61,18 @@ class Advantages(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutPlan:
-    """How many answers are drawn per prompt, how, and what they are trained under.
+    """The number of answers per prompt, how they are drawn, and the context they are trained under.
 
     Args:
         attempts_per_prompt: Attempts in a group (n).
-        revisions_per_candidate: Revisions of each attempt that is revised.
+        revisions_per_candidate: Revisions of each attempt chosen for revision.
         attempt: How attempts are drawn. The trainer computes log-probs at its temperature.
         revision: How revisions are drawn.
-        heldout: How held-out prompts are answered; None for like `attempt`.
+        heldout: How held-out prompts are answered; None to use `attempt`.
         training_context: The context that revisions are trained under: the `original` prompt, the
             `hindsight` prompt that they were sampled under, or `both`.
-        max_prompt_tokens: Longer prompts and revision prompts are dropped and counted, never cut; so are
-            those that leave no room for the longest answer in the model.
+        max_prompt_tokens: Longer prompts and revision prompts are dropped and counted, never truncated; so
+            are those that leave no room for the longest answer in the model.
     """
 
     attempts_per_prompt: int = 8
@@ -106,13 +106,13 @@ class RolloutPlan:
             )
 
     def within(self, max_tokens: int | None) -> RolloutPlan:
-        """Returns the plan with prompts so short that every answer has room in the model.
+        """Returns the plan with prompts limited so that every answer has room in the model.
 
         Args:
-            max_tokens: Tokens of a prompt with its answer that the model takes; None for any.
+            max_tokens: The model's limit on the tokens of a prompt with its answer; None for no limit.
 
         Raises:
-            ConfigError: an answer alone may fill it.
+            ConfigError: an answer alone may reach the limit.
         """
         if max_tokens is None:
             return self
@@ -130,7 +130,7 @@ class RolloutPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stages:
-    """The components that collect() runs, as ordinary objects."""
+    """The components that collect() runs."""
 
     tokenizer: PreTrainedTokenizerBase
     sampler: Sampler
@@ -149,18 +149,18 @@ class Stages:
             )
         if self.plan.attempts_per_prompt == 1 and not self.hindsight.revises:
             raise ConfigError(
-                "rollout.attempts_per_prompt: expected at least 2 without hindsight, got 1: an answer "
-                "alone has nothing to be better than"
+                "rollout.attempts_per_prompt: expected at least 2 without hindsight, got 1: a single "
+                "answer has nothing to be compared with"
             )
         if self.judge_runner.judge.holistic and self.hindsight.needs_verdicts:
             raise ConfigError(
-                "judge: expected verdicts on each criterion, which hindsight is made of, got a holistic "
-                "judge with one score for the whole answer: use algorithm=grpo, or another judge.mode"
+                "judge: hindsight needs verdicts on each criterion, but a holistic judge gives one score "
+                "for the whole answer: use algorithm=grpo, or another judge.mode"
             )
 
 
 def trial_advantages(stages: Stages) -> list[float]:
-    """Returns the advantages of a made-up group whose attempts earn from 0 to 1, as a loss will get them."""
+    """Returns the advantages that a loss would get for a made-up group with rewards spread from 0 to 1."""
     count = max(2, stages.plan.attempts_per_prompt)
     task = Task(id="trial", messages=(), rubric=Rubric(criteria=()))
     request = SampleRequest(

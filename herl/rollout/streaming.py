@@ -1,10 +1,10 @@
-"""Stages 2 and 3 at work: answers are judged while others are sampled, and groups are followed up.
+"""Runs stages 2 and 3 together: answers are judged while others are sampled, and groups are followed up.
 
     requests -> [sampler] -> answer -> [judge runner] -> judged
                     ^                                      |
                     +---- follow-up requests <--- all answers of a group judged
 
-With several ranks each engine takes its share of the requests, and every rank gets all judged answers back.
+With several ranks, each engine handles its share of the requests, and every rank gets all judged answers.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from herl.types import Group, Judged, Rollout, SampleRequest
 
 
 class FollowUp(Protocol):
-    """What to sample next for a group, once all its requested answers are judged."""
+    """Decides what to sample next for a group, once all its requested answers are judged."""
 
     def __call__(self, group: Group) -> RevisionRequests: ...
 
 
 def no_follow_up(group: Group) -> RevisionRequests:
-    """Asks for nothing."""
+    """Requests nothing."""
     return RevisionRequests()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answers:
-    """What one round of sampling and judging returns, the same on every rank."""
+    """The result of one round of sampling and judging, the same on every rank."""
 
     judged: tuple[Judged, ...] = ()
     """In an order that does not depend on when they finished."""
     followed_up: frozenset[str] = frozenset()
-    """Ids of the groups that were followed up within the round. Samplers that only generate leave them all
-    to another round."""
+    """Ids of the groups that were followed up within the round. For samplers that only generate it is
+    empty, and all groups are left to another round."""
     over_long: int = 0
     """Revision prompts that were dropped within the round."""
 
@@ -59,10 +59,10 @@ def sample_and_judge(
     phase: str = "sample",
     follow_up: FollowUp = no_follow_up,
 ) -> Answers:
-    """Samples these requests, and judges each answer as soon as it is there.
+    """Samples these requests and judges each answer as soon as it arrives.
 
-    Waiting for the judge counts as "judge", sampling as `phase`, and from when only follow-ups are left to
-    sample as "revise".
+    Waiting for the judge counts as "judge". Sampling counts as `phase`, and as "revise" once only follow-ups
+    are left.
 
     Args:
         sampler: Draws the answers.
@@ -70,9 +70,9 @@ def sample_and_judge(
         groups: The groups that the requests belong to.
         requests: At most one for each group and draft.
         clock: Adds up the time.
-        phase: The phase that sampling counts as.
-        follow_up: Asked about each group, with its attempts, if the sampler takes requests while it works.
-            Follow-ups are not followed up.
+        phase: The clock phase for sampling.
+        follow_up: Called with each group and its attempts, if the sampler accepts requests while it works.
+            It is not called for follow-ups.
 
     Raises:
         AbstentionLimit: the judge fails too often.
@@ -82,12 +82,12 @@ def sample_and_judge(
     share = requests[engine :: world_size() // sampler.ranks_per_engine]
 
     def work() -> Answers:
-        if place > 0:  # helps its engine to compute the answers that the engine's first rank judges
+        if place > 0:  # helps compute the answers; the engine's first rank judges them
             deque(sampler.stream(share, nothing_more), maxlen=0)
             return Answers()
-        turn = _Round(runner, groups, share, clock, follow_up)
-        turn.sample(sampler, phase)
-        return turn.answers()
+        part = _Round(runner, groups, share, clock, follow_up)
+        part.sample(sampler, phase)
+        return part.answers()
 
     parts = gather_results(work)
     judged = _in_order(groups, requests, list(chain.from_iterable(part.judged for part in parts)))
@@ -120,7 +120,7 @@ def _in_order(
 
 
 class _Round:
-    """One rank's part of a round: hands answers to the judge, and follows groups up."""
+    """One rank's part of a round: submits answers to the judge and follows up on groups."""
 
     def __init__(
         self,
@@ -148,12 +148,12 @@ class _Round:
         self._over_long = 0
 
     def sample(self, sampler: Sampler, phase: str) -> None:
-        """Samples everything, follow-ups too, and hands each answer to the judge.
+        """Samples everything, including follow-ups, and submits each answer to the judge.
 
         Raises:
-            SamplerError: the sampler left answers out.
+            SamplerError: the sampler left out answers.
         """
-        # The ranks of a shared engine would have to agree on what comes when: they get nothing more.
+        # Ranks that share an engine would have to agree on the order of follow-ups, so they get none.
         more = self._more if sampler.ranks_per_engine == 1 else nothing_more
         answers = sampler.stream(self._requests, more)
         with self._clock.time(phase):
@@ -168,7 +168,7 @@ class _Round:
             )
 
     def answers(self) -> Answers:
-        """Waits for the judgements that are still to come."""
+        """Waits for the remaining judgements."""
         with self._clock.time("judge"):
             judged = tuple(future.result() for future in self._futures)
         return Answers(judged=judged, followed_up=frozenset(self._followed_up), over_long=self._over_long)
@@ -186,16 +186,16 @@ class _Round:
         return True
 
     def _more(self, wait: bool) -> list[SampleRequest]:
-        """Follow-ups of the groups that have been judged since the last call (`herl.sampler.More`)."""
-        found: list[SampleRequest] = []
+        """Returns follow-ups for the groups judged since the last call (`herl.sampler.More`)."""
+        requests: list[SampleRequest] = []
         while self._being_judged:
             try:
-                judged = self._next_judged(wait and not found)
+                judged = self._next_judged(wait and not requests)
             except Empty:
                 break
             self._being_judged -= 1
-            found += self._follow_ups(judged)
-        return found
+            requests += self._follow_ups(judged)
+        return requests
 
     def _next_judged(self, wait: bool) -> Judged:
         if not wait:
@@ -211,7 +211,7 @@ class _Round:
         if self._unjudged[group_id]:
             return ()
         attempts.sort(key=lambda attempt: attempt.rollout.index)
-        found = self._follow_up(replace(self._groups[group_id], attempts=tuple(attempts)))
+        revisions = self._follow_up(replace(self._groups[group_id], attempts=tuple(attempts)))
         self._followed_up.add(group_id)
-        self._over_long += found.over_long
-        return found.requests
+        self._over_long += revisions.over_long
+        return revisions.requests

@@ -1,9 +1,8 @@
-"""Validation: plain attempts at held-out prompts, and their revisions if wished.
+"""Validation: plain attempts at held-out prompts, and optionally their revisions.
 
     held-out prompt -> attempts -> verdicts [-> improve.py, for `revisions` rounds]
 
-The same seed gives the same random numbers in every validation of a run, so that their results can be
-compared.
+Every validation of a run uses the same random numbers, so that their results can be compared.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ from herl.types import Sampling, Task
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldOut:
-    """What validate() returns."""
+    """The result of validate()."""
 
     trajectories: tuple[Trajectory, ...]
-    """`attempts` of them for each prompt, in the order of the prompts."""
+    """`attempts` trajectories for each prompt, in the order of the prompts."""
     dropped: Mapping[str, int]
-    """Prompts over `max_prompt_tokens`: {"prompts": ..., "revision_prompts": ...}."""
+    """Counts of prompts over `max_prompt_tokens`: {"prompts": ..., "revision_prompts": ...}."""
 
 
 def validate(
@@ -44,14 +43,14 @@ def validate(
 
     Args:
         tasks: The prompts.
-        stages: Sampler, judge and hindsight builder. Attempts are drawn as `stages.plan.heldout` says.
+        stages: Sampler, judge and hindsight builder. Attempts are drawn with `stages.plan.heldout`.
         seed: All randomness is a hash of it.
-        attempts: Attempts at each prompt; each is revised on its own.
-        revisions: Revisions of each attempt at most.
+        attempts: Attempts at each prompt; each is revised separately.
+        revisions: Maximum number of revisions of each attempt.
         clock: Adds up the time, as "validate"; waiting for the judge counts as "judge".
 
     Raises:
-        ConfigError: revisions are asked for, but there is nothing that writes revision prompts.
+        ConfigError: revisions are requested, but nothing writes revision prompts.
         AbstentionLimit: the judge fails too often.
         SamplerError: an answer could not be sampled.
     """
@@ -66,17 +65,17 @@ def validate(
     judged = sample_and_judge(stages.sampler, stages.judge_runner, groups, requests, clock, "validate").judged
     task_of = {group.id: group.task for group in groups}
     plain = [Trajectory(task=task_of[attempt.rollout.group_id], answers=(attempt,)) for attempt in judged]
-    found, revisions_over_long = improve(plain, stages, seed=seed, rounds=revisions, clock=clock)
+    revised, revisions_over_long = improve(plain, stages, seed=seed, rounds=revisions, clock=clock)
     dropped = {"prompts": over_long, "revision_prompts": revisions_over_long}
-    return HeldOut(trajectories=tuple(found), dropped=dropped)
+    return HeldOut(trajectories=tuple(revised), dropped=dropped)
 
 
 def check_attempts(key: str, attempts: int, sampling: Sampling | None) -> None:
-    """Raises a ConfigError if there would be no attempt, or only attempts that are the same."""
+    """Raises a ConfigError if there would be no attempts, or only identical ones."""
     if attempts < 1:
         raise ConfigError(f"{key}: expected at least 1, got {attempts}")
     if attempts > 1 and sampling is not None and sampling.temperature == 0:
         raise ConfigError(
-            f"{key}: expected 1 with rollout.heldout.temperature=0, under which all are the same, "
+            f"{key}: expected 1 with rollout.heldout.temperature=0, where all attempts are identical, "
             f"got {attempts}"
         )

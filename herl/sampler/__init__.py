@@ -1,7 +1,7 @@
 """Stage 2: prompts as token ids -> sampled answers as token ids with log-probabilities.
 
 `Sampler` is the interface. `TransformersSampler` reads the live policy, `VLLMSampler` runs vLLM in this
-process, `VLLMServerSampler` asks vLLM servers over HTTP; `ScriptedSampler` is a fake.
+process, `VLLMServerSampler` queries vLLM servers over HTTP; `ScriptedSampler` is a fake.
 """
 
 from __future__ import annotations
@@ -19,91 +19,91 @@ if TYPE_CHECKING:
 
 
 class More(Protocol):
-    """Returns the requests that have come up since the last call."""
+    """Returns the requests that have arrived since the last call."""
 
     def __call__(self, wait: bool, /) -> Sequence[SampleRequest]:
-        """Returns further requests. With `wait` it blocks until there are some, or there will be no more."""
+        """Returns further requests. With `wait`, blocks until there are some or there will be no more."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CardNeeds:
-    """What matters to an engine on the trainer's own GPU: estimates of `herl.update.gpu_cost` in GiB."""
+    """Memory facts for an engine on the trainer's GPU; GiB are estimates of `herl.update.gpu_cost`."""
 
     parameters: int
-    """Of the model."""
+    """Number of the model's parameters."""
     kv_bytes: int
-    """Of the keys and values of one token, in bfloat16."""
+    """Bytes of the keys and values of one token, in bfloat16."""
     resident_gib: float
-    """What the trainer keeps there while answers are sampled: weights and moments."""
+    """The trainer's memory while answers are sampled: weights and moments."""
     update_gib: float
-    """The same with gradients and activations: the peak of an update."""
+    """The trainer's peak memory during an update: gradients and activations are added."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunLimits:
-    """What a run will ask of its sampler."""
+    """The requirements of a run on its sampler."""
 
     longest_tokens: int
-    """Of a prompt with its answer."""
+    """Maximum number of tokens of a prompt with its answer."""
     dtype: torch.dtype
-    """That the trainer computes in."""
+    """Data type of the trainer's computation."""
     refreshed_every_batch: bool
-    """Whether new weights come before every batch that follows an update."""
+    """Whether new weights come before every batch after an update."""
     card: CardNeeds | None = None
-    """None where the trainer computes on a CPU."""
+    """None if the trainer runs on a CPU."""
 
 
 class Sampler(ABC):
     """Draws answers from the policy.
 
-    The framework calls `start` once, `load_weights` at every refresh and `stream` in between.
+    The framework calls `start` once, `load_weights` at every refresh, and `stream` in between.
     """
 
     live: bool = False
     """True for a sampler that reads the trainer's own weights: it is never stale and needs no probe."""
 
     ranks_per_engine: int = 1
-    """Neighbouring ranks that share one engine, and are all given the same requests."""
+    """Number of neighboring ranks that share one engine and all get the same requests."""
 
     engines: int = 1
-    """Engines that answers are spread over: a probe asks for as many, to reach each."""
+    """Number of engines that share the requests; the probe needs enough answers to reach each."""
 
     weights_dtype: torch.dtype | None = None
-    """Type that the engine computes in, known after `start`: weights are streamed in it. None: unchanged."""
+    """Data type the engine computes in, known after `start`; weights are streamed in it. None: unchanged."""
 
     checkpoint_names: bool = True
-    """Whether weights are streamed under a checkpoint's names and in its shapes, as engines load them. False
-    for a copy of the policy's own class, which has the names and shapes of the policy's parameters."""
+    """Whether weights are streamed with a checkpoint's names and shapes, as engines load them. If False, they
+    have the names and shapes of the policy's parameters, for a copy of the same class."""
 
     has_weights: bool = True
-    """False once a sampler has dropped its weights: it must be refreshed before it samples again."""
+    """False once the sampler has dropped its weights; it must be refreshed before it samples again."""
 
     def prepare(self, limits: RunLimits) -> None:  # noqa: B027  # nothing to do is the right default
-        """Takes note of what the run will ask. Called before `start`."""
+        """Receives the run's requirements. Called before `start`. Does nothing by default."""
 
     @abstractmethod
     def start(self, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Gets ready to sample from this policy. An engine of its own loads its copy here."""
+        """Prepares to sample from this policy. A separate engine loads its copy here."""
 
     @abstractmethod
     def generate(self, requests: Sequence[SampleRequest]) -> Iterator[Rollout]:
         """Yields `n` rollouts for every request, each as soon as it is finished, in any order.
 
-        Answer i of a request depends on its prompt, its sampling settings and the hash of (seed, i)
-        alone, never on what else is sampled.
+        Answer i of a request depends only on its prompt, its sampling settings and the hash of (seed, i),
+        never on other requests.
 
         Raises:
             SamplerError: a request cannot be answered.
         """
 
     def stream(self, requests: Sequence[SampleRequest], more: More) -> Iterator[Rollout]:
-        """Does what `generate` does, and may take in more requests while it works.
+        """Like `generate`, but may accept more requests while it works.
 
-        By default it never asks for more, and the framework samples revisions once all attempts are judged.
+        By default it never does, and the framework samples revisions once all attempts are judged.
 
         Args:
-            requests: The requests to begin with.
+            requests: The initial requests.
             more: Returns further requests (`StreamingSampler`).
 
         Raises:
@@ -113,30 +113,30 @@ class Sampler(ABC):
 
     @abstractmethod
     def load_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
-        """Takes new weights, streamed one tensor at a time, as policy version `version`.
+        """Loads new weights, streamed one tensor at a time, as policy version `version`.
 
-        With several ranks, all must read the stream to its end or all leave it alone: it gathers shards.
+        The stream gathers shards, so either all ranks must read it to the end or none may read it.
         """
 
     def lost_weights(self) -> Sequence[str] | None:
         """Returns the names of streamed tensors that the engine does not hold, after each `load_weights`.
 
-        An empty list is a proof that the weights arrived. None, the default, is for a sampler that cannot
-        look into its engine: then only the probe checks it; in bfloat16 the probe sees gross faults but can
-        miss, say, one layer that is a step behind. All ranks call it; `herl.testing.check_lost_weights`
-        checks yours.
+        An empty list proves that the weights arrived. None, the default, is for a sampler that cannot inspect
+        its engine. Then only the probe checks the weights; in bfloat16 it catches gross faults but can miss,
+        say, a layer that is one step behind. All ranks call this method; test yours with
+        `herl.testing.check_lost_weights`.
         """
         return None
 
     def sleep(self) -> None:  # noqa: B027  # nothing to do is the right default
-        """Frees what the update could use, until the next `generate` or `load_weights`."""
+        """Frees memory for the update, until the next `generate` or `load_weights`."""
 
     def close(self) -> None:  # noqa: B027
-        """Ends what `start` began."""
+        """Releases everything `start` acquired."""
 
 
 class StreamingSampler(Sampler):
-    """A sampler that takes new requests while it works on others.
+    """A sampler that accepts new requests while it works on others.
 
     A prompt's attempts are then revised as soon as they are judged. Which requests are batched together
     depends on timing, and so does rounding: do not subclass this if answers must be bit-identical across
@@ -148,10 +148,10 @@ class StreamingSampler(Sampler):
 
     @abstractmethod
     def stream(self, requests: Sequence[SampleRequest], more: More) -> Iterator[Rollout]:
-        """Does what `generate` does, and asks for more requests whenever it has room for some.
+        """Like `generate`, but asks for more requests whenever there is room.
 
         Args:
-            requests: The requests to begin with.
+            requests: The initial requests.
             more: Call it with True when nothing is left to work on; if it returns nothing, stop.
 
         Raises:

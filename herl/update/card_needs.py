@@ -1,7 +1,7 @@
-"""What a run will ask of its sampler, and how much of a GPU the trainer needs beside it.
+"""Computes a run's requirements on its sampler, and the GPU memory that the trainer needs beside it.
 
-The module hands this to the sampler before `Sampler.start`: an engine on the trainer's card sizes its context
-and its memory by it. Memory is estimated by `herl.update.gpu_cost`; nothing is measured here.
+The module passes these to the sampler before `Sampler.start`. An engine on the trainer's card sizes its
+context and memory by them. Memory is estimated by `herl.update.gpu_cost`; nothing is measured here.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from herl.update.loss.base import Loss
 from herl.update.updater import Updater
 
 PROBE_TOKENS = 512
-"""Room for the request that checks a refresh, where the model allows as many."""
+"""Tokens needed by the probe that checks a refresh, unless the model's limit is lower."""
 
 
 class Configured(Protocol):
-    """What is needed of a `herl.module.HerlModule`, with its policy loaded."""
+    """The parts of a `herl.module.HerlModule` used here, with its policy loaded."""
 
     model: PretrainedModel
     policy: PreTrainedModel | None
@@ -40,17 +40,17 @@ class Configured(Protocol):
 
 
 def run_limits(module: Configured, *, trains: bool = True) -> RunLimits:
-    """Returns what the run's sampler must hold, and what it must leave to the trainer.
+    """Returns the limits that the sampler must support, and the memory it must leave to the trainer.
 
     Args:
-        module: The run's, with its policy loaded.
-        trains: False for a run that only measures: it needs no room for an update.
+        module: The run's module, with its policy loaded.
+        trains: False for a run that only evaluates and needs no memory for an update.
     """
-    trainer, most = module.trainer, module.model.max_tokens() or PROBE_TOKENS
+    trainer, model_limit = module.trainer, module.model.max_tokens() or PROBE_TOKENS
     assert module.policy is not None
     callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
     return RunLimits(
-        longest_tokens=max(longest_sequence(module.stages.plan), min(PROBE_TOKENS, most)),
+        longest_tokens=max(longest_sequence(module.stages.plan), min(PROBE_TOKENS, model_limit)),
         dtype=torch.bfloat16 if trainer.precision == "bf16-mixed" else module.policy.dtype,
         refreshed_every_batch=any(getattr(one, "refreshes_every_batch", False) for one in callbacks),
         card=_card_needs(module, module.policy, trains)
@@ -60,18 +60,18 @@ def run_limits(module: Configured, *, trains: bool = True) -> RunLimits:
 
 
 def longest_sequence(plan: RolloutPlan) -> int:
-    """Returns the tokens of the longest prompt with its answer that may be sampled.
+    """Returns the tokens of the longest possible prompt with its answer.
 
-    Prompts of revisions are longer than those of attempts, and no prompt is above `max_prompt_tokens`.
+    Revision prompts are longer than those of attempts, and no prompt exceeds `max_prompt_tokens`.
     """
     samplings = (plan.attempt, plan.revision, plan.heldout or plan.attempt)
     return plan.max_prompt_tokens + max(sampling.max_new_tokens for sampling in samplings)
 
 
 def longest_micro_batch(plan: RolloutPlan, micro_batch_tokens: int | str) -> int:
-    """Returns the tokens of the longest row of an update: a budget, unless one answer alone is longer."""
+    """Returns the tokens of the longest row of an update: the budget, unless a single answer exceeds it."""
     prompt, answer = plan.max_prompt_tokens, plan.attempt.max_new_tokens
-    budget = micro_batch_tokens if isinstance(micro_batch_tokens, int) else 0  # "auto" takes what is free
+    budget = micro_batch_tokens if isinstance(micro_batch_tokens, int) else 0  # "auto" uses the free memory
     return min(prompt + answer * plan.attempts_per_prompt, max(budget, prompt + answer))
 
 
@@ -94,7 +94,7 @@ def _card_needs(module: Configured, policy: PreTrainedModel, trains: bool) -> Ca
     update = update_gib(size, tokens, settings, parts)
     gradients = 4 * size.parameters * learns / parts / GIB
     if isinstance(strategy, DDPStrategy) and module.trainer.world_size > 1:
-        update["weights_gradients_moments"] += gradients  # DDP's own copies of them, which stay
+        update["weights_gradients_moments"] += gradients  # DDP keeps its own copies
     resident = update["weights_gradients_moments"] - gradients  # gradients are freed after each step
     if isinstance(strategy, FSDPStrategy) and strategy.cpu_offload:
         resident = update["weights_gradients_moments"] = 0.0

@@ -1,7 +1,7 @@
 """Stage 10: log-probabilities of the answer tokens of a micro-batch.
 
-The body of the model runs once over the row; its head only where an answer token is predicted, and chunk by
-chunk: no [N, vocabulary] tensor exists, and in backward each chunk is computed again.
+The model's body runs once over the row. Its head runs only where an answer token is predicted. Large rows are
+computed in chunks, which backward recomputes, so no [N, vocabulary] tensor exists.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
     from herl.update.batch import MicroBatch
 
 WHOLE_LOGITS = {"cpu": 2**25, "cuda": 2**31 - 1}
-"""Up to so many logits nothing is computed twice: 128 MiB in float32 on a CPU, 4 GiB in bfloat16 on a GPU."""
+"""Up to this many logits nothing is recomputed: 128 MiB in float32 on a CPU, 4 GiB in bfloat16 on a GPU."""
 
 CHUNK_LOGITS = {"cpu": 2**24, "cuda": 2**29}
-"""Beyond that, logits in memory at once."""
+"""Maximum number of logits in memory at once beyond that."""
 
 PART_LOGITS = 2**21
-"""Logits whose entropy is summed, or whose gradient is computed, at once on a CPU."""
+"""Number of logits processed at once on a CPU, for statistics and for gradients."""
 
 VIEWS = {f"{name}Backward0" for name in ("Select", "Slice", "Squeeze", "Unsqueeze", "UnsafeView", "View")}
 FORGETFUL = {f"{name}Backward0" for name in ("Add", "Addmm", "Bmm", "Div", "Mm", "Mul", "ToCopy")}
-"""Operations, by autograd's names, that pass their input on, and that keep no copy of their output."""
+"""Operations, by autograd's names, that return views of their input, and that do not save their output."""
 
 
 def answer_logprobs(
@@ -43,11 +43,11 @@ def answer_logprobs(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns (logprobs [N], entropy [N]) of the answer tokens, in nats, in float32.
 
-    Both are of the distribution at `temperature`, which must be the one that attempts are sampled at:
+    Both describe the distribution at `temperature`, which must be the one attempts are sampled at;
     otherwise the policy gradient is that of another policy.
 
     Args:
-        entropy_grad: Whether the entropy carries gradient; without, it is a statistic.
+        entropy_grad: Whether the entropy carries a gradient; if not, it is only a statistic.
     """
     with forward_swapped(model, partial(_by_chunks, model)):
         return model(batch, temperature, entropy_grad)  # type: ignore[no-any-return]
@@ -58,7 +58,7 @@ def _by_chunks(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     device = batch.input_ids.device.type
     body = _body(model, batch)
-    # embedding, not indexing or index_select: its backward adds up in a fixed order on every device
+    # embedding, not indexing or index_select: its backward sums in a fixed order on every device
     hidden = torch.nn.functional.embedding(batch.before, body.last_hidden_state[0])
     vocabulary = model.config.get_text_config().vocab_size
     whole = len(hidden) * vocabulary <= WHOLE_LOGITS[device]
@@ -76,13 +76,13 @@ def _by_chunks(
 
 
 def _body(model: PreTrainedModel, batch: MicroBatch) -> Any:
-    """Runs the model without its head: the last hidden state is [1, T, width], with padding at its end."""
+    """Runs the model without its head; the last hidden state is [1, T, width], with padding at the end."""
     ids, positions, arguments = batch.input_ids, batch.position_ids, dict[str, Any]()
     flex = ids.device.type in FLEX and installed(model) and batch.packing != "single"
     if flex or batch.packing == "shared":
         config = model.config.get_text_config()
         mask = shared_mask(batch.contexts, config, ids.device, flex=flex)
-        # not both: blocks would be compiled for each number of contexts
+        # not both, or blocks would be recompiled for each number of contexts
         arguments = {"attention_mask": mask} | ({} if flex else {"contexts": batch.contexts})
     if flex:
         more = (0, padding(ids.shape[1]))
@@ -100,7 +100,7 @@ def _chunk(
     temperature: float,
     entropy_grad: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probs and entropies of some tokens, from the body's outputs that predict them, [n, width]."""
+    """Returns log-probs and entropies of some tokens from the hidden states [n, width] predicting them."""
     logits = _logits(model, body, hidden)
     if not _overwritable(logits):
         logits = logits.clone()
@@ -109,9 +109,9 @@ def _chunk(
 
 
 def _overwritable(tensor: torch.Tensor) -> bool:
-    """Whether the operation that computed a tensor does not need it for its own gradient.
+    """Whether a tensor is not needed for the gradient of the operation that computed it.
 
-    Within a checkpoint autograd does not notice that a saved tensor was overwritten.
+    Inside a checkpoint, autograd does not notice that a saved tensor was overwritten.
     """
     node = tensor.grad_fn
     while node is not None and node.name() in VIEWS:
@@ -120,8 +120,8 @@ def _overwritable(tensor: torch.Tensor) -> bool:
 
 
 class _Scores(torch.autograd.Function):
-    """Log-softmax at some ids, and entropy. In backward the logits [n, vocabulary] become their own gradient:
-    there is no second tensor of that size, and nothing else may need them."""
+    """Log-softmax at given ids, and entropy. Backward overwrites the logits [n, vocabulary] with their
+    gradient to avoid a second tensor of that size, so nothing else may need them."""
 
     @staticmethod
     def forward(
@@ -144,14 +144,14 @@ class _Scores(torch.autograd.Function):
         for rows in _parts(logits):
             of_entropy = gradients[1][rows] if entropy_grad else None
             known = ids[rows], normalizers[rows], entropies[rows], gradients[0][rows], of_entropy
-            write(logits[rows], *known, temperature)  # in place: autograd refuses a second backward
+            write(logits[rows], *known, temperature)  # in place, so autograd rejects a second backward
         return logits, None, None, None
 
 
 def _statistics(
     logits: torch.Tensor, ids: torch.Tensor, temperature: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Log-probs at the ids, entropies, and the logarithms that normalize, [n] each, in float32."""
+    """Returns log-probs at the ids, entropies, and log normalizers, [n] each, in float32."""
     scores = _scores(logits, temperature)
     normalizer = scores.logsumexp(-1, keepdim=True)
     logprobs = scores - normalizer
@@ -168,7 +168,7 @@ def _write_gradient(
     of_entropy: torch.Tensor | None,
     temperature: float,
 ) -> None:
-    """d logprob = [id] - p and d entropy = -p (log p + entropy), by logits x temperature."""
+    """Writes d logprob = [id] - p and d entropy = -p (log p + entropy), by logits / temperature."""
     logprobs = _scores(logits, temperature) - normalizer[:, None]
     factor = -of_logprob[:, None]
     if of_entropy is not None:
@@ -185,18 +185,18 @@ def _scores(logits: torch.Tensor, temperature: float) -> torch.Tensor:
 
 @cache
 def _fused(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiled, so that a GPU reads the logits once or twice and writes no intermediate ones."""
+    """Compiles a function, so that a GPU reads the logits once or twice and writes no intermediates."""
     return torch.compile(function, dynamic=True)
 
 
 def _parts(logits: torch.Tensor) -> Iterator[slice]:
-    """On a CPU, rows of a few logits each, so that what is computed on the way to a sum is small."""
+    """On a CPU, yields slices of a few rows each, to keep intermediate tensors small."""
     count = len(logits) if logits.is_cuda else max(1, PART_LOGITS // logits.shape[1])
     return (slice(start, start + count) for start in range(0, len(logits), count))
 
 
 def _logits(model: PreTrainedModel, body: ModelOutput, hidden: torch.Tensor) -> torch.Tensor:
-    """The model's own forward with its body left out: the head with all scalings, [n, vocabulary]."""
+    """Runs the model's forward without its body: the head with all scalings, [n, vocabulary]."""
     output = type(body)(**{**body, "last_hidden_state": hidden[None]})
     with forward_swapped(model.base_model, lambda *_, **__: output):
         logits: torch.Tensor = type(model).forward(model, use_cache=False).logits[0]

@@ -1,4 +1,4 @@
-"""Means, maxima and percentiles that add up over micro-batches, optimiser steps and ranks."""
+"""Means, maxima and percentiles accumulated over micro-batches, optimizer steps and ranks."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from herl.distributed import gather
 from herl.update.loss.base import Stats
 
 PERCENTILES = {"p01": 0.01, "p50": 0.5, "p99": 0.99}
-MOST_SAMPLES = 1 << 16
-"""Values that a rank sends for percentiles; of more, every k-th."""
+MAX_SAMPLES = 1 << 16
+"""Maximum number of values a rank sends for percentiles; beyond that, every k-th."""
 
 
 class RunningStats:
-    """A number for every name that something was added under. What is not a number is shown, not left out.
+    """Accumulates one statistic per name. NaN is reported, not left out.
 
-    Tensors stay on their device until `compute`: a GPU that is read from cannot get its next work.
+    Tensors stay on their device until `compute`, since reading from a GPU makes it wait.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class RunningStats:
         self._sums.setdefault(name, []).append((value, torch.tensor(1)))
 
     def add_stats(self, stats: Stats) -> None:
-        """Adds what the loss reports of a micro-batch. A mean over nothing does not appear."""
+        """Adds the loss's statistics of a micro-batch. A mean over nothing is left out."""
         for name, pair in stats.means.items():
             self._sums.setdefault(name, []).append(pair)
         for name, values in stats.maxima.items():
@@ -43,9 +43,9 @@ class RunningStats:
             self._samples.setdefault(name, []).append(values)
 
     def compute(self) -> dict[str, float]:
-        """Returns the numbers over all ranks, by name: "ratio_p99" for a percentile. All ranks must call it.
+        """Returns the statistics over all ranks by name, e.g. "ratio_p99". All ranks must call it.
 
-        A rank may lack a name, say if it trained on no revision: whole tables are gathered, not numbers.
+        Whole tables are gathered because a rank may lack a name, say if it trained on no revision.
         """
         totals: dict[str, float] = {}
         counts: Counter[str] = Counter()
@@ -80,7 +80,7 @@ class RunningStats:
 
 
 def _read(tensors: Iterable[torch.Tensor]) -> list[float]:
-    """Numbers of one device, read at once."""
+    """Reads numbers from one device in a single transfer."""
     values: list[float] = torch.stack([tensor.double() for tensor in tensors]).tolist()
     return values
 
@@ -90,7 +90,7 @@ def _nan_first(value: float) -> float:
 
 
 def _thinned(values: torch.Tensor) -> torch.Tensor:
-    return values[:: max(1, -(-len(values) // MOST_SAMPLES))].contiguous()
+    return values[:: max(1, -(-len(values) // MAX_SAMPLES))].contiguous()
 
 
 def _quantiles(values: torch.Tensor) -> torch.Tensor:

@@ -14,13 +14,13 @@ Schedule = Literal["constant", "linear", "cosine"]
 
 @runtime_checkable
 class EndsRun(Protocol):
-    """A callback that ends a run by a limit of its own, such as `herl.callbacks.AnswerBudget`."""
+    """A callback that ends a run at its own limit, such as `herl.callbacks.AnswerBudget`."""
 
     def share_spent(self, counts: Mapping[str, int]) -> float:
         """Returns how much of the limit is spent; 1.0 or more ends the run.
 
         Args:
-            counts: Of the run so far, as in `herl.module.HerlModule.counts`.
+            counts: Counts of the run so far, as in `herl.module.HerlModule.counts`.
         """
 
 

@@ -1,9 +1,9 @@
 """Stage 11: takes the optimizer steps of one rollout batch.
 
-    experiences -> parts of whole groups -> rows -> loss and gradient -> clipping -> optimizer step
+experiences -> parts of whole groups -> rows -> loss and gradient -> clipping -> optimizer step
 
-Every rank takes the same steps: the rows of a step are dealt out, and gradients and numbers are those of the
-whole step. A step whose gradient is not finite is skipped; too many in a row end the run.
+Every rank takes the same steps. The rows of a step are divided among ranks; gradients and metrics are those of
+the whole step. A step whose gradient is not finite is skipped; too many in a row end the run.
 """
 
 from __future__ import annotations
@@ -41,22 +41,22 @@ ADAMW: Optimizer = partial(torch.optim.AdamW, lr=1e-6, weight_decay=0.01, fused=
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Update:
-    """What the optimizer steps of a rollout batch report."""
+    """The report of the optimizer steps of a rollout batch."""
 
     metrics: Mapping[str, float]
-    """"update/<name>": means over the steps, on all ranks."""
+    """"update/<name>": means over the steps and all ranks."""
     faults: Mapping[str, str]
-    """What was wrong, by the id of the answer."""
+    """Faults by answer id."""
     policy_version: int
-    """Optimizer steps that had been taken before."""
+    """Optimizer steps taken before these."""
 
 
 class Updater:
-    """Trains the policy on one rollout batch after the other.
+    """Trains the policy on one rollout batch after another.
 
     Args:
-        loss: What is minimized.
-        temperature: That attempts are sampled at.
+        loss: The loss to minimize.
+        temperature: The temperature at which attempts are sampled.
 
     The other arguments are those of `herl.module.HerlModule`.
     """
@@ -87,18 +87,18 @@ class Updater:
         self.max_grad_norm = max_grad_norm
         self.max_skipped_steps = max_skipped_steps
         self.reference: PreTrainedModel | None = None
-        """The second model, where the loss needs one that is not the policy without its adapters."""
+        """The second model, if the loss needs a reference and the policy without adapters cannot serve."""
         self._skipped = 0  # in a row
 
     def optimizer_of(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
-        """Returns the optimizer of those parameters that learn. `update` sets its learning rate."""
+        """Returns the optimizer of the trainable parameters. `update` sets its learning rate."""
         optimizer = self.optimizer(parameter for parameter in parameters if parameter.requires_grad)
         for group in optimizer.param_groups:
-            group["initial_lr"] = group["lr"]  # a sharded checkpoint brings back only what is there already
+            group["initial_lr"] = group["lr"]  # a sharded checkpoint restores only existing keys
         return optimizer
 
     def scorer(self, policy: PreTrainedModel, device: torch.device) -> Scorer:
-        """Returns what computes log-probs and losses with the models as they are now."""
+        """Returns a scorer, which computes log-probs and losses, for the current models."""
         if self.packing == "auto":
             self.packing = choose_packing(policy, device)
         return Scorer(
@@ -122,9 +122,9 @@ class Updater:
 
         Args:
             module: Holds the policy, the optimizer and the trainer.
-            policy: What is trained.
-            experiences: What to train on: the same on every rank.
-            counts: Of the run; "optimizer_steps" and "skipped_steps" go on counting here.
+            policy: The model to train.
+            experiences: The training data, the same on every rank.
+            counts: Counts of the run; this method updates "optimizer_steps" and "skipped_steps".
 
         Raises:
             TrainingError: too many steps in a row had a gradient that is not finite.
@@ -136,7 +136,7 @@ class Updater:
         scorer = self.scorer(policy, module.device)
         stats, faults = RunningStats(), dict[str, str]()
         parts = split_by_group(experiences, self.updates_per_batch)
-        # Before the first step the current log-probs are the old ones: that part needs no extra pass.
+        # Before the first step the current log-probs are the old ones, so that part needs no extra pass.
         kept = self.loss.needs_old_logprobs
         old = [scorer.logprobs(part) if kept and i else None for i, part in enumerate(parts)]
         for part, old_logprobs in zip(parts, old, strict=True):
@@ -156,13 +156,13 @@ class Updater:
         stats: RunningStats,
         counts: Counter[str],
     ) -> list[str]:
-        """Takes one step, or skips it and returns the answers whose loss is not finite."""
+        """Takes one step, or skips it and returns the ids of answers whose loss is not finite."""
         optimizer = cast(torch.optim.Optimizer, module.optimizers())
         done = run_share(module.trainer, module.trainer.fit_loop.batch_idx, counts)
         rate = learning_rate_share(self.schedule, counts["optimizer_steps"], self.warmup_steps, done)
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * rate
-        # read after the last pass: a GPU need not wait
+        # read after the last pass, so that a GPU need not wait
         losses: list[tuple[torch.Tensor, tuple[int, ...]]] = []
         for batch in scorer.micro_batches(experiences, old_logprobs):
             synchronise_gradients(module.trainer, batch.last)
@@ -174,8 +174,8 @@ class Updater:
         norm = whole(torch.nn.utils.clip_grad_norm_(module.parameters(), self.max_grad_norm or math.inf))
         if not math.isfinite(float(norm)):
             wrong = chain.from_iterable(rows for loss, rows in losses if not math.isfinite(float(loss)))
-            found = gather([experiences[place].rollout.id for place in wrong])
-            bad = list(dict.fromkeys(chain.from_iterable(found)))
+            bad_ids = gather([experiences[place].rollout.id for place in wrong])
+            bad = list(dict.fromkeys(chain.from_iterable(bad_ids)))
             self._skip(module, float(norm), bad, counts)
             return bad
         self._skipped = 0
@@ -190,18 +190,18 @@ class Updater:
     def _skip(
         self, module: L.LightningModule, norm: float, answers: Iterable[str], counts: Counter[str]
     ) -> None:
-        """Drops the gradient of a step."""
+        """Drops the gradient of a step, and raises if too many steps in a row were skipped."""
         self._skipped += 1
         counts["skipped_steps"] += 1
         tensor = first_not_finite(module)
         cast(torch.optim.Optimizer, module.optimizers()).zero_grad()
-        said = (
-            f"the gradient norm after optimiser step {counts['optimizer_steps']} is {norm}, expected a "
+        message = (
+            f"the gradient norm after optimizer step {counts['optimizer_steps']} is {norm}, expected a "
             f"finite number: {tensor} is not finite; answers whose loss is not: {[*answers][:5]}"
         )
         if self._skipped > self.max_skipped_steps:
             raise TrainingError(
-                f"{said}. {self._skipped} steps in a row were skipped, module.max_skipped_steps allows "
+                f"{message}. {self._skipped} steps in a row were skipped; module.max_skipped_steps allows "
                 f"{self.max_skipped_steps}. Lower optimizer.lr, or train in float32"
             )
-        logger.warning("%s. The step is skipped", said)
+        logger.warning("%s. The step is skipped", message)

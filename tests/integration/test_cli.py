@@ -96,7 +96,7 @@ def test_help_is_quick_and_loads_neither_torch_nor_hydra(tmp_path):
         ),
         (
             ["fit", "resume=auto"],
-            "resume=auto: expected hydra.run.dir=FOLDER, the same at every start, got none",
+            "resume=auto needs hydra.run.dir=FOLDER, the same at every start",
         ),
         (["fit", "model.path=nowhere"], "model.path: expected a folder with a config.json"),
         (["fit", "data=file", "data.train.path=x.jsonl"], "data.heldout.path: expected a value, got none"),

@@ -75,7 +75,7 @@ def test_a_config_dir_that_a_run_no_longer_finds_is_named(handed_over, tmp_path,
     run = a_run(tmp_path / "run", "judge=mine", config_dir=tmp_path / "gone")
     with pytest.raises(SystemExit):
         handed_over("validate", f"run={run}")
-    assert f"run: expected {tmp_path}/gone, its --config-dir, got none there" in capsys.readouterr().err
+    assert f"run: its --config-dir {tmp_path}/gone does not exist" in capsys.readouterr().err
     assert "judge=mine" in handed_over("validate", f"run={run}", f"--config-dir={tmp_path}")
 
 

@@ -14,7 +14,7 @@ from herl.seeds import derive_seed
 from herl.testing import make_experience, make_judged, make_rollout, make_task
 from herl.types import Criterion, Group, Member, Rubric, Task
 from herl.update.loss.base import Stats
-from herl.update.running_stats import MOST_SAMPLES, RunningStats
+from herl.update.running_stats import MAX_SAMPLES, RunningStats
 
 
 def test_sums_add_up_over_micro_batches_as_one_mean():
@@ -81,7 +81,7 @@ def test_percentiles_are_over_all_micro_batches():
 
 def test_percentiles_of_very_many_values_are_those_of_a_part():
     stats = RunningStats()
-    stats.add_stats(Stats(percentiles={"ratio": torch.linspace(0, 1, 5 * MOST_SAMPLES + 3)}))
+    stats.add_stats(Stats(percentiles={"ratio": torch.linspace(0, 1, 5 * MAX_SAMPLES + 3)}))
     assert stats.compute() == pytest.approx(
         {"ratio_p01": 0.01, "ratio_p50": 0.5, "ratio_p99": 0.99}, abs=1e-4
     )
