@@ -150,5 +150,6 @@ def _plain(judged: Judged) -> dict[str, Any]:
 def _judged(plain: Mapping[str, Any]) -> Judged:
     judgement = dict(plain["judgement"])
     judgement["verdicts"] = tuple(Verdict(**verdict) for verdict in judgement["verdicts"])
-    rollout = Rollout(**{**plain["rollout"], "origin": "replay"})  # "memory" in version 0.1
+    # Version 0.1 had no index, and called the origin "memory".
+    rollout = Rollout(**{"index": 0, **plain["rollout"], "origin": "replay"})
     return Judged(rollout=rollout, judgement=Judgement(**judgement))

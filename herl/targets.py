@@ -12,8 +12,13 @@ ALLOWED = ("herl", "lightning", "torch.optim")
 
 MOVED = {
     "herl.loss.Loss": "herl.update.loss.base.Loss",
+    "herl.loss.token_weights": "herl.update.loss.base.token_weights",
     "herl.likelihood.LikelihoodLoss": "herl.update.loss.sft.LikelihoodLoss",
     "herl.experience.RolloutPlan": "herl.rollout.stages.RolloutPlan",
+    "herl.callbacks.HindsightGate": "herl.hindsight.gate.gated",
+    "herl.callbacks.hindsight_gate.HindsightGate": "herl.hindsight.gate.gated",
+    "herl.judge.asker.Asker": "herl.judge.llm.client.JudgeClient",
+    "herl.judge.questions.Questioner": "herl.judge.llm.prompt.PromptBuilder",
     "herl.memory.Memory": "herl.replay.Replay",
     "herl.memory.NoMemory": "herl.replay.NoReplay",
     "herl.memory.Replay": "herl.replay.ReplayBuffer",

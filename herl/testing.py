@@ -18,6 +18,7 @@ from herl.bonus import BonusReward
 from herl.errors import JudgeError
 from herl.hindsight import HindsightBuilder
 from herl.judge.base import Judge
+from herl.rollout.stages import Advantages, Selection
 from herl.sampler import Sampler, StreamingSampler
 from herl.types import (
     Criterion,
@@ -214,27 +215,62 @@ def check_sampler(sampler: Sampler, prompt_ids: Sequence[int], *, n: int = 2) ->
         sampling=Sampling(max_new_tokens=8),
         seed=1,
     )
-    rollouts = sorted(sampler.generate([request]), key=lambda rollout: rollout.id)
-    ids = [rollout.id for rollout in rollouts]
-    assert ids == [f"group/{i}" for i in range(n)], f"expected {n} answers with distinct ids, got {ids}"
+    rollouts = sorted(sampler.generate([request]), key=lambda rollout: rollout.index)
+    indices = [rollout.index for rollout in rollouts]
+    assert indices == list(range(n)), f"expected answers with the indices 0 to {n - 1}, got {indices}"
+    assert len({rollout.id for rollout in rollouts}) == n, "every answer must have an id that no other has"
     for rollout in rollouts:
         assert rollout.prompt_ids == request.prompt_ids, "the prompt's ids must come back unchanged"
         assert len(rollout.token_ids) == len(rollout.logprobs), "expected a log-prob for every token"
         assert 1 <= len(rollout.token_ids) <= 8, "expected 1 to max_new_tokens tokens"
         assert all(logprob <= 0.0 for logprob in rollout.logprobs), "log-probs must not exceed 0"
+        assert (rollout.task_id, rollout.group_id) == ("task", "group"), "task_id and group_id must come back"
         assert rollout.origin == "policy", "without a parent_id, the origin must be policy"
-    again = sorted(sampler.generate([request]), key=lambda rollout: rollout.id)
+    again = sorted(sampler.generate([request]), key=lambda rollout: rollout.index)
     assert [r.token_ids for r in again] == [r.token_ids for r in rollouts], (
         "the same seed must give the same answer"
     )
-    assert [rollout.index for rollout in rollouts] == list(range(n)), "each answer must carry its index"
     if isinstance(sampler, StreamingSampler):
         later = [replace(request, group_id="later")]
         streamed = list(sampler.stream([request], lambda wait: [later.pop()] if later else []))
-        found = sorted(rollout.id for rollout in streamed)
-        expected = sorted(f"{group}/{i}" for group in ("group", "later") for i in range(n))
+        found = sorted((rollout.group_id, rollout.index) for rollout in streamed)
+        expected = [(group, index) for group in ("group", "later") for index in range(n)]
         assert found == expected, f"expected {expected}, including a request added later, got {found}"
     return rollouts
+
+
+def check_selection(selection: Selection) -> None:
+    """Asserts that a selection returns answers that it was given, whether there are revisions or not.
+
+    Raises:
+        AssertionError: says which part of the contract is broken.
+    """
+    task = make_task()
+    attempts = [make_judged(reward, id=f"group/{i}") for i, reward in enumerate((0.2, 0.6, 0.4))]
+    revision = make_judged(0.8, id="group/1/0", parent_id="group/1")
+    for revisions in ([], [revision]):
+        members = selection(task, attempts, revisions, {"group/1": 0.01} if revisions else {}, 0)
+        assert isinstance(members, list), f"expected a list of members, got {type(members).__name__}"
+        given = {id(answer) for answer in (*attempts, *revisions)}
+        for member in members:
+            assert id(member.judged) in given, "every member must be one of the attempts and revisions"
+            assert member.reward == member.judged.reward, "a member's reward is the judge's, without bonus"
+        again = selection(task, attempts, revisions, {"group/1": 0.01} if revisions else {}, 0)
+        assert members == again, "the same seed must give the same members"
+    assert not selection(task, [], [], {}, 0), "without attempts there must be no members"
+
+
+def check_advantages(advantages: Advantages) -> None:
+    """Asserts that advantages are finite, one for each member of each group, an empty group included.
+
+    Raises:
+        AssertionError: says which part of the contract is broken.
+    """
+    rewards = [[0.0, 0.5, 1.0], [], [0.5, 0.5]]
+    found = advantages(rewards, [[True, True, False], [], [True, True]])
+    counts = [len(group) for group in found]
+    assert counts == [3, 0, 2], f"expected one advantage for each member, 3, 0 and 2, got {counts}"
+    assert all(abs(value) < float("inf") for group in found for value in group), "expected finite advantages"
 
 
 def check_lost_weights(sampler: Sampler, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:

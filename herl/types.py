@@ -149,8 +149,8 @@ class Rollout:
     finish_reason: FinishReason
     policy_version: int
     """Optimizer steps that the sampling policy had seen."""
-    index: int = 0
-    """Place among the answers to the same request."""
+    index: int
+    """Place among the answers to the same request, from 0."""
     origin: Origin = "policy"
     parent_id: str | None = None
     """The rollout that this one revises."""

@@ -43,6 +43,7 @@ NEEDED = {
 """Values that a choice cannot supply itself."""
 
 
+@pytest.mark.integration  # a third of a second each
 @pytest.mark.parametrize(
     ("group", "choice"), [(group, choice) for group in GROUPS for choice in choices(group)]
 )
@@ -102,6 +103,7 @@ def test_several_judges_share_the_verdict():
     assert sorted(instantiate(config.judge).judges) == ["a", "b"]
 
 
+@pytest.mark.integration
 def test_aggregations_are_chosen_for_any_judge():
     for name in choices("aggregation"):
         for judge in ("rule", "mix"):
@@ -116,6 +118,7 @@ def test_a_file_of_ones_own_needs_its_path():
     check(composed("fit", "data=file", "data.train.path=a.jsonl", "data.heldout.path=b.jsonl"))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("group", sorted(INTERFACES))
 def test_components_subclass_their_interface(group):
     for choice in choices(group):

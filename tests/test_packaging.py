@@ -30,6 +30,7 @@ def wheel(tmp_path_factory):
     return path
 
 
+@pytest.mark.integration
 def test_wheel_carries_package_configuration_prompt_and_assets(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {
@@ -50,6 +51,7 @@ def test_assets_stay_under_4_megabytes():
     assert total < 4_000_000
 
 
+@pytest.mark.integration
 def test_an_installed_wheel_composes_its_configuration(wheel, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path)

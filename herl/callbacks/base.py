@@ -112,7 +112,8 @@ class HerlCallback(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
         super().on_exception(trainer, pl_module, exception)
-        self.on_error(trainer, _herl(pl_module), exception)
+        if isinstance(pl_module, HerlModule):  # else an error of ours would hide this one
+            self.on_error(trainer, pl_module, exception)
 
 
 def _herl(module: L.LightningModule) -> HerlModule:

@@ -230,14 +230,15 @@ def _suggest(verb: str) -> None:
     from hydra.errors import HydraException
 
     from herl.config.check import conf_dir, known_keys
-    from herl.config.renamed import renamed_key
+    from herl.config.renamed import renamed, renamed_key
 
     groups = {
         path.relative_to(conf_dir()).as_posix(): {p.stem for p in path.glob("*.yaml")}
         for path in conf_dir().rglob("*")
         if path.is_dir()
     }
-    given = [a.split("=", 1) for a in sys.argv[2:] if "=" in a and not a.startswith(("-", "+", "~", "hydra"))]
+    overrides = [one for one in sys.argv[2:] if not one.startswith(("-", "hydra"))]
+    given = [one.split("=", 1) for one in overrides if "=" in one and not one.startswith(("+", "~"))]
     chosen = [f"{key}={value}" for key, value in given if value in groups.get(key, ())]
     known = list(groups)
     with (
@@ -245,10 +246,11 @@ def _suggest(verb: str) -> None:
         suppress(HydraException),  # the choices conflict: Hydra has reported it
     ):
         known += known_keys(compose(verb, chosen, return_hydra_config=False))
+    for override in overrides:
+        if (new := renamed(override)) != override:
+            print(f"herl: '{override}' is now '{new}'.", file=sys.stderr)
     for key, _ in given:
-        if (new := renamed_key(key)) != key:
-            print(f"herl: '{key}' is now '{new}'.", file=sys.stderr)
-        elif key not in known:
+        if key not in known and renamed_key(key) == key:
             print(f"herl: unknown key '{key}'.{did_you_mean(key, known)}", file=sys.stderr)
 
 

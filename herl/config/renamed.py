@@ -17,6 +17,7 @@ KEYS = {
     "memory.most_prompts": "replay.max_prompts",
     "module.judge_desk": "module.judge_runner",
     "module.memory": "module.replay",
+    "module.memory.most_prompts": "module.replay.max_prompts",
     "module.most_skipped_steps": "module.max_skipped_steps",
     "most": "max_answers",
 }
@@ -37,9 +38,9 @@ def renamed_key(key: str) -> str:
 
 def renamed(override: str) -> str:
     """Translates an override from an older run to today's names."""
-    if override in CHOICES:
-        return CHOICES[override]
     prefix, key, rest = re.fullmatch(r"([+~]*)([^=]*)(.*)", override, re.DOTALL).groups()  # type: ignore[union-attr]
+    if key + rest in CHOICES:
+        return prefix + CHOICES[key + rest]
     if key.endswith("._target_") and (new := moved(rest[1:].strip("'\""))):
         rest = f"={new}"
     return f"{prefix}{renamed_key(key)}{rest}"

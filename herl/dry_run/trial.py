@@ -71,6 +71,8 @@ def _trial_of(config: DictConfig) -> DictConfig:
     with open_dict(trial):
         trial.callbacks = {name: config.callbacks[name] for name in KEPT if name in config.callbacks}
         trial.logger = {}
+        # A gate that closes late in a run would close within these few batches.
+        trial.module.hindsight_gate.update({"until": 1.0, "below_median": False})
         trial.trainer.update(
             {
                 "max_epochs": 1, "max_steps": -1, "limit_train_batches": BATCHES,

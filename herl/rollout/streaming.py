@@ -90,7 +90,7 @@ def sample_and_judge(
         return part.answers()
 
     parts = gather_results(work)
-    judged = _in_order(requests, list(chain.from_iterable(part.judged for part in parts)))
+    judged = _in_order(groups, requests, list(chain.from_iterable(part.judged for part in parts)))
     runner.watch(judged)
     return Answers(
         judged=tuple(judged),
@@ -99,18 +99,22 @@ def sample_and_judge(
     )
 
 
-def _in_order(requests: Sequence[SampleRequest], judged: Sequence[Judged]) -> list[Judged]:
-    """Sorts answers by request and index, each followed by its follow-ups."""
-    places = {(request.group_id, request.parent_id): place for place, request in enumerate(requests)}
-    by_id = {one.rollout.id: one.rollout for one in judged}
+def _in_order(
+    groups: Sequence[Group], requests: Sequence[SampleRequest], judged: Sequence[Judged]
+) -> list[Judged]:
+    """Sorts answers by group, draft and index, whichever way their requests were ordered.
+
+    A draft that is in no group has the place of the request for its revisions.
+    """
+    group_place = {group.id: place for place, group in enumerate(groups)}
+    draft_place = {request.parent_id: place for place, request in enumerate(requests)}
+    known = [*judged, *(attempt for group in groups for attempt in group.attempts)]
+    draft_place |= {one.rollout.id: one.rollout.index for one in known if one.rollout.parent_id is None}
 
     def place(one: Judged) -> tuple[int, ...]:
         rollout = one.rollout
-        asked = places.get((rollout.group_id, rollout.parent_id))
-        if asked is not None:
-            return asked, rollout.index
-        draft = by_id[str(rollout.parent_id)]
-        return places[draft.group_id, draft.parent_id], draft.index, rollout.index
+        draft = () if rollout.parent_id is None else (draft_place[rollout.parent_id],)
+        return group_place[rollout.group_id], *draft, rollout.index
 
     return sorted(judged, key=place)
 

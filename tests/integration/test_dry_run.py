@@ -1,7 +1,6 @@
 """A dry run."""
 
 import json
-import subprocess
 
 import pytest
 
@@ -10,16 +9,13 @@ from herl.dry_run.estimate import _batches, _part, _validations
 from herl.dry_run.trial import dry_run
 from herl.errors import ConfigError
 from tests.support.configuration import composed
-from tests.support.runs import HERL, environment
-
-pytestmark = pytest.mark.filterwarnings("ignore")
+from tests.support.runs import herl_here
 
 
 def test_a_dry_run_shows_prompts_and_estimates_and_writes_nothing_but_its_report(tmp_path):
-    done = subprocess.run(
-        [*HERL, "fit", "dry_run=true", "rollout.attempt.max_new_tokens=32", "cost.gpu=h100",
-         "cost.price=2", f"hydra.run.dir={tmp_path}/run"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=300, env=environment(),
+    done = herl_here(
+        "fit", "dry_run=true", "rollout.attempt.max_new_tokens=32", "cost.gpu=h100", "cost.price=2",
+        f"hydra.run.dir={tmp_path}/run", cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".hydra", "dry_run.json"]

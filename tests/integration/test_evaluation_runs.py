@@ -1,4 +1,4 @@
-"""From a run to its use, in real processes: curves, inspect, validate, improve, test, export."""
+"""From a run to its use: curves, inspect, validate, improve, test, export."""
 
 import json
 import re
@@ -14,9 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from herl.callbacks.dashboard import LAYOUT
 from herl.models.pretrained import PretrainedModel
 from herl.rollout.render import render
-from tests.support.runs import HERL, curves, environment, summary
+from tests.support.runs import HERL, curves, environment, herl_here, summary
 
-pytestmark = pytest.mark.filterwarnings("ignore")
 README = Path(__file__).parents[2] / "README.md"
 RUN = (
     "trainer.limit_train_batches=6", "trainer.max_epochs=1", "trainer.limit_val_batches=2",
@@ -25,16 +24,8 @@ RUN = (
 )  # fmt: skip
 
 
-def herl(*arguments, cwd, stdin=None, allow=""):
-    done = subprocess.run(
-        [*HERL, *arguments],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=environment(HERL_ALLOW_TARGETS=allow),
-        input=stdin,
-    )
+def herl(*arguments, cwd, stdin="", allow=""):
+    done = herl_here(*arguments, cwd=cwd, stdin=stdin, HERL_ALLOW_TARGETS=allow)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done.stdout
 
@@ -275,9 +266,7 @@ def test_an_exported_model_says_where_it_comes_from(exported):
     ],
 )  # fmt: skip
 def test_a_mistake_gets_a_clear_error(tmp_path, arguments, message):
-    done = subprocess.run(
-        [*HERL, *arguments], cwd=tmp_path, capture_output=True, text=True, env=environment(), timeout=120
-    )
+    done = herl_here(*arguments, cwd=tmp_path)
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr

@@ -10,8 +10,9 @@ import time
 import pytest
 
 from tests.support.fake_endpoint import FakeEndpoint
-from tests.support.runs import HERL, SMALL, curves, environment, summary
+from tests.support.runs import CONTINUES_ELSEWHERE, HERL, SMALL, curves, environment, herl_here, summary
 
+pytestmark = CONTINUES_ELSEWHERE
 KEY = "sk-secret-of-the-tests"
 TWO_EPOCHS = (
     "trainer.max_epochs=2", "trainer.limit_train_batches=2", "trainer.val_check_interval=2",
@@ -38,10 +39,9 @@ def command(folder, endpoint, *overrides, cache=None):
 
 
 def run(folder, endpoint, *overrides, cache=None, code=0):
-    done = subprocess.run(
-        command(folder, endpoint, *overrides, cache=cache),
-        capture_output=True, text=True, timeout=300, env=environment(JUDGE_KEY=KEY),
-    )  # fmt: skip
+    """In this process."""
+    _, _, _, *arguments = command(folder, endpoint, *overrides, cache=cache)
+    done = herl_here(*arguments, cwd=folder.parent, JUDGE_KEY=KEY)
     assert done.returncode == code, done.stdout[-3000:] + done.stderr[-6000:]
     return done
 
@@ -88,7 +88,9 @@ def test_the_curves_tell_what_judging_took_and_cost(clean):
 
 def test_a_run_with_30_percent_faults_learns_the_same_and_shows_its_key_nowhere(clean, tmp_path):
     with FakeEndpoint(fault_share=0.3, judge=by_hash, key=KEY) as endpoint:
-        done = run(tmp_path, endpoint, "judge.chat.extra_body={user: '${oc.env:JUDGE_KEY}'}")
+        process = start(tmp_path, endpoint, "judge.chat.extra_body={user: '${oc.env:JUDGE_KEY}'}")
+        said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said[-6000:]
     assert f'"user": "{KEY}"' in endpoint.bodies[0]  # only the endpoint may read it
     assert "${oc.env:JUDGE_KEY}" in (tmp_path / "config.yaml").read_text()
     assert learned(tmp_path) == learned(clean)
@@ -98,7 +100,7 @@ def test_a_run_with_30_percent_faults_learns_the_same_and_shows_its_key_nowhere(
     assert {name: n for name, n in judge.items() if name.startswith("fault_")} == expected
     assert "abstained" not in judge
     assert curves(tmp_path)["train/abstained"] == [0.0] * 4
-    assert KEY not in done.stdout + done.stderr
+    assert KEY not in said
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) > 5
     assert not [path for path in files if KEY.encode() in path.read_bytes()]

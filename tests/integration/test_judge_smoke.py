@@ -2,9 +2,12 @@
 
 import subprocess
 
+import pytest
+
 from tests.support.runs import HERL, curves, environment, summary
 
 
+@pytest.mark.slow
 def test_a_policy_is_trained_on_the_verdicts_of_a_served_model(tmp_path):
     command = [
         *HERL, "fit", "experiment=judge_smoke", "data.prompts_per_batch=2", "rollout.attempts_per_prompt=3",

@@ -13,12 +13,7 @@ from tests.support.architectures import ARCHITECTURES, model_of
 from tests.support.experiences import in_order, several
 from tests.support.naive import padded_logprobs
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings(
-        "ignore:.*torch.jit.script.*:DeprecationWarning"
-    ),  # when gpt_bigcode is imported
-]
+pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")
 STATE = [
     "bamba",

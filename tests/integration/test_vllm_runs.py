@@ -9,7 +9,7 @@ from herl.sampler.vllm import VLLMSampler
 from tests.support.runs import SMALL, fit, summary
 from tests.support.vllm_modules import module_with, probe_of
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = pytest.mark.slow
 VLLM = ("sampler=vllm", "sampler.kv_cache_gib=0.25")
 
 

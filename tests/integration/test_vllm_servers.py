@@ -15,7 +15,7 @@ from herl.rollout.render import render
 from herl.sampler.vllm_server import VLLMServerSampler
 from herl.testing import check_sampler
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = pytest.mark.slow
 MODEL = PretrainedModel(path="tiny")
 ARGUMENTS = [
     "--dtype=float32", "--enforce-eager", "--kv-cache-memory-bytes=134217728", "--block-size=32",

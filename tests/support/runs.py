@@ -1,18 +1,32 @@
-"""Runs `herl fit` in real processes and reads back what it logged."""
+"""Runs herl's commands, in this process or in real ones, and reads back what they logged.
 
+A process of its own loads Python and torch first, which takes longer than a short run. It is for what only a
+process can show: ranks, signals, exit codes, and all that a user gets to see.
+"""
+
+import contextlib
+import io
 import json
+import logging
 import os
 import subprocess
 import sys
+import warnings
+from dataclasses import dataclass
+from unittest import mock
 
+import pytest
+from lightning.pytorch.utilities.seed import isolate_rng
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from herl.cli.main import main
 
 SMALL = (
     "trainer.max_epochs=1",
     "trainer.limit_train_batches=5",
     "trainer.limit_val_batches=1",
     "trainer.val_check_interval=5",
-    "data.prompts_per_batch=7",  # uneven shares for two ranks, and for four
+    "data.prompts_per_batch=7",  # uneven shares for two ranks, and for three
     "rollout.attempts_per_prompt=4",
     "rollout.attempt.max_new_tokens=24",
     "module.updates_per_batch=2",
@@ -21,6 +35,17 @@ SMALL = (
     "+optimizer.eps=1e-6",
 )
 HERL = (sys.executable, "-m", "herl")
+CONTINUES_ELSEWHERE = pytest.mark.filterwarnings("ignore:The dirpath has changed from")
+"""For tests that read a run's checkpoint in another folder: Lightning says that it forgets the best one's place."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """How a command in this process ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
 
 
 def environment(**changes):
@@ -29,8 +54,42 @@ def environment(**changes):
     return inherited | {"OMP_NUM_THREADS": "1"} | changes
 
 
+def herl_here(*arguments, cwd, stdin="", **changes):
+    """Runs a herl command in this process, which it leaves as it was, and returns how it ended.
+
+    An exception that the command does not turn into an error message comes out as it is.
+    """
+    root, code = logging.getLogger(), 0
+    handlers, level = list(root.handlers), root.level
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(isolate_rng())
+        stack.enter_context(contextlib.chdir(cwd))
+        stack.enter_context(mock.patch.dict(os.environ, changes))
+        stack.enter_context(mock.patch.object(sys, "argv", ["herl", *map(str, arguments)]))
+        stack.enter_context(mock.patch.object(sys, "path", list(sys.path)))
+        stack.enter_context(mock.patch.object(sys, "stdin", io.StringIO(stdin)))
+        stack.enter_context(warnings.catch_warnings())
+        stdout = stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        stderr = stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        finally:
+            root.handlers[:] = handlers
+            root.setLevel(level)
+    return Ended(returncode=code, stdout=stdout.getvalue(), stderr=stderr.getvalue())
+
+
+def fit_here(folder, *overrides, small=SMALL):
+    """Runs herl fit in this process; returns its curves."""
+    done = herl_here("fit", *small, *overrides, f"hydra.run.dir={folder}", cwd=folder)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    return curves(folder)
+
+
 def fit(folder, *overrides, small=SMALL, timeout=300):
-    """Runs herl fit in a folder; returns its curves."""
+    """Runs herl fit in a process, or several; returns its curves."""
     command = [*HERL, "fit", *small, *overrides, f"hydra.run.dir={folder}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment())
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]

@@ -1,10 +1,12 @@
 import itertools
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 
-from herl.advantages import group_advantages
+from herl.advantages import group_advantages, ones
+from herl.testing import check_advantages
 
 REWARDS = [[0.1, 0.9, 0.4, 0.6], [0.5, 0.5, 0.5], [1.0, 0.0], [0.2]]
 OWN = [[True, True, True, False], [True, True, True], [True, False], [True]]
@@ -80,3 +82,21 @@ def test_empty_groups_and_batches_are_fine():
 def test_a_group_of_revisions_alone_still_has_a_baseline():
     [advantages] = group_advantages([[1.0, 0.0]], [[False, False]], baseline_over="attempts", scale="none")
     assert advantages == [0.5, -0.5]
+
+
+@pytest.mark.parametrize(
+    "advantages",
+    [
+        group_advantages,
+        ones,
+        partial(group_advantages, scale="batch_std", baseline="leave_one_out"),
+        partial(group_advantages, scale="none", baseline_over="attempts"),
+    ],
+)
+def test_the_shipped_advantages_keep_the_contract(advantages):
+    check_advantages(advantages)
+
+
+def test_advantages_that_leave_members_out_break_the_contract():
+    with pytest.raises(AssertionError, match="one advantage for each member"):
+        check_advantages(lambda rewards, is_attempt: [group[:1] for group in rewards])

@@ -72,6 +72,7 @@ def _uneven_statistics():
     assert stats.compute() == {"entropy": 7 / 4, "ratio": 2.0, "drift": 0.5}
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("work", [_gathers, _one_fails, _one_has_a_bug, _uneven_statistics])
 def test_three_ranks(tmp_path, work):
     run_on_ranks(work, 3, tmp_path)
@@ -147,5 +148,6 @@ def _choices():
     _one_rank_cannot_try_a_packing()
 
 
+@pytest.mark.integration
 def test_two_ranks_choose_the_same_rows(tmp_path):
     run_on_ranks(_choices, 2, tmp_path)

@@ -215,6 +215,6 @@ def test_rows_are_tried_in_the_numerics_that_train_them(tmp_path, monkeypatch):
 
     monkeypatch.setattr("herl.update.updater.choose_packing", choose)
     plan = RolloutPlan(attempts_per_prompt=2, attempt=Sampling(max_new_tokens=4))
-    module = module_of(sampler=CopyingSampler(), rollout=plan)
+    module = module_of(sampler=CopyingSampler(), rollout=plan, packing="auto")
     fit(module, tmp_path, precision="bf16-mixed", limit_train_batches=1)
     assert seen == [True]

@@ -94,7 +94,7 @@ def herl_gradients(sampler, tasks, folder):
         for name in ("hindsight", "bonus", "selection", "advantages", "loss", "rollout")
     }
     module = HerlModule(
-        PretrainedModel(path="tiny"), sampler, judge, **parts,
+        PretrainedModel(path="tiny"), sampler, judge, **parts, packing="shared",
         optimizer=lambda parameters: RecordingSGD(parameters, steps),
         updates_per_batch=config.module.updates_per_batch, max_grad_norm=config.module.max_grad_norm,
     )  # fmt: skip

@@ -1,9 +1,11 @@
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
-from herl.selection import form_group
-from herl.testing import make_judged, make_task
+from herl.selection import form_group, keep_ranked
+from herl.testing import check_selection, make_judged, make_task
+from herl.types import Member
 
 ATTEMPTS = [make_judged(r, id=f"group/{i}") for i, r in enumerate((0.2, 0.6, 0.4))]
 
@@ -103,3 +105,25 @@ def test_of_equal_attempts_the_copy_is_of_the_one_that_fulfils_more():
         form_group(task, [rude, polite], [revision(0.1)], {}, seed, fallback_copies=True)[0].judged is polite
         for seed in range(9)
     )
+
+
+@pytest.mark.parametrize(
+    "selection",
+    [
+        form_group,
+        partial(form_group, strict=False, placement="replace_random", fallback_copies=True),
+        partial(form_group, placement="append"),
+        keep_ranked,
+        partial(keep_ranked, worst=1),
+    ],
+)
+def test_the_shipped_selections_keep_the_contract(selection):
+    check_selection(selection)
+
+
+def test_a_selection_that_invents_an_answer_breaks_the_contract():
+    def invents(task, attempts, revisions, bonuses, seed):
+        return [Member(judged=make_judged(1.0, id="new"), reward=1.0)]
+
+    with pytest.raises(AssertionError, match="must be one of the attempts and revisions"):
+        check_selection(invents)

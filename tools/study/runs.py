@@ -14,6 +14,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from herl.config.renamed import renamed
+
 LINES = 20
 """Lines of output to show of a failed run."""
 
@@ -44,7 +46,8 @@ class Job:
             SystemExit: names the settings of both.
         """
         path, began = self.folder / "overrides.json", self.done or (self.folder / "checkpoints").is_dir()
-        if path.is_file() and began and (before := json.loads(path.read_text())) != self.overrides:
+        before = [renamed(one) for one in json.loads(path.read_text())] if path.is_file() else self.overrides
+        if began and before != [renamed(one) for one in self.overrides]:
             raise SystemExit(
                 f"{self.folder}: expected a run with {self.overrides}, got one with {before}; "
                 "remove it, or choose another out="

@@ -20,6 +20,7 @@ from herl.selection import form_group
 from herl.testing import make_task
 from tests.support.training import module_of, weights
 
+pytestmark = pytest.mark.integration  # each trains, dies and goes on
 TASKS = [make_task(id=f"t{i}", request=f"Describe animal {i}.") for i in range(6)]
 ANSWERS = {
     task.id: ["It eats fish.", "It is brown.", f"Number {i} river.", "no"] for i, task in enumerate(TASKS)
@@ -88,11 +89,19 @@ def whole(tmp_path_factory):
     return *run(folder), folder
 
 
+PLACES = [*((n, "batch") for n in range(1, 6)), (2, "validation"), (4, "validation"), (3, "epoch")]
+
+
 @pytest.mark.parametrize(
-    ("batch", "hook"),
-    [*((n, "batch") for n in range(1, 6)), (2, "validation"), (4, "validation"), (3, "epoch")],
+    ("every", "batch", "hook"),
+    [
+        *((1, *place) for place in PLACES),
+        (2, 1, "batch"),
+        (2, 3, "batch"),
+        (2, 4, "validation"),
+        (2, 3, "epoch"),
+    ],
 )
-@pytest.mark.parametrize("every", [1, 2])
 def test_a_run_that_dies_anywhere_goes_on_with_the_same_numbers(tmp_path, whole, hook, batch, every):
     module, expected, folder = whole
     first = Seen()

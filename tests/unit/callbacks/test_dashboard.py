@@ -112,7 +112,6 @@ def run(tmp_path_factory):
     return folder, module, trainer, events
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_pictures_histograms_texts_and_the_first_page_are_there(run):
     _, _, _, events = run
     tags = events.Tags()
@@ -126,14 +125,12 @@ def test_pictures_histograms_texts_and_the_first_page_are_there(run):
     assert "Describe the otter" in shown.tensor_proto.string_val[0].decode()
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_held_out_answers_are_shown_once_for_each_point_of_the_run(run):
     steps = [event.step for event in run[3].Tensors("heldout/prompt_1/text_summary")]
     assert steps == sorted(set(steps))
     assert len(steps) == 2
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_both_loggers_hold_the_same_numbers_over_the_same_axis(run):
     import pandas
 
@@ -146,7 +143,6 @@ def test_both_loggers_hold_the_same_numbers_over_the_same_axis(run):
         assert [value for _, value in logged] == pytest.approx(there[tag].tolist(), rel=1e-6)
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_recorded_revisions_know_their_drafts(run):
     folder, module, _, _ = run
     found = find(folder, Query(order="improved", max_answers=100))
@@ -155,7 +151,6 @@ def test_recorded_revisions_know_their_drafts(run):
     assert {one.answer["text"] for one in found} == {"fish river"}
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_the_best_checkpoint_is_that_of_the_best_validation(run):
     folder, _, trainer, events = run
     best = max(event.value for event in events.Scalars("heldout/reward"))
@@ -164,7 +159,7 @@ def test_the_best_checkpoint_is_that_of_the_best_validation(run):
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["best.ckpt"]
 
 
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.filterwarnings("ignore:Total length of `PromptLoader` across ranks is zero")
 def test_no_best_checkpoint_without_held_out_answers(tmp_path):
     trainer = L.Trainer(
         max_epochs=1, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False, logger=False,

@@ -9,6 +9,7 @@ import pytest
 
 from herl.cli.openmp import SPINS
 
+pytestmark = pytest.mark.integration
 SHOW = """
 import json, os, sys
 sys.argv = ["herl", "--version"]

@@ -10,6 +10,8 @@ from tests.support.configuration import composed
     [
         ("memory=replay", "replay=buffer"),
         ("memory=none", "replay=none"),
+        ("++memory=replay", "++replay=buffer"),
+        ("module.memory.most_prompts=9", "module.replay.max_prompts=9"),
         ("memory.most_prompts=9", "replay.max_prompts=9"),
         ("+memory.uses=null", "+replay.uses=null"),
         ("module.judge_desk.budget.cost=5", "module.judge_runner.budget.cost=5"),

@@ -73,7 +73,7 @@ def compiled(monkeypatch):
     monkeypatch.setattr(shared_attention, "_compiled_attention", whole)
 
 
-@pytest.mark.filterwarnings("ignore")  # the compiler's own
+@pytest.mark.integration
 @pytest.mark.parametrize("window", [None, 100])
 def test_compiled_attention_equals_the_blockwise_path(compiled, window):
     contexts = layout(1)

@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.integration
 SCRIPT = """
 import resource, sys, torch
 from herl.models.malloc import keep_freed_memory

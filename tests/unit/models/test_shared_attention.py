@@ -98,7 +98,7 @@ def test_without_shared_contexts_the_model_computes_as_before(policy):
     assert torch.equal(found, policy(input_ids=ids, attention_mask=mask).logits)
 
 
-@pytest.mark.filterwarnings("ignore")  # the compiler's own
+@pytest.mark.integration
 @pytest.mark.parametrize("lora", [None, Lora()], ids=["whole", "lora"])
 def test_blocks_are_compiled_once_for_rows_of_all_layouts(monkeypatch, lora):
     """As on a GPU; counts the graphs that the compiler's front end would pass to its back end."""

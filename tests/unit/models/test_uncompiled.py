@@ -1,12 +1,10 @@
 import threading
 
-import pytest
 import torch
 
 from herl.models.uncompiled import uncompiled
 
 
-@pytest.mark.filterwarnings("ignore")  # the compiler's own
 def test_two_threads_that_take_turns_leave_nothing_behind():
     """A in, B in, A out, B out."""
     calls = []

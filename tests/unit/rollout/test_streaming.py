@@ -2,12 +2,14 @@ import asyncio
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
 from herl.advantages import group_advantages
 from herl.clock import PhaseClock
 from herl.errors import BudgetSpent, SamplerError
+from herl.hindsight.candidates import all_imperfect, bottom_k, top_k
 from herl.hindsight.revision import RevisionBuilder
 from herl.judge import JudgeRunner
 from herl.rollout.collect import collect
@@ -61,7 +63,7 @@ def run(tokenizer, sampler, judge, work):
         return work(runner)
 
 
-def collected(tokenizer, sampler, judge):
+def collected(tokenizer, sampler, judge, candidates=top_k):
     def work(runner):
         stages = Stages(
             tokenizer=tokenizer,
@@ -70,7 +72,7 @@ def collected(tokenizer, sampler, judge):
             plan=RolloutPlan(attempts_per_prompt=3, revisions_per_candidate=2),
             selection=form_group,
             advantages=group_advantages,
-            hindsight=RevisionBuilder(),
+            hindsight=RevisionBuilder(candidates),
         )
         return collect(TASKS, stages, (0, 0, 0))
 
@@ -81,16 +83,21 @@ def without_times(judged):
     return replace(judged, judgement=replace(judged.judgement, usage={}))
 
 
-def test_revising_group_by_group_gives_what_revising_all_at_the_end_gives(tokenizer):
+@pytest.mark.parametrize("candidates", [partial(top_k, k=1), all_imperfect, partial(bottom_k, k=2)])
+def test_revising_group_by_group_gives_what_revising_all_at_the_end_gives(tokenizer, candidates):
     results = []
     for sampler in (ScriptedSampler(ATTEMPTS, REVISIONS), FakeStreamingSampler(ATTEMPTS, REVISIONS)):
-        groups = collected(tokenizer, sampler, FakeSlowJudge()).groups
+        groups = collected(tokenizer, sampler, FakeSlowJudge(), candidates).groups
         results.append(
             [
                 ([*map(without_times, (*group.attempts, *group.revisions))], group.advantages, group.members)
                 for group in groups
             ]
         )
+        for group in groups:  # in the order of their drafts, not of the builder's choice
+            drafts = [attempt.rollout.id for attempt in group.attempts]
+            places = [(drafts.index(one.rollout.parent_id), one.rollout.index) for one in group.revisions]
+            assert places == sorted(places)
     naive, streamed = results
     assert [answers for answers, _, _ in streamed] == [answers for answers, _, _ in naive]
     assert [advantages for _, advantages, _ in streamed] == [advantages for _, advantages, _ in naive]

@@ -16,7 +16,7 @@ from herl.update.batch import micro_batches
 from herl.update.logprobs import answer_logprobs
 from tests.support.vllm_modules import MODEL, module_with, probe_of
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = pytest.mark.integration
 
 
 @pytest.fixture(scope="module")

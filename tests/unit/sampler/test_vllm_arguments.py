@@ -35,7 +35,7 @@ def limits(longest=300, dtype=torch.float32, **changes):
     return RunLimits(**{"longest_tokens": longest, "dtype": dtype, "refreshed_every_batch": True} | changes)
 
 
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.integration
 def test_the_engine_is_as_long_as_the_run_may_ask_and_computes_in_float32_on_a_cpu(policy, tokenizer):
     sampler = VLLMSampler(kv_cache_gib=0.05)
     sampler.prepare(limits(300, torch.bfloat16))
@@ -48,7 +48,7 @@ def test_the_engine_is_as_long_as_the_run_may_ask_and_computes_in_float32_on_a_c
         sampler.close()
 
 
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.integration
 def test_an_engine_whose_cache_cannot_hold_one_answer_says_which_keys_to_change(policy, tokenizer):
     sampler = VLLMSampler(kv_cache_gib=1e-4)
     sampler.prepare(limits(512))

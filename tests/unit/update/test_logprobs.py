@@ -140,7 +140,7 @@ def test_the_model_is_left_as_it_was(policy):
     assert "forward" not in vars(policy.base_model)
 
 
-@pytest.mark.filterwarnings("ignore")  # the compiler's own
+@pytest.mark.integration
 def test_a_compiled_model_gives_the_same_numbers_and_samples_as_before():
     models = [PretrainedModel(path="tiny", compile=on).load().train() for on in (False, True)]
     experiences = several()

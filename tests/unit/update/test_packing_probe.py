@@ -99,7 +99,10 @@ SUBTLE = "context less its last token"
 """In bfloat16, rounding hides it; the attention tests are in float32."""
 
 ALTERED = (late_positions, positions_of_the_row, first_token_from_the_column_before)
-PRECISIONS = ("float32", "bfloat16", "bf16-mixed")
+PRECISIONS = (
+    "float32",
+    *(pytest.param(name, marks=pytest.mark.integration) for name in ("bfloat16", "bf16-mixed")),
+)
 
 
 @pytest.fixture

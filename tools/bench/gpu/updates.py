@@ -18,8 +18,10 @@ from workload import WORDS, gemm_gflops, median, peak_gib, reward_of, synchroniz
 
 from gpu.bench import Bench, settings
 from gpu.models import folder
+from herl.callbacks import HerlCallback
 from herl.data import RubricDataModule
 from herl.judge.function import FunctionJudge
+from herl.metrics.step import Step
 from herl.models.pretrained import PretrainedModel
 from herl.module import HerlModule
 from herl.rollout.render import render
@@ -28,7 +30,7 @@ from herl.sampler import Sampler
 from herl.sampler.answer import end_token_ids, finished_answer
 from herl.seeds import derive_seed
 from herl.testing import make_task
-from herl.types import Rollout, SampleRequest, Sampling, Task
+from herl.types import Experience, Rollout, SampleRequest, Sampling, Task
 from herl.update.batch import Packing
 from herl.update.gpu_cost import Settings, model_size, update_gib
 
@@ -84,19 +86,21 @@ class Update:
     """Graphs that torch has compiled in this process so far."""
     peak_gib: float
     """Peak memory of the device since the previous step."""
+    experiences: Sequence[Experience]
+    """The answers that were trained on."""
 
 
-class Watch(L.Callback):
+class Watch(HerlCallback):
     """Records the update of each batch."""
 
     def __init__(self, sampler: RandomAnswers) -> None:
         self.sampler = sampler
         self.updates: list[Update] = []
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
+    def on_step(self, trainer: L.Trainer, module: HerlModule, step: Step) -> None:
         synchronize()
         seconds = time.perf_counter() - self.sampler.done
-        experiences = pl_module.collection.experiences
+        experiences = step.collection.experiences
         contexts = {e.context_ids for e in experiences}
         cuda = torch.cuda.is_available()
         self.updates.append(
@@ -106,6 +110,7 @@ class Watch(L.Callback):
                 context_tokens=sum(map(len, contexts)),
                 graphs=int(counters["stats"]["unique_graphs"]),
                 peak_gib=torch.cuda.max_memory_allocated() / GIB if cuda else peak_gib(),
+                experiences=experiences,
             )
         )
         if cuda:
@@ -197,12 +202,11 @@ def share(bench: Bench, name: str, target: str) -> None:
 
 
 def _memory(bench: Bench, name: str, found: Sequence[Update], module: HerlModule) -> None:
-    """Compares the GPU memory of an update with the formulas in herl/update/gpu_cost.py."""
-    assert module.collection is not None
-    peak = max(update.peak_gib for update in found)
+    """What an update takes of the card against the formulas in herl/update/gpu_cost.py."""
+    peak = max(one.peak_gib for one in found)
     bench.add("peak memory of an update", peak, "GiB")
     size = model_size(folder(bench, name))
-    rows = module.scorer().micro_batches(module.collection.experiences)
+    rows = module.scorer().micro_batches(found[-1].experiences)
     row = max(row.input_ids.numel() for row in rows)
     estimate = sum(update_gib(size, row, Settings(engine="elsewhere", compiled=True), 1).values())
     bench.add("its longest row", row, "tokens")

@@ -1,0 +1,67 @@
+"""The three tiers of tests, by marker: what each is for stands in pyproject.toml.
+
+A test without a marker belongs to the tier of its folder. The summary says for each tier how many tests ran, for
+how many seconds, and how many CPU seconds they and the processes they started took. The seconds are those of all
+workers together, so tiers may run side by side; on a busy machine the CPU seconds are the ones to compare.
+"""
+
+import os
+
+import pytest
+
+TIERS = ("unit", "integration", "slow")
+FOLDERS = {"integration": "integration", "gpu": "integration"}
+"""Tiers of folders of tests/; anything else is a unit test."""
+
+
+def tier_of(item):
+    """Returns the name of an item's tier."""
+    found = {mark.name for mark in item.iter_markers() if mark.name in TIERS}
+    if len(found) > 1:
+        raise pytest.UsageError(f"{item.nodeid}: expected one tier, got {sorted(found)}")
+    if found:
+        return found.pop()
+    return next((FOLDERS[part] for part in item.path.parts[:-1] if part in FOLDERS), "unit")
+
+
+def assign(items):
+    """Gives every item the marker of its tier."""
+    for item in items:
+        if item.get_closest_marker(tier_of(item)) is None:
+            item.add_marker(tier_of(item))
+
+
+def slowest_files_first(items):
+    """Sorts files by the slowest tier in them, so that the last to be handed to a worker are short."""
+    tiers = {}
+    for item in items:
+        tiers[item.path] = max(tiers.get(item.path, 0), TIERS.index(tier_of(item)))
+    items.sort(key=lambda item: -tiers[item.path])
+
+
+class _Clock:
+    """CPU seconds of this process and of its children that have ended."""
+
+    def __init__(self):
+        self.restart()
+
+    def restart(self):
+        self._start = sum(os.times()[:4])
+
+    def lap(self):
+        start = self._start
+        self.restart()
+        return self._start - start
+
+
+clock = _Clock()
+
+
+def summary(reports):
+    """Yields a line for each tier from the reports of setup, call and teardown of its tests."""
+    for tier in TIERS:
+        own = [report for report in reports if report.tier == tier]
+        if own:
+            tests = len({report.nodeid for report in own})
+            seconds, cpu = sum(report.duration for report in own), sum(report.cpu_seconds for report in own)
+            yield f"{tier}: {tests} tests, {seconds:.0f} s of all workers together, {cpu:.0f} s of CPU"
