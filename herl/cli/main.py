@@ -7,7 +7,6 @@ instant.
 from __future__ import annotations
 
 import os
-import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -18,7 +17,8 @@ from signal import SIGINT
 from typing import TYPE_CHECKING
 
 from herl.cli.openmp import spin_briefly
-from herl.errors import HerlError, RunStopped, did_you_mean
+from herl.cli.overrides import for_hydra
+from herl.errors import ConfigError, HerlError, RunStopped, did_you_mean
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -32,22 +32,6 @@ VERBS = {
     "inspect": "browse the answers that a run recorded",
     "lint": "look for errors and oddities in prompts and rubrics",
 }
-NOT_OF_A_RUN = ("hydra.", "resume=", "dry_run=", "cost.", "run=", "json=")
-"""Prefixes of overrides that describe how a run was started, not what it computes."""
-CONFIG_DIR = {"-cd", "--config-dir"}
-VALUED = CONFIG_DIR | {"-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name"}
-"""Hydra options with a value."""
-INFO = {"-i", "--info"}
-"""Hydra options with an optional value."""
-BENCHMARK_KEYS = {
-    "aggregation": "benchmark.judge",
-    "data": "benchmark.data",
-    "judge": "benchmark.judge",
-    "module.judge": "benchmark.judge",
-    "rollout.heldout": "benchmark.heldout",
-    "module.validation_attempts": "benchmark.attempts",
-}
-"""Keys that a benchmark overrides, and the keys it takes its values from."""
 LIGHT = {"inspect": "herl.records.inspect"}
 """Modules of verbs that need no model and skip `herl.cli.commands`, which takes seconds to import."""
 
@@ -82,99 +66,13 @@ def main() -> None:
         print(f"herl {version('herl')}")
     elif verb in VERBS:
         if not sys.argv[1].startswith("--config-name="):
-            options, overrides = _split(verb, sys.argv[2:])
-            if verb in ("test", "improve"):
-                _check_benchmark(overrides)
-            if verb != "inspect":
-                options = [*_options_of_run(options, overrides), *options]
-                overrides = [*_overrides_of_run(overrides), *overrides]
-            sys.argv[2:] = [*options, *overrides]  # Hydra wants the overrides to be contiguous
+            try:
+                sys.argv[2:] = for_hydra(verb, sys.argv[2:])
+            except ConfigError as error:
+                _fail(str(error))
         _run_hydra(verb)
     else:
         _fail(f"unknown verb '{verb}'; expected one of {', '.join(VERBS)}." + did_you_mean(verb, VERBS))
-
-
-def _split(verb: str, arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Splits arguments into options, with their values, and overrides; adapts `herl inspect RUN --json`."""
-    options: list[str] = []
-    overrides: list[str] = []
-    for word in arguments:
-        before = options[-1] if options else ""
-        if before in VALUED or (before in INFO and "=" not in word):
-            options.append(word)
-        elif word == "--json" and verb == "inspect":
-            overrides.append("json=true")
-        elif word.startswith("-"):
-            options.append(word)
-        else:
-            overrides.append(f"run='{word}'" if verb == "inspect" and "=" not in word else word)
-    if options and options[-1] in INFO:
-        options[-1] = "--info=all"  # otherwise it would consume the first override
-    return options, overrides
-
-
-def _key(override: str) -> str:
-    return override.lstrip("+~").partition("=")[0]
-
-
-def _check_benchmark(overrides: list[str]) -> None:
-    """Rejects overrides that would have no effect with benchmark=."""
-    given = {_key(one): one.partition("=")[2].strip("'\"") for one in overrides}
-    chosen = given.get("benchmark", "")
-    if chosen in ("", "none", "null") or "," in chosen or "prompt" in given:
-        return
-    for override in overrides:
-        for key, instead in BENCHMARK_KEYS.items():
-            if re.match(rf"{re.escape(key)}($|[./@])", _key(override)):
-                _fail(f"{override}: no effect with benchmark={chosen}, which brings its own: set {instead}")
-
-
-def _hydra_of_run(overrides: list[str]) -> str | None:
-    """Hydra's folder of the run that a verb continues from (run=FOLDER)."""
-    folders = [one.removeprefix("run=").strip("'\"") for one in overrides if one.startswith("run=")]
-    if not folders:
-        return None
-    kept = os.path.join(folders[-1], ".hydra")
-    for name in ("overrides.yaml", "hydra.yaml"):
-        if not os.path.isfile(path := os.path.join(kept, name)):
-            _fail(f"run: expected the folder of a run with {path}, got '{folders[-1]}'")
-    return kept
-
-
-def _overrides_of_run(overrides: list[str]) -> list[str]:
-    """The run's overrides, minus the groups this command line sets itself."""
-    if not (kept := _hydra_of_run(overrides)):
-        return []
-    from omegaconf import OmegaConf
-
-    from herl.config.check import conf_dir
-    from herl.config.renamed import renamed
-
-    keys = {_key(one) for one in overrides}
-    chosen = {
-        key for key in keys if (conf_dir() / key).is_dir()
-    }  # settings of the old choice do not fit the new one
-    past = [renamed(str(one)) for one in OmegaConf.load(os.path.join(kept, "overrides.yaml"))]
-    return [
-        override
-        for override in past
-        if not override.startswith(NOT_OF_A_RUN)
-        and re.split(r"[./=]", override.lstrip("+~"), maxsplit=1)[0] not in chosen
-    ]
-
-
-def _options_of_run(options: list[str], overrides: list[str]) -> list[str]:
-    """The --config-dir that a run was started with for its plug-ins, unless one is given."""
-    if {one.partition("=")[0] for one in options} & CONFIG_DIR or not (kept := _hydra_of_run(overrides)):
-        return []
-    from omegaconf import OmegaConf
-
-    sources = OmegaConf.load(os.path.join(kept, "hydra.yaml")).hydra.runtime.config_sources
-    folders = [source.path for source in sources if source.provider == "command-line"]
-    for folder in folders:
-        if not os.path.isdir(folder):
-            _fail(f"run: its --config-dir {folder} does not exist: give --config-dir again")
-    return [f"--config-dir={folder}" for folder in folders]
 
 
 def _run_hydra(verb: str) -> None:

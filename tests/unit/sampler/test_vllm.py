@@ -106,7 +106,7 @@ def test_greedy_equals_the_model_and_an_answer_ends_only_with_a_sampled_end_toke
     [greedy] = sampler.generate([request(tokenizer, n=1, temperature=0.0)])
     ids = list(greedy.prompt_ids)
     for token, logprob in zip(greedy.token_ids, greedy.logprobs, strict=True):
-        distribution = torch.log_softmax(policy(input_ids=torch.tensor([ids])).logits[0, -1], -1)
+        distribution = torch.log_softmax(policy(input_ids=torch.tensor([ids])).logits[0, -1].detach(), -1)
         assert token == int(distribution.argmax())
         assert logprob == pytest.approx(float(distribution.max()), abs=1e-4)
         ids.append(token)

@@ -1,0 +1,124 @@
+"""The arguments of a verb -> the arguments that Hydra gets, with the overrides that run= carries over."""
+
+from __future__ import annotations
+
+import os
+import re
+
+from herl.errors import ConfigError
+
+NOT_OF_A_RUN = ("hydra.", "resume=", "dry_run=", "cost.", "run=", "json=")
+"""Prefixes of overrides that describe how a run was started, not what it computes."""
+CONFIG_DIR = {"-cd", "--config-dir"}
+VALUED = CONFIG_DIR | {"-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name"}
+"""Hydra options with a value."""
+INFO = {"-i", "--info"}
+"""Hydra options with an optional value."""
+BENCHMARK_KEYS = {
+    "aggregation": "benchmark.judge",
+    "data": "benchmark.data",
+    "judge": "benchmark.judge",
+    "module.judge": "benchmark.judge",
+    "rollout.heldout": "benchmark.heldout",
+    "module.validation_attempts": "benchmark.attempts",
+}
+"""Keys that a benchmark overrides, and the keys it takes its values from."""
+
+
+def for_hydra(verb: str, arguments: list[str]) -> list[str]:
+    """Returns Hydra's options and overrides for the arguments of a verb.
+
+    Raises:
+        ConfigError: run= names no run, or an override would have no effect.
+    """
+    options, overrides = _split(verb, arguments)
+    if verb in ("test", "improve"):
+        _check_benchmark(overrides)
+    if verb != "inspect":
+        options = [*_options_of_run(options, overrides), *options]
+        overrides = [*_overrides_of_run(overrides), *overrides]
+    return [*options, *overrides]  # Hydra wants the overrides to be contiguous
+
+
+def _split(verb: str, arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Splits arguments into options, with their values, and overrides; adapts `herl inspect RUN --json`."""
+    options: list[str] = []
+    overrides: list[str] = []
+    for word in arguments:
+        before = options[-1] if options else ""
+        if before in VALUED or (before in INFO and "=" not in word):
+            options.append(word)
+        elif word == "--json" and verb == "inspect":
+            overrides.append("json=true")
+        elif word.startswith("-"):
+            options.append(word)
+        else:
+            overrides.append(f"run='{word}'" if verb == "inspect" and "=" not in word else word)
+    if options and options[-1] in INFO:
+        options[-1] = "--info=all"  # otherwise it would consume the first override
+    return options, overrides
+
+
+def _key(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0]
+
+
+def _check_benchmark(overrides: list[str]) -> None:
+    """Rejects overrides that would have no effect with benchmark=."""
+    given = {_key(one): one.partition("=")[2].strip("'\"") for one in overrides}
+    chosen = given.get("benchmark", "")
+    if chosen in ("", "none", "null") or "," in chosen or "prompt" in given:
+        return
+    for override in overrides:
+        for key, instead in BENCHMARK_KEYS.items():
+            if re.match(rf"{re.escape(key)}($|[./@])", _key(override)):
+                raise ConfigError(
+                    f"{override}: no effect with benchmark={chosen}, which brings its own: set {instead}"
+                )
+
+
+def _hydra_of_run(overrides: list[str]) -> str | None:
+    """Hydra's folder of the run that a verb continues from (run=FOLDER)."""
+    folders = [one.removeprefix("run=").strip("'\"") for one in overrides if one.startswith("run=")]
+    if not folders:
+        return None
+    kept = os.path.join(folders[-1], ".hydra")
+    for name in ("overrides.yaml", "hydra.yaml"):
+        if not os.path.isfile(path := os.path.join(kept, name)):
+            raise ConfigError(f"run: expected the folder of a run with {path}, got '{folders[-1]}'")
+    return kept
+
+
+def _overrides_of_run(overrides: list[str]) -> list[str]:
+    """The run's overrides, minus the groups this command line sets itself."""
+    if not (kept := _hydra_of_run(overrides)):
+        return []
+    from omegaconf import OmegaConf
+
+    from herl.config.check import conf_dir
+    from herl.config.renamed import renamed
+
+    keys = {_key(one) for one in overrides}
+    # Settings of the old choice do not fit the new one.
+    chosen = {key for key in keys if (conf_dir() / key).is_dir()}
+    past = [renamed(str(one)) for one in OmegaConf.load(os.path.join(kept, "overrides.yaml"))]
+    return [
+        override
+        for override in past
+        if not override.startswith(NOT_OF_A_RUN)
+        and re.split(r"[./=]", override.lstrip("+~"), maxsplit=1)[0] not in chosen
+    ]
+
+
+def _options_of_run(options: list[str], overrides: list[str]) -> list[str]:
+    """The --config-dir that a run was started with for its plug-ins, unless one is given."""
+    if {one.partition("=")[0] for one in options} & CONFIG_DIR or not (kept := _hydra_of_run(overrides)):
+        return []
+    from omegaconf import OmegaConf
+
+    sources = OmegaConf.load(os.path.join(kept, "hydra.yaml")).hydra.runtime.config_sources
+    folders = [source.path for source in sources if source.provider == "command-line"]
+    for folder in folders:
+        if not os.path.isdir(folder):
+            raise ConfigError(f"run: its --config-dir {folder} does not exist: give --config-dir again")
+    return [f"--config-dir={folder}" for folder in folders]
