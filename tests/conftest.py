@@ -20,7 +20,7 @@ def policy():
 
 @pytest.fixture(scope="module", autouse=True)
 def no_process_group():
-    """After a module: ends the process group of one that vLLM's engines leave, or Lightning would count ranks."""
+    """Ends the process group that vLLM's engines leave behind, or Lightning would count ranks in it."""
     yield
     if torch.distributed.is_initialized():
         from vllm.distributed.parallel_state import destroy_distributed_environment, destroy_model_parallel

@@ -1,4 +1,4 @@
-"""The arguments of a verb -> the arguments that Hydra gets, with the overrides that run= carries over."""
+"""Converts the arguments of a verb to Hydra's, with the overrides that run= carries over."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def for_hydra(verb: str, arguments: list[str]) -> list[str]:
     """Returns Hydra's options and overrides for the arguments of a verb.
 
     Raises:
-        ConfigError: run= names no run, or an override would have no effect.
+        ConfigError: run= does not name a run, or an override would have no effect.
     """
     options, overrides = _split(verb, arguments)
     if verb in ("test", "improve"):

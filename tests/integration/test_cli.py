@@ -1,4 +1,4 @@
-"""The command line, in this process where it shows the same, and as users start it."""
+"""The command line, in this process if that suffices, and as users start it."""
 
 import os
 import signal

@@ -39,7 +39,7 @@ def command(folder, endpoint, *overrides, cache=None):
 
 
 def run(folder, endpoint, *overrides, cache=None, code=0):
-    """In this process."""
+    """Runs it in this process."""
     _, _, _, *arguments = command(folder, endpoint, *overrides, cache=cache)
     done = herl_here(*arguments, cwd=folder.parent, JUDGE_KEY=KEY)
     assert done.returncode == code, done.stdout[-3000:] + done.stderr[-6000:]

@@ -1,7 +1,7 @@
-"""Runs herl's commands, in this process or in real ones, and reads back what they logged.
+"""Runs herl's commands, in this process or in separate ones, and reads back their logs.
 
-A process of its own loads Python and torch first, which takes longer than a short run. It is for what only a
-process can show: ranks, signals, exit codes, and all that a user gets to see.
+A separate process first loads Python and torch, which takes longer than a short run. Use one only to test
+ranks, signals, exit codes, and everything that users see.
 """
 
 import contextlib
@@ -36,12 +36,12 @@ SMALL = (
 )
 HERL = (sys.executable, "-m", "herl")
 CONTINUES_ELSEWHERE = pytest.mark.filterwarnings("ignore:The dirpath has changed from")
-"""For tests that read a run's checkpoint in another folder: Lightning says that it forgets the best one's place."""
+"""For tests that read a run's checkpoint in another folder, where Lightning forgets the path of the best one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """How a command in this process ended."""
+    """The outcome of a command in this process."""
 
     returncode: int
     stdout: str
@@ -55,9 +55,9 @@ def environment(**changes):
 
 
 def herl_here(*arguments, cwd, stdin="", **changes):
-    """Runs a herl command in this process, which it leaves as it was, and returns how it ended.
+    """Runs a herl command in this process, whose state it restores, and returns the outcome.
 
-    An exception that the command does not turn into an error message comes out as it is.
+    An exception that the command does not turn into an error message propagates.
     """
     root, code = logging.getLogger(), 0
     handlers, level = list(root.handlers), root.level
@@ -89,7 +89,7 @@ def fit_here(folder, *overrides, small=SMALL):
 
 
 def fit(folder, *overrides, small=SMALL, timeout=300):
-    """Runs herl fit in a process, or several; returns its curves."""
+    """Runs herl fit in one or more processes; returns its curves."""
     command = [*HERL, "fit", *small, *overrides, f"hydra.run.dir={folder}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment())
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]

@@ -1,8 +1,8 @@
-"""The three tiers of tests, by marker: what each is for stands in pyproject.toml.
+"""The three tiers of tests, by marker; pyproject.toml describes them.
 
-A test without a marker belongs to the tier of its folder. The summary says for each tier how many tests ran, for
-how many seconds, and how many CPU seconds they and the processes they started took. The seconds are those of all
-workers together, so tiers may run side by side; on a busy machine the CPU seconds are the ones to compare.
+A test without a marker belongs to the tier of its folder. For each tier, the summary reports the number of
+tests, their seconds, and the CPU seconds of the tests and the processes they started. Seconds are summed over
+all workers, so tiers may run side by side; on a busy machine, compare CPU seconds.
 """
 
 import os
@@ -11,7 +11,7 @@ import pytest
 
 TIERS = ("unit", "integration", "slow")
 FOLDERS = {"integration": "integration", "gpu": "integration"}
-"""Tiers of folders of tests/; anything else is a unit test."""
+"""Tier by folder of tests/; all other tests are unit tests."""
 
 
 def tier_of(item):
@@ -25,14 +25,14 @@ def tier_of(item):
 
 
 def assign(items):
-    """Gives every item the marker of its tier."""
+    """Adds the marker of its tier to every item."""
     for item in items:
         if item.get_closest_marker(tier_of(item)) is None:
             item.add_marker(tier_of(item))
 
 
 def slowest_files_first(items):
-    """Sorts files by the slowest tier in them, so that the last to be handed to a worker are short."""
+    """Sorts files by the slowest tier in them, so that workers get short files last."""
     tiers = {}
     for item in items:
         tiers[item.path] = max(tiers.get(item.path, 0), TIERS.index(tier_of(item)))
@@ -40,7 +40,7 @@ def slowest_files_first(items):
 
 
 class _Clock:
-    """CPU seconds of this process and of its children that have ended."""
+    """Measures CPU seconds of this process and its finished children."""
 
     def __init__(self):
         self.restart()
@@ -64,4 +64,4 @@ def summary(reports):
         if own:
             tests = len({report.nodeid for report in own})
             seconds, cpu = sum(report.duration for report in own), sum(report.cpu_seconds for report in own)
-            yield f"{tier}: {tests} tests, {seconds:.0f} s of all workers together, {cpu:.0f} s of CPU"
+            yield f"{tier}: {tests} tests, {seconds:.0f} s summed over workers, {cpu:.0f} s of CPU"

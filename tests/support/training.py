@@ -37,7 +37,7 @@ def module_of(answers=ANSWERS, **changes):
         "judge": RuleJudge(),
         "rollout": RolloutPlan(attempts_per_prompt=4),
         "optimizer": partial(torch.optim.SGD, lr=0.1),
-        "packing": "shared",  # what the tiny model gets; trying it takes longer than the rest of a short run
+        "packing": "shared",  # the packing that probing would choose; probing takes longer than a short run
     }
     return HerlModule(**(defaults | changes))
 

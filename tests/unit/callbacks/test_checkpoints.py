@@ -20,7 +20,7 @@ from herl.selection import form_group
 from herl.testing import make_task
 from tests.support.training import module_of, weights
 
-pytestmark = pytest.mark.integration  # each trains, dies and goes on
+pytestmark = pytest.mark.integration  # each trains, dies and resumes
 TASKS = [make_task(id=f"t{i}", request=f"Describe animal {i}.") for i in range(6)]
 ANSWERS = {
     task.id: ["It eats fish.", "It is brown.", f"Number {i} river.", "no"] for i, task in enumerate(TASKS)

@@ -94,7 +94,7 @@ def test_revising_group_by_group_gives_what_revising_all_at_the_end_gives(tokeni
                 for group in groups
             ]
         )
-        for group in groups:  # in the order of their drafts, not of the builder's choice
+        for group in groups:  # in the order of the drafts, not of the builder's choices
             drafts = [attempt.rollout.id for attempt in group.attempts]
             places = [(drafts.index(one.rollout.parent_id), one.rollout.index) for one in group.revisions]
             assert places == sorted(places)
