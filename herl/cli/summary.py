@@ -153,7 +153,7 @@ def _from_here(path: Path) -> Path:
 def show_rows(rows: Sequence[Row]) -> None:
     """Prints an evaluation, with one column for each judge and number of revisions."""
     if not rows:
-        Console().print("There are no held-out answers to report.")
+        Console().print("There are no held-out answers, so there is nothing to report.")
         return
     columns = sorted({(row.judge, row.revisions) for row in rows})
     heads = [_head(judge, revisions) for judge, revisions in columns]
