@@ -187,7 +187,7 @@ class NoFolder(L.Callback):
 
 def test_answers_that_cannot_be_recorded_end_the_run_and_come_again_when_it_goes_on(tmp_path, whole):
     records = tmp_path / "records"
-    with pytest.raises(TrainingError, match=r"cannot record answers in .*answers-00000.jsonl.*then resume"):
+    with pytest.raises(TrainingError, match=r"cannot record answers in .*answers-00000.jsonl.*and resume"):
         run(tmp_path, NoFolder(records, 2))
     records.unlink()
     (tmp_path / "records-kept").rename(records)
