@@ -35,7 +35,7 @@ def run(preset, tokenizer, revision, key):
         stages = Stages(
             tokenizer=tokenizer,
             sampler=sampler,
-            runner=runner,
+            judge_runner=runner,
             plan=preset["rollout"],
             selection=preset["selection"],
             advantages=preset["advantages"],

@@ -176,7 +176,7 @@ def test_a_server_without_the_extension_still_samples_and_only_the_probe_checks_
     plain = VLLMServerSampler(str(tmp_path), start=1, arguments=arguments)
     try:
         plain.start(policy, tokenizer)
-        assert "cannot tell which weights they hold; only the probe checks them" in caplog.text
+        assert "cannot report which weights they hold; only the probe checks them" in caplog.text
         assert plain.weights_dtype is torch.float32
         recorded = refresh(plain, changed(policy, 0.02), 1)
         assert recorded["sampler/weights_proven"] == 0
@@ -195,7 +195,7 @@ def test_a_url_where_nothing_answers_is_a_clear_error(tmp_path, policy, tokenize
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, "expected urls of running servers, or start of at least 1"),
+        ({}, "expected urls of running servers or start of at least 1"),
         ({"start": 2, "gpus": ["0"]}, r"sampler.gpus: expected one entry per server to start \(2\), got 1"),
         ({"start": 1, "api_key_env": "NO_SUCH_KEY"}, "the environment variable NO_SUCH_KEY is not set"),
         ({"start": 1, "requests_per_server": 0}, "requests_per_server of at least 1"),
