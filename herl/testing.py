@@ -185,6 +185,12 @@ def check_hindsight_builder(builder: HindsightBuilder) -> None:
             assert hindsight.parent.id in parents, "the parent must be one of the attempts"
             assert hindsight.messages, "the revision prompt must not be empty"
             assert hindsight.messages[-1]["role"] == "user", "the revision prompt must end with the user"
+    builder.begin_batch(0.5)
+    builder.end_batch([group, []])
+    state = builder.state_dict()
+    builder.load_state_dict(state)
+    assert builder.state_dict() == state, "load_state_dict must restore what state_dict returned"
+    builder.load_state_dict({})
 
 
 def check_bonus_reward(bonus: BonusReward) -> None:

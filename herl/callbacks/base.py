@@ -26,7 +26,7 @@ from herl.rollout.improve import Trajectory
 class HerlCallback(L.Callback):
     """Hooks that do nothing by default. Subclasses override the ones they need."""
 
-    _trajectories: tuple[Trajectory, ...] = ()  # of the validation so far
+    _trajectories: list[Trajectory]  # of the validation so far
 
     def on_start(self, trainer: L.Trainer, module: HerlModule) -> None:
         """Runs before the first training batch, after any checkpoint has been restored."""
@@ -45,6 +45,9 @@ class HerlCallback(L.Callback):
 
     def on_heldout_start(self, trainer: L.Trainer, module: HerlModule) -> None:
         """Runs before a validation."""
+
+    def on_heldout_batch(self, trainer: L.Trainer, module: HerlModule, batch_idx: int) -> None:
+        """Runs after a batch of held-out prompts."""
 
     def on_heldout(
         self, trainer: L.Trainer, module: HerlModule, trajectories: tuple[Trajectory, ...]
@@ -88,7 +91,7 @@ class HerlCallback(L.Callback):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_validation_start(trainer, pl_module)
-        self._trajectories = ()
+        self._trajectories = []
         self.on_heldout_start(trainer, _herl(pl_module))
 
     def on_validation_batch_end(
@@ -102,10 +105,11 @@ class HerlCallback(L.Callback):
     ) -> None:
         super().on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
         self._trajectories += outputs["heldout"].trajectories
+        self.on_heldout_batch(trainer, _herl(pl_module), batch_idx)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_validation_end(trainer, pl_module)
-        trajectories, self._trajectories = self._trajectories, ()
+        trajectories, self._trajectories = tuple(self._trajectories), []
         self.on_heldout(trainer, _herl(pl_module), trajectories)
 
     def on_exception(

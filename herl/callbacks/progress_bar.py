@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
@@ -84,16 +83,7 @@ class ProgressBar(HerlCallback, LightningProgressBar):
         if not trainer.training and self._progress is None:
             self._open(module, "held-out prompts")
 
-    def on_validation_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        super().on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+    def on_heldout_batch(self, trainer: L.Trainer, module: HerlModule, batch_idx: int) -> None:
         total = trainer.num_val_batches[0]
         if trainer.state.fn == TrainerFn.VALIDATING:
             self._show(trainer, (batch_idx + 1) / total, f"batch {batch_idx + 1}/{total}")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 from herl.targets import moved
 
 KEYS = {
@@ -38,9 +36,11 @@ def renamed_key(key: str) -> str:
 
 def renamed(override: str) -> str:
     """Translates an override from an older run to today's names."""
-    prefix, key, rest = re.fullmatch(r"([+~]*)([^=]*)(.*)", override, re.DOTALL).groups()  # type: ignore[union-attr]
-    if key + rest in CHOICES:
-        return prefix + CHOICES[key + rest]
-    if key.endswith("._target_") and (new := moved(rest[1:].strip("'\""))):
-        rest = f"={new}"
-    return f"{prefix}{renamed_key(key)}{rest}"
+    bare = override.lstrip("+~")
+    prefix = override.removesuffix(bare)
+    if bare in CHOICES:
+        return prefix + CHOICES[bare]
+    key, equals, value = bare.partition("=")
+    if key.endswith("._target_"):
+        value = moved(value.strip("'\"")) or value
+    return f"{prefix}{renamed_key(key)}{equals}{value}"

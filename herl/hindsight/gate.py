@@ -68,6 +68,7 @@ class GatedHindsight(HindsightBuilder):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores them."""
+        self.best.clear()
         self.best.extend(state.get("best", ()))
         self.builder.load_state_dict(state.get("builder", {}))
 
@@ -75,7 +76,9 @@ class GatedHindsight(HindsightBuilder):
 def gated(
     builder: HindsightBuilder, until: float = 1.0, below_median: bool = False, window: int = 256
 ) -> HindsightBuilder:
-    """Returns the builder behind a gate, or the builder itself if the gate would never close.
+    """Returns the builder behind a gate; a builder that never revises needs none.
+
+    A gate that never closes still learns the level, so that a resumed run may begin to use it.
 
     Args:
         builder: Writes the revision prompts.
@@ -84,8 +87,7 @@ def gated(
         window: See `GatedHindsight`.
     """
     gate = GatedHindsight(builder, until, below_median, window)
-    closes = until < 1.0 or below_median
-    return gate if closes and builder.revises else builder
+    return gate if builder.revises else builder
 
 
 def _rewards(group: Sequence[Judged]) -> list[float]:

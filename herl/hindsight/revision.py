@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Protocol
 
-from herl import prompt_template
+from herl import prompt_text
 from herl.hindsight import HindsightBuilder
 from herl.hindsight.candidates import TIE, top_k
 from herl.types import Criterion, Hindsight, Judged, Message, Task
@@ -52,9 +52,9 @@ class RevisionBuilder(HindsightBuilder):
     ) -> None:
         self.candidates = candidates
         self.perfect = perfect
-        shipped = prompt_template.load("herl.hindsight", "revision.txt" if draft else "rewrite.txt")
+        shipped = prompt_text.load("herl.hindsight", "revision.txt" if draft else "rewrite.txt")
         self.template = (template or shipped).strip()
-        prompt_template.check("hindsight.template", self.template, _FIELDS, _OPTIONAL)
+        prompt_text.check("hindsight.template", self.template, _FIELDS, _OPTIONAL)
 
     def build(self, task: Task, group: Sequence[Judged]) -> list[Hindsight]:
         """Returns a revision prompt for each candidate that missed a criterion."""
@@ -69,7 +69,7 @@ class RevisionBuilder(HindsightBuilder):
         pairs = [(criterion, verdicts.get(criterion.id)) for criterion in task.rubric.criteria]
         met = tuple(c for c, verdict in pairs if verdict is not None and c.good(verdict))
         missed = tuple(c for c, verdict in pairs if verdict is not None and not c.good(verdict))
-        content = prompt_template.fill(
+        content = prompt_text.fill(
             self.template,
             {
                 "request": task.request,

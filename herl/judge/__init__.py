@@ -11,6 +11,7 @@
     mix.py                     several judges combined into one
     aggregation.py             verdicts -> reward
     runner.py                  runs any judge on many answers at once, with a failure policy
+    abstention.py              stops a run whose judge abstains too often
     budget.py                  limits on calls, tokens and money
 
 To write your own, subclass `Judge`, return `self.verdict_sum(task, rollout, verdicts)`, and select it with

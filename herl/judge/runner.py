@@ -4,8 +4,8 @@
 coroutines run on an event loop in a separate thread; torch stays in the caller's thread.
 
 If a judge raises, the answer abstains: it gets verdicts with `met=None` and no reward. Causes are counted,
-and once the share of abstained verdicts over the last `window` answers exceeds `max_abstention`, `watch`
-raises `AbstentionLimit`. Judging is charged to one budget for the whole run.
+and `watch` stops the run if there are too many (`abstention.py`). Judging is charged to one budget for the
+whole run.
 """
 
 from __future__ import annotations
@@ -14,14 +14,16 @@ import asyncio
 import math
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import Future
+from copy import copy
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
-from herl.errors import AbstentionLimit, ConfigError, JudgeError, JudgeStop
+from herl.errors import ConfigError, JudgeError, JudgeStop
+from herl.judge.abstention import AbstentionWindow
 from herl.judge.base import Judge
 from herl.judge.budget import Budget
 from herl.judge.llm.parse import without_thinking
@@ -52,34 +54,27 @@ class JudgeRunner:
         budget: Budget | None = None,
         needs_verdicts: bool = False,
     ) -> None:
-        if concurrency < 1 or window < 1 or not 0.0 <= max_abstention <= 1.0:
-            raise ConfigError(
-                "module.judge_runner: expected concurrency >= 1, window >= 1 and max_abstention in [0, 1], "
-                f"got {concurrency}, {window} and {max_abstention}"
-            )
+        if concurrency < 1:
+            raise ConfigError(f"module.judge_runner.concurrency: expected at least 1, got {concurrency}")
         self.judge = judge
-        self.max_abstention = max_abstention
         self.budget = budget or Budget()
         self.needs_verdicts = needs_verdicts
         self.usage: Counter[str] = Counter()
         """Usage summed over all judgements of the run so far, on all ranks; `budget` tracks spending."""
         self._concurrency = concurrency
         self._strip_thinking = strip_thinking
-        self._window: deque[tuple[int, int]] = deque(maxlen=window)
-        self._last_failure = ""
+        self.abstentions = AbstentionWindow(window, max_abstention)
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def for_judge(self, judge: Judge) -> JudgeRunner:
         """Returns a runner of another judge with the same settings, which spends the same budget."""
-        assert self._window.maxlen is not None
-        return type(self)(
-            judge,
-            concurrency=self._concurrency,
-            max_abstention=self.max_abstention,
-            window=self._window.maxlen,
-            strip_thinking=self._strip_thinking,
-            budget=self.budget,
-        )
+        other = copy(self)
+        other.judge = judge
+        other.needs_verdicts = False
+        other.usage = Counter()
+        other.abstentions = AbstentionWindow(self.abstentions.answers, self.abstentions.limit)
+        other._loop = None
+        return other
 
     # Open and close
 
@@ -189,11 +184,8 @@ class JudgeRunner:
         for usage in usages:
             self.usage.update(usage)
         for answer in judged:
-            abstained = [v for v in answer.judgement.verdicts if v.met is None]
-            self._window.append((len(abstained), max(1, len(answer.judgement.verdicts))))
-            if abstained:
-                self._last_failure = abstained[-1].reason
-        self._check_limit()
+            self.abstentions.add(answer.judgement)
+        self.abstentions.check(type(self.judge).__name__, self.causes())
 
     def causes(self) -> dict[str, int]:
         """Returns the number of abstained verdicts in the run so far, by cause."""
@@ -206,28 +198,13 @@ class JudgeRunner:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the counters that a resumed run continues from."""
-        return {"totals": self.totals(), "window": list(self._window), "failure": self._last_failure}
+        return {"totals": self.totals()} | self.abstentions.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Adds the counts from before the resume, including costs."""
         self.usage.update(state["totals"])
         self.budget.settle([state["totals"]])
-        self._window.extend(state["window"])
-        self._last_failure = state["failure"]
-
-    def _check_limit(self) -> None:
-        abstained = sum(bad for bad, _ in self._window)
-        total = sum(count for _, count in self._window)
-        full = len(self._window) == self._window.maxlen
-        if full and total and abstained / total > self.max_abstention:
-            self._window.clear()  # a resumed run, perhaps with a better judge, starts with an empty window
-            causes = ", ".join(f"{cause} {count}" for cause, count in self.causes().items())
-            raise AbstentionLimit(
-                f"the judge {type(self.judge).__name__} abstained on {abstained} of the last {total} "
-                f"verdicts; module.judge_runner.max_abstention allows a share of {self.max_abstention}. "
-                f"Causes in the whole run: {causes}. "
-                f"Last failure: {self._last_failure or 'a verdict with met=None'}"
-            )
+        self.abstentions.load_state_dict(state)
 
 
 def _with_python_numbers(judgement: Judgement) -> Judgement:

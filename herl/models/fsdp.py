@@ -129,7 +129,7 @@ def load(model: PretrainedModel, trainer: L.Trainer) -> PreTrainedModel:
     )
 
 
-def synchronise_gradients(trainer: L.Trainer, on: bool) -> None:
+def synchronize_gradients(trainer: L.Trainer, on: bool) -> None:
     """Sets whether backward passes exchange gradients. Under DDP only the last micro-batch needs to."""
     replicas = trainer.strategy.model
     if isinstance(replicas, DistributedDataParallel):

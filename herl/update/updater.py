@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from herl.distributed import gather, world_size
 from herl.errors import TrainingError, check_at_least
-from herl.models.fsdp import synchronise_gradients
+from herl.models.fsdp import synchronize_gradients
 from herl.models.weights import first_not_finite, whole
 from herl.types import Experience
 from herl.update.batch import Packing, split_by_group
@@ -165,7 +165,7 @@ class Updater:
         # read after the last pass, so that a GPU need not wait
         losses: list[tuple[torch.Tensor, tuple[int, ...]]] = []
         for batch in scorer.micro_batches(experiences, old_logprobs):
-            synchronise_gradients(module.trainer, batch.last)
+            synchronize_gradients(module.trainer, batch.last)
             loss, batch_stats = scorer.compute_loss(batch)
             module.manual_backward(loss * world_size())  # the strategies average gradients over ranks
             losses.append((loss.detach(), batch.rows))

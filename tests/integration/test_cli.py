@@ -111,7 +111,7 @@ def test_help_is_quick_and_loads_neither_torch_nor_hydra(tmp_path):
         ),
         (
             ["fit", "rollout.attempt.max_new_tokens=512"],
-            "rollout.attempt.max_new_tokens: expected less than",
+            "rollout.attempt.max_new_tokens: expected less than 512 (the model's limit",
         ),
         (
             ["fit", "rollout.heldout.temperature=0"],

@@ -45,7 +45,7 @@ def alone(tmp_path_factory):
     [
         ("ddp", 2, ()),
         ("fsdp", 2, ()),
-        ("fsdp", 3, ("trainer.strategy.cpu_offload=true", "model.gradient_checkpointing=true")),
+        ("fsdp", 4, ("trainer.strategy.cpu_offload=true", "model.gradient_checkpointing=true")),
     ],
 )
 def test_ranks_change_no_loss_gradient_or_reward(tmp_path, alone, strategy, devices, options):
@@ -72,7 +72,7 @@ def uninterrupted(tmp_path_factory):
     return {tag: values[-2:] for tag, values in found.items()}
 
 
-@pytest.mark.parametrize("devices", [1, 3])
+@pytest.mark.parametrize("devices", [1, 4])
 def test_a_run_saved_on_two_ranks_goes_on_on_any_number(tmp_path, half_way, uninterrupted, devices):
     checkpoint = half_way / "checkpoints" / "last.ckpt"
     assert len(list(checkpoint.glob("*.distcp"))) == 2

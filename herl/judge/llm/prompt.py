@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from herl import prompt_template
+from herl import prompt_text
 from herl.judge.llm.scale import Scale
 from herl.types import Criterion, Message, Task
 
@@ -63,8 +63,8 @@ class PromptBuilder:
         show_reference: bool = True,
         template: str | None = None,
     ) -> None:
-        text = template or prompt_template.load("herl.judge.llm", f"{mode}.txt")
-        prompt_template.check("judge.template", text, _FIELDS)
+        text = template or prompt_text.load("herl.judge.llm", f"{mode}.txt")
+        prompt_text.check("judge.template", text, _FIELDS)
         self._system, _, self._user = text.partition("\n---\n")
         self._mode = mode
         self._scale = scale
@@ -98,8 +98,8 @@ class PromptBuilder:
         return Question(
             criteria=criteria,
             messages=(
-                {"role": "system", "content": prompt_template.fill(self._system, fields)},
-                {"role": "user", "content": prompt_template.fill(self._user, fields)},
+                {"role": "system", "content": prompt_text.fill(self._system, fields)},
+                {"role": "user", "content": prompt_text.fill(self._user, fields)},
             ),
             schema=self._schema(len(criteria)),
         )

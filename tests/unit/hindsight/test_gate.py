@@ -55,12 +55,20 @@ def test_the_gate_is_open_outside_of_training_batches():
     assert list(gate.best) == [0.6], "a group that could not be judged says nothing"
 
 
-def test_a_gate_that_never_closes_is_none():
-    builder, plain = RevisionBuilder(), NoHindsight()
-    assert gated(builder) is builder
+def test_a_gate_that_never_closes_lets_everything_through_and_still_learns_the_level():
+    gate, group = gated(RevisionBuilder()), [make_judged(0.6, met={"fish": True, "river": False})]
+    gate.begin_batch(0.9)
+    assert gate.build(make_task(), group) == RevisionBuilder().build(make_task(), group) != []
+    gate.end_batch([group])
+    resumed = gated(RevisionBuilder(), below_median=True)
+    resumed.load_state_dict(gate.state_dict())
+    resumed.begin_batch(0.9)
+    assert resumed.build(make_task(), group) == [], "0.6 is not below the median, 0.6"
+
+
+def test_a_builder_that_never_revises_needs_no_gate():
+    plain = NoHindsight()
     assert gated(plain, until=0.5) is plain
-    assert isinstance(gated(builder, until=0.5), GatedHindsight)
-    assert isinstance(gated(builder, below_median=True), GatedHindsight)
 
 
 def test_there_is_none_after_its_share_of_the_run(tmp_path):

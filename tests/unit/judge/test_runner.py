@@ -51,7 +51,7 @@ def test_a_further_judge_runs_under_the_same_settings_and_spends_the_same_budget
     other = runner.for_judge(FakeJudge())
     assert isinstance(other.judge, FakeJudge)
     assert other.budget is runner.budget
-    assert (other.max_abstention, other.state_dict()["window"]) == (0.1, [])
+    assert (other.abstentions.limit, other.state_dict()["window"]) == (0.1, [])
     assert not other.needs_verdicts, "nothing is revised by its verdicts"
 
 

@@ -1,0 +1,70 @@
+"""When a judge abstains too often, the run stops: the share of abstentions over the latest answers."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+from herl.errors import AbstentionLimit, ConfigError
+from herl.types import Judgement
+
+
+class AbstentionWindow:
+    """Watches the share of abstained verdicts over the last answers.
+
+    Args:
+        answers: Number of answers in the window. The limit applies once it is full.
+        limit: Largest allowed share of abstained verdicts, in [0, 1].
+    """
+
+    def __init__(self, answers: int, limit: float) -> None:
+        if answers < 1 or not 0.0 <= limit <= 1.0:
+            raise ConfigError(
+                "module.judge_runner: expected window of at least 1 and max_abstention in [0, 1], "
+                f"got {answers} and {limit}"
+            )
+        self.answers = answers
+        self.limit = limit
+        self._counts: deque[tuple[int, int]] = deque(maxlen=answers)
+        """(abstained, all) verdicts of each answer."""
+        self._last_failure = ""
+
+    def add(self, judgement: Judgement) -> None:
+        """Counts the verdicts on one answer."""
+        abstained = [verdict for verdict in judgement.verdicts if verdict.met is None]
+        self._counts.append((len(abstained), max(1, len(judgement.verdicts))))
+        if abstained:
+            self._last_failure = abstained[-1].reason
+
+    def check(self, judge: str, causes: Mapping[str, int]) -> None:
+        """Checks the limit.
+
+        Args:
+            judge: The judge's name, for the error.
+            causes: Number of abstained verdicts in the run so far, by cause.
+
+        Raises:
+            AbstentionLimit: the judge abstains too often; the message lists the causes.
+        """
+        abstained = sum(bad for bad, _ in self._counts)
+        total = sum(count for _, count in self._counts)
+        full = len(self._counts) == self.answers
+        if full and total and abstained / total > self.limit:
+            self._counts.clear()  # a resumed run, perhaps with a better judge, starts with an empty window
+            listed = ", ".join(f"{cause} {count}" for cause, count in causes.items())
+            raise AbstentionLimit(
+                f"the judge {judge} abstained on {abstained} of the last {total} "
+                f"verdicts; module.judge_runner.max_abstention allows a share of {self.limit}. "
+                f"Causes in the whole run: {listed}. "
+                f"Last failure: {self._last_failure or 'a verdict with met=None'}"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the counts that a resumed run continues from."""
+        return {"window": list(self._counts), "failure": self._last_failure}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores them."""
+        self._counts.extend(state["window"])
+        self._last_failure = state["failure"]
