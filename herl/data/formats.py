@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from herl.checks import read_check, without_nulls
 from herl.data.rows import Row
 from herl.errors import ConfigError, DataError, did_you_mean
 from herl.types import Criterion, Rubric, Task
@@ -91,7 +92,7 @@ class _Criterion(_Row):
     weight: float = Field(default=1.0, allow_inf_nan=False)
     title: str = ""
     category: str = ""
-    check: dict[str, Any] | None = None
+    check: Any = None
     undesirable: bool | None = None
     gate: bool = False
 
@@ -311,7 +312,8 @@ def _native_task(row: _Native, number: int, reading: Reading) -> Task:
     parsed = [_Criterion(text=c) if isinstance(c, str) else c for c in row.rubric]
     criteria = tuple(
         Criterion(
-            **criterion.model_dump(exclude={"id", "undesirable"}),
+            **criterion.model_dump(exclude={"id", "undesirable", "check"}),
+            check=_sound_check(criterion.check, f"rubric.{number - 1}.check"),
             id=criterion.id or f"c{number}",
             named=bool(criterion.id),
             undesirable=bool(criterion.undesirable),
@@ -333,6 +335,13 @@ def _native_task(row: _Native, number: int, reading: Reading) -> Task:
     )
 
 
+def _sound_check(value: Any, where: str) -> Mapping[str, Any] | None:
+    check: Mapping[str, Any] | None = without_nulls(value) or None if isinstance(value, dict) else value
+    if check is not None:
+        read_check(check, where)
+    return check
+
+
 def _ifeval_task(row: _IFEval, number: int, reading: Reading) -> Task:
     if len(row.kwargs) != len(row.instruction_id_list):
         raise DataError(
@@ -345,6 +354,7 @@ def _ifeval_task(row: _IFEval, number: int, reading: Reading) -> Task:
         times = row.instruction_id_list[: len(criteria)].count(instruction)
         suffix = f"#{times + 1}" if times else ""
         criteria.append(instruction_criterion(instruction, kwargs or {}, text, suffix))
+        read_check(criteria[-1].check, f"instruction_id_list.{len(criteria) - 1}")
     key = row.id if row.key is None else row.key
     messages = row.prompt if isinstance(row.prompt, list) else [_Message(role="user", content=row.prompt)]
     return Task(

@@ -1,134 +1,38 @@
-"""Judges by checks written in the data: `criterion.check = {"kind": ..., ...}`.
+"""Judges by checks written in the data: `criterion.check = {"kind": ..., ...}`; `herl.checks.kinds` lists the kinds.
 
-| kind         | other keys                  | met when the answer ...                                     |
-|--------------|-----------------------------|-------------------------------------------------------------|
-| contains     | text                        | contains the text, in any letter case                       |
-| contains_any | texts                       | contains at least one of the texts                          |
-| contains_all | texts                       | contains every one of the texts                             |
-| excludes     | texts                       | contains none of the texts                                  |
-| starts_with  | text                        | starts with the text                                        |
-| ends_with    | text                        | ends with the text                                          |
-| equals       | text                        | is the text                                                 |
-| regex        | pattern                     | has a match (Python syntax, case matters)                   |
-| max_words    | count                       | has at most that many words                                 |
-| min_words    | count                       | has at least that many words                                |
-| count        | of, at_least, at_most       | has at_least to at_most words, sentences, lines, paragraphs |
-|              |                             | or characters; or matches of `of: {regex: pattern}`         |
-| json         | schema (optional)           | is JSON, alone or in one code fence, that fits the schema   |
-| numeric      | value, tolerance (optional) | has `value` as its last number                              |
-| python       | path, further arguments     | makes the function at `path` return true                    |
-
-A criterion abstains, with the reason, if its check is missing, has an unknown kind or has wrong keys.
+A criterion abstains, with the reason, if its check is missing, belongs to another judge or has wrong keys
+(data that is read from a file never does), or if a `python` function raises: whether the answer or the
+function is at fault cannot be told. An answer that breaks a sound check, e.g. by JSON nested too deep or by
+a match that does not end, fulfills nothing: its verdict is the bad one, so no answer gains by that.
 Functions are called only from modules that the configuration allows: data alone must not run code.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import re
+import asyncio
+import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jsonschema
-
-from herl.errors import JudgeError, did_you_mean
+from herl.checks import (
+    BrokenByAnswerError,
+    Check,
+    Instruction,
+    Python,
+    TooSlowError,
+    read_check,
+    without_nulls,
+)
+from herl.errors import HerlError, JudgeError
 from herl.judge.aggregation import weighted
 from herl.judge.base import Aggregation, Judge
 from herl.targets import located
 from herl.types import Criterion, Judgement, Rollout, Task, Verdict
 
-_NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?")
-_FENCE = re.compile(r"^```(?:json)?\s*\n(.*)\n\s*```$", re.DOTALL)
-_UNITS = {
-    "words": r"\S+",
-    "sentences": r"[^.!?\s][^.!?]*(?:[.!?]+|$)",
-    "lines": r"[^\n]*\S[^\n]*",
-    "paragraphs": r"\S(?:.|\n(?!\s*\n))*",
-    "characters": r"(?s:.)",
-}
-
-
-def _contains(answer: str, *, text: str) -> bool:
-    return text.lower() in answer.lower()
-
-
-def _contains_any(answer: str, *, texts: list[str]) -> bool:
-    return any(_contains(answer, text=text) for text in texts)
-
-
-def _contains_all(answer: str, *, texts: list[str]) -> bool:
-    return all(_contains(answer, text=text) for text in texts)
-
-
-def _excludes(answer: str, *, texts: list[str]) -> bool:
-    return not _contains_any(answer, texts=texts)
-
-
-def _starts_with(answer: str, *, text: str) -> bool:
-    return answer.lstrip().lower().startswith(text.lower())
-
-
-def _ends_with(answer: str, *, text: str) -> bool:
-    return answer.rstrip().lower().endswith(text.lower())
-
-
-def _equals(answer: str, *, text: str) -> bool:
-    return answer.strip().lower() == text.strip().lower()
-
-
-def _regex(answer: str, *, pattern: str) -> bool:
-    return re.search(pattern, answer) is not None
-
-
-def _max_words(answer: str, *, count: int) -> bool:
-    return len(answer.split()) <= count
-
-
-def _min_words(answer: str, *, count: int) -> bool:
-    return len(answer.split()) >= count
-
-
-def _count(answer: str, *, of: str | Mapping[str, str], at_least: int = 0, at_most: float = math.inf) -> bool:
-    pattern = of["regex"] if isinstance(of, Mapping) else _UNITS.get(of)
-    if pattern is None:
-        raise JudgeError(f"count: expected 'of' to be one of {', '.join(_UNITS)}, or a regex, got {of!r}")
-    return at_least <= sum(1 for _ in re.finditer(pattern, answer)) <= at_most
-
-
-def _json(answer: str, *, schema: Mapping[str, Any] | None = None) -> bool:
-    if schema is not None:
-        jsonschema.Draft202012Validator.check_schema(schema)
-    text = answer.strip()
-    fenced = _FENCE.match(text)
-    try:
-        found = json.loads(fenced[1] if fenced else text)
-    except (json.JSONDecodeError, RecursionError):
-        return False
-    return schema is None or jsonschema.Draft202012Validator(schema).is_valid(found)
-
-
-def _numeric(answer: str, *, value: float, tolerance: float = 1e-6) -> bool:
-    numbers = _NUMBER.findall(answer)
-    last = float(numbers[-1].replace(",", "")) if numbers else math.nan
-    return math.isclose(last, value, rel_tol=tolerance, abs_tol=tolerance)
-
-
-CHECKS: dict[str, Callable[..., bool]] = {
-    "contains": _contains,
-    "contains_any": _contains_any,
-    "contains_all": _contains_all,
-    "excludes": _excludes,
-    "starts_with": _starts_with,
-    "ends_with": _ends_with,
-    "equals": _equals,
-    "regex": _regex,
-    "max_words": _max_words,
-    "min_words": _min_words,
-    "count": _count,
-    "json": _json,
-    "numeric": _numeric,
-}
+logger = logging.getLogger(__name__)
+_REMEMBERED = 4096
+"""Checks that stay typed between answers; reading one costs as much as many answers."""
 
 
 class RuleJudge(Judge):
@@ -142,30 +46,58 @@ class RuleJudge(Judge):
     def __init__(self, aggregation: Aggregation = weighted, python_modules: Sequence[str] = ()) -> None:
         super().__init__(aggregation)
         self._python_modules = tuple(python_modules)
+        self._read: dict[str, Check | HerlError] = {}
+        self._warned = False
 
     async def judge(self, task: Task, rollout: Rollout) -> Judgement:
-        """Returns a verdict per criterion; criteria without a usable check abstain."""
-        verdicts = [self._verdict(criterion, rollout.text) for criterion in task.rubric.criteria]
-        return self.verdict_sum(task, rollout, verdicts)
+        """Returns a verdict per criterion; criteria without a usable check abstain.
 
-    def _verdict(self, criterion: Criterion, answer: str) -> Verdict:
+        Its usage counts `check_timeouts`: checks that took too long on this answer.
+        """
+        usage: Counter[str] = Counter()
+        verdicts = [await self._verdict(criterion, rollout.text, usage) for criterion in task.rubric.criteria]
+        return self.verdict_sum(task, rollout, verdicts, {name: float(n) for name, n in usage.items()})
+
+    async def _verdict(self, criterion: Criterion, answer: str, usage: Counter[str]) -> Verdict:
         try:
-            return Verdict(criterion_id=criterion.id, met=self._apply(criterion, answer))
-        except Exception as error:  # checks are data, and users' functions may raise anything
-            reason = f"check failed: {type(error).__name__}: {error}"
+            check = self._typed(criterion.check)
+            if isinstance(check, Python):
+                met = bool(self._function(check.path)(answer, **check.arguments))
+            elif check.slow:  # in a thread: the loop must stay free to serve other judges and to stop
+                met = await asyncio.to_thread(check.met, answer)
+            else:
+                met = check.met(answer)
+        except BrokenByAnswerError as error:
+            if isinstance(error, TooSlowError):
+                usage["check_timeouts"] += 1
+                self._warn(criterion, error)
+            return Verdict(criterion_id=criterion.id, met=criterion.unfulfilled, reason=str(error))
+        except Exception as error:  # users' functions may raise anything
+            usage["abstained_check"] += 1
+            reason = f"check failed: {type(error).__name__}: {error}".encode(errors="replace").decode()
             return Verdict(criterion_id=criterion.id, met=None, reason=reason)
+        return Verdict(criterion_id=criterion.id, met=met)
 
-    def _apply(self, criterion: Criterion, answer: str) -> bool:
-        parameters = dict(criterion.check or {})
-        kind = parameters.pop("kind", None)
-        if kind == "python":
-            return bool(self._function(str(parameters.pop("path", "")))(answer, **parameters))
-        if kind not in CHECKS:
-            raise JudgeError(
-                f"criterion '{criterion.id}': expected check.kind to be one of "
-                f"{', '.join([*CHECKS, 'python'])}, got {kind!r}." + did_you_mean(str(kind), CHECKS)
+    def _typed(self, check: Mapping[str, Any] | None) -> Check:
+        key = repr(check)
+        if key not in self._read:
+            if len(self._read) >= _REMEMBERED:
+                self._read.clear()
+            self._read[key] = _read(check)
+        found = self._read[key]
+        if isinstance(found, HerlError):
+            raise found
+        return found
+
+    def _warn(self, criterion: Criterion, error: TooSlowError) -> None:
+        if not self._warned:
+            self._warned = True
+            logger.warning(
+                "criterion '%s': %s. Such answers count as bad (judge/check_timeouts); simplify the pattern %s",
+                criterion.id,
+                error,
+                criterion.check,
             )
-        return CHECKS[kind](answer, **parameters)
 
     def _function(self, path: str) -> Callable[..., object]:
         if path.rpartition(".")[0] not in self._python_modules:
@@ -175,3 +107,13 @@ class RuleJudge(Judge):
             )
         function: Callable[..., object] = located("check.path", path)
         return function
+
+
+def _read(check: Mapping[str, Any] | None) -> Check | HerlError:
+    try:
+        found = read_check(without_nulls(check))
+    except HerlError as error:
+        return error
+    if found is None or isinstance(found, Instruction):
+        return JudgeError(f"the rule judge does not apply checks of the kind '{(check or {}).get('kind')}'")
+    return found

@@ -1,0 +1,170 @@
+"""JSON in answers, and the JSON schemas that checks hold them to.
+
+JSON means RFC 8259 with unique keys (RFC 7493): not NaN, not Infinity, no key twice in one object. It may
+stand in one code fence. Patterns in a schema come from the data, so they have the time limit of
+`herl.checks.patterns`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import Any
+
+import jsonschema
+import referencing
+import regex
+
+from herl.checks import patterns
+from herl.checks.broken import BrokenByAnswerError
+
+_NAMES_DATA = {"const", "enum", "default", "examples"}
+"""Keywords whose values are data and no schemas."""
+
+
+class _NotJSONError(ValueError):
+    """Python's reader accepts it, but it is no JSON."""
+
+
+def is_json(answer: str, schema: Mapping[str, Any] | None) -> bool:
+    """Whether the answer is JSON, alone or in one code fence, and fits the schema if there is one.
+
+    Raises:
+        BrokenByAnswerError: it is nested too deep, or has numbers that cannot be computed with.
+        TooSlowError: a pattern of the schema took too long.
+    """
+    try:
+        found = json.loads(_unfenced(answer), parse_constant=_no_constant, object_pairs_hook=_unique)
+    except (json.JSONDecodeError, _NotJSONError):
+        return False
+    except (RecursionError, ValueError) as error:  # ValueError: more digits than Python converts
+        raise BrokenByAnswerError(f"its JSON cannot be read ({type(error).__name__})") from error
+    if schema is None:
+        return True
+    try:
+        return bool(_validator(json.dumps(schema)).is_valid(found))
+    except (BrokenByAnswerError, referencing.exceptions.Unresolvable, MemoryError):
+        raise
+    except Exception as error:  # the schema is sound, so the answer's values made it fail
+        raise BrokenByAnswerError(
+            f"its JSON cannot be compared with the schema ({type(error).__name__})"
+        ) from error
+
+
+def check_schema(schema: Mapping[str, Any]) -> None:
+    """Checks all that can be checked without an answer.
+
+    Raises:
+        ValueError: says what is wrong with the schema.
+    """
+    try:
+        jsonschema.Draft202012Validator.check_schema(schema, format_checker=jsonschema.FormatChecker(()))
+    except jsonschema.SchemaError as error:
+        raise ValueError(
+            f"{'.'.join(map(str, error.absolute_path))}: {error.message}".lstrip(": ")
+        ) from error
+    keys = list(_keywords(schema))
+    names = {key for key, _ in keys}
+    if {"patternProperties", "unevaluatedProperties"} <= names:
+        raise ValueError("unevaluatedProperties does not work together with patternProperties")
+    for key, value in keys:
+        for pattern in [value] if key == "pattern" else value if key == "patternProperties" else ():
+            if isinstance(pattern, str):
+                try:
+                    patterns.compiled(pattern)
+                except regex.error as error:
+                    raise ValueError(f"{key}: the pattern {pattern!r} cannot be read: {error}") from error
+        if key == "$ref" and isinstance(value, str) and "$id" not in names:
+            _resolve(schema, value)
+    for value in (None, {}, [], 0, ""):
+        try:
+            _validator(json.dumps(schema)).is_valid(value)
+        except Exception as error:
+            raise ValueError(f"it cannot be applied ({type(error).__name__})") from error
+
+
+def _resolve(schema: Mapping[str, Any], reference: str) -> None:
+    resource = referencing.Resource.from_contents(schema, referencing.jsonschema.DRAFT202012)
+    try:
+        referencing.Registry().with_resource("", resource).resolver().lookup(reference)
+    except referencing.exceptions.Unresolvable as error:
+        raise ValueError(f"$ref: {reference!r} is not in the schema") from error
+
+
+def _keywords(schema: Any) -> Iterator[tuple[str, Any]]:
+    """Every key and value of the schema and its parts."""
+    if isinstance(schema, Mapping):
+        for key, value in schema.items():
+            if key not in _NAMES_DATA:
+                yield key, value
+                yield from _keywords(value)
+    elif isinstance(schema, list):
+        for part in schema:
+            yield from _keywords(part)
+
+
+def _unfenced(answer: str) -> str:
+    text = answer.strip()
+    if text.startswith("```") and text.endswith("```"):
+        first, newline, rest = text[:-3].partition("\n")
+        if newline and first[3:].strip().lower() in ("", "json") and rest.rpartition("\n")[2].strip() == "":
+            return rest
+    return text
+
+
+def _no_constant(name: str) -> None:
+    raise _NotJSONError(name)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise _NotJSONError("a key stands twice in one object")
+    return found
+
+
+# Keywords of jsonschema that match patterns, with a time limit
+
+
+def _pattern(
+    validator: Any, pattern: str, instance: Any, schema: Any
+) -> Iterator[jsonschema.ValidationError]:
+    if isinstance(instance, str) and not patterns.found(pattern, instance):
+        yield jsonschema.ValidationError("it does not match the pattern")
+
+
+def _pattern_properties(
+    validator: Any, properties: Mapping[str, Any], instance: Any, schema: Any
+) -> Iterator[jsonschema.ValidationError]:
+    if isinstance(instance, dict):
+        for pattern, part in properties.items():
+            for name, value in instance.items():
+                if patterns.found(pattern, name):
+                    yield from validator.descend(value, part, path=name, schema_path=pattern)
+
+
+def _additional_properties(
+    validator: Any, allowed: Any, instance: Any, schema: Mapping[str, Any]
+) -> Iterator[jsonschema.ValidationError]:
+    if isinstance(instance, dict):
+        known, matching = schema.get("properties", {}), schema.get("patternProperties", {})
+        for name, value in instance.items():
+            if name not in known and not any(patterns.found(pattern, name) for pattern in matching):
+                yield from validator.descend(value, allowed, path=name)
+
+
+_Validator = jsonschema.validators.extend(
+    jsonschema.Draft202012Validator,
+    {
+        "pattern": _pattern,
+        "patternProperties": _pattern_properties,
+        "additionalProperties": _additional_properties,
+    },
+)
+
+
+@lru_cache(maxsize=256)
+def _validator(schema: str) -> Any:
+    """The validator of a schema. It looks up no references outside, since data must not open connections."""
+    return _Validator(json.loads(schema), registry=referencing.Registry())

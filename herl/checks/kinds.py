@@ -1,0 +1,274 @@
+"""The kinds of checks: what each needs, and how it is applied to an answer.
+
+| kind         | other keys                  | met when the answer ...                                     |
+|--------------|-----------------------------|-------------------------------------------------------------|
+| contains     | text                        | contains the text, in any letter case                       |
+| contains_any | texts                       | contains at least one of the texts                          |
+| contains_all | texts                       | contains every one of the texts                             |
+| excludes     | texts                       | contains none of the texts                                  |
+| starts_with  | text                        | starts with the text                                        |
+| ends_with    | text                        | ends with the text                                          |
+| equals       | text                        | is the text                                                 |
+| regex        | pattern                     | has a match (case matters; `herl.checks.patterns`)          |
+| max_words    | count                       | has at most that many words                                 |
+| min_words    | count                       | has at least that many words                                |
+| count        | of, at_least, at_most       | has at_least to at_most words, sentences, lines, paragraphs |
+|              |                             | or characters; or matches of `of: {regex: pattern}`         |
+| json         | schema (optional)           | is JSON, alone or in one code fence, that fits the schema   |
+| numeric      | value, tolerance (optional) | gives a number within tolerance x max(1, abs(value)) of     |
+|              |                             | `value`, 1e-6 by default (`herl.checks.numbers`)            |
+| python       | path, further arguments     | makes the function at `path` return true                    |
+| instruction  | instruction_id, kwargs      | follows an instruction of IFEval or IFBench                 |
+| x-...        | anything                    | a judge of yours says so; such a check is not looked into   |
+
+The judge applies `python` and `instruction`; every other kind applies itself.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+import regex
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from herl.checks import json_text, numbers, patterns
+
+_SENTENCE = re.compile(r"[^.!?\s][^.!?]*(?:[.!?]+|$)")
+Unit = Literal["words", "sentences", "lines", "paragraphs", "characters"]
+
+
+def _visible(text: str) -> str:
+    if not text.strip():
+        raise ValueError("it has nothing but white space")
+    return text
+
+
+def _whole(value: Any) -> Any:
+    """Turns 5.0 into 5: tables store whole numbers as floats in columns with missing values."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _readable(pattern: str) -> str:
+    try:
+        patterns.compiled(pattern)
+    except (regex.error, RecursionError, OverflowError) as error:
+        raise ValueError(str(error)) from error
+    return pattern
+
+
+def _sound(schema: dict[str, Any] | None) -> dict[str, Any] | None:
+    if schema is not None:
+        json_text.check_schema(schema)
+    return schema
+
+
+# The descriptions complete "expected ..." in messages.
+Text = Annotated[str, Field(min_length=1, description="a text that is not empty")]
+Phrase = Annotated[str, AfterValidator(_visible), Field(description="a text that is not empty")]
+Texts = Annotated[list[Text], Field(min_length=1, description="a list of texts")]
+Pattern = Annotated[str, Field(min_length=1, description="a pattern"), AfterValidator(_readable)]
+Count = Annotated[
+    int, BeforeValidator(_whole), Field(strict=True, ge=0, description="a whole number, at least 0")
+]
+
+
+class Check(BaseModel):
+    """One criterion's check, without its kind."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    slow: ClassVar[bool] = False
+    """Whether an answer can make it work for seconds, so that it must not hold up an event loop."""
+
+    def met(self, answer: str) -> bool:
+        """Whether the answer meets it.
+
+        Raises:
+            BrokenByAnswerError: the answer makes it impossible to tell.
+        """
+        raise NotImplementedError
+
+
+class Contains(Check):
+    text: Text
+
+    def met(self, answer: str) -> bool:
+        return self.text.lower() in answer.lower()
+
+
+class ContainsAny(Check):
+    texts: Texts
+
+    def met(self, answer: str) -> bool:
+        return any(text.lower() in answer.lower() for text in self.texts)
+
+
+class ContainsAll(Check):
+    texts: Texts
+
+    def met(self, answer: str) -> bool:
+        return all(text.lower() in answer.lower() for text in self.texts)
+
+
+class Excludes(Check):
+    texts: Texts
+
+    def met(self, answer: str) -> bool:
+        return not any(text.lower() in answer.lower() for text in self.texts)
+
+
+class StartsWith(Check):
+    text: Phrase
+
+    def met(self, answer: str) -> bool:
+        return answer.lstrip().lower().startswith(self.text.lstrip().lower())
+
+
+class EndsWith(Check):
+    text: Phrase
+
+    def met(self, answer: str) -> bool:
+        return answer.rstrip().lower().endswith(self.text.rstrip().lower())
+
+
+class Equals(Check):
+    text: Phrase
+
+    def met(self, answer: str) -> bool:
+        return answer.strip().lower() == self.text.strip().lower()
+
+
+class Regex(Check):
+    slow: ClassVar[bool] = True
+    pattern: Pattern
+
+    def met(self, answer: str) -> bool:
+        return patterns.found(self.pattern, answer)
+
+
+class MaxWords(Check):
+    count: Count
+
+    def met(self, answer: str) -> bool:
+        return len(answer.split()) <= self.count
+
+
+class MinWords(Check):
+    count: Count
+
+    def met(self, answer: str) -> bool:
+        return len(answer.split()) >= self.count
+
+
+class Matches(Check):
+    """What `count` counts if it is a pattern."""
+
+    regex: Pattern
+
+
+class Counted(Check):
+    slow: ClassVar[bool] = True
+    of: Annotated[
+        Unit | Matches,
+        Field(description="one of words, sentences, lines, paragraphs, characters, or {regex: a pattern}"),
+    ]
+    at_least: Count = 0
+    at_most: Count | None = None
+
+    @model_validator(mode="after")
+    def _has_room(self) -> Counted:
+        if self.at_most is None and self.at_least == 0:
+            raise ValueError("expected at_least, at_most or both, got neither: every answer would meet it")
+        if self.at_most is not None and self.at_least > self.at_most:
+            raise ValueError(f"expected at_least up to at_most, got {self.at_least} and {self.at_most}")
+        return self
+
+    def met(self, answer: str) -> bool:
+        number = units(answer, self.of) if isinstance(self.of, str) else patterns.count(self.of.regex, answer)
+        return self.at_least <= number and (self.at_most is None or number <= self.at_most)
+
+
+class JSON(Check):
+    slow: ClassVar[bool] = True
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
+    fits: Annotated[
+        dict[str, Any] | None, Field(alias="schema", description="a JSON schema"), AfterValidator(_sound)
+    ] = None
+
+    def met(self, answer: str) -> bool:
+        return json_text.is_json(answer, self.fits)
+
+
+class Numeric(Check):
+    value: Annotated[float, Field(allow_inf_nan=False, description="a number")]
+    tolerance: Annotated[
+        float, Field(ge=0, lt=1, description="a share of the value, at least 0 and below 1")
+    ] = 1e-6
+
+    def met(self, answer: str) -> bool:
+        return numbers.gives_number(answer, self.value, self.tolerance)
+
+
+class Python(Check):
+    """A function of the user's. The judge calls it, if its module is allowed."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+    path: Annotated[Text, Field(description="the path of a function, such as my_checks.rhymes")]
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of the function."""
+        return dict(self.model_extra or {})
+
+
+class Instruction(Check):
+    """A verifiable instruction of IFEval or IFBench."""
+
+    instruction_id: Annotated[Text, Field(description="an instruction such as punctuation:no_comma")]
+    kwargs: Annotated[dict[str, Any], Field(description="a mapping of arguments")] = Field(
+        default_factory=dict
+    )
+
+    @model_validator(mode="after")
+    def _takes_its_arguments(self) -> Instruction:
+        """The place where the arguments of an instruction are checked; raises ValueError."""
+        return self
+
+
+KINDS: Mapping[str, type[Check]] = {
+    "contains": Contains,
+    "contains_any": ContainsAny,
+    "contains_all": ContainsAll,
+    "excludes": Excludes,
+    "starts_with": StartsWith,
+    "ends_with": EndsWith,
+    "equals": Equals,
+    "regex": Regex,
+    "max_words": MaxWords,
+    "min_words": MinWords,
+    "count": Counted,
+    "json": JSON,
+    "numeric": Numeric,
+    "python": Python,
+    "instruction": Instruction,
+}
+
+
+def units(answer: str, unit: Unit) -> int:
+    """Returns the number of units. No answer makes it slow, which patterns over white space would be."""
+    if unit == "words":
+        return len(answer.split())
+    if unit == "sentences":
+        return sum(1 for _ in _SENTENCE.finditer(answer))
+    if unit == "lines":
+        return sum(1 for line in answer.split("\n") if line.strip())
+    if unit == "paragraphs":
+        return _paragraphs(answer)
+    return len(answer)
+
+
+def _paragraphs(answer: str) -> int:
+    """Counts the blocks of lines between lines that are empty or blank."""
+    filled = [bool(line.strip()) for line in answer.split("\n")]
+    return sum(now and not before for before, now in zip([False, *filled], filled, strict=False))

@@ -1,0 +1,66 @@
+"""Regular expressions that come from the data, matched against answers within a time limit.
+
+A pattern such as `^(a|aa)+$` can take longer than the age of the universe on a short answer, and Python's
+`re` cannot be interrupted. The package `regex` can, and lets other threads run meanwhile. Its version 0 reads
+Python's syntax and more: `\\p{Lu}`, `[[:alpha:]]`, and `{e<=1}` behind a group, which allows one error.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from typing import TypeVar
+
+import regex
+
+from herl.checks.broken import TooSlowError
+
+_T = TypeVar("_T")
+SECONDS = 2.0
+"""The longest time that one pattern may work on one answer."""
+
+
+@lru_cache(maxsize=1024)
+def compiled(pattern: str) -> regex.Pattern[str]:
+    """Returns the compiled pattern.
+
+    Raises:
+        regex.error: the pattern cannot be read.
+    """
+    return regex.compile(pattern, regex.VERSION0)
+
+
+def found(pattern: str, text: str) -> bool:
+    """Whether the pattern matches somewhere in the text.
+
+    Raises:
+        TooSlowError: it took longer than `SECONDS`.
+    """
+    return _timed(lambda limit: compiled(pattern).search(text, timeout=limit, concurrent=True) is not None)
+
+
+def count(pattern: str, text: str) -> int:
+    """Returns the number of matches that do not overlap.
+
+    Raises:
+        TooSlowError: it took longer than `SECONDS`.
+    """
+    matches = compiled(pattern).finditer
+    return _timed(lambda limit: sum(1 for _ in matches(text, timeout=limit, concurrent=True)))
+
+
+def _timed(work: Callable[[float], _T]) -> _T:
+    """Gives the work `SECONDS` of this thread's time.
+
+    `regex` measures the time of the whole process, which passes faster while other threads compute. If the
+    limit struck too early for that reason, the work gets one more try with more.
+    """
+    started = time.thread_time()
+    for limit in (SECONDS, 8 * SECONDS):
+        try:
+            return work(limit)
+        except TimeoutError:
+            if time.thread_time() - started > SECONDS / 2:
+                break
+    raise TooSlowError(f"the pattern took longer than {SECONDS:g} s on this answer")
