@@ -14,6 +14,7 @@ from typing import Any
 
 import jsonschema
 import referencing
+import referencing.jsonschema
 import regex
 
 from herl.checks import patterns

@@ -91,6 +91,8 @@ class Check(BaseModel):
 
 
 class Contains(Check):
+    """The answer contains the text, in any letter case."""
+
     text: Text
 
     def met(self, answer: str) -> bool:
@@ -98,6 +100,8 @@ class Contains(Check):
 
 
 class ContainsAny(Check):
+    """It contains at least one of the texts."""
+
     texts: Texts
 
     def met(self, answer: str) -> bool:
@@ -105,6 +109,8 @@ class ContainsAny(Check):
 
 
 class ContainsAll(Check):
+    """It contains every one of the texts."""
+
     texts: Texts
 
     def met(self, answer: str) -> bool:
@@ -112,6 +118,8 @@ class ContainsAll(Check):
 
 
 class Excludes(Check):
+    """It contains none of the texts."""
+
     texts: Texts
 
     def met(self, answer: str) -> bool:
@@ -119,6 +127,8 @@ class Excludes(Check):
 
 
 class StartsWith(Check):
+    """It starts with the text."""
+
     text: Phrase
 
     def met(self, answer: str) -> bool:
@@ -126,6 +136,8 @@ class StartsWith(Check):
 
 
 class EndsWith(Check):
+    """It ends with the text."""
+
     text: Phrase
 
     def met(self, answer: str) -> bool:
@@ -133,6 +145,8 @@ class EndsWith(Check):
 
 
 class Equals(Check):
+    """It is the text."""
+
     text: Phrase
 
     def met(self, answer: str) -> bool:
@@ -140,6 +154,8 @@ class Equals(Check):
 
 
 class Regex(Check):
+    """The pattern has a match in it."""
+
     slow: ClassVar[bool] = True
     pattern: Pattern
 
@@ -148,6 +164,8 @@ class Regex(Check):
 
 
 class MaxWords(Check):
+    """It has at most that many words."""
+
     count: Count
 
     def met(self, answer: str) -> bool:
@@ -155,6 +173,8 @@ class MaxWords(Check):
 
 
 class MinWords(Check):
+    """It has at least that many words."""
+
     count: Count
 
     def met(self, answer: str) -> bool:
@@ -168,6 +188,8 @@ class Matches(Check):
 
 
 class Counted(Check):
+    """It has from at_least to at_most units or matches."""
+
     slow: ClassVar[bool] = True
     of: Annotated[
         Unit | Matches,
@@ -190,6 +212,8 @@ class Counted(Check):
 
 
 class JSON(Check):
+    """It is JSON that fits the schema."""
+
     slow: ClassVar[bool] = True
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
     fits: Annotated[
@@ -201,6 +225,8 @@ class JSON(Check):
 
 
 class Numeric(Check):
+    """The number that it gives is the value."""
+
     value: Annotated[float, Field(allow_inf_nan=False, description="a number")]
     tolerance: Annotated[
         float, Field(ge=0, lt=1, description="a share of the value, at least 0 and below 1")

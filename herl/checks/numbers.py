@@ -6,23 +6,24 @@ r"""Finds the number that an answer gives, for the check `numeric`.
 2. the last line `#### 42` (GSM8K) that holds nothing but a number
 3. the last number of the text
 
-Within the chosen text the last writing counts. If it is one that is not read (below), the answer has no number:
-taking an earlier one would mistake `2\sqrt{3}` for 3.
+Within the chosen text the last writing counts. If it is one that is not read (below), the answer has no
+number: taking an earlier one would mistake `2\sqrt{3}` for 3.
 
 **Which writings.**
 
-| writing         | examples and rules                                                                          |
-|-----------------|---------------------------------------------------------------------------------------------|
-| plain           | 42, 3.14, .5, 5. at the end of a sentence; digits of any script                             |
-| sign            | -5, +5, − (U+2212), -$5. No sign: the hyphen of 3-5, 7 - 5 and COVID-19, a bullet `- 5`      |
-| thousands       | 1,234,567.89; 1 234 567 also with thin or no-break spaces; 1_000; 1'000; 12,34,567;         |
-|                 | 1{,}000 and 1\,000                                                                          |
-| European        | 1.234,5 and 1.234.567; 3,5 outside brackets and lists. 1,234 and 1.234 are read as American |
-| exponent        | 1e-3, 3.2E5, 3.2×10^5, 3.2 \times 10^{5}, 3.2*10**5, 10⁵, 2^{10}                             |
-| fraction        | 3/4, ¾, \frac{3}{4}, \dfrac34, and mixed: 1 1/2, 1½, 1\frac{1}{2}                           |
-| percent         | 50%, 50\%, 50 percent: equal to 50 and to 0.5                                               |
-| scale           | 5 million: equal to 5 and to 5000000 (hundred, thousand, million, billion, trillion)        |
-| currency, units | $5, 5€, 5 km, 12m, 30°C, 5 m^2: the unit is ignored, also a variable as in 2x               |
+| writing   | examples and rules                                                                     |
+|-----------|----------------------------------------------------------------------------------------|
+| plain     | 42, 3.14, .5, 5. at the end of a sentence; digits of any script                        |
+| sign      | -5, +5, − (U+2212), -$5. No sign: the hyphens of 3-5, 7 - 5, COVID-19, a bullet `- 5`  |
+| thousands | 1,234,567.89; 1 234 567, also with thin or no-break spaces; 1_000; 1'000; 12,34,567;   |
+|           | 1{,}000 and 1\,000                                                                     |
+| European  | 1.234,5 and 1.234.567; 3,5 outside brackets and lists. 1,234 is a thousand and more,   |
+|           | 1.234 is 1 and a part                                                                  |
+| exponent  | 1e-3, 3.2E5, 3.2×10^5, 3.2 \times 10^{5}, 3.2*10**5, 10⁵, 2^{10}                        |
+| fraction  | 3/4, ¾, \frac{3}{4}, \dfrac34, and mixed: 1 1/2, 1½, 1\frac{1}{2}                      |
+| percent   | 50%, 50\%, 50 percent: equal to 50 and to 0.5                                          |
+| scale     | 5 million: equal to 5 and to 5000000 (hundred, thousand, million, billion, trillion)   |
+| units     | $5, 5€, 5 km, 12m, 30°C, 5 m^2: the unit is ignored, and so is a variable, as in 2x     |
 
 **Not read.** Roots, π, a fraction with anything but numbers, a division by zero, versions and dates with
 dots or slashes (1.2.3, 3/4/2024), more than 400 digits, powers beyond 10^±400. Digits after a Latin or
@@ -97,7 +98,7 @@ _TOKEN = re.compile(
 _BRACE = re.compile(r"\\(?:boxed|fbox)\s?\{|\\[{}]|[{}]")
 _PERCENT = re.compile(r"\s?\\?%")
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
-_MINUS = str.maketrans({minus: "-" for minus in "−–﹣－"})
+_MINUS = str.maketrans(dict.fromkeys("−–﹣－", "-"))
 _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 
 
@@ -108,7 +109,7 @@ class _NotReadError(Exception):
 def gives_number(answer: str, value: float, tolerance: float) -> bool:
     """Whether the answer's number differs from the value by at most tolerance x max(1, |value|)."""
     expected = Fraction(str(value))  # 0.1 is meant as written, not as the nearest double
-    margin = Fraction(str(tolerance)) * max(1, abs(expected))
+    margin = Fraction(str(tolerance)) * max(Fraction(1), abs(expected))
     return any(abs(number - expected) <= margin for number in readings(answer))
 
 
@@ -126,7 +127,7 @@ def readings(answer: str) -> tuple[Fraction, ...]:
 
 
 def _plain(answer: str) -> str:
-    """One kind of minus, and the digits 0 to 9. Dashes between numbers stay dashes, since no sign follows one."""
+    """One kind of minus, and the digits 0 to 9."""
     text = answer.translate(_MINUS)
     if text.isascii():
         return text

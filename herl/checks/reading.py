@@ -56,7 +56,9 @@ def read_check(value: Any, where: str = "check") -> Check | None:
     try:
         return KINDS[kind].model_validate(rest)
     except ValidationError as error:
-        errors = [e for e in error.errors() if e["loc"][:1] == error.errors()[0]["loc"][:1]]
+        # an unknown key first: it is probably the misspelled name of one that is missing
+        found = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden" or len(e["loc"]) > 1)
+        errors = [e for e in found if e["loc"][:1] == found[0]["loc"][:1]]
         deepest = max(errors, key=lambda e: len(e["loc"]))  # of a union, the branch that came nearest
         raise DataError(_explained(deepest, kind, where)) from error
 

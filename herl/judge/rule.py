@@ -1,4 +1,6 @@
-"""Judges by checks written in the data: `criterion.check = {"kind": ..., ...}`; `herl.checks.kinds` lists the kinds.
+"""Judges by checks written in the data: `criterion.check = {"kind": ..., ...}`.
+
+`herl.checks.kinds` lists the kinds.
 
 A criterion abstains, with the reason, if its check is missing, belongs to another judge or has wrong keys
 (data that is read from a file never does), or if a `python` function raises: whether the answer or the
@@ -93,7 +95,7 @@ class RuleJudge(Judge):
         if not self._warned:
             self._warned = True
             logger.warning(
-                "criterion '%s': %s. Such answers count as bad (judge/check_timeouts); simplify the pattern %s",
+                "criterion '%s': %s. Such answers count as bad (judge/check_timeouts). Simplify %s",
                 criterion.id,
                 error,
                 criterion.check,

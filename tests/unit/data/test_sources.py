@@ -13,7 +13,12 @@ NATIVE = {
     "id": "a",
     "messages": [{"role": "user", "content": "Describe the otter."}],
     "rubric": [
-        {"id": "food", "text": "Says that it eats fish.", "weight": 3, "check": {"kind": "contains"}},
+        {
+            "id": "food",
+            "text": "Says that it eats fish.",
+            "weight": 3,
+            "check": {"kind": "contains", "text": "fish"},
+        },
         {"text": "Advertises.", "weight": -2, "undesirable": True},
     ],
     "meta": {"split": "train"},

@@ -1,10 +1,15 @@
 import asyncio
+import time
 
 import pytest
 
 from herl import Criterion, Rubric, Task
+from herl.checks import patterns
 from herl.judge.rule import RuleJudge
 from herl.testing import check_judge, make_rollout
+
+ENDLESS = "(?:(a|aa)+)$"
+TREE = {"$ref": "#/$defs/n", "$defs": {"n": {"properties": {"c": {"$ref": "#/$defs/n"}}}}}
 
 
 def verdict(check, answer):
@@ -61,11 +66,11 @@ def test_checks(check, answer, met):
 @pytest.mark.parametrize(
     ("check", "why"),
     [
-        (None, "expected check.kind to be one of contains"),
+        (None, "expected a mapping such as"),
         ({"kind": "contain", "text": "x"}, "Did you mean 'contains'?"),
-        ({"kind": "contains", "word": "x"}, "unexpected keyword argument 'word'"),
-        ({"kind": "regex", "pattern": "("}, "unterminated subpattern"),
-        ({"kind": "count", "of": "verses"}, "expected 'of' to be one of words"),
+        ({"kind": "contains", "word": "x"}, "check.word: a check of the kind 'contains' has the keys text"),
+        ({"kind": "regex", "pattern": "("}, "check.pattern: expected a pattern, got the text '('"),
+        ({"kind": "count", "of": "verses"}, "check.of: expected one of words"),
         ({"kind": "json", "schema": {"type": "thing"}}, "'thing' is not valid"),
         ({"kind": "python", "path": "os.getcwd"}, "expected a function from one of judge.python_modules"),
     ],
@@ -74,6 +79,77 @@ def test_a_check_that_cannot_be_applied_abstains_and_says_why(check, why):
     found = verdict(check, "anything")
     assert found.met is None
     assert why in found.reason
+
+
+@pytest.mark.parametrize(
+    ("check", "answer"),
+    [
+        ({"kind": "json", "schema": {"properties": {"price": {"multipleOf": 0.01}}}}, '{"price": 1e400}'),
+        ({"kind": "json"}, "[" * 100_000 + "]" * 100_000),
+        ({"kind": "json"}, "9" * 4301),
+        ({"kind": "json", "schema": TREE}, '{"c":' * 900 + "1" + "}" * 900),
+        ({"kind": "json", "schema": {"pattern": ENDLESS}}, f'"{"a" * 60}b"'),
+        ({"kind": "regex", "pattern": ENDLESS}, "a" * 60 + "b"),
+        ({"kind": "count", "of": {"regex": ENDLESS}, "at_most": 3}, "a" * 60 + "b"),
+    ],
+    ids=["overflow", "deep", "digits", "recursion", "pattern of a schema", "regex", "count"],
+)
+@pytest.mark.parametrize("undesirable", [False, True])
+def test_an_answer_that_breaks_its_check_fulfills_nothing(check, answer, undesirable, monkeypatch):
+    monkeypatch.setattr(patterns, "SECONDS", 0.05)
+    criterion = Criterion(id="c", text="...", check=check, undesirable=undesirable)
+    task = Task(id="t", messages=({"role": "user", "content": "?"},), rubric=Rubric(criteria=(criterion,)))
+    judgement = asyncio.run(RuleJudge().judge(task, make_rollout(answer)))
+    assert criterion.good(judgement.verdicts[0].met) is False
+    assert judgement.usage.get("check_timeouts", 0) == (ENDLESS in str(check))
+
+
+def test_a_match_that_does_not_end_leaves_the_loop_free():
+    async def both():
+        judging = asyncio.create_task(RuleJudge().judge(task, make_rollout("a" * 60 + "b")))
+        await asyncio.sleep(0.05)
+        free = not judging.done()
+        judging.cancel()
+        return free
+
+    check = {"kind": "regex", "pattern": ENDLESS}
+    rubric = Rubric(criteria=(Criterion(id="c", text="...", check=check),))
+    task = Task(id="t", messages=({"role": "user", "content": "?"},), rubric=rubric)
+    assert asyncio.run(both())
+
+
+def test_a_function_that_raises_abstains(tmp_path, monkeypatch):
+    (tmp_path / "my_broken_check.py").write_text(
+        "def rhymes(answer):\n    raise ImportError('no dictionary')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    check = {"kind": "python", "path": "my_broken_check.rhymes"}
+    rubric = Rubric(criteria=(Criterion(id="c", text="...", check=check),))
+    task = Task(id="t", messages=({"role": "user", "content": "?"},), rubric=rubric)
+    judge = RuleJudge(python_modules=["my_broken_check"])
+    judgement = asyncio.run(judge.judge(task, make_rollout("a hat")))
+    assert judgement.verdicts[0].met is None
+    assert "no dictionary" in judgement.verdicts[0].reason
+    assert judgement.usage == {"abstained_check": 1}
+
+
+@pytest.mark.parametrize(
+    ("answer", "met"),
+    [
+        ("NaN", False), ("[Infinity]", False), ('{"a": 1, "a": 2}', False), ("```json\n1\n```", True),
+        ("```\n1\n```", True), ("```python\n1\n```", False), ("```" + "\n" * 50_000 + "x```", False),
+    ],
+)  # fmt: skip
+def test_json_is_what_other_readers_agree_on(answer, met):
+    assert verdict({"kind": "json"}, answer).met is met
+
+
+@pytest.mark.parametrize("unit", ["words", "sentences", "lines", "paragraphs", "characters"])
+def test_units_are_counted_in_linear_time(unit):
+    started = time.perf_counter()
+    for part in (" ", "\n", " \n", ".", "a", "a\n \n"):
+        verdict({"kind": "count", "of": unit, "at_least": 1}, part * 60_000)
+    assert time.perf_counter() - started < 3
 
 
 def test_functions_are_called_from_allowed_modules_only(tmp_path, monkeypatch):
