@@ -8,7 +8,7 @@ from statistics import fmean
 
 from herl.types import Judgement
 
-COUNTED = ("calls", "tokens", "cost", "missing")
+COUNTED = ("calls", "tokens", "cost", "missing", "no_answer", "mostly_cannot_tell")
 
 
 def judge_metrics(judgements: Sequence[Judgement]) -> dict[str, float]:

@@ -79,9 +79,7 @@ class Knowledge:
     """The template's head of an answer, and the opening tag that it ends with, if it does."""
 
 
-def split(
-    tokenizer: PreTrainedTokenizerBase, prompt_ids: Sequence[int], token_ids: Sequence[int]
-) -> Split:
+def split(tokenizer: PreTrainedTokenizerBase, prompt_ids: Sequence[int], token_ids: Sequence[int]) -> Split:
     """Returns the answer and the thinking before it, both without special tokens."""
     known = knowledge(tokenizer)
     if known.channel_ids and known.channel_ids[0] in token_ids:
