@@ -10,7 +10,6 @@ from herl.judge.aggregation import weighted
 from herl.judge.budget import Budget
 from herl.types import Judgement, Rollout, Rubric, Task, Verdict
 
-
 NO_ANSWER = "the thinking never ended, so there is no answer"
 
 

@@ -26,7 +26,6 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
-from herl.distributed import rank
 from herl.errors import ConfigError, JudgeError, JudgeStop
 from herl.judge.abstention import AbstentionWindow
 from herl.judge.base import Judge
@@ -225,7 +224,7 @@ class JudgeRunner:
 
     def _warn_of_cannot_tell(self, judged: Judged) -> None:
         """Warns of the first answer of which the judge says too often that it cannot tell."""
-        if judged.judgement.usage.get("mostly_cannot_tell") and not self._warned and rank() == 0:
+        if judged.judgement.usage.get("mostly_cannot_tell") and not self._warned:
             self._warned = True
             undecided = sum(verdict.met is None for verdict in judged.judgement.verdicts)
             logger.warning(
