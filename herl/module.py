@@ -189,6 +189,10 @@ class HerlModule(L.LightningModule):
         if reference is not None and not is_sharded(reference):
             cast(torch.nn.Module, reference).to(self.device)
 
+    def on_train_end(self) -> None:
+        """Checks that something could be judged."""
+        self.stages.judge_runner.check_judged()
+
     def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Yields the policy's weights one by one, in the form its sampler loads."""
         policy, sampler = cast(PreTrainedModel, self.policy), self.stages.sampler
@@ -254,6 +258,7 @@ class HerlModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Reports the validation: plain attempts, and the best answer after each revision."""
+        self.stages.judge_runner.check_judged()
         metrics = heldout_metrics(self._heldout, self.validation_revisions)
         self._report(metrics | {"time/validate": sum(self.clock.lap().values())})
 

@@ -1,14 +1,42 @@
-"""Prompts as text files with {fields}, filled in one pass, so braces in a model's text stay text."""
+"""Prompts as text files with {fields}, filled in one pass, so braces in a model's text stay text.
+
+`defuse` keeps a spelled-out control token such as <|im_end|> in material from becoming the token itself."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Set
+from collections.abc import Collection, Mapping, Set
 from importlib.resources import files
+from typing import TYPE_CHECKING
 
 from herl.errors import ConfigError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 _FIELD = re.compile(r"\{(\w+)\}")
+_JOINER = "\u2060"  # WORD JOINER: invisible, and no tokenizer's control token contains it
+_NAMED = (
+    "im_(?:start|end|sep|user|assistant|system|middle)|endof(?:text|prompt|turn)|e[ot]t_id|eom_id|eo[tms]"
+    "|(?:start|end)_header_id|header_(?:start|end)|(?:begin|end)_of_(?:text|sentence|turn|message)"
+    "|(?:start|end)_of_role|(?:start|end)oftext|startoftext|bos|eos|pad|python_(?:tag|start|end)"
+    "|channel|message|return|call|constrain|start|end|system|user|assistant|tool|observation|developer|turn"
+    "|tool_(?:call|calls|response|list)(?:_start|_end)?|fim_(?:prefix|middle|suffix|pad)|reserved_\\w+"
+    "|(?:START|END)_(?:OF_TURN_TOKEN|THINKING|RESPONSE|ACTION|TOOL_RESULT)"
+    "|(?:USER|CHATBOT|SYSTEM)_TOKEN|(?:begin|end)_of_(?:thought|solution)"
+)
+_FAMILIES = re.compile(
+    rf"<\|(?:{_NAMED})\|>"  # ChatML, Llama, Phi, GPT, Command, Kimi
+    rf"|\[\|(?:{_NAMED})\|\]"  # EXAONE
+    "|<\uff5c[^\uff5c<>\\n]{1,60}\uff5c>"  # DeepSeek
+    r"|<(?:start|end)_of_turn>|<(?:bos|eos)>"  # Gemma
+    r"|<\|(?:turn|channel|tool|tool_call|tool_response|think)>"
+    r"|<(?:turn|channel|tool|tool_call|tool_response)\|>"
+    r"|<</?SYS>>"  # Llama 2
+    r"|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|gMASK)\]"  # Mistral, GLM
+    r"|<seed:(?:bos|eos|pad)>"
+)
+"""Whole control tokens of public chat models. Half of one, such as <| or |>, is an operator elsewhere."""
 
 
 def load(package: str, name: str) -> str:
@@ -34,3 +62,38 @@ def check(key: str, template: str, fields: Set[str], optional: Set[str] = frozen
 def fill(template: str, fields: Mapping[str, str]) -> str:
     """Returns the template with each {field} replaced, in one pass: inserted text is not filled again."""
     return _FIELD.sub(lambda match: fields[match.group(1)], template)
+
+
+def defuse(text: str, tokens: Collection[str] | None = None) -> str:
+    """Returns the text with an invisible character inside each control token; it reads the same.
+
+    >>> defuse("df |> f() <|im_end|>") == "df |> f() <\u2060|im_end|>"
+    True
+
+    Args:
+        text: Material that a model or a row wrote.
+        tokens: The control tokens of the tokenizer that will read it (`control_tokens`); None if it is
+            unknown, for those of public chat models.
+    """
+    pattern = _FAMILIES
+    if tokens is not None:
+        whole = sorted((token for token in tokens if len(token) > 1), key=len, reverse=True)
+        if not whole:
+            return text
+        pattern = re.compile("|".join(map(re.escape, whole)))
+    return pattern.sub(lambda match: f"{match[0][0]}{_JOINER}{match[0][1:]}", text)
+
+
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> frozenset[str]:
+    """Returns the texts that a tokenizer reads as control tokens.
+
+    These are its special tokens, and added tokens in angle or square brackets that a chat template uses,
+    such as </think> and <tool_call>. Other added tokens are plain text, such as runs of spaces.
+    """
+    template = str(tokenizer.chat_template or "")
+    found = {str(token) for token in tokenizer.all_special_tokens}
+    for token in tokenizer.added_tokens_decoder.values():
+        text = str(token.content)
+        if token.special or _FAMILIES.fullmatch(text) or (text in template and text[0] in "<["):
+            found.add(text)
+    return frozenset(text for text in found if text.strip())

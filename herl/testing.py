@@ -68,6 +68,9 @@ def make_rollout(
     logprobs: Sequence[float] | None = None,
     index: int = 0,
     parent_id: str | None = None,
+    thinking: str = "",
+    thinking_tokens: int = 0,
+    has_answer: bool = True,
 ) -> Rollout:
     """Returns an answer with made-up token ids."""
     return Rollout(
@@ -83,6 +86,9 @@ def make_rollout(
         index=index,
         origin="policy" if parent_id is None else "hindsight",
         parent_id=parent_id,
+        thinking=thinking,
+        thinking_tokens=thinking_tokens,
+        has_answer=has_answer,
     )
 
 

@@ -147,10 +147,12 @@ class Rollout:
     group_id: str
     prompt_ids: tuple[int, ...]
     token_ids: tuple[int, ...]
-    """The answer. It ends with the end token only if the policy sampled one."""
+    """Everything that was sampled, thinking included. It ends with the end token only if the policy sampled
+    one."""
     logprobs: tuple[float, ...]
     """Log-probability of each of `token_ids` at the sampling temperature, in nats."""
     text: str
+    """The answer, which judges, drafts and metrics use. Thinking before it is in `thinking`."""
     finish_reason: FinishReason
     policy_version: int
     """Optimizer steps that the sampling policy had seen."""
@@ -159,6 +161,12 @@ class Rollout:
     origin: Origin = "policy"
     parent_id: str | None = None
     """The rollout that this one revises."""
+    thinking: str = ""
+    """The reasoning before the answer, without its tags; empty if the model did not think."""
+    thinking_tokens: int = 0
+    """How many of `token_ids` belong to the thinking, tags included."""
+    has_answer: bool = True
+    """False if thinking never ended; `text` is empty then."""
 
     @classmethod
     def answering(
@@ -171,6 +179,9 @@ class Rollout:
         text: str = "",
         finish_reason: FinishReason = "stop",
         policy_version: int = 0,
+        thinking: str = "",
+        thinking_tokens: int = 0,
+        has_answer: bool = True,
     ) -> Rollout:
         """Returns answer `index` to a request: a revision if the request has a parent, else an attempt."""
         return cls(
@@ -186,6 +197,9 @@ class Rollout:
             index=index,
             origin="policy" if request.parent_id is None else "hindsight",
             parent_id=request.parent_id,
+            thinking=thinking,
+            thinking_tokens=thinking_tokens,
+            has_answer=has_answer,
         )
 
 

@@ -141,12 +141,15 @@ class Dashboard(HerlCallback):
             return
         self._draw(trainer, module)
         attempts = [one for group in groups for one in group.attempts]
-        lengths = [len(one.rollout.token_ids) for one in attempts]
+        lengths = [len(one.rollout.token_ids) - one.rollout.thinking_tokens for one in attempts]
+        thoughts = [one.rollout.thinking_tokens for one in attempts if one.rollout.thinking_tokens]
         pairs = sorted(_revisions(groups), key=lambda pair: _gain(*pair))
         for writer in _writers(trainer):
             if got := rewards(attempts):
                 writer.add_histogram("distribution/reward", np.array(got), place)
             writer.add_histogram("distribution/answer_tokens", np.array(lengths), place)
+            if thoughts:
+                writer.add_histogram("distribution/thinking_tokens", np.array(thoughts), place)
             if pairs:
                 if _gain(*pairs[-1]) > 0:
                     writer.add_text("revision/most_improved", revision_markdown(*pairs[-1]), place)

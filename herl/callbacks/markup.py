@@ -32,10 +32,13 @@ def answer_markdown(task: Task, judged: Judged) -> str:
         f"| {_verdict(task, judged, c.id)} | {plain(c.wish)} | {abs(c.weight):g} |"
         for c in task.rubric.criteria
     ]
+    rollout = judged.rollout
+    thinking = [f"**Thinking** {plain(rollout.thinking)}"] if rollout.thinking else []
     return "\n\n".join(
         [
             f"**Prompt** {plain(task.request)}",
-            f"**Answer** (reward {_number(judged.judgement.reward)}) {plain(judged.rollout.text)}",
+            *thinking,
+            f"**Answer** (reward {_number(judged.judgement.reward)}) {plain(rollout.text)}",
             "\n".join(["| verdict | criterion | weight |", "|---|---|---|", *rows]),
         ]
     )
@@ -59,6 +62,9 @@ def revision_markdown(task: Task, draft: Judged, revision: Judged) -> str:
         "|---|---|---|",
         f"| | {' '.join(before)} | {' '.join(after)} |",
     ]
+    thoughts = [plain(one.rollout.thinking) if one.rollout.thinking else "" for one in both]
+    if any(thoughts):
+        rows.append(f"| thinking | {thoughts[0]} | {thoughts[1]} |")
     return "\n".join([*head, *rows])
 
 

@@ -62,6 +62,7 @@ def judge_again(runner: JudgeRunner, tasks: Sequence[Task], rollouts: Sequence[R
     judged_at = dict(chain.from_iterable(gather_results(work)))
     judged = [judged_at[place] for place in range(len(rollouts))]
     runner.watch(judged)
+    runner.check_judged()
     return judged
 
 

@@ -27,6 +27,8 @@ class Candidates(Protocol):
 
 ONE_BEST: Candidates = partial(top_k, k=1)
 
+NO_DRAFT = "(The draft ended before it gave an answer.)"
+
 _FIELDS, _OPTIONAL = {"request"}, {"draft", "met", "missed"}
 
 
@@ -73,7 +75,7 @@ class RevisionBuilder(HindsightBuilder):
             self.template,
             {
                 "request": task.request,
-                "draft": judged.rollout.text,
+                "draft": judged.rollout.text if judged.rollout.has_answer else NO_DRAFT,
                 "met": bullets(met),
                 "missed": bullets(missed),
             },

@@ -1,4 +1,7 @@
-"""When a judge abstains too often, the run stops: the share of abstentions over the latest answers."""
+"""When a judge abstains too often, the run stops: the share of abstentions over the latest answers.
+
+A run in which no answer at all could be judged is an error too, even if it is too short to fill the window.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +32,9 @@ class AbstentionWindow:
         self._counts: deque[tuple[int, int]] = deque(maxlen=answers)
         """(abstained, all) verdicts of each answer."""
         self._last_failure = ""
+        self._seen = 0
+        """Answers of the whole run, and those among them with a reward."""
+        self._judged = 0
 
     def add(self, judgement: Judgement) -> None:
         """Counts the verdicts on one answer."""
@@ -36,6 +42,8 @@ class AbstentionWindow:
         self._counts.append((len(abstained), max(1, len(judgement.verdicts))))
         if abstained:
             self._last_failure = abstained[-1].reason
+        self._seen += 1
+        self._judged += judgement.reward is not None
 
     def check(self, judge: str, causes: Mapping[str, int]) -> None:
         """Checks the limit.
@@ -60,11 +68,36 @@ class AbstentionWindow:
                 f"Last failure: {self._last_failure or 'a verdict with met=None'}"
             )
 
+    def check_any(self, judge: str, causes: Mapping[str, int]) -> None:
+        """Checks that some answer of the run has a reward.
+
+        Args:
+            judge: The judge's name, for the error.
+            causes: Number of abstained verdicts in the run so far, by cause.
+
+        Raises:
+            AbstentionLimit: there were answers, and none could be judged.
+        """
+        if self._seen and not self._judged:
+            listed = ", ".join(f"{cause} {count}" for cause, count in causes.items()) or "no verdicts"
+            raise AbstentionLimit(
+                f"the judge {judge} could judge none of the run's {self._seen} answers, so the run has no "
+                f"result. Causes: {listed}. "
+                f"Last failure: {self._last_failure or 'no criterion with a positive weight was judged'}"
+            )
+
     def state_dict(self) -> dict[str, Any]:
         """Returns the counts that a resumed run continues from."""
-        return {"window": list(self._counts), "failure": self._last_failure}
+        return {
+            "window": list(self._counts),
+            "failure": self._last_failure,
+            "seen": self._seen,
+            "judged": self._judged,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores them."""
         self._counts.extend(state["window"])
         self._last_failure = state["failure"]
+        self._seen += state.get("seen", 0)  # older checkpoints lack the counts
+        self._judged += state.get("judged", 0)

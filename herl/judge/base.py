@@ -10,6 +10,8 @@ from herl.judge.aggregation import weighted
 from herl.judge.budget import Budget
 from herl.types import Judgement, Rollout, Rubric, Task, Verdict
 
+NO_ANSWER = "the thinking never ended, so there is no answer"
+
 
 class Aggregation(Protocol):
     """Verdicts and weights -> reward, or None if every verdict abstained."""
@@ -55,6 +57,27 @@ class Judge(ABC):
 
     def close(self) -> None:  # noqa: B027
         """Releases the models and servers that `prepare` set up."""
+
+    def unanswered(self, task: Task, rollout: Rollout) -> Judgement:
+        """Returns the judgement on an attempt that has no answer, because its thinking never ended.
+
+        No criterion is fulfilled, so nothing is earned by avoiding something either; the reward is what these
+        verdicts aggregate to. A holistic judge returns 0 and no verdicts; override this if that is not the
+        lowest reward.
+        """
+        verdicts = [
+            Verdict(
+                criterion_id=criterion.id,
+                met=criterion.undesirable,
+                score=float(criterion.undesirable),
+                reason=NO_ANSWER,
+            )
+            for criterion in task.rubric.criteria
+        ]
+        usage = {"no_answer": 1.0}
+        if self.holistic:
+            return Judgement(rollout_id=rollout.id, verdicts=(), reward=0.0, usage=usage)
+        return self.verdict_sum(task, rollout, verdicts, usage)
 
     def verdict_sum(
         self,

@@ -3,6 +3,9 @@
 `submit` returns immediately, so answers are judged while later ones are still being sampled. The judge's
 coroutines run on an event loop in a separate thread; torch stays in the caller's thread.
 
+Judges read the answer without the thinking before it. An attempt whose thinking never ended has no answer:
+it is not shown to the judge, costs nothing, and fulfills no criterion (`Judge.unanswered`).
+
 If a judge raises, the answer abstains: it gets verdicts with `met=None` and no reward. Causes are counted,
 and `watch` stops the run if there are too many (`abstention.py`). Judging is charged to one budget for the
 whole run.
@@ -11,6 +14,7 @@ whole run.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import threading
 import time
@@ -29,6 +33,8 @@ from herl.judge.budget import Budget
 from herl.judge.llm.parse import without_thinking
 from herl.types import Judged, Judgement, Rollout, Task, Verdict
 
+logger = logging.getLogger(__name__)
+
 
 class JudgeRunner:
     """A running judge.
@@ -38,7 +44,12 @@ class JudgeRunner:
         concurrency: Answers judged at the same time.
         max_abstention: Largest allowed share of abstained verdicts over the window, in [0, 1].
         window: Number of answers the share is computed over. The limit applies once the window is full.
-        strip_thinking: Whether to remove the thinking up to </think> before an answer is judged.
+        strip_thinking: Whether judges are spared the thinking that the sampler split off, which needs tags
+            that the tokenizer, the chat template or the end of the prompt knows. Otherwise they read it
+            before the answer. A <think> block that an answer still begins with, from a model that was
+            prompted to think, is removed as text.
+        max_cannot_tell: Largest share of an answer's verdicts, in [0, 1], on which the judge may say that it
+            cannot tell. More is an alarm, since the reward then rests on the few other verdicts.
         budget: Limits on the cost of judging in the whole run; None for no limits.
         needs_verdicts: Whether a reward without verdicts counts as a failure, since hindsight cannot use it.
     """
@@ -50,12 +61,17 @@ class JudgeRunner:
         concurrency: int = 64,
         max_abstention: float = 0.5,
         window: int = 64,
-        strip_thinking: bool = False,
+        strip_thinking: bool = True,
+        max_cannot_tell: float = 0.5,
         budget: Budget | None = None,
         needs_verdicts: bool = False,
     ) -> None:
         if concurrency < 1:
             raise ConfigError(f"module.judge_runner.concurrency: expected at least 1, got {concurrency}")
+        if not 0.0 <= max_cannot_tell <= 1.0:
+            raise ConfigError(
+                f"module.judge_runner.max_cannot_tell: expected a share in [0, 1], got {max_cannot_tell}"
+            )
         self.judge = judge
         self.budget = budget or Budget()
         self.needs_verdicts = needs_verdicts
@@ -63,7 +79,9 @@ class JudgeRunner:
         """Usage summed over all judgements of the run so far, on all ranks; `budget` tracks spending."""
         self._concurrency = concurrency
         self._strip_thinking = strip_thinking
+        self._max_cannot_tell = max_cannot_tell
         self.abstentions = AbstentionWindow(window, max_abstention)
+        self._warned = False
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def for_judge(self, judge: Judge) -> JudgeRunner:
@@ -73,6 +91,7 @@ class JudgeRunner:
         other.needs_verdicts = False
         other.usage = Counter()
         other.abstentions = AbstentionWindow(self.abstentions.answers, self.abstentions.limit)
+        other._warned = False
         other._loop = None
         return other
 
@@ -147,16 +166,23 @@ class JudgeRunner:
     async def _judge(self, task: Task, rollout: Rollout) -> Judged:
         async with self._slots:
             started = time.perf_counter()
-            seen = replace(rollout, text=without_thinking(rollout.text)) if self._strip_thinking else rollout
+            seen = _spared(rollout) if self._strip_thinking else _with_thinking(rollout)
             try:
-                judgement = _with_python_numbers(await self.judge.judge(task, seen))
+                found = (
+                    await self.judge.judge(task, seen) if seen.has_answer else self._unanswered(task, seen)
+                )
+                judgement = _with_python_numbers(found)
                 self._check(task, judgement)
             except (JudgeStop, ConfigError):
                 raise
             except Exception as error:  # a plug-in may raise anything; the answer abstains and is counted
                 judgement = _abstained(task, rollout, error)
             seconds = time.perf_counter() - started
-        return Judged(rollout=rollout, judgement=_with_usage(judgement, seconds))
+        return Judged(rollout=rollout, judgement=_with_usage(judgement, seconds, self._max_cannot_tell))
+
+    def _unanswered(self, task: Task, rollout: Rollout) -> Judgement:
+        judgement = self.judge.unanswered(task, rollout)
+        return replace(judgement, usage={"no_answer": 1.0, **judgement.usage})
 
     def _check(self, task: Task, judgement: Judgement) -> None:
         """Treats a judgement that skips or invents criteria as a failure, not as a low score."""
@@ -185,7 +211,32 @@ class JudgeRunner:
             self.usage.update(usage)
         for answer in judged:
             self.abstentions.add(answer.judgement)
+            self._warn_of_cannot_tell(answer)
         self.abstentions.check(type(self.judge).__name__, self.causes())
+
+    def check_judged(self) -> None:
+        """Checks that the judge could judge something, even if the window never filled.
+
+        Raises:
+            AbstentionLimit: there were answers, and none of them has a reward.
+        """
+        self.abstentions.check_any(type(self.judge).__name__, self.causes())
+
+    def _warn_of_cannot_tell(self, judged: Judged) -> None:
+        """Warns of the first answer of which the judge says too often that it cannot tell."""
+        if judged.judgement.usage.get("mostly_cannot_tell") and not self._warned:
+            self._warned = True
+            undecided = sum(verdict.met is None for verdict in judged.judgement.verdicts)
+            logger.warning(
+                "alarm: the judge %s cannot tell on %d of %d criteria of an answer to task '%s', more than a "
+                "share of %g (module.judge_runner.max_cannot_tell); its reward rests on the others. Such "
+                "answers are counted in judge/mostly_cannot_tell",
+                type(self.judge).__name__,
+                undecided,
+                len(judged.judgement.verdicts),
+                judged.rollout.task_id,
+                self._max_cannot_tell,
+            )
 
     def causes(self) -> dict[str, int]:
         """Returns the number of abstained verdicts in the run so far, by cause."""
@@ -231,11 +282,30 @@ def _abstained(task: Task, rollout: Rollout, error: Exception) -> Judgement:
     return Judgement(rollout_id=rollout.id, verdicts=verdicts, reward=None, usage=usage)
 
 
-def _with_usage(judgement: Judgement, seconds: float) -> Judgement:
-    """Adds the elapsed time, and counts abstentions for which the judge gave no cause as `cannot_tell`."""
+def _spared(rollout: Rollout) -> Rollout:
+    """The answer alone. A sampler that does not know the tags leaves a <think> block in the text."""
+    if rollout.thinking or not rollout.text.lstrip().startswith("<think>"):
+        return rollout
+    return replace(rollout, text=without_thinking(rollout.text), has_answer="</think>" in rollout.text)
+
+
+def _with_thinking(rollout: Rollout) -> Rollout:
+    """Thinking and answer in one text."""
+    parts = [part for part in (rollout.thinking, rollout.text) if part]
+    return replace(rollout, text="\n\n".join(parts), has_answer=True)
+
+
+def _with_usage(judgement: Judgement, seconds: float, max_cannot_tell: float) -> Judgement:
+    """Adds the elapsed time, and counts abstentions for which the judge gave no cause as `cannot_tell`.
+
+    `mostly_cannot_tell` is 1 if that is more than the allowed share of the answer's verdicts.
+    """
     usage = {"seconds": seconds, **judgement.usage}
     abstained = sum(verdict.met is None for verdict in judgement.verdicts)
     explained = sum(count for name, count in usage.items() if name.startswith("abstained_"))
     if abstained > explained:
         usage["abstained_cannot_tell"] = usage.get("abstained_cannot_tell", 0) + abstained - explained
+    untold = usage.get("abstained_cannot_tell", 0) + usage.get("abstained_tie", 0)
+    if untold > max_cannot_tell * len(judgement.verdicts):
+        usage["mostly_cannot_tell"] = 1.0
     return replace(judgement, usage=usage)

@@ -91,6 +91,8 @@ def _changes(groups: Sequence[Group]) -> dict[str, list[float]]:
                 values["hindsight/uplift"].append(after[0] - before[0])
             for name, happened in _turned(group.task, draft, revision):
                 values[f"hindsight/{name}"].append(happened)
+            if not (draft.rollout.has_answer and revision.rollout.has_answer):
+                continue
             words = draft.rollout.text.split(), revision.rollout.text.split()
             values["hindsight/copies"].append(draft.rollout.text.strip() == revision.rollout.text.strip())
             values["hindsight/edit_distance"].append(Levenshtein.normalized_distance(*words))

@@ -74,7 +74,12 @@ class RubricMetrics:
         lists: defaultdict[str, list[float]] = defaultdict(list)
         for task, judged in pairs:
             lists[f"{self.family}/reward"] += rewards([judged])
-            lists[f"{self.family}/answer_tokens"].append(len(judged.rollout.token_ids))
+            lists[f"{self.family}/answer_tokens"].append(
+                len(judged.rollout.token_ids) - judged.rollout.thinking_tokens
+            )
+            if judged.rollout.thinking_tokens:
+                lists[f"{self.family}/thinking_tokens"].append(judged.rollout.thinking_tokens)
+                lists[f"{self.family}/no_answer"].append(not judged.rollout.has_answer)
             lists[f"{self.family}/truncated"].append(judged.rollout.finish_reason == "length")
             for verdict in judged.judgement.verdicts:
                 lists[f"{self.family}/abstained"].append(verdict.met is None)

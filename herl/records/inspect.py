@@ -244,15 +244,18 @@ def show(found: Sequence[Found]) -> None:
         if answer.get("fault"):
             console.print(Text(f"skipped in the update: {answer['fault']}", style="red"))
         console.print(Text(answer["request"], style="bold"))
+        for name, one in (("draft", draft), (str(answer["origin"]), answer)):
+            if one and one.get("thinking"):  # runs of older versions recorded none
+                console.print(Text(f"{name}, thinking: {one['thinking']}", style="dim"))
         table = Table(show_header=True, header_style="", expand=True)
         table.add_column("criterion", ratio=2)
         if draft is None:
             table.add_column(f"{answer['origin']}: {_number(answer['reward'])}", ratio=4)
-            table.add_row("", Text(answer["text"]))
+            table.add_row("", Text(_answer(answer)))
         else:
             table.add_column(f"draft: {_number(draft['reward'])}", ratio=3)
             table.add_column(f"revision: {_number(answer['reward'])}", ratio=3)
-            table.add_row("", *_side_by_side(draft["text"], answer["text"]))
+            table.add_row("", *_side_by_side(_answer(draft), _answer(answer)))
         table.add_section()
         before = {v["criterion_id"]: v for v in (draft or {}).get("verdicts", ())}
         for verdict in answer["verdicts"]:
@@ -262,6 +265,10 @@ def show(found: Sequence[Found]) -> None:
             name = f"{verdict['criterion']} ({abs(verdict['weight']):g}) [{verdict['criterion_id']}]"
             table.add_row(Text(name), *cells)
         console.print(table)
+
+
+def _answer(record: Mapping[str, Any]) -> str:
+    return str(record["text"]) if record.get("has_answer", True) else "(no answer: the thinking never ended)"
 
 
 def _side_by_side(before: str, after: str) -> tuple[Text, Text]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from herl.rollout.render import render
+from herl.rollout.render import render, render_revision
 from herl.rollout.stages import Stages
 from herl.seeds import derive_seed
 from herl.types import Group, Judged, SampleRequest, Sampling, Task
@@ -68,7 +68,7 @@ def revision_requests(
         SampleRequest(
             task_id=task.id,
             group_id=hindsight.parent.group_id,
-            prompt_ids=render(stages.tokenizer, hindsight.messages),
+            prompt_ids=render_revision(stages.tokenizer, hindsight.messages, task),
             n=n,
             sampling=stages.plan.revision,
             seed=derive_seed(*key, hindsight.parent.id, "revision"),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from herl.errors import SamplerError
+from herl.sampler.thinking import split
 from herl.types import Rollout, SampleRequest
 
 if TYPE_CHECKING:
@@ -46,13 +47,21 @@ def finished_answer(
     end_ids: frozenset[int],
     version: int,
 ) -> Rollout:
-    """Returns the record of answer `index` to a request. Its text leaves out special tokens."""
+    """Returns the record of answer `index` to a request.
+
+    Its text is the answer alone, without special tokens; thinking is kept apart (`herl.sampler.thinking`).
+    The token ids and log-probs are those of everything that was sampled.
+    """
+    parts = split(tokenizer, request.prompt_ids, token_ids)
     return Rollout.answering(
         request,
         index,
         token_ids=tuple(token_ids),
         logprobs=tuple(logprobs),
-        text=str(tokenizer.decode(list(token_ids), skip_special_tokens=True)),
+        text=parts.text,
+        thinking=parts.thinking,
+        thinking_tokens=parts.thinking_tokens,
+        has_answer=parts.has_answer,
         finish_reason="stop" if token_ids and token_ids[-1] in end_ids else "length",
         policy_version=version,
     )

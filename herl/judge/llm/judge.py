@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from statistics import fmean
 
@@ -114,6 +115,11 @@ class LLMJudge(Judge):
         if self.holistic and verdicts[0].met is not None:  # the score alone is the reward
             return Judgement(rollout_id=rollout.id, verdicts=(), reward=verdicts[0].score, usage=dict(usage))
         return self.verdict_sum(task, rollout, verdicts, dict(usage))
+
+    def unanswered(self, task: Task, rollout: Rollout) -> Judgement:
+        """Returns the judgement on an attempt without an answer: the scale's lowest value if holistic."""
+        judgement = super().unanswered(task, rollout)
+        return replace(judgement, reward=min(self._scale.values.values())) if self.holistic else judgement
 
     async def _poll(self, task: Task, question: Question, usage: Counter[str]) -> list[Verdict]:
         """Asks a question once per vote."""

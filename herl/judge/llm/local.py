@@ -15,6 +15,7 @@ import torch
 from herl.errors import JudgeError, SamplerError
 from herl.judge.llm.chat import Chat, ChatReply, ChatRequest
 from herl.models.weights import named_weights
+from herl.prompt_text import control_tokens, defuse
 from herl.types import Rollout, SampleRequest, Sampling
 
 if TYPE_CHECKING:
@@ -135,7 +136,8 @@ class LocalChat(Chat):
         found = [rollouts[str(place)] for place in range(len(requests))]
         return [
             ChatReply(
-                text=opening(request.schema) + rollout.text,
+                # A reply after thinking begins anew; without thinking it goes on from the opening.
+                text=rollout.text if rollout.thinking_tokens else opening(request.schema) + rollout.text,
                 prompt_tokens=len(rollout.prompt_ids),
                 completion_tokens=len(rollout.token_ids),
             )
@@ -144,8 +146,11 @@ class LocalChat(Chat):
 
     def _sample_request(self, place: int, request: ChatRequest) -> SampleRequest:
         assert self._tokenizer is not None
+        tokens = control_tokens(self._tokenizer)
         ids = self._tokenizer.apply_chat_template(
-            [dict(message) for message in request.messages], add_generation_prompt=True, return_dict=False
+            [{**message, "content": defuse(message["content"], tokens)} for message in request.messages],
+            add_generation_prompt=True,
+            return_dict=False,
         )
         begun = self._tokenizer(opening(request.schema), add_special_tokens=False)["input_ids"]
         return SampleRequest(

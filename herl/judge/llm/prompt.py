@@ -1,33 +1,28 @@
 """A task and an answer -> questions for a judging model, in one of four modes.
 
 All material is treated as data: each part is enclosed by two lines with a code that occurs nowhere in it,
-so no part can end itself and pose as another. Control tokens of chat templates are broken up, because
-servers would interpret them. The code depends only on the task and its rubric, unless an answer guesses it,
-so the questions about one prompt share a prefix that servers can cache.
+so no part can end itself and pose as another. Whole control tokens of chat templates get an invisible
+character, because servers would interpret them; all other text is unchanged. The code depends only on the
+task and its rubric, unless an answer guesses it, so the questions about one prompt share a prefix that
+servers can cache.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from herl import prompt_text
 from herl.judge.llm.scale import Scale
+from herl.prompt_text import defuse
 from herl.types import Criterion, Message, Task
 
 Mode = Literal["one_shot", "per_criterion", "batched", "holistic"]
 REASON_RULE = " Give the reason first, in one short sentence."
 _FIELDS = {"verdict_rule", "material", "code", "count", "form"}
-_CONTROL = re.compile(
-    r"<[|\uff5c]|[|\uff5c]>|\[\||\|\]"  # <|im_end|>, <|start_header_id|>, [|endofturn|], <|turn>
-    r"|</?s>|<(?:bos|eos|pad|unk|mask)>|<</?SYS>>|</?think>|<(?:start|end)_of_turn>|<seed:\w+>"
-    r"|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|gMASK)\]",
-    re.IGNORECASE,
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,8 +154,3 @@ def fresh_code(texts: Sequence[str]) -> str:
         if not any(code in text for text in lowered):
             return code
         attempt += 1
-
-
-def defuse(text: str) -> str:
-    """Returns the text with the control tokens of chat templates broken up: <|im_end|> -> < |im_end| >."""
-    return _CONTROL.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)

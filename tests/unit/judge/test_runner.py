@@ -6,6 +6,7 @@ import pytest
 
 from herl import AbstentionLimit, ConfigError, Judge, Judgement, Verdict
 from herl.judge import JudgeRunner
+from herl.judge.aggregation import absolute, all_or_nothing, weighted
 from herl.testing import FakeJudge, make_rollout, make_task
 
 TASK = make_task()
@@ -150,6 +151,92 @@ def test_thinking_is_hidden_from_judges_where_configured():
     [judged] = judge_all(JudgeRunner(SeesText(), strip_thinking=True), ["<think>secret river</think>fish"])
     assert judged.judgement.reward == pytest.approx(0.6)
     assert judged.rollout.text == "<think>secret river</think>fish"
+
+
+UNENDED = make_rollout("", thinking="Fish? A river?", thinking_tokens=4, has_answer=False)
+
+
+class Untouchable(FakeJudge):
+    async def judge(self, task, rollout):
+        raise AssertionError("there is nothing to judge")
+
+
+class Undecided(FakeJudge):
+    """Cannot tell on `river`, nor on anything else of an empty answer."""
+
+    async def judge(self, task, rollout):
+        verdicts = [
+            Verdict(criterion_id=c.id, met=None if c.id == "river" or not rollout.text else True)
+            for c in task.rubric.criteria
+        ]
+        return self.verdict_sum(task, rollout, verdicts)
+
+
+class NumberOnly(Untouchable):
+    holistic = True
+
+
+def judge_one(runner, task, rollout):
+    with runner:
+        judged = runner.submit(task, rollout).result()
+    runner.watch([judged])
+    return judged.judgement
+
+
+@pytest.mark.parametrize(
+    ("weights", "aggregation", "reward"),
+    [
+        ({"fish": 3.0, "river": 2.0}, weighted, 0.0),
+        ({"fish": 3.0, "advert": -3.0}, weighted, 0.0),
+        ({"fish": 3.0, "advert": -1.0}, absolute, -0.25),
+        ({"fish": 3.0, "advert": -1.0}, all_or_nothing, 0.0),
+    ],
+)
+def test_an_answer_whose_thinking_never_ended_fulfills_nothing_and_costs_nothing(
+    weights, aggregation, reward
+):
+    task, judge = make_task(weights), Untouchable()
+    judge.aggregation = aggregation
+    runner = JudgeRunner(judge)
+    judgement = judge_one(runner, task, UNENDED)
+    assert judgement.reward == pytest.approx(reward)
+    assert not any(task.rubric.fulfilled(judgement.verdicts).values())
+    assert len(judgement.verdicts) == len(weights)
+    assert (judgement.usage["no_answer"], runner.totals()["no_answer"], runner.causes()) == (1, 1, {})
+
+
+def test_a_holistic_judge_gives_such_an_answer_its_lowest_reward():
+    judgement = judge_one(JudgeRunner(NumberOnly()), TASK, UNENDED)
+    assert (judgement.reward, judgement.verdicts) == (0.0, ())
+
+
+def test_judges_read_the_thinking_as_well_where_configured():
+    thought = make_rollout("fish", thinking="a river", thinking_tokens=3)
+    assert judge_one(JudgeRunner(FakeJudge()), TASK, thought).reward == pytest.approx(0.6)
+    shown = JudgeRunner(FakeJudge(), strip_thinking=False)
+    assert judge_one(shown, TASK, thought).reward == pytest.approx(1.0)
+
+
+def test_a_judge_that_cannot_tell_on_most_of_an_answer_is_an_alarm(caplog):
+    runner = JudgeRunner(Undecided(), max_cannot_tell=0.5)
+    judge_all(runner, ["fish"] * 2)
+    assert "mostly_cannot_tell" not in runner.totals() and not caplog.text, "half is allowed"
+    runner = JudgeRunner(Undecided(), max_cannot_tell=0.4)
+    judge_all(runner, ["fish"] * 2)
+    assert runner.totals()["mostly_cannot_tell"] == 2
+    assert caplog.text.count("cannot tell on 1 of 2 criteria of an answer to task 'task'") == 1
+
+
+def test_a_run_in_which_nothing_was_judged_is_an_error_before_the_window_is_full():
+    runner = JudgeRunner(CrookedJudge(), window=64)
+    runner.check_judged()  # nothing was asked yet
+    judge_all(runner, ["a"] * 3)
+    with pytest.raises(AbstentionLimit, match=r"none of the run's 3 answers.*other 6.*a bug in a plug-in"):
+        runner.check_judged()
+    better = JudgeRunner(FakeJudge(), window=64)
+    better.load_state_dict(runner.state_dict())
+    judge_all(better, ["fish"])
+    better.check_judged()
 
 
 def test_judging_time_is_part_of_the_usage():

@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 
 from herl import ConfigError, Criterion, Rubric
-from herl.judge.llm.prompt import PromptBuilder, defuse, fresh_code
+from herl.judge.llm.prompt import PromptBuilder, fresh_code
 from herl.judge.llm.scale import Scale
+from herl.prompt_text import control_tokens, defuse
 from herl.testing import make_task
 from tests.support.fake_endpoint import material
 from tests.support.injections import INJECTIONS
@@ -151,3 +152,64 @@ def test_tokenizers_read_control_tokens_in_plain_text_which_is_why_they_are_brok
     assert set(ids) & set(tokenizer.all_special_ids)
     broken = tokenizer(defuse("<|im_end|>"), add_special_tokens=False).input_ids
     assert not set(broken) & set(tokenizer.all_special_ids)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "df |> nrow()",
+        "f <| x",
+        "let a = [|1; 2|]",
+        "<s>old</s> new",
+        "a <|> b",
+        "<|",
+        "|>",
+        "x <|f|> y",
+        "a || b [| |] [|]",
+        "XML: <think>a</think>, <system>, <mask/>",
+        "[instead] [INSTALL] <SYS>",
+        "a << SYS >> b",
+    ],
+)
+def test_text_that_is_no_whole_control_token_is_unchanged(text):
+    [question] = questions(answer=text)
+    assert material(question.messages[-1]["content"])["ANSWER"] == text
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        "<|im_start|>",
+        "<|im_end|>",
+        "<|eot_id|>",
+        "<|start_header_id|>",
+        "<|endoftext|>",
+        "<|return|>",
+        "<|channel|>",
+        "<|user|>",
+        "<｜User｜>",
+        "<｜end▁of▁sentence｜>",
+        "<start_of_turn>",
+        "<end_of_turn>",
+        "[INST]",
+        "[/INST]",
+        "<<SYS>>",
+        "<</SYS>>",
+        "[|endofturn|]",
+        "<|END_OF_TURN_TOKEN|>",
+        "<|turn>",
+        "<turn|>",
+    ],
+)
+def test_a_whole_control_token_reads_the_same_and_is_none(token):
+    guarded = defuse(f"a {token} b")
+    assert token not in guarded
+    assert guarded.replace("\u2060", "") == f"a {token} b"
+    assert defuse(guarded) == guarded
+
+
+def test_a_known_tokenizer_decides_which_tokens_are_touched(tokenizer):
+    tokens = control_tokens(tokenizer)
+    assert tokens == {"<|im_start|>", "<|im_end|>", "<|endoftext|>"}
+    assert defuse("[INST] <s> <|eot_id|>", tokens) == "[INST] <s> <|eot_id|>"
+    assert defuse("<s>", {"<s>"}) == "<\u2060s>"
