@@ -1,0 +1,1 @@
+"""Checks written in the data: which there are, and which arguments they take."""
