@@ -71,6 +71,11 @@ class Criterion:
         """Whether the verdict `met` fulfills the author's wish."""
         return met != self.undesirable
 
+    @property
+    def unfulfilled(self) -> bool:
+        """The verdict `met` of an answer that fulfills nothing, e.g. because it breaks its check."""
+        return self.undesirable
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rubric:

@@ -1,7 +1,7 @@
 """IFEval's checks that the package `if-verifiable` gets wrong. Each function says what is wrong there.
 
-A check takes the arguments from the data and the answer, keeps no state, and returns whether the answer follows the
-instruction. `herl.checks.instructions` has checked the arguments.
+A check takes the answer and the arguments from the data, keeps no state, and returns whether the answer
+follows the instruction. `herl.checks.instructions` has checked the arguments.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import json
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from herl.judge.words import compared, occurrences, straight, words
 
@@ -37,7 +36,7 @@ def _forbidden(answer: str, *, forbidden_words: Sequence[str]) -> bool:
 
 
 def _letters(answer: str, *, letter: str, let_frequency: int, let_relation: str) -> bool:
-    """Upstream: for anything but a-z, such as the "#" and "!" of the public data, it draws a random letter."""
+    """Upstream: it draws a random letter for others than a-z, such as the "#" of the public data."""
     return compared(answer.lower().count(letter.lower()), let_relation, let_frequency)
 
 
@@ -76,7 +75,7 @@ def _placeholders(answer: str, *, num_placeholders: int) -> bool:
 
 
 def _postscript(answer: str, *, postscript_marker: str) -> bool:
-    """Upstream: other markers than P.S. and P.P.S are regular expressions; long blanks take quadratic time."""
+    """Upstream: markers but P.S. and P.P.S are regular expressions; long blanks take quadratic time."""
     marker = straight(postscript_marker).strip()
     if marker.lower().rstrip(".") in ("p.s", "p.p.s"):
         dots = marker.lower().rstrip(".").split(".")
@@ -201,8 +200,3 @@ FIXES: Mapping[str, Check] = {
     "punctuation:no_comma": _no_comma,
 }
 """Instruction id -> the check in place of the package's."""
-
-
-def arguments_of(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the arguments that are not null."""
-    return {str(name): value for name, value in kwargs.items() if value is not None}
