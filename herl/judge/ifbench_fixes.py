@@ -16,154 +16,28 @@ from itertools import groupby, pairwise
 from herl.judge.ifeval_fixes import Check, bullet
 from herl.judge.words import letters, occurrences, straight, words
 
-_NAMES = [
-    "Emma",
-    "Liam",
-    "Sophia",
-    "Jackson",
-    "Olivia",
-    "Noah",
-    "Ava",
-    "Lucas",
-    "Isabella",
-    "Mason",
-    "Mia",
-    "Ethan",
-    "Charlotte",
-    "Alexander",
-    "Amelia",
-    "Benjamin",
-    "Harper",
-    "Leo",
-    "Zoe",
-    "Daniel",
-    "Chloe",
-    "Samuel",
-    "Lily",
-    "Matthew",
-    "Grace",
-    "Owen",
-    "Abigail",
-    "Gabriel",
-    "Ella",
-    "Jacob",
-    "Scarlett",
-    "Nathan",
-    "Victoria",
-    "Elijah",
-    "Layla",
-    "Nicholas",
-    "Audrey",
-    "David",
-    "Hannah",
-    "Christopher",
-    "Penelope",
-    "Thomas",
-    "Nora",
-    "Andrew",
-    "Aria",
-    "Joseph",
-    "Claire",
-    "Ryan",
-    "Stella",
-    "Jonathan",
-]
+_NAMES = frozenset(
+    words(
+        "Emma Liam Sophia Jackson Olivia Noah Ava Lucas Isabella Mason Mia Ethan Charlotte Alexander "
+        "Amelia Benjamin Harper Leo Zoe Daniel Chloe Samuel Lily Matthew Grace Owen Abigail Gabriel "
+        "Ella Jacob Scarlett Nathan Victoria Elijah Layla Nicholas Audrey David Hannah Christopher "
+        "Penelope Thomas Nora Andrew Aria Joseph Claire Ryan Stella Jonathan"
+    )
+)
 _PRONOUNS = frozenset(
-    [
-        "i",
-        "me",
-        "my",
-        "mine",
-        "myself",
-        "we",
-        "us",
-        "our",
-        "ours",
-        "ourselves",
-        "you",
-        "your",
-        "yours",
-        "yourself",
-        "yourselves",
-        "he",
-        "him",
-        "his",
-        "himself",
-        "she",
-        "her",
-        "hers",
-        "herself",
-        "it",
-        "its",
-        "itself",
-        "they",
-        "them",
-        "their",
-        "theirs",
-        "themselves",
-        "themself",
-        "oneself",
-        "who",
-        "whom",
-        "whoever",
-        "whomever",
-        "anybody",
-        "anyone",
-        "anything",
-        "everybody",
-        "everyone",
-        "everything",
-        "nobody",
-        "nothing",
-        "somebody",
-        "someone",
-        "something",
-    ]
+    words(
+        "i me my mine myself we us our ours ourselves you your yours yourself yourselves he him his "
+        "himself she her hers herself it its itself they them their theirs themselves themself oneself "
+        "who whom whoever whomever anybody anyone anything everybody everyone everything nobody nothing "
+        "somebody someone something"
+    )
 )
 _CONJUNCTIONS = {"and", "but", "for", "nor", "or", "so", "yet"}
 _MINOR = frozenset(
-    [
-        "a",
-        "an",
-        "the",
-        "and",
-        "but",
-        "or",
-        "nor",
-        "for",
-        "so",
-        "yet",
-        "as",
-        "if",
-        "than",
-        "that",
-        "at",
-        "by",
-        "in",
-        "into",
-        "of",
-        "off",
-        "on",
-        "onto",
-        "out",
-        "over",
-        "per",
-        "to",
-        "up",
-        "upon",
-        "via",
-        "with",
-        "from",
-        "down",
-        "near",
-        "vs",
-        "v",
-        "de",
-        "la",
-        "le",
-        "von",
-        "van",
-    ]
+    words(
+        "a an the and but or nor for so yet as if than that at by in into of off on onto out over per "
+        "to up upon via with from down near vs v de la le von van"
+    )
 )
 _NUMBER = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?(?!\d)|\d+(?:\.\d+)*")
 _PRIMES = {n for n in range(2, 200) if all(n % k for k in range(2, n))}
@@ -172,8 +46,9 @@ _JAPANESE = re.compile("[\u3005\u3040-\u30ff\u4e00-\u9fff\uff66-\uff9f]")
 
 def sentences_of(text: str) -> list[str]:
     """Returns the sentences that have words, as the package splits them."""
+    from if_verifiable.ifbench.instructions_util import split_into_sentences
 
-    found: list[str] = split_intosentences_of(straight(text))
+    found: list[str] = split_into_sentences(straight(text))
     return [sentence for sentence in found if words(sentence)]
 
 
@@ -193,7 +68,7 @@ def _conjunctions(answer: str, *, small_n: int) -> bool:
 
 def _person_names(answer: str, *, N: int) -> bool:  # noqa: N803
     """Upstream: a name is found inside another word, such as Mia in Miami."""
-    return len(set(_NAMES) & set(re.findall(r"[^\W_]+", answer))) >= N
+    return len(_NAMES & set(re.findall(r"[^\W_]+", answer))) >= N
 
 
 def _numbers(answer: str, *, N: int) -> bool:  # noqa: N803

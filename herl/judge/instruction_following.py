@@ -59,7 +59,7 @@ class InstructionFollowingJudge(Judge):
             return Verdict(criterion_id=criterion.id, met=None, reason=fault)
         arguments = {name: value for name, value in kwargs.items() if value is not None}
         try:
-            met = self._follows(self._check(str(instruction_id), arguments), answer)
+            met: bool | None = self._follows(self._check(str(instruction_id), arguments), answer)
         except Exception as error:  # answers make checkers raise all kinds of errors
             ours = _is_of_machine(error)
             met = None if ours else criterion.unfulfilled
