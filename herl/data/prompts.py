@@ -10,7 +10,7 @@ from herl.cache_folder import cache_folder
 from herl.data.datamodule import RubricDataModule
 from herl.data.formats import NegativeWeight, Reading, task_of
 from herl.data.rows import Row
-from herl.data.sources import read_tasks
+from herl.data.sources import check_instructions, read_tasks
 from herl.errors import ConfigError, DataError
 from herl.types import Task
 
@@ -78,7 +78,9 @@ def typed_prompt(text: str, rubric: Sequence[Any] = ()) -> RubricDataModule:
             "rubric='[Names two rivers., ...]', or give the prompt as a row: "
             '{"prompt": ..., "rubric": [...]}'
         )
-    return _module([task_of(Row(place="prompt", number=1, value=value), Reading())], 1, 0)
+    task = task_of(Row(place="prompt", number=1, value=value), Reading())
+    check_instructions(task, "prompt")
+    return _module([task], 1, 0)
 
 
 def _spread(tasks: Sequence[Task], max_prompts: int | None) -> Sequence[Task]:

