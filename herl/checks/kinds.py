@@ -34,6 +34,7 @@ import regex
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from herl.checks import json_text, numbers, patterns
+from herl.checks.instructions import argument_fault
 
 _SENTENCE = re.compile(r"[^.!?\s][^.!?]*(?:[.!?]+|$)")
 Unit = Literal["words", "sentences", "lines", "paragraphs", "characters"]
@@ -258,7 +259,8 @@ class Instruction(Check):
 
     @model_validator(mode="after")
     def _takes_its_arguments(self) -> Instruction:
-        """The place where the arguments of an instruction are checked; raises ValueError."""
+        if (fault := argument_fault(self.instruction_id, self.kwargs)) is not None:
+            raise ValueError(fault)
         return self
 
 
