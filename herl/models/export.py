@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from herl.distributed import rank, together
 from herl.errors import ConfigError
 from herl.models.lora import has_adapters
+from herl.models.pretrained import auto_class
 from herl.models.weights import named_weights, whole
 
 PREFIX = "policy."

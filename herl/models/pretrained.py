@@ -84,8 +84,6 @@ class PretrainedModel:
             loader = auto_class(AutoConfig.from_pretrained(source))
             model: PreTrainedModel = loader.from_pretrained(source, dtype=getattr(torch, self.dtype))
         except (OSError, ValueError) as error:
-            if isinstance(error, ConfigError):
-                raise
             raise ConfigError(f"model.path: cannot load '{self.path}': {error}") from error
         return self._prepared(model)
 

@@ -35,7 +35,7 @@ import torch
 from transformers import AutoConfig, PreTrainedModel
 
 from herl.errors import ConfigError
-from herl.models.pretrained import PretrainedModel
+from herl.models.pretrained import PretrainedModel, auto_class
 from herl.update.logprobs import WHOLE_LOGITS
 
 FLOPS_SHARE = 0.4
