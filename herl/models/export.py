@@ -15,11 +15,12 @@ import torch
 from omegaconf import OmegaConf
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load as load_sharded
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from herl.distributed import rank, together
 from herl.errors import ConfigError
 from herl.models.lora import has_adapters
+from herl.models.pretrained import auto_class
 from herl.models.weights import named_weights, whole
 
 PREFIX = "policy."
@@ -172,7 +173,7 @@ def _write(
         return
     target = policy
     if not adapter:
-        target = AutoModelForCausalLM.from_config(policy.config, dtype=policy.dtype)
+        target = auto_class(policy.config).from_config(policy.config, dtype=policy.dtype)
         target.generation_config = policy.generation_config
         if hasattr(policy, "_weight_conversions"):  # those of its original checkpoint
             target._weight_conversions = policy._weight_conversions

@@ -9,9 +9,13 @@ from typing import cast
 
 import torch
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -19,6 +23,7 @@ from transformers import (
 from herl.cache_folder import cache_folder
 from herl.errors import ConfigError
 from herl.models import shared_attention
+from herl.models.body import body
 from herl.models.lora import Lora
 
 SHIPPED = Path(__file__).parents[1] / "assets"
@@ -72,13 +77,13 @@ class PretrainedModel:
         """Loads the model's weights.
 
         Raises:
-            ConfigError: there is no such model.
+            ConfigError: there is no such model, or it is not one that can be trained on text.
         """
         try:
-            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-                self.source(), dtype=getattr(torch, self.dtype)
-            )
-        except OSError as error:
+            source = self.source()
+            loader = auto_class(AutoConfig.from_pretrained(source))
+            model: PreTrainedModel = loader.from_pretrained(source, dtype=getattr(torch, self.dtype))
+        except (OSError, ValueError) as error:
             raise ConfigError(f"model.path: cannot load '{self.path}': {error}") from error
         return self._prepared(model)
 
@@ -102,9 +107,7 @@ class PretrainedModel:
         """Returns the model with uninitialized weights, to be filled from another process."""
         config = AutoConfig.from_pretrained(self.source())
         with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(
-                config, dtype=getattr(torch, self.dtype)
-            )
+            model: PreTrainedModel = auto_class(config).from_config(config, dtype=getattr(torch, self.dtype))
             model = self._prepared(model)
         model.to_empty(device="cpu")
         model.tie_weights()
@@ -116,6 +119,8 @@ class PretrainedModel:
                 torch.manual_seed(self.seed)
                 self.lora.add_to(model)
         choose_attention(model)
+        freeze_other_media(model)
+        body(model)  # raises an error before anything is sampled from a model that cannot be trained
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         if self.compile:
@@ -159,6 +164,35 @@ class PretrainedModel:
             f"of {sorted(p.parent.name for p in SHIPPED.glob('*/config.json'))}, got '{self.path}'. "
             "For smollm2-135m-instruct run tools/fetch_smollm2 first."
         )
+
+
+def auto_class(config: PreTrainedConfig) -> type[AutoModelForCausalLM | AutoModelForImageTextToText]:
+    """Returns the class that builds the model of a configuration: a language model, or else one that also
+    reads images and is used for text alone (Mistral 3, Qwen3-VL).
+
+    Raises:
+        ConfigError: transformers has neither.
+    """
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return AutoModelForCausalLM
+    if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return AutoModelForImageTextToText
+    raise ConfigError(
+        f"model.path: expected a causal language model, got model_type '{config.model_type}', for which "
+        "transformers has none"
+    )
+
+
+def freeze_other_media(model: PreTrainedModel) -> None:
+    """Freezes what text does not pass through, such as an image encoder: it would get no gradient."""
+    if model.config.get_text_config() is model.config:
+        return
+    parts = (model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings())
+    used = {parameter for part in parts if part is not None for parameter in part.parameters()}
+    for parameter in model.parameters():
+        if parameter not in used:
+            parameter.requires_grad_(False)
+    logger.info("%s is used for text alone; its other parts are frozen", type(model).__name__)
 
 
 def choose_attention(model: PreTrainedModel) -> None:

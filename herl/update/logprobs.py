@@ -16,8 +16,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers.utils.generic import ModelOutput
 
 from herl.models.block_mask import padding
+from herl.models.body import body as body_of
 from herl.models.shared_attention import FLEX, installed, shared_mask
-from herl.update.forward_swap import forward_swapped
+from herl.models.forward_swap import forward_swapped
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -88,7 +89,7 @@ def _body(model: PreTrainedModel, batch: MicroBatch) -> Any:
         more = (0, padding(ids.shape[1]))
         ids, positions = pad(ids, more), pad(positions, more)
     # use_cache=True would let answers of a packed row see each other
-    return model.base_model(input_ids=ids, position_ids=positions, use_cache=False, **arguments)
+    return body_of(model)(input_ids=ids, position_ids=positions, use_cache=False, **arguments)
 
 
 def _chunk(
@@ -198,6 +199,6 @@ def _parts(logits: torch.Tensor) -> Iterator[slice]:
 def _logits(model: PreTrainedModel, body: ModelOutput, hidden: torch.Tensor) -> torch.Tensor:
     """Runs the model's forward without its body: the head with all scalings, [n, vocabulary]."""
     output = type(body)(**{**body, "last_hidden_state": hidden[None]})
-    with forward_swapped(model.base_model, lambda *_, **__: output):
+    with forward_swapped(body_of(model), lambda *_, **__: output):
         logits: torch.Tensor = type(model).forward(model, use_cache=False).logits[0]
         return logits

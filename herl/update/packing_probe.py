@@ -13,6 +13,9 @@ it. This answers three questions:
   missing context is one unit, and so is a first token predicted from the wrong column.
 - Is its gradient right? It is compared in the same way, in units of the gradient's norm.
 
+Before that, one answer alone is compared with transformers' own forward pass in eager attention, in the same
+units: what is scored and trained must be the model that it was published as.
+
 Left out: contexts longer than MAX_CONTEXT; attention windows beyond that are trusted. In bfloat16, positions
 off by one token pass if they change the model's output less than rounding does, as in a fresh random model.
 """
@@ -30,6 +33,7 @@ import torch
 from torch.distributed.fsdp import FSDPModule
 
 from herl.distributed import gather
+from herl.errors import ConfigError
 from herl.models import shared_attention
 from herl.models.precision import computes_exact_float32
 from herl.models.uncompiled import uncompiled
@@ -72,9 +76,14 @@ def choose_packing(model: PreTrainedModel, device: torch.device) -> Packing:
     Args:
         model: The policy, on `device`.
         device: Where rows are computed, under the caller's autocast.
+
+    Raises:
+        ConfigError: not even one answer at a time is computed as transformers' eager attention computes it.
     """
     candidates: tuple[Packing, ...] = ("shared", "packed")
     with _left_as_found(model, device):
+        if fault := next(filter(None, gather(_fault(model, device))), None):
+            raise ConfigError(f"model.path: {type(model).__name__} cannot be trained: {fault}")
         for packing in candidates:
             if packing == "packed" or shared_attention.installed(model):
                 objections = gather(_objection(model, packing, device))
@@ -101,6 +110,39 @@ class _Findings:
     """Distance of the gradient from that of one answer at a time, as a share of its norm."""
 
 
+def _fault(model: PreTrainedModel, device: torch.device) -> str | None:
+    """Returns why the log-probs of an answer alone cannot be trusted, in one line; None if they can."""
+    rollout = _rollouts(model.config.get_text_config())[-1]
+    blind = replace(rollout, prompt_ids=rollout.prompt_ids[-1:])
+    try:
+        with torch.no_grad(), uncompiled():
+            [found] = _logprobs_of(model, [rollout], "single", device)
+            own = model.config._attn_implementation
+            model.set_attn_implementation("eager")
+            try:
+                expected, without_context = (_by_transformers(model, one, device) for one in (rollout, blind))
+            finally:
+                model.set_attn_implementation(own)
+    except Exception as error:  # an architecture may fail in any way
+        return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+    deviation, effect = _rms(found - expected), _rms(without_context - expected)
+    if deviation <= _allowed(model, device) * effect:
+        return None
+    return f"its log-probs deviate by {deviation:.2g} nats from those of transformers' eager attention"
+
+
+def _by_transformers(model: PreTrainedModel, rollout: Rollout, device: torch.device) -> torch.Tensor:
+    """Returns an answer's log-probs from the model's own forward pass, [answer_len]."""
+    ids = torch.tensor([rollout.prompt_ids + rollout.token_ids], device=device)
+    logits = model(input_ids=ids, use_cache=False).logits[0, len(rollout.prompt_ids) - 1 : -1].float()
+    found = logits.log_softmax(-1).gather(1, ids[0, len(rollout.prompt_ids) :, None])[:, 0]
+    return found.cpu()
+
+
+def _allowed(model: PreTrainedModel, device: torch.device) -> float:
+    return EXACT if computes_exact_float32(device, model.dtype) else ROUNDED
+
+
 def _objection(model: PreTrainedModel, packing: Packing, device: torch.device) -> str | None:
     """Returns the reason against a packing, in one line; None if the packing is correct."""
     try:
@@ -110,7 +152,7 @@ def _objection(model: PreTrainedModel, packing: Packing, device: torch.device) -
             model.reset_iter_state()
             _drop_unreduced_gradients(model, device)
         return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
-    allowed = EXACT if computes_exact_float32(device, model.dtype) else ROUNDED
+    allowed = _allowed(model, device)
     if not found.deviation <= allowed * found.context_effect:  # NaN is an objection too
         return (
             f"its log-probs deviate by {found.deviation:.2g} nats from those of one answer at a time; "
@@ -128,7 +170,7 @@ def _objection(model: PreTrainedModel, packing: Packing, device: torch.device) -
 def _drop_unreduced_gradients(model: PreTrainedModel, device: torch.device) -> None:
     """Runs another backward, since FSDP adds the remains of an aborted one to the next gradient."""
     [rollout, *_] = _rollouts(model.config.get_text_config())
-    _logprobs(model, [rollout], "single", device, [torch.ones(len(rollout.token_ids))])
+    _logprobs_of(model, [rollout], "single", device, [torch.ones(len(rollout.token_ids))])
 
 
 def _try(model: PreTrainedModel, packing: Packing, device: torch.device) -> _Findings:
@@ -141,16 +183,16 @@ def _try(model: PreTrainedModel, packing: Packing, device: torch.device) -> _Fin
         parameter.grad = None
     blind = [replace(rollout, prompt_ids=rollout.prompt_ids[-1:]) for rollout in rollouts]
     with uncompiled():  # nothing is compiled for the comparison alone
-        without_context = torch.cat(_logprobs(model, blind, "single", device))
+        without_context = torch.cat(_logprobs_of(model, blind, "single", device))
     beside_others = [
-        _logprobs(model, _with_other_neighbors(rollouts, kept, packing, vocabulary), packing, device)[kept]
+        _logprobs_of(model, _with_other_neighbors(rollouts, kept, packing, vocabulary), packing, device)[kept]
         for kept in range(len(rollouts))
     ]
     with uncompiled():
-        expected = torch.cat(_logprobs(model, rollouts, "single", device, weights))
+        expected = torch.cat(_logprobs_of(model, rollouts, "single", device, weights))
     norm = _gradient_norm(model)
     # Both gradients accumulate in place, which leaves their difference without a copy.
-    found = _logprobs(model, rollouts, packing, device, [-weight for weight in weights])
+    found = _logprobs_of(model, rollouts, packing, device, [-weight for weight in weights])
     return _Findings(
         moved=float((torch.cat(found) - torch.cat(beside_others)).abs().max()),
         deviation=_rms(torch.cat(found) - expected),
@@ -203,7 +245,7 @@ def _with_other_neighbors(
     return [rollout if i == kept else neighbor(rollout) for i, rollout in enumerate(rollouts)]
 
 
-def _logprobs(
+def _logprobs_of(
     model: PreTrainedModel,
     rollouts: Sequence[Rollout],
     packing: Packing,
@@ -229,6 +271,11 @@ def _logprobs(
             (weight * logprobs).sum().backward()
         found.update(zip(batch.rows, logprobs.detach().cpu().split(batch.answer_lengths), strict=True))
     return [found[place] for place in range(len(rollouts))]
+
+
+def _logprobs(model: PreTrainedModel, packing: Packing, device: torch.device) -> torch.Tensor:
+    """Returns the log-probs of all answers that are tried, [N], in float32 on the CPU."""
+    return torch.cat(_logprobs_of(model, _rollouts(model.config.get_text_config()), packing, device))
 
 
 def _gradient_norm(model: PreTrainedModel) -> float:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from herl.update.forward_swap import forward_swapped
+from herl.models.forward_swap import forward_swapped
 
 
 def test_hooks_run_around_the_function_that_takes_the_place_of_forward():
