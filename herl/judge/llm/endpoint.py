@@ -192,9 +192,7 @@ class Endpoint(Chat):
             self._accepted = True
             return reply
 
-    def _to_leave_out(
-        self, refusal: Refusal, sent: Mapping[str, Any], guess: bool
-    ) -> tuple[list[str], bool]:
+    def _to_leave_out(self, refusal: Refusal, sent: Mapping[str, Any], guess: bool) -> tuple[list[str], bool]:
         """The fields to leave out next, and whether the endpoint names them in a place of its own.
 
         A field that is not named is guessed, one at a time, but only before the endpoint's first reply: later,
@@ -221,7 +219,9 @@ class Endpoint(Chat):
         if not fields:
             return
         effects = [f"{form.token_limit_key} takes its place"] if _moved(fields, form) else []
-        effects += [CONSEQUENCES[name] for name in fields if name in CONSEQUENCES and not _moved([name], form)]
+        effects += [
+            CONSEQUENCES[name] for name in fields if name in CONSEQUENCES and not _moved([name], form)
+        ]
         logger.warning(
             "the judge's endpoint %s refuses %s, which later requests leave out%s. It says: %s",
             self.base_url,
@@ -310,7 +310,8 @@ class Endpoint(Chat):
         if not (read.prompt_tokens or read.completion_tokens) and not self._warned_of_usage:
             self._warned_of_usage = True
             logger.warning(
-                "the judge's endpoint %s reports no usage; its tokens and their cost count as 0", self.base_url
+                "the judge's endpoint %s reports no usage; its tokens and their cost count as 0",
+                self.base_url,
             )
         cost = read.prompt_tokens * self._prices[0] + read.completion_tokens * self._prices[1]
         return replace(read, refusal=self._clean(read.refusal), cost=cost)

@@ -18,7 +18,17 @@ REFUSED = (400, 404, 405, 415, 422, 501)
 ESSENTIAL = ("model", "messages")
 TOKEN_LIMITS = ("max_tokens", "max_completion_tokens")
 _PLACES = ("param", "loc", "field", "path", "pointer", "parameter", "property")
-_WORDS = ("message", "msg", "detail", "error", "errors", "error_description", "description", "reason", "title")
+_WORDS = (
+    "message",
+    "msg",
+    "detail",
+    "error",
+    "errors",
+    "error_description",
+    "description",
+    "reason",
+    "title",
+)
 _ALIASES = {
     "response_format": (
         "json_schema", "json_object", "response_schema", "json schema", "json mode", "structured output",
