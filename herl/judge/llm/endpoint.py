@@ -207,7 +207,8 @@ class Endpoint(Chat):
         return fields, placed
 
     def _check_forced(self, fields: list[str], refusal: Refusal) -> None:
-        if "response_format" in fields and self.structured != "auto" and "response_format" not in self._extra:
+        forced = self.structured != "auto" and "response_format" not in self._extra
+        if forced and "response_format" in fields:
             raise ConfigError(
                 f"judge.chat.structured: expected an endpoint that accepts {self.structured}, but "
                 f"{self.base_url} refuses it: {self._quoted(refusal)}. Use structured=auto or structured=none"

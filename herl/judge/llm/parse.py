@@ -1,14 +1,15 @@
 """A judging model's reply -> verdicts. Tolerant of wrapping, strict about content.
 
-The judgement is one JSON object. Either it is the whole reply, apart from thinking and a code fence around it,
-or it is the end of the reply and repeats the code of the material's fences: an answer does not know the code,
-so an object that the reply only quotes from the answer is never taken for the judgement. It must judge every
+The judgement is one JSON object. Either it is the whole reply, apart from thinking and a code fence, or it is
+the end of the reply and repeats the code of the material's fences. An answer does not know the code, so an
+object that the reply only quotes from the answer is never taken for the judgement. It must judge every
 criterion exactly once, in the words of the scale. A reply with two different judgements is rejected.
 
-JSON is first read as it is, with raw control characters allowed in strings. What fails is read once more with
+JSON is first read as it is, with raw control characters allowed in strings. What fails is read again with
 three repairs, none of which can change a verdict: a backslash that begins no escape (LaTeX) stands for itself,
-a comma before a closing bracket is dropped, and Python's True, False and None count as JSON's. Anything looser,
-such as single quotes, unescaped quotes or missing brackets, is malformed: where it ends would be a guess.
+a comma before a closing bracket is dropped, and Python's True, False and None count as JSON's. Anything
+looser, such as single quotes, unescaped quotes or missing brackets, is malformed, because a guess about where
+it ends could change the verdict. That is also why this does not use a general repair library.
 """
 
 from __future__ import annotations
@@ -26,8 +27,7 @@ from herl.judge.llm.scale import Scale
 MAX_BRACES = 1000
 """Opening braces in a reply at which an object is looked for."""
 _THINKING = re.compile(r"^.*</think>|<think>.*$", re.DOTALL)
-_THOUGHT = re.compile(r"^.*(?:</think(?:ing)?>|</reasoning>|\[/THINK\])", re.DOTALL)
-_UNFINISHED = re.compile(r"\s*(?:<think(?:ing)?>|<reasoning>|\[THINK\])")
+_THINKING_TAGS = ("think", "thinking", "reasoning")
 _FENCED = re.compile(r"```[\w-]*\s(.*?)\s*```", re.DOTALL)
 _STRING = r'"(?:[^"\\]|\\.)*"'
 _ESCAPE = re.compile(r'\\(?:u[0-9a-fA-F]{4}|["\\/bfnrt])|\\')
@@ -91,7 +91,7 @@ def first_object(text: str) -> str | None:
 def _judgement(reply: str, key: str, code: str) -> dict[str, Any]:
     """Returns the JSON object that is the whole reply, or the one at its end that has the code."""
     reply = reply.strip("\ufeff \t\r\n")
-    rest = _THOUGHT.sub("", reply).strip()
+    rest = _after_thinking(reply)
     for text in (reply, rest):  # all of it first: a reason may hold a tag of thinking
         found = _whole(text)
         if isinstance(found, dict):
@@ -105,13 +105,27 @@ def _judgement(reply: str, key: str, code: str) -> dict[str, Any]:
     return found
 
 
+def _after_thinking(reply: str) -> str:
+    """Returns the text after thinking; empty if it never ends.
+
+    It ends at the first closing tag, as a later one may be a quotation. A template may have opened <think> in
+    the prompt; the tag that closes it cannot come from an answer, since prompts break it up.
+    """
+    for tag in _THINKING_TAGS:
+        opened = reply.startswith(f"<{tag}>")
+        _, closed, rest = reply.partition(f"</{tag}>")
+        if opened or (closed and tag == "think"):
+            return rest.strip()
+    return reply
+
+
 def _last(text: str, code: str) -> dict[str, Any] | None:
     """Returns the object that ends a text and has the code, or None.
 
     Raises:
         JudgeError: another object with the code differs from it, or breaks off.
     """
-    if not code or code not in text.lower() or _UNFINISHED.match(text):
+    if not code or code not in text.lower():
         return None
     for read in (text, _repaired(text[text.find("{") :])):
         objects = list(_objects(read))
