@@ -23,11 +23,13 @@ class FakeEndpoint:
         judge: Material by name -> reply text; None for verdicts by `Says X.`.
         key: The key that it requires.
         retry_after: Seconds reported with HTTP 429.
+        refuse: Request -> None, or the status and the body of an error: text, or an object sent as JSON.
+        shape: Completion -> the completion to send.
     """
 
     def __init__(
         self, fault_share=0.0, seconds=0.0, refuses_schema=False, judge=None, key=None, retry_after=0.05, seed=0,
-        faults=FAULTS,
+        faults=FAULTS, refuse=lambda body: None, shape=lambda reply: reply,
     ):  # fmt: skip
         self.fault_share = fault_share
         self.seconds = seconds
@@ -36,6 +38,10 @@ class FakeEndpoint:
         self.key = key
         self.retry_after = retry_after
         self.faults = faults
+        self.refuse = refuse
+        self.shape = shape
+        self.sent = []
+        """All requests, in order."""
         self.served = Counter()
         """Counts of requests by outcome: ok, or the fault."""
         self.bodies = []
@@ -87,6 +93,9 @@ class FakeEndpoint:
 
     async def _reply(self, head, body, writer):
         """Answers one request; returns whether the connection stays open."""
+        self.sent.append(body)
+        if refused := self.refuse(body):
+            return await self._send(writer, *refused)
         if self.key is not None and f"authorization: bearer {self.key}".lower() not in head.decode().lower():
             return await self._send(writer, 401, {"error": {"message": f"bad key: {_key(head)}"}})
         if self.refuses_schema and "response_format" in body:
@@ -120,13 +129,13 @@ class FakeEndpoint:
             "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
             "usage": {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120},
         }  # fmt: skip
-        going_on = await self._send(writer, 200, reply)
+        going_on = await self._send(writer, 200, self.shape(reply))
         if fault == "ok":
             self.bodies.append(json.dumps(body, sort_keys=True))
         return going_on
 
     async def _send(self, writer, status, body, headers=""):
-        data = json.dumps(body).encode()
+        data = body.encode() if isinstance(body, str) else json.dumps(body).encode()
         head = f"HTTP/1.1 {status} X\r\ncontent-type: application/json\r\n{headers}"
         writer.write(f"{head}content-length: {len(data)}\r\n\r\n".encode() + data)
         await writer.drain()

@@ -30,6 +30,8 @@ class ChatReply:
     text: str
     refusal: str = ""
     """Why the model refused; empty if it did not."""
+    cut_off: bool = False
+    """Whether the reply ended because it reached its maximum length."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost: float = 0.0

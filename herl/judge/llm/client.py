@@ -1,6 +1,6 @@
 """Sends requests to a judging model: cached, deduplicated, rate-limited, retried, and charged to a budget.
 
-Only a reply that can be parsed counts. Any other reply is requested again and never cached.
+Only a complete reply that can be parsed counts. Any other reply is requested again and never cached.
 """
 
 from __future__ import annotations
@@ -219,6 +219,12 @@ class JudgeClient:
         usage.update({"tokens": tokens, "cost": reply.cost})
         if reply.refusal:
             raise JudgeError(f"the judge refused: {reply.refusal}", "refused")
+        if reply.cut_off:
+            raise JudgeError(
+                f"the reply was cut off after {request.max_tokens} tokens; raise judge.max_tokens",
+                "malformed",
+                retry=True,
+            )
         return reply
 
 

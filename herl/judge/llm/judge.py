@@ -153,11 +153,13 @@ class LLMJudge(Judge):
         )
         about = ", ".join(criterion.id for criterion in question.criteria)
         return await self.client.ask(
-            request, partial(self._read, count=len(question.criteria)), usage, f"task {task.id}: {about}"
+            request, partial(self._read, question=question), usage, f"task {task.id}: {about}"
         )
 
-    def _read(self, reply: str, *, count: int) -> list[ParsedVerdict]:
-        return [read_score(reply, self._scale)] if self.holistic else read_verdicts(reply, count, self._scale)
+    def _read(self, reply: str, *, question: Question) -> list[ParsedVerdict]:
+        if self.holistic:
+            return [read_score(reply, self._scale, question.code)]
+        return read_verdicts(reply, len(question.criteria), self._scale, question.code)
 
     def _verdict(
         self,

@@ -7,6 +7,7 @@ separate thread and shares no weights, generators or random numbers with the pol
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -14,6 +15,7 @@ import torch
 
 from herl.errors import JudgeError, SamplerError
 from herl.judge.llm.chat import Chat, ChatReply, ChatRequest
+from herl.judge.llm.parse import first_object
 from herl.models.weights import named_weights
 from herl.prompt_text import control_tokens, defuse
 from herl.types import Rollout, SampleRequest, Sampling
@@ -134,15 +136,7 @@ class LocalChat(Chat):
         )
         rollouts = {rollout.task_id: rollout for rollout in sampled}
         found = [rollouts[str(place)] for place in range(len(requests))]
-        return [
-            ChatReply(
-                # A reply after thinking begins anew; without thinking it goes on from the opening.
-                text=rollout.text if rollout.thinking_tokens else opening(request.schema) + rollout.text,
-                prompt_tokens=len(rollout.prompt_ids),
-                completion_tokens=len(rollout.token_ids),
-            )
-            for request, rollout in zip(requests, found, strict=True)
-        ]
+        return [_reply(request, rollout) for request, rollout in zip(requests, found, strict=True)]
 
     def _sample_request(self, place: int, request: ChatRequest) -> SampleRequest:
         assert self._tokenizer is not None
@@ -163,12 +157,30 @@ class LocalChat(Chat):
         )
 
 
+def _reply(request: ChatRequest, rollout: Rollout) -> ChatReply:
+    """The reply ends with the object that its prefilled opening began: a small model may ramble on."""
+    # A reply after thinking begins anew; without thinking it goes on from the opening.
+    text = rollout.text if rollout.thinking_tokens else opening(request.schema) + rollout.text
+    whole = first_object(text)
+    return ChatReply(
+        text=whole or text,
+        cut_off=whole is None and rollout.finish_reason == "length",
+        prompt_tokens=len(rollout.prompt_ids),
+        completion_tokens=len(rollout.token_ids),
+    )
+
+
 def opening(schema: Mapping[str, Any]) -> str:
     """Returns the beginning that all replies of this schema share, up to the first free word.
 
-    For one verdict without a reason: {"verdicts": {"1": {"verdict": "
+    For one verdict without a reason: {"code": "0f3a9c51", "verdicts": {"1": {"verdict": "
     """
     if schema.get("type") != "object":
         return '"'
-    name, first = next(iter(schema["properties"].items()))
-    return f'{{"{name}": {opening(first)}'
+    begun = "{"
+    for name, part in schema["properties"].items():
+        begun += f'"{name}": '
+        if len(part.get("enum", ())) != 1:
+            return begun + opening(part)
+        begun += f"{json.dumps(part['enum'][0])}, "
+    return begun

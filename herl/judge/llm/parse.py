@@ -1,7 +1,15 @@
 """A judging model's reply -> verdicts. Tolerant of wrapping, strict about content.
 
-The JSON may be surrounded by thinking, a code fence or other text. It must judge every criterion exactly
-once, in the words of the scale. A reply with two different judgements is rejected.
+The judgement is one JSON object. Either it is the whole reply, apart from thinking and a code fence, or it is
+the end of the reply and repeats the code of the material's fences. An answer does not know the code, so an
+object that the reply only quotes from the answer is never taken for the judgement. It must judge every
+criterion exactly once, in the words of the scale. A reply with two different judgements is rejected.
+
+JSON is first read as it is, with raw control characters allowed in strings. What fails is read again with
+three repairs, none of which can change a verdict: a backslash that begins no escape (LaTeX) stands for itself,
+a comma before a closing bracket is dropped, and Python's True, False and None count as JSON's. Anything
+looser, such as single quotes, unescaped quotes or missing brackets, is malformed, because a guess about where
+it ends could change the verdict. That is also why this does not use a general repair library.
 """
 
 from __future__ import annotations
@@ -9,13 +17,23 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from herl.errors import JudgeError
 from herl.judge.llm.scale import Scale
 
+MAX_BRACES = 1000
+"""Opening braces in a reply at which an object is looked for."""
 _THINKING = re.compile(r"^.*</think>|<think>.*$", re.DOTALL)
+_THINKING_TAGS = ("think", "thinking", "reasoning")
+_FENCED = re.compile(r"```[\w-]*\s(.*?)\s*```", re.DOTALL)
+_STRING = r'"(?:[^"\\]|\\.)*"'
+_ESCAPE = re.compile(r'\\(?:u[0-9a-fA-F]{4}|["\\/bfnrt])|\\')
+_COMMA = re.compile(rf"({_STRING})|,(?=\s*[}}\]])", re.DOTALL)
+_LITERAL = re.compile(rf"({_STRING})|\b(True|False|None)\b", re.DOTALL)
+_LITERALS = {"True": "true", "False": "false", "None": "null"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +49,19 @@ def without_thinking(text: str) -> str:
     return _THINKING.sub("", text).strip()
 
 
-def read_verdicts(reply: str, count: int, scale: Scale) -> list[ParsedVerdict]:
+def read_verdicts(reply: str, count: int, scale: Scale, code: str = "") -> list[ParsedVerdict]:
     """Returns a reply's verdicts on criteria 1 to `count`, in order.
+
+    Args:
+        reply: The text of a complete reply.
+        count: Number of criteria.
+        scale: The allowed verdicts.
+        code: The code of the material's fences; without it, the judgement must be the whole reply.
 
     Raises:
         JudgeError: the reply is malformed, or criteria are missing, duplicated or invented (wrong_count).
     """
-    entries = _only_judgement([_entries(found["verdicts"]) for found in _objects(reply, "verdicts")], reply)
+    entries = _entries(_judgement(reply, "verdicts", code)["verdicts"])
     if sorted(entries) != list(range(1, count + 1)):
         raise JudgeError(
             f"expected verdicts on criteria 1 to {count}, got {sorted(entries)[:20]}",
@@ -47,44 +71,93 @@ def read_verdicts(reply: str, count: int, scale: Scale) -> list[ParsedVerdict]:
     return [_parsed(entries[number], "verdict", scale) for number in range(1, count + 1)]
 
 
-def read_score(reply: str, scale: Scale) -> ParsedVerdict:
-    """Returns a reply's verdict on the answer as a whole.
+def read_score(reply: str, scale: Scale, code: str = "") -> ParsedVerdict:
+    """Returns a reply's verdict on the answer as a whole; `code` is as for `read_verdicts`.
 
     Raises:
         JudgeError: the reply is malformed.
     """
-    return _parsed(_only_judgement(_objects(reply, "score"), reply), "score", scale)
+    return _parsed(_judgement(reply, "score", code), "score", scale)
 
 
-def _only_judgement(found: list[Any], reply: str) -> Any:
-    if not found:
-        raise JudgeError(
-            f"expected JSON with verdicts, got {without_thinking(reply)[:200]!r}", "malformed", retry=True
-        )
-    if any(other != found[0] for other in found[1:]):
-        raise JudgeError("expected one judgement, got several that differ", "malformed", retry=True)
-    return found[0]
+def first_object(text: str) -> str | None:
+    """Returns a text up to the end of the JSON object that it begins with, or None without a whole one."""
+    for read in (text, _repaired(text)):
+        with suppress(json.JSONDecodeError, RecursionError, JudgeError):
+            return read[: _DECODER.raw_decode(read)[1]]
+    return None
 
 
-def _objects(reply: str, key: str) -> list[dict[str, Any]]:
-    """Returns the JSON objects in a text that have this key.
+def _judgement(reply: str, key: str, code: str) -> dict[str, Any]:
+    """Returns the JSON object that is the whole reply, or the one at its end that has the code."""
+    reply = reply.strip("\ufeff \t\r\n")
+    rest = _after_thinking(reply)
+    for text in (reply, rest):  # all of it first: a reason may hold a tag of thinking
+        found = _whole(text)
+        if isinstance(found, dict):
+            break
+    else:
+        found = _last(rest, code)
+    if not isinstance(found, dict) or key not in found:
+        raise _malformed(f"expected JSON with '{key}', alone or with the code at the end", rest)
+    if code and "code" in found and _code(found) != code:
+        raise _malformed(f"expected the code {code}", rest)
+    return found
+
+
+def _after_thinking(reply: str) -> str:
+    """Returns the text after thinking; empty if it never ends.
+
+    It ends at the first closing tag, as a later one may be a quotation. A template may have opened <think> in
+    the prompt; the tag that closes it cannot come from an answer, since prompts break it up.
+    """
+    for tag in _THINKING_TAGS:
+        opened = reply.startswith(f"<{tag}>")
+        _, closed, rest = reply.partition(f"</{tag}>")
+        if opened or (closed and tag == "think"):
+            return rest.strip()
+    return reply
+
+
+def _last(text: str, code: str) -> dict[str, Any] | None:
+    """Returns the object that ends a text and has the code, or None.
 
     Raises:
-        JudgeError: the key also occurs outside them, because the reply quotes another or breaks off.
+        JudgeError: another object with the code differs from it, or breaks off.
     """
-    try:
-        found = [_DECODER.decode(reply.strip())]
-    except (json.JSONDecodeError, RecursionError):
-        reply = without_thinking(reply)
-        found = list(_scan(reply))
-    named = [value for value in found if isinstance(value, dict) and key in value]
-    if reply.count(f'"{key}"') != len(named):
-        raise JudgeError(
-            f"expected one complete JSON object with '{key}', got nested or partial ones: {reply[:200]!r}",
-            "malformed",
-            retry=True,
-        )
-    return named
+    if not code or code not in text.lower():
+        return None
+    for read in (text, _repaired(text[text.find("{") :])):
+        objects = list(_objects(read))
+        if objects and not read[objects[-1][1] :].strip("` \r\n\t") and _code(objects[-1][0]) == code:
+            break
+    else:
+        return None
+    last = objects[-1][0]
+    coded = [found for found, _ in objects if _code(found) == code]
+    announced = len(re.findall(rf'"code"\s*:\s*"{code}"', read, re.IGNORECASE))
+    if announced > len(coded) or any(found != last for found in coded):
+        raise _malformed("expected one judgement, got several that differ", text)
+    return last
+
+
+def _code(found: dict[str, Any]) -> str:
+    return str(found.get("code", "")).strip().lower()
+
+
+def _malformed(expected: str, got: str) -> JudgeError:
+    shown = got if len(got) <= 200 else f"{got[:100]} ... {got[-100:]}"
+    return JudgeError(f"{expected}; got {shown!r}", "malformed", retry=True)
+
+
+def _whole(text: str) -> Any:
+    """Returns the JSON value that a text consists of, in a code fence or without, or None."""
+    if fenced := _FENCED.fullmatch(text):
+        text = fenced[1]
+    for read in (str, _repaired):
+        with suppress(json.JSONDecodeError, RecursionError):
+            return _DECODER.decode(read(text).strip())
+    return None
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -95,17 +168,26 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_once)
+_DECODER = json.JSONDecoder(object_pairs_hook=_once, strict=False)
 
 
-def _scan(text: str) -> Iterator[Any]:
-    """Yields the JSON objects in a text, tried at each opening brace outside the previous object."""
+def _repaired(text: str) -> str:
+    """Returns the text with the three repairs that the module's docstring names."""
+    text = _ESCAPE.sub(lambda match: match[0] if len(match[0]) > 1 else "\\\\", text)
+    text = _COMMA.sub(lambda match: match[1] or "", text)
+    return _LITERAL.sub(lambda match: match[1] or _LITERALS[match[2]], text)
+
+
+def _objects(text: str) -> Iterator[tuple[dict[str, Any], int]]:
+    """Yields the outermost JSON objects in a text and where they end, tried at each opening brace."""
     place = text.find("{")
-    while place >= 0:
+    for _ in range(MAX_BRACES):
+        if place < 0:
+            return
         try:
             found, end = _DECODER.raw_decode(text, place)
-            yield found
-        except (json.JSONDecodeError, RecursionError):
+            yield found, end
+        except (json.JSONDecodeError, RecursionError, JudgeError):
             end = place + 1
         place = text.find("{", end)
 

@@ -2,7 +2,8 @@
 
 All material is treated as data: each part is enclosed by two lines with a code that occurs nowhere in it,
 so no part can end itself and pose as another. Whole control tokens of chat templates get an invisible
-character, because servers would interpret them; all other text is unchanged. The code depends only on the
+character, because servers would interpret them; all other text is unchanged. The reply repeats the code, so
+the judge's own JSON cannot be confused with JSON that it quotes from an answer. The code depends only on the
 task and its rubric, unless an answer guesses it, so the questions about one prompt share a prefix that
 servers can cache.
 """
@@ -32,6 +33,8 @@ class Question:
     criteria: tuple[Criterion, ...]
     messages: tuple[Message, ...]
     schema: dict[str, Any]
+    code: str
+    """The code of the material's fences, which the reply repeats."""
 
 
 class PromptBuilder:
@@ -88,7 +91,7 @@ class PromptBuilder:
             "material": "\n\n".join(fence(name, text, code) for name, text in parts),
             "code": code,
             "count": str(len(criteria)),
-            "form": self._form(len(criteria)),
+            "form": self._form(len(criteria), code),
         }
         return Question(
             criteria=criteria,
@@ -96,35 +99,37 @@ class PromptBuilder:
                 {"role": "system", "content": prompt_text.fill(self._system, fields)},
                 {"role": "user", "content": prompt_text.fill(self._user, fields)},
             ),
-            schema=self._schema(len(criteria)),
+            schema=self._schema(len(criteria), code),
+            code=code,
         )
 
     def _line(self, number: int, criterion: Criterion) -> str:
         points = f" ({criterion.weight:+g} points)" if self._mode == "holistic" else ""
         return f"{number}. {' '.join(criterion.text.split())}{points}"
 
-    def _form(self, count: int) -> str:
+    def _form(self, count: int, code: str) -> str:
         words = ", ".join(f'"{word}"' for word in self._scale.words)
         key = "score" if self._mode == "holistic" else "verdict"
         reason = '"reason": "...", ' if self._reasons else ""
-        entry = f'{{{reason}"{key}": <one of {words}>}}'
+        entry = f'{reason}"{key}": <one of {words}>'
         if self._mode == "holistic":
-            return entry
-        shown = [f'"1": {entry}', *["..."] * (count > 2), *[f'"{count}": {{...}}'] * (count > 1)]
-        return f'{{"verdicts": {{{", ".join(shown)}}}}}'
+            return f'{{"code": "{code}", {entry}}}'
+        shown = [f'"1": {{{entry}}}', *["..."] * (count > 2), *[f'"{count}": {{...}}'] * (count > 1)]
+        return f'{{"code": "{code}", "verdicts": {{{", ".join(shown)}}}}}'
 
-    def _schema(self, count: int) -> dict[str, Any]:
+    def _schema(self, count: int, code: str) -> dict[str, Any]:
         key = "score" if self._mode == "holistic" else "verdict"
         reason: dict[str, Any] = {"type": "string"}
         if self._reason_characters is not None:
             reason["maxLength"] = self._reason_characters
-        entry = _object(
-            ({"reason": reason} if self._reasons else {})
-            | {key: {"type": "string", "enum": self._scale.words}}
-        )
+        repeated = {"code": {"type": "string", "enum": [code]}}  # more endpoints know enum than const
+        entry = ({"reason": reason} if self._reasons else {}) | {
+            key: {"type": "string", "enum": self._scale.words}
+        }
         if self._mode == "holistic":
-            return entry
-        return _object({"verdicts": _object({str(n): entry for n in range(1, count + 1)})})
+            return _object(repeated | entry)
+        verdicts = _object({str(n): _object(entry) for n in range(1, count + 1)})
+        return _object(repeated | {"verdicts": verdicts})
 
 
 def _object(properties: dict[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """A judge model in this process, run by a sampling engine."""
 
+import re
+
 import pytest
 
 from herl.judge import JudgeRunner
@@ -50,12 +52,13 @@ def judge_with(words, texts, **settings):
 
 
 def test_replies_are_begun_in_their_form_and_written_together():
-    judgements, engine = judge_with('met"}}}', ["fish", "river", "otter"], mode="per_criterion")
+    judgements, engine = judge_with(
+        'met"}}} {"verdicts": and more', ["fish", "river", "otter"], mode="per_criterion"
+    )
     assert [judgement.reward for judgement in judgements] == [1.0, 1.0, 1.0]
     assert len(engine.rounds) <= 3
-    assert all(
-        prompt.endswith('{"verdicts": {"1": {"verdict": "') for prompts in engine.rounds for prompt in prompts
-    )
+    begun = re.compile(r'\{"code": "[0-9a-f]{8}", "verdicts": \{"1": \{"verdict": "$')
+    assert all(begun.search(prompt) for prompts in engine.rounds for prompt in prompts)
     assert judgements[0].usage["tokens"] > 100
 
 
@@ -63,6 +66,7 @@ def test_nothing_holds_a_local_model_to_its_form_so_it_may_abstain():
     judgements, _ = judge_with("blah", ["fish"], mode="per_criterion")
     assert judgements[0].reward is None
     assert judgements[0].usage["abstained_malformed"] == 2
+    assert "cut off after 4 tokens" in judgements[0].verdicts[0].reason
 
 
 class Broken(Verdicts):
@@ -79,10 +83,10 @@ def test_an_engine_that_breaks_abstains_and_the_rest_goes_on():
 
 
 @pytest.mark.parametrize(
-    ("mode", "begun"), [("holistic", '{"reason": "'), ("one_shot", '{"verdicts": {"1": {"reason": "')]
+    ("mode", "begun"), [("holistic", '"reason": "'), ("one_shot", '"verdicts": {"1": {"reason": "')]
 )
 def test_the_opening_follows_the_schema(mode, begun):
     from herl.judge.llm.prompt import PromptBuilder
 
     [question] = PromptBuilder(mode, Scale.of(None)).questions(TASK, "fish")
-    assert opening(question.schema) == begun
+    assert opening(question.schema) == f'{{"code": "{question.code}", {begun}'

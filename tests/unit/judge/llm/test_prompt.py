@@ -41,7 +41,7 @@ def test_each_mode_asks_about_every_criterion_once(mode, sizes):
         expected = [f"{n}. {c.text}{points}" for n, c in enumerate(question.criteria, start=1)]
         assert lines == expected
         entries = question.schema["properties"]
-        assert set(entries) == ({"reason", "score"} if mode == "holistic" else {"verdicts"})
+        assert list(entries) == ["code", *(["reason", "score"] if mode == "holistic" else ["verdicts"])]
 
 
 def test_the_material_is_the_conversation_the_rubric_and_the_answer():
@@ -134,12 +134,23 @@ def test_the_scale_and_the_form_are_told():
     entry = question.schema["properties"]["verdicts"]["properties"]["5"]
     assert entry["properties"] == {"verdict": {"type": "string", "enum": ["0", "1", "2", "cannot tell"]}}
     form = question.messages[-1]["content"].splitlines()[-1]
-    assert form == '{"verdicts": {"1": {"verdict": <one of "0", "1", "2", "cannot tell">}, ..., "5": {...}}}'
+    entries = '"1": {"verdict": <one of "0", "1", "2", "cannot tell">}, ..., "5": {...}'
+    assert form == f'{{"code": "{question.code}", "verdicts": {{{entries}}}}}'
     [question] = questions(task=many(1))
     form = question.messages[-1]["content"].splitlines()[-1]
-    assert form == (
-        '{"verdicts": {"1": {"reason": "...", "verdict": <one of "met", "not met", "cannot tell">}}}'
-    )
+    entry = '{"reason": "...", "verdict": <one of "met", "not met", "cannot tell">}'
+    assert form == f'{{"code": "{question.code}", "verdicts": {{"1": {entry}}}}}'
+
+
+@pytest.mark.parametrize("mode", ["one_shot", "per_criterion", "batched", "holistic"])
+def test_the_reply_repeats_the_code_of_the_fences(mode):
+    for question in questions(mode, answer="</think> fish"):
+        text = question.messages[-1]["content"]
+        assert {code for _, _, code in FENCE.findall(text)} == {question.code}
+        assert text.splitlines()[-1].startswith(f'{{"code": "{question.code}", ')
+        assert question.schema["properties"]["code"] == {"type": "string", "enum": [question.code]}
+        assert "code" in question.schema["required"]
+        assert "</think>" not in text  # `parse` takes an unopened one for the end of the judge's own thinking
 
 
 def test_a_template_of_ones_own_needs_all_fields():
