@@ -19,12 +19,14 @@ FOREIGN = "x-"
 def without_nulls(value: Any) -> Any:
     """Returns a check without the keys whose value is null: Parquet fills up all rows to the same keys.
 
-    In a JSON schema, `const: null` means something; it stays if it is alone in its mapping.
+    A JSON schema is kept as it is, because nulls mean something in it.
     """
     if isinstance(value, Mapping):
-        if list(value) == ["const"]:
-            return dict(value)
-        return {key: without_nulls(part) for key, part in value.items() if part is not None}
+        return {
+            key: part if key == "schema" else without_nulls(part)
+            for key, part in value.items()
+            if part is not None
+        }
     if isinstance(value, list):
         return [without_nulls(part) for part in value]
     return value

@@ -9,46 +9,42 @@
 | native      | prompt or messages, and rubric | [{text, weight, check, ...}] or plain strings          |
 
 Other common field names are recognized (`ALIASES`); a field map adds more. A rubric or a list of
-instructions may also be nested in `reward_model` or its `ground_truth`, as in verl's rows. In the native
-format an unknown field is an error, since it is probably misspelled; in the other formats it is ignored.
-Lists stored as JSON in a text column are decoded.
+instructions may also be nested in `reward_model` or its `ground_truth`, as in verl's rows. Alpaca's
+`instruction` and `input` form one prompt. In the native format an unknown field is an error, since it is
+probably misspelled; in the other formats it is listed, and an error if it looks like a part of the prompt
+(`columns`). Lists stored as JSON in a text column are decoded, and nulls are missing fields (`cells`).
 """
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from herl.checks import read_check, without_nulls
+from herl.checks import read_check
+from herl.data.cells import OWN, OWN_IN_JSON, check_unicode, decoded, present
+from herl.data.columns import check_unused
+from herl.data.foreign import (
+    ALIASES,
+    TEXTS,
+    column,
+    first,
+    foreign_criterion,
+    has_points,
+    is_foreign,
+    is_negative,
+    message,
+    renamed,
+    unpacked,
+    with_input,
+)
 from herl.data.rows import Row
 from herl.errors import ConfigError, DataError, did_you_mean
 from herl.types import Criterion, Rubric, Task
 
 NegativeWeight = Literal["must_say", "met_is_bad", "met_is_good"]
-ALIASES = {
-    "prompt": ("question", "instruction", "query", "problem"),
-    "messages": ("conversation", "conversations"),
-    "rubric": ("rubrics", "Rubrics", "rubric_items", "criteria", "checklist"),
-    "reference": ("reference_answer", "ideal_answer"),
-    "id": ("prompt_id", "key", "question_id", "sample_id"),
-    "source": ("data_source",),
-}
-"""Names of row fields in other data sets."""
-CRITERION_ALIASES = {
-    "text": ("description", "criterion", "requirement", "criterion_text", "rubric_item", "Ingredient"),
-    "weight": ("points", "score"),
-    "title": ("name",),
-}
-"""Names of criterion fields in other data sets."""
-_TEXTS = {"prompt", "reference", *ALIASES["prompt"], *ALIASES["reference"]}
-_CATEGORY = re.compile(
-    r"^\s*(Essential|Important|Optional|Pitfall)(?: Criteria| Criterion)?\s*:\s*", re.IGNORECASE
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +53,8 @@ class Reading:
 
     Args:
         fields: Native field names -> names in this data set, for rows and criteria alike. Other fields of
-            a row are ignored.
+            a row are listed (`herl.data.columns`).
+        ignore: Columns to drop without a word.
         negative_weight: Whether meeting a criterion with a negative weight is bad, if the row does not say:
             `met_is_bad` ("advertises a product"), `met_is_good` ("does not advertise"), or `must_say`,
             which makes such a row an error. HealthBench rows default to met_is_bad.
@@ -65,6 +62,7 @@ class Reading:
     """
 
     fields: Mapping[str, str] = field(default_factory=dict)
+    ignore: Sequence[str] = ()
     negative_weight: NegativeWeight = "must_say"
     source: str | None = None
 
@@ -133,48 +131,83 @@ def task_of(row: Row, reading: Reading | None = None) -> Task:
     Raises:
         DataError: the row cannot be used; names its place, the field, the expected and the actual value.
     """
-    reading = reading or Reading()
+    return read_row(row, reading or Reading())[0]
+
+
+def read_row(row: Row, reading: Reading) -> tuple[Task, frozenset[str]]:
+    """Returns the task of a row, and the row's columns that no field takes.
+
+    Raises:
+        DataError: the row cannot be used; names its place, the field, the expected and the actual value.
+    """
     if isinstance(row.value, DataError):
         raise row.value
     if not isinstance(row.value, dict):
         raise DataError(f"{row.place}: expected a JSON object, got {type(row.value).__name__}")
-    value = _unpacked({name: _decoded(name, cell) for name, cell in row.value.items()})
+    filled = present(row.value, OWN if row.filled else OWN_IN_JSON)
+    given = {
+        name: decoded(cell, is_text=name in TEXTS)
+        for name, cell in filled.items()
+        if name not in reading.ignore
+    }
+    value = unpacked(given)
     try:
-        if "instruction_id_list" in value and not reading.fields:
-            return _ifeval_task(_IFEval.model_validate(value), row.number, reading)
-        return _native_task(_Native.model_validate(_as_native(value, reading)), row.number, reading)
+        task, taken = _read(value, row.id, reading)
+        unused = frozenset(
+            name for name, cell in given.items() if name not in taken and cell not in ("", [], {})
+        )
+        check_unused(given, sorted(unused), task.messages)
     except ValidationError as error:
         raise DataError(f"{row.place}: {_explain(error)}") from error
     except DataError as error:
         raise DataError(f"{row.place}: {error}") from error
+    return task, unused
+
+
+def _read(value: dict[str, Any], row_id: str, reading: Reading) -> tuple[Task, set[str]]:
+    """Returns the task of a row, and the columns that it is made of."""
+    if "instruction_id_list" in value and not reading.fields:
+        check_unicode({name: value[name] for name in _IFEval.model_fields if name in value})
+        return _ifeval_task(_IFEval.model_validate(value), row_id, reading), {
+            *_IFEval.model_fields,
+            "reward_model",
+        }
+    native, taken = _as_native(value, reading)
+    check_unicode(native)
+    return _native_task(_Native.model_validate(native), row_id, reading), taken
 
 
 # Other formats -> the native one
 
 
-def _as_native(value: Mapping[str, Any], reading: Reading) -> dict[str, Any]:
+def _as_native(value: Mapping[str, Any], reading: Reading) -> tuple[dict[str, Any], set[str]]:
+    """A row in the native format, and the columns that it is made of."""
     if reading.fields:
-        native = _renamed(value, reading.fields)
+        native = renamed(value, reading.fields)
         named = set(reading.fields)
         rubric = native.get("rubric")
         inner = {name: theirs for name, theirs in reading.fields.items() if name in _Criterion.model_fields}
         if isinstance(rubric, list):
-            native["rubric"] = [_renamed(c, inner) if isinstance(c, dict) and inner else c for c in rubric]
-        return _typed({k: v for k, v in native.items() if k in named or k in ("id", "meta")}, reading)
+            native["rubric"] = [renamed(c, inner) if isinstance(c, dict) and inner else c for c in rubric]
+        taken = {*reading.fields.values(), *(named - set(reading.fields.values())), "id", "meta"}
+        return _typed({k: v for k, v in native.items() if k in named or k in ("id", "meta")}, reading), taken
     if "constraints" in value:
-        return _muldimif(value)
-    if "rubric" in value and ("prompt" in value or "messages" in value) and not _is_foreign(value):
-        return _typed(dict(value), reading)
-    native = {name: theirs for name in ("prompt", "messages", "rubric", "reference", "id", "source")
-              if (theirs := _first(value, name, ALIASES.get(name, ()))) is not None}  # fmt: skip
+        chat = column(value, "messages", ("conversations", "prompt"))
+        return _muldimif(value, chat), {"id", "constraints", chat or ""}
+    if "rubric" in value and ("prompt" in value or "messages" in value) and not is_foreign(value):
+        return _typed(dict(value), reading), set(value)
+    columns = {name: theirs for name in ("prompt", "messages", "rubric", "reference", "id", "source")
+               if (theirs := column(value, name, ALIASES.get(name, ()))) is not None}  # fmt: skip
+    native = {name: value[theirs] for name, theirs in columns.items()}
     if "rubric" not in native:
-        return dict(value)  # validation will name the missing field
+        return dict(value), set(value)  # validation will name the missing field
     if isinstance(native["rubric"], dict):  # {"criteria": [...]}
-        native["rubric"] = _first(native["rubric"], "criteria", ("rubric", "rubrics", "items"))
+        native["rubric"] = first(native["rubric"], "criteria", ("rubric", "rubrics", "items"))
     if isinstance(native["rubric"], list):
-        native["rubric"] = [_foreign_criterion(c) for c in native["rubric"]]
+        native["rubric"] = [foreign_criterion(c, _Criterion.model_fields) for c in native["rubric"]]
     if "messages" in native:
-        native.pop("prompt", None)  # repeats the messages as text
+        for repeats in (native, columns):  # the messages as text
+            repeats.pop("prompt", None)
         if isinstance(native["messages"], dict):
             native["messages"] = native["messages"].get("messages")
     ideal = value.get("ideal_completions_data")
@@ -182,7 +215,11 @@ def _as_native(value: Mapping[str, Any], reading: Reading) -> dict[str, Any]:
         native["reference"] = ideal["ideal_completion"]
     if not isinstance(native.get("reference") or None, str):
         native.pop("reference", None)
-    return _typed(native, reading, points=_has_points(value))
+    taken = {*columns.values(), "reward_model", "ideal_completions_data"}
+    if columns.get("prompt") == "instruction" and isinstance(value.get("input"), str):
+        native["prompt"] = with_input(native["prompt"], value["input"])
+        taken.add("input")
+    return _typed(native, reading, points=has_points(value)), taken
 
 
 def _typed(native: dict[str, Any], reading: Reading, points: bool = False) -> dict[str, Any]:
@@ -190,120 +227,33 @@ def _typed(native: dict[str, Any], reading: Reading, points: bool = False) -> di
     if isinstance(native.get("prompt"), list):
         native["messages"] = native.pop("prompt")
     if isinstance(native.get("messages"), list):
-        native["messages"] = [_message(message) for message in native["messages"]]
+        native["messages"] = [message(one) for one in native["messages"]]
     bad = reading.negative_weight == "met_is_bad" or (points and reading.negative_weight == "must_say")
     if (bad or reading.negative_weight == "met_is_good") and isinstance(native.get("rubric"), list):
         native["rubric"] = [
-            {"undesirable": bad, **c} if isinstance(c, dict) and _is_negative(c.get("weight")) else c
+            {"undesirable": bad, **c} if isinstance(c, dict) and is_negative(c.get("weight")) else c
             for c in native["rubric"]
         ]
     return native
 
 
-def _message(message: Any) -> Any:
-    """A message's role and content, also from {"from": "human", "value": ...}; other fields are dropped."""
-    if not isinstance(message, dict):
-        return message
-    role = str(message.get("role", message.get("from")))
-    role = {"human": "user", "gpt": "assistant"}.get(role, role)
-    return {"role": role, "content": message.get("content", message.get("value"))}
-
-
-def _foreign_criterion(criterion: Any) -> Any:
-    if not isinstance(criterion, dict):
-        return criterion
-    native = {name: found for name in _Criterion.model_fields
-              if (found := _first(criterion, name, CRITERION_ALIASES.get(name, ()))) is not None}  # fmt: skip
-    text = native.get("text")
-    if isinstance(text, str) and (prefix := _CATEGORY.match(text)) is not None:
-        native |= {"text": text[prefix.end() :], "category": prefix[1].lower()}
-    tags = criterion.get("tags")
-    axes = [str(tag) for tag in tags if str(tag).startswith("axis:")] if isinstance(tags, list) else []
-    if isinstance(tags, dict) and tags.get("axis"):
-        axes = [f"axis:{tags['axis']}"]
-    if axes and "category" not in native:
-        native["category"] = axes[0]
-    if "id" in native:
-        native["id"] = str(native["id"])
-    return native
-
-
-def _muldimif(value: Mapping[str, Any]) -> dict[str, Any]:
+def _muldimif(value: Mapping[str, Any], chat: str | None) -> dict[str, Any]:
     constraints = value["constraints"]
     for triple in constraints if isinstance(constraints, list) else [constraints]:
         if not (isinstance(triple, list) and len(triple) == 3 and all(isinstance(p, str) for p in triple)):
             raise DataError(f"constraints: expected [category, sub-category, text], got {str(triple)[:80]!r}")
     native = {
         "id": value.get("id"),
-        "messages": _first(value, "messages", ("conversations", "prompt")),
+        "messages": value[chat] if chat else None,
         "rubric": [{"text": text, "title": sub, "category": category} for category, sub, text in constraints],
     }
     return _typed(native, Reading())
 
 
-def _is_foreign(value: Mapping[str, Any]) -> bool:
-    """Whether a row or its criteria use field names of other data sets."""
-    rubric = value["rubric"]
-    if "rubric_list" in value or "reward_model" in value:
-        return True
-    theirs = {alias for aliases in CRITERION_ALIASES.values() for alias in aliases}
-    return isinstance(rubric, dict) or (
-        isinstance(rubric, list)
-        and any(isinstance(c, dict) and "text" not in c and theirs & set(c) for c in rubric)
-    )
-
-
-def _has_points(value: Mapping[str, Any]) -> bool:
-    rubrics = _first(value, "rubrics", ALIASES["rubric"])
-    return isinstance(rubrics, list) and any(isinstance(c, dict) and "points" in c for c in rubrics)
-
-
-def _is_negative(weight: Any) -> bool:
-    try:
-        return float(weight) < 0
-    except (TypeError, ValueError):
-        return False
-
-
-def _first(value: Mapping[str, Any], name: str, aliases: tuple[str, ...]) -> Any:
-    return next((value[key] for key in (name, *aliases) if value.get(key) is not None), None)
-
-
-def _renamed(value: Mapping[str, Any], fields: Mapping[str, str]) -> dict[str, Any]:
-    theirs = {name: value[column] for name, column in fields.items() if column in value}
-    taken = set(fields.values())
-    return {name: cell for name, cell in value.items() if name not in taken} | theirs
-
-
-def _decoded(name: str, cell: Any) -> Any:
-    """Decodes a list or an object stored as JSON in a text column. A prompt that is JSON stays text."""
-    if not isinstance(cell, str) or cell.lstrip()[:2] not in ("[{", '["', "[[", '{"'):
-        return cell
-    try:
-        found = json.loads(cell)
-    except (json.JSONDecodeError, RecursionError):
-        return cell
-    if name in _TEXTS:
-        chat = isinstance(found, list) and all(isinstance(m, dict) and "role" in m for m in found)
-        return found if chat else cell
-    return found
-
-
-def _unpacked(value: dict[str, Any]) -> dict[str, Any]:
-    """Lifts the fields that verl nests in reward_model and its ground_truth to the top of the row."""
-    inner = value.get("reward_model")
-    if not isinstance(inner, dict):
-        return value
-    truth = _decoded("ground_truth", inner.get("ground_truth"))
-    parts = {**inner, **(truth if isinstance(truth, dict) else {})}
-    wanted = {"instruction_id_list", "kwargs", "rubric", *ALIASES["rubric"]}
-    return {name: _decoded(name, part) for name, part in parts.items() if name in wanted and part} | value
-
-
 # Tasks
 
 
-def _native_task(row: _Native, number: int, reading: Reading) -> Task:
+def _native_task(row: _Native, row_id: str, reading: Reading) -> Task:
     if (row.messages is None) == (row.prompt is None):
         raise DataError("expected either 'messages' or 'prompt', got both or neither")
     messages = row.messages or [_Message(role="user", content=row.prompt or "")]
@@ -326,7 +276,7 @@ def _native_task(row: _Native, number: int, reading: Reading) -> Task:
     if len(set(ids)) < len(ids):
         raise DataError(f"rubric: expected unique ids, got {ids}")
     return Task(
-        id=str(number if row.id is None else row.id),
+        id=row_id if row.id is None else str(row.id),
         messages=tuple(message.model_dump() for message in messages),
         rubric=Rubric(criteria=criteria),
         reference=row.reference,
@@ -336,13 +286,13 @@ def _native_task(row: _Native, number: int, reading: Reading) -> Task:
 
 
 def _sound_check(value: Any, where: str) -> Mapping[str, Any] | None:
-    check: Mapping[str, Any] | None = without_nulls(value) or None if isinstance(value, dict) else value
+    check: Mapping[str, Any] | None = value or None if isinstance(value, dict) else value
     if check is not None:
         read_check(check, where)
     return check
 
 
-def _ifeval_task(row: _IFEval, number: int, reading: Reading) -> Task:
+def _ifeval_task(row: _IFEval, row_id: str, reading: Reading) -> Task:
     if len(row.kwargs) != len(row.instruction_id_list):
         raise DataError(
             f"kwargs: expected {len(row.instruction_id_list)} entries, one per instruction, "
@@ -358,7 +308,7 @@ def _ifeval_task(row: _IFEval, number: int, reading: Reading) -> Task:
     key = row.id if row.key is None else row.key
     messages = row.prompt if isinstance(row.prompt, list) else [_Message(role="user", content=row.prompt)]
     return Task(
-        id=str(number if key is None else key),
+        id=row_id if key is None else str(key),
         messages=tuple(message.model_dump() for message in messages),
         rubric=Rubric(criteria=tuple(criteria)),
         source=reading.source or "ifeval",
@@ -396,4 +346,7 @@ def _explain(error: ValidationError) -> str:
     steps = [str(part) for part in first["loc"]]
     name = ".".join(step for step in steps if not step.startswith(("_", "function-")))
     got = "nothing" if first["type"] == "missing" else repr(first["input"])[:80]
-    return f"{name}: {first['msg']}, got {got}"
+    hint = ""
+    if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:
+        hint = f" (to drop the column: data.train.ignore=[{name}])"
+    return f"{name}: {first['msg']}, got {got}{hint}"

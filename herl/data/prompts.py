@@ -10,7 +10,7 @@ from herl.cache_folder import cache_folder
 from herl.data.datamodule import RubricDataModule
 from herl.data.formats import NegativeWeight, Reading, task_of
 from herl.data.rows import Row
-from herl.data.sources import check_instructions, read_tasks
+from herl.data.sources import read_tasks
 from herl.errors import ConfigError, DataError
 from herl.types import Task
 
@@ -18,6 +18,7 @@ from herl.types import Task
 def held_out(
     path: str,
     fields: Mapping[str, str] | None = None,
+    ignore: Sequence[str] = (),
     negative_weight: NegativeWeight = "must_say",
     max_prompts: int | None = None,
     prompts_per_batch: int = 16,
@@ -28,13 +29,14 @@ def held_out(
     Args:
         path: A .jsonl, .json, .csv or .parquet file, a folder of them, or hf:owner/name[:split].
         fields: herl's field names -> names in this data.
+        ignore: Columns to drop without a word.
         negative_weight: Meaning of a negative weight, if the row does not say (`herl.data.formats.Reading`).
         max_prompts: Number of prompts to take, evenly spaced over the file; None for all.
         prompts_per_batch: Prompts answered together.
         seed: Seed of the data module.
     """
     return _module(
-        _spread(read_tasks(path, fields=fields, negative_weight=negative_weight), max_prompts),
+        _spread(read_tasks(path, fields=fields, ignore=ignore, negative_weight=negative_weight), max_prompts),
         prompts_per_batch,
         seed,
     )
@@ -79,7 +81,6 @@ def typed_prompt(text: str, rubric: Sequence[Any] = ()) -> RubricDataModule:
             '{"prompt": ..., "rubric": [...]}'
         )
     task = task_of(Row(place="prompt", number=1, value=value), Reading())
-    check_instructions(task, "prompt")
     return _module([task], 1, 0)
 
 

@@ -17,7 +17,7 @@ import json
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -38,6 +38,15 @@ class Row:
     number: int
     """Counted from 1 within its file; the line number for JSONL and CSV."""
     value: Any
+    part: str = ""
+    """Name of its file in a folder of several; "" for a single file."""
+    filled: bool = False
+    """Whether the source fills fields that a row lacks with nulls, as Arrow does."""
+
+    @property
+    def id(self) -> str:
+        """The id of a row that brings none: unique in its data set, and the same at every reading."""
+        return f"{self.part}:{self.number}" if self.part else str(self.number)
 
 
 class Rows(Sequence[Row], ABC):
@@ -113,7 +122,7 @@ class Table(Rows):
         return len(self._table)
 
     def read(self, place: int) -> Row:
-        return Row(place=f"{self._name}:{place + 1}", number=place + 1, value=self._table[place])
+        return Row(place=f"{self._name}:{place + 1}", number=place + 1, value=self._table[place], filled=True)
 
 
 def read_rows(path: str | Path) -> Rows:
@@ -144,14 +153,15 @@ def _folder(path: Path) -> Rows:
     if not files:
         raise DataError(f"{path}: expected .jsonl, .json, .csv or .parquet files in the folder, got none")
     parts = [read_rows(file) for file in files]
-    return parts[0] if len(parts) == 1 else Chain(parts)
+    return parts[0] if len(parts) == 1 else Chain(parts, [file.name for file in files])
 
 
 class Chain(Rows):
     """The rows of several files, one after another."""
 
-    def __init__(self, parts: Sequence[Rows]) -> None:
+    def __init__(self, parts: Sequence[Rows], names: Sequence[str]) -> None:
         self._parts = parts
+        self._names = names
         self._starts = [sum(len(part) for part in parts[:i]) for i in range(len(parts))]
         self.large = any(part.large for part in parts)
 
@@ -159,9 +169,9 @@ class Chain(Rows):
         return sum(len(part) for part in self._parts)
 
     def read(self, place: int) -> Row:
-        for start, part in zip(reversed(self._starts), reversed(self._parts), strict=True):
-            if place >= start and place - start < len(part):
-                return part[place - start]
+        for start, part, name in zip(self._starts, self._parts, self._names, strict=True):
+            if start <= place < start + len(part):
+                return replace(part[place - start], part=name)
         raise IndexError(place)
 
 
@@ -179,7 +189,7 @@ def _json_row(text: bytes, path: Path, number: int) -> Row:
     place = f"{path}:{number}"
     try:
         return Row(place=place, number=number, value=json.loads(text))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also a number with too many digits
         shown = text.decode(errors="replace").strip()[:60]
         problem = DataError(f"{place}: expected one JSON object per line, got {shown!r} ({error})")
         return Row(place=place, number=number, value=problem)
@@ -188,7 +198,7 @@ def _json_row(text: bytes, path: Path, number: int) -> Row:
 def _json(path: Path) -> Rows:
     try:
         found = json.loads(path.read_bytes())
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also a number with too many digits
         raise DataError(f"{path}: expected JSON, got something else ({error})") from error
     if not isinstance(found, list):
         raise DataError(f"{path}: expected a list of rows, got {type(found).__name__}")
@@ -219,14 +229,17 @@ def _parquet(path: Path) -> Rows:
     import pyarrow.parquet  # heavy, and most runs read JSONL
 
     try:
-        return _numbered(path, pyarrow.parquet.read_table(path).to_pylist())
-    except pyarrow.ArrowException as error:
+        return _numbered(path, pyarrow.parquet.read_table(path).to_pylist(), filled=True)
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise DataError(f"{path}: expected Parquet, got something else ({error})") from error
 
 
-def _numbered(path: Path, values: Sequence[Any]) -> Rows:
+def _numbered(path: Path, values: Sequence[Any], filled: bool = False) -> Rows:
     return ListedRows(
-        [Row(place=f"{path}:{number}", number=number, value=v) for number, v in enumerate(values, start=1)]
+        [
+            Row(place=f"{path}:{number}", number=number, value=value, filled=filled)
+            for number, value in enumerate(values, start=1)
+        ]
     )
 
 

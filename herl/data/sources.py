@@ -9,13 +9,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
-from herl.checks.instructions import argument_fault
-from herl.data.formats import NegativeWeight, Reading, task_of
+from herl.data.formats import NegativeWeight, Reading, read_row, task_of
 from herl.data.rows import Rows, read_rows
 from herl.errors import ConfigError, DataError
 from herl.types import Task
 
 logger = logging.getLogger(__name__)
+
+
+class ListedTasks(list[Task]):
+    """Tasks in memory, with the place that they were read from."""
+
+    path: str = ""
+    unused_columns: tuple[str, ...] = ()
+    """Columns of the rows that no field takes."""
 
 
 class StoredTasks(Sequence[Task]):
@@ -26,6 +33,10 @@ class StoredTasks(Sequence[Task]):
         places: Indices of the rows to use.
         reading: How to read them.
     """
+
+    path: str = ""
+    unused_columns: tuple[str, ...] = ()
+    """Columns of the rows that no field takes."""
 
     def __init__(self, rows: Rows, places: Sequence[int], reading: Reading) -> None:
         self._rows = rows
@@ -50,6 +61,7 @@ def read_tasks(
     *,
     where: Mapping[str, Any] | None = None,
     fields: Mapping[str, str] | None = None,
+    ignore: Sequence[str] = (),
     negative_weight: NegativeWeight = "must_say",
     source: str | None = None,
     on_bad_row: Literal["error", "skip"] = "error",
@@ -61,6 +73,7 @@ def read_tasks(
         path: A .jsonl, .json, .csv or .parquet file, a folder of them, or hf:owner/name[:split].
         where: Keeps only the tasks whose `meta` has these values, e.g. {"split": "train"}.
         fields: herl's field names -> names in this data (`herl.data.formats.Reading`).
+        ignore: Columns to drop without a word.
         negative_weight: Meaning of a negative weight, if the row does not say.
         source: Name of the data set.
         on_bad_row: `error` raises for a row that cannot be used; `skip` leaves it out and counts it.
@@ -72,22 +85,33 @@ def read_tasks(
     if on_bad_row == "skip" and quarantine is None:
         raise ConfigError("data: on_bad_row=skip needs quarantine, a file for the skipped rows")
     rows = read_rows(path)
-    reading = Reading(fields=dict(fields or {}), negative_weight=negative_weight, source=source)
-    tasks: list[Task] = []
+    reading = Reading(
+        fields=dict(fields or {}), ignore=tuple(ignore), negative_weight=negative_weight, source=source
+    )
+    tasks = ListedTasks()
+    unused: set[str] = set()
+    first: dict[str, int] = {}
     places = array("q")
     bad: list[str] = []
     for place in range(len(rows)):
         row = rows[place]
         try:
-            task = task_of(row, reading)
-            check_instructions(task, row.place)
+            task, columns = read_row(row, reading)
+            chosen = all(task.meta.get(key) == value for key, value in (where or {}).items())
+            if chosen and task.id in first:
+                raise DataError(
+                    f"{row.place}: id: expected an id of its own, got {task.id!r}, the id of "
+                    f"{rows[first[task.id]].place}"
+                )
         except DataError as error:
             if on_bad_row == "error":
                 raise
             value = None if isinstance(row.value, DataError) else row.value
             bad.append(json.dumps({"place": row.place, "error": str(error), "row": value}, default=str))
             continue
-        if all(task.meta.get(key) == value for key, value in (where or {}).items()):
+        unused |= columns
+        if chosen:
+            first[task.id] = place
             places.append(place)
             if not rows.large:
                 tasks.append(task)
@@ -95,18 +119,8 @@ def read_tasks(
         Path(quarantine).parent.mkdir(parents=True, exist_ok=True)
         Path(quarantine).write_text("\n".join(bad) + "\n", encoding="utf-8")
         logger.warning("skipped %d of %d rows of %s; see %s", len(bad), len(rows), path, quarantine)
-    return StoredTasks(rows, places, reading) if rows.large else tasks
-
-
-def check_instructions(task: Task, place: str) -> None:
-    """Checks the arguments of all verifiable instructions in a task.
-
-    Raises:
-        DataError: names the place, the criterion, its argument, what was expected and what was got.
-    """
-    for criterion in task.rubric.criteria:
-        check = criterion.check or {}
-        if check.get("kind") == "instruction":
-            fault = argument_fault(check.get("instruction_id"), check.get("kwargs") or {})
-            if fault is not None:
-                raise DataError(f"{place}: criterion '{criterion.id}': {fault}")
+    if unused:
+        logger.warning("%s: these columns are not used: %s", path, ", ".join(sorted(unused)))
+    read = StoredTasks(rows, places, reading) if rows.large else tasks
+    read.path, read.unused_columns = str(path), tuple(sorted(unused))
+    return read

@@ -17,7 +17,8 @@ from omegaconf import OmegaConf
 
 from herl.config.build import make
 from herl.config.check import check
-from herl.data.formats import ALIASES, CRITERION_ALIASES, Reading, task_of
+from herl.data.foreign import ALIASES, CRITERION_ALIASES
+from herl.data.formats import Reading, task_of
 from herl.data.rows import Row
 from herl.errors import HerlError
 from herl.judge.llm.parse import read_score, read_verdicts

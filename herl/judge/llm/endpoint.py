@@ -195,8 +195,8 @@ class Endpoint(Chat):
     def _to_leave_out(self, refusal: Refusal, sent: Mapping[str, Any], guess: bool) -> tuple[list[str], bool]:
         """The fields to leave out next, and whether the endpoint names them in a place of its own.
 
-        A field that is not named is guessed, one at a time, but only before the endpoint's first reply: later,
-        the cause is this answer.
+        A field that is not named is guessed, one at a time, but only before the endpoint's first reply:
+        later, the cause is this answer.
         """
         if refusal.status not in REFUSED or refusal.about_access:
             return [], False

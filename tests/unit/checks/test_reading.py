@@ -76,8 +76,8 @@ def test_null_is_missing():
     filled = dict.fromkeys(["text", "texts", "count", "pattern", "schema"])
     assert read({**filled, "kind": "contains", "text": "fish"}) == {"kind": "contains", "text": "fish"}
     assert read({**filled, "kind": None}) is None
-    nested = {"properties": {"a": {"const": None}, "b": None}, "minimum": None}
-    assert read({"kind": "json", "schema": nested})["schema"] == {"properties": {"a": {"const": None}}}
+    nested = {"properties": {"a": {"type": "null", "const": None}}}
+    assert read({"kind": "json", "schema": nested, "text": None})["schema"] == nested
 
 
 def test_every_kind_is_in_the_table():

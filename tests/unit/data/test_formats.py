@@ -195,3 +195,70 @@ def test_ifbench_prompts_read_as_they_are():
     kinds = {criterion.check["instruction_id"] for criterion in criteria}
     assert len(kinds) == 57
     assert kinds <= set(load_checkers())
+
+
+@pytest.mark.parametrize(
+    ("row", "column"),
+    [
+        ({"query": "Sum up.", "context": "A long text.", "checklist": ["Is short."]}, "context"),
+        ({"question": "Why?", "instruction": "Be brief.", "checklist": ["Is short."]}, "instruction"),
+        ({"prompt": "Why?", "system_prompt": "Be brief.", "checklist": ["Is short."]}, "system_prompt"),
+        ({"prompt": "Why?", "images": ["a.png"], "checklist": ["Is short."]}, "images"),
+        ({"prompt": "B", "messages": [{"role": "user", "content": "A"}], "checklist": ["x"]}, "prompt"),
+        (
+            {
+                "prompt": "A",
+                "instruction_id_list": ["punctuation:no_comma"],
+                "kwargs": [{}],
+                "history": [["a", "b"]],
+            },
+            "history",
+        ),
+        (MULDIMIF | {"system": "Be brief."}, "system"),
+    ],
+)
+def test_a_column_that_looks_like_a_part_of_the_prompt_is_an_error_until_it_is_dropped(row, column):
+    with pytest.raises(DataError, match=rf"rows.jsonl:3: {column}: .*data.train.ignore=\[{column}\]"):
+        read(row)
+    assert read(row, ignore=[column]).messages
+
+
+def test_columns_about_a_prompt_and_columns_that_repeat_it_are_no_error():
+    about = {"question_source": "x", "prompt_id": "p", "context": "", "problem_type": "y", "canary": "z"}
+    assert read({"question": "Why is it so?", "query": "Why is it so?", "checklist": ["Is short."], **about})
+
+
+@pytest.mark.parametrize(("given", "prompt"), [("Otters swim.", "Sum up.\n\nOtters swim."), ("", "Sum up.")])
+def test_instruction_and_input_form_one_prompt(given, prompt):
+    assert read({"instruction": "Sum up.", "input": given, "checklist": ["Is short."]}).request == prompt
+
+
+def test_what_a_message_holds_besides_text_is_not_dropped():
+    message = {"role": "user", "content": "Look.", "images": ["a.png"]}
+    with pytest.raises(DataError, match="expected messages of a role and a text, got 'images' as well"):
+        read({"messages": [message], "rubric": ["Is short."]})
+
+
+def test_null_is_missing_at_any_depth_but_not_in_what_is_the_users_own():
+    schema = {"properties": {"x": {"const": None}}}
+    check = {"kind": "json_schema", "schema": schema, "count": None}
+    criterion = {"text": "x", "weight": None, "check": check}
+    task = read({"prompt": "Hi", "messages": None, "rubric": [criterion], "meta": {"a": None}})
+    assert task.rubric.criteria[0].check == {"kind": "json_schema", "schema": schema}
+    assert task.meta == {"a": None}
+
+
+@pytest.mark.parametrize(
+    ("row", "field"),
+    [
+        ({"prompt": "a\ud800", "rubric": ["x"]}, "prompt"),
+        ({"prompt": "a", "rubric": [{"text": "x\udc00"}]}, "rubric.0.text"),
+        ({"prompt": "a", "rubric": ["x"], "id": "\ud800"}, "id"),
+        ({"prompt": "a", "rubric": ["x"], "reference": "\ud800"}, "reference"),
+        ({"prompt": "a", "rubric": ["x"], "meta": {"k": ["\ud800"]}}, "meta.k.0"),
+        ({"prompt": "\ud800", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}, "prompt"),
+    ],
+)
+def test_half_a_surrogate_pair_is_an_error_that_names_its_field(row, field):
+    with pytest.raises(DataError, match=rf"rows.jsonl:3: {field}: expected Unicode text, got the lone surr"):
+        read(row)

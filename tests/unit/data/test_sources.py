@@ -74,7 +74,7 @@ def test_json_csv_and_folders(tmp_path):
     )
     (tmp_path / "c.txt").write_text("not read")
     tasks = read_tasks(tmp_path)
-    assert [task.id for task in tasks] == ["a", "2", "x"]
+    assert [task.id for task in tasks] == ["a", "a.json:2", "x"]
     assert tasks[2].request == "Describe\nit"
     assert [c.text for c in tasks[2].rubric.criteria] == ["Is kind.", "Is short."]
     assert tasks[2].reference is None
@@ -205,3 +205,39 @@ def test_missing_files_and_unknown_endings(tmp_path):
         DataError, match=r"expected a .jsonl, .json, .csv, .parquet file or a folder, got '.txt'"
     ):
         read_tasks(tmp_path / "rows.txt")
+
+
+def test_rows_without_ids_have_ids_of_their_own_over_the_files_of_a_folder(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jsonl").write_text('{"prompt": "Hi", "rubric": ["x"]}\n' * 2)
+    ids = ["a.jsonl:1", "a.jsonl:2", "b.jsonl:1", "b.jsonl:2"]
+    assert [task.id for task in read_tasks(tmp_path)] == ids
+    assert [task.id for task in read_tasks(tmp_path / "b.jsonl")] == ["1", "2"]
+
+
+def test_an_id_that_two_rows_bring_names_both_places(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jsonl").write_text('{"id": "x", "prompt": "Hi", "rubric": ["x"]}\n')
+    with pytest.raises(DataError, match=r"b.jsonl:1: id: .* got 'x', the id of .*a.jsonl:1"):
+        read_tasks(tmp_path)
+
+
+def test_the_nulls_that_parquet_fills_in_are_missing(tmp_path, monkeypatch):
+    checks = [{"kind": "contains", "text": "fish"}, {"kind": "json_schema", "schema": {"type": "object"}},
+              {"kind": "json_schema", "schema": {"maxLength": 3}}]  # fmt: skip
+    rows = [{"prompt": "q", "rubric": [{"text": str(n), "check": c} for n, c in enumerate(checks)]}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    for limit in (10**9, 1):
+        monkeypatch.setattr("herl.data.rows.LARGE_BYTES", limit)
+        [task] = read_tasks(tmp_path / "rows.parquet")
+        assert [c.check for c in task.rubric.criteria] == checks
+
+
+def test_columns_that_are_not_used_are_listed_once(tmp_path, caplog):
+    row = {"question": "Why?", "checklist": ["x"], "canary": "y", "rank": 1}
+    tasks = read_tasks(write(tmp_path, row, row))
+    assert tasks.unused_columns == ("canary", "rank")
+    assert [one.getMessage() for one in caplog.records] == [
+        f"{tmp_path / 'rows.jsonl'}: these columns are not used: canary, rank"
+    ]
