@@ -39,4 +39,5 @@ def test_a_draft_without_an_answer_is_told_and_its_thinking_is_not_shown():
     attempt = make_judged(0.0, met={"fish": False, "river": False}, rollout=rollout)
     [hindsight] = RevisionBuilder(draft=True).build(make_task(), [attempt])
     shown = hindsight.messages[-1]["content"]
-    assert "ended before it gave an answer" in shown and "A river?" not in shown
+    assert "ended before it gave an answer" in shown
+    assert "A river?" not in shown
