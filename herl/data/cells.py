@@ -21,7 +21,7 @@ def present(value: Any, own: Collection[str]) -> Any:
 
     Args:
         value: A cell, or a whole row.
-        own: Names of the fields that are kept as they are.
+        own: Names of the fields that are left unchanged.
     """
     if isinstance(value, Mapping):
         return {

@@ -100,7 +100,7 @@ def read_tasks(
             chosen = all(task.meta.get(key) == value for key, value in (where or {}).items())
             if chosen and task.id in first:
                 raise DataError(
-                    f"{row.place}: id: expected an id of its own, got {task.id!r}, the id of "
+                    f"{row.place}: id: expected a unique id, got {task.id!r}, the id of "
                     f"{rows[first[task.id]].place}"
                 )
         except DataError as error:

@@ -207,7 +207,7 @@ def test_missing_files_and_unknown_endings(tmp_path):
         read_tasks(tmp_path / "rows.txt")
 
 
-def test_rows_without_ids_have_ids_of_their_own_over_the_files_of_a_folder(tmp_path):
+def test_rows_without_ids_get_unique_ids_over_the_files_of_a_folder(tmp_path):
     for name in ("a", "b"):
         (tmp_path / f"{name}.jsonl").write_text('{"prompt": "Hi", "rubric": ["x"]}\n' * 2)
     ids = ["a.jsonl:1", "a.jsonl:2", "b.jsonl:1", "b.jsonl:2"]
