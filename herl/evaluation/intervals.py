@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from herl.metrics.rubric import Pair, fulfilled, is_perfect
 
 RESAMPLES = 2000
-OVERALL = ("reward", "perfect", "criteria_met", "abstained")
+OVERALL = ("reward", "clipped_reward", "perfect", "criteria_met", "abstained")
 """Rows over all criteria. `perfect` is a benchmark's prompt-level accuracy, `criteria_met` is the
-instruction-level one."""
+instruction-level one. `clipped_reward` is the mean reward clipped to [0, 1], which is HealthBench's score
+(arXiv:2505.08775); it is there only if some reward is outside, since it is the mean reward otherwise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,11 +51,13 @@ def evaluation_rows(
         lambda: defaultdict(lambda: [0.0, 0.0])
     )
     prompts: dict[str, int] = {}
+    any_outside = False
     for task, judged in pairs:
         prompts.setdefault(task.id, len(prompts))
         for name, value in _values((task, judged)):
             table[name][task.id][0] += value
             table[name][task.id][1] += 1
+            any_outside |= name == "reward" and not 0.0 <= value <= 1.0
     if not prompts:
         return []
     names = [name for name in OVERALL if name in table]
@@ -64,7 +67,7 @@ def evaluation_rows(
         for task_id, (total, count) in table[name].items():
             sums[prompts[task_id], column], counts[prompts[task_id], column] = total, count
     low, high = _intervals(sums, counts, seed)
-    return [
+    rows = [
         Row(
             name=name,
             mean=float(sums[:, i].sum() / counts[:, i].sum()),
@@ -76,6 +79,16 @@ def evaluation_rows(
         )
         for i, name in enumerate(names)
     ]
+    if any_outside:
+        mean = next(row for row in rows if row.name == "reward")
+        rows.insert(rows.index(mean) + 1, _clipped(mean))
+    return rows
+
+
+def _clipped(row: Row) -> Row:
+    """A clipped mean and its interval: a percentile of clipped means is the clipped percentile."""
+    mean, low, high = (min(1.0, max(0.0, value)) for value in (row.mean, row.low, row.high))
+    return replace(row, name="clipped_reward", mean=mean, low=low, high=high)
 
 
 def _values(pair: Pair) -> Iterator[tuple[str, float]]:

@@ -6,13 +6,16 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from herl.metrics.rubric import rubric_metrics
+from herl.metrics.rubric import rewards, rubric_metrics
 from herl.rollout.improve import rewards_by_round
 from herl.rollout.validate import HeldOut
 
 
 def heldout_metrics(batches: Sequence[HeldOut], revisions: int) -> dict[str, float]:
     """Returns the metrics of a validation.
+
+    `heldout/clipped_reward` is the mean reward clipped to [0, 1], HealthBench's score. It is there only if
+    some answer's reward is outside, since it is the mean reward otherwise.
 
     Args:
         batches: The results, batch by batch.
@@ -24,6 +27,9 @@ def heldout_metrics(batches: Sequence[HeldOut], revisions: int) -> dict[str, flo
         dropped.update(batch.dropped)
     metrics = rubric_metrics("heldout", [(one.task, one.answers[0]) for one in trajectories])
     metrics |= {f"heldout/dropped_{name}": float(count) for name, count in dropped.items() if count}
+    plain = rewards(one.answers[0] for one in trajectories)
+    if any(not 0.0 <= reward <= 1.0 for reward in plain):
+        metrics["heldout/clipped_reward"] = min(1.0, max(0.0, metrics["heldout/reward"]))
     for number, reward in enumerate(rewards_by_round(trajectories, revisions)):
         if number and not math.isnan(reward):
             metrics[f"heldout/reward_revised_{number}"] = reward

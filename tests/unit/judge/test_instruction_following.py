@@ -62,23 +62,22 @@ def test_missing_data_unknown_instructions_and_odd_arguments_abstain_and_say_why
     ).verdicts
     assert [verdict.met for verdict in verdicts] == [None] * 4
     assert "LookupError" in verdicts[0].reason
-    assert "TypeError" in verdicts[1].reason
+    assert "kwargs.number" in verdicts[1].reason
     assert "format:sonnet" in verdicts[2].reason
 
 
 def test_a_span_may_begin_at_the_first_word():
-    kwargs = {"prompt_to_repeat": "one two three four five", "n_start": 0, "n_end": 2}
+    kwargs = {"prompt_to_repeat": "one two three four five", "n_start": 0, "n_end": 1}
     criterion = instruction_criterion("repeat:repeat_span", kwargs)
-    for _ in range(20):  # the checker would draw a different beginning each time
-        assert judge("one two", criterion).reward == 1.0
-        assert judge("two three", criterion).reward == 0.0
+    assert judge("one two", criterion).reward == 1.0
+    assert judge("one", criterion).reward == 0.0
 
 
 def test_a_missing_argument_abstains_and_is_never_drawn():
     criterion = instruction_criterion("keywords:letter_frequency", {"let_relation": "at least"})
     judgement = judge("aaaa bbbb", criterion)
     assert judgement.reward is None
-    assert "the instruction lacks an argument" in judgement.verdicts[0].reason
+    assert "kwargs.letter" in judgement.verdicts[0].reason
 
 
 def test_keeps_the_contract():
