@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from herl.advantages import group_advantages
 from herl.bonus import BonusReward, NoBonus
 from herl.clock import PhaseClock
-from herl.distributed import together
+from herl.distributed import gather, together
 from herl.hindsight import HindsightBuilder, NoHindsight
 from herl.hindsight.gate import gated
 from herl.judge import Judge, JudgeRunner
@@ -176,8 +176,9 @@ class HerlModule(L.LightningModule):
         return [_TeardownOnError()]
 
     def setup(self, stage: str) -> None:
-        """Opens the judge runner."""
+        """Opens the judge runner, and agrees on the run's date."""
         together(self.stages.judge_runner.open)
+        self.stages.today.pin(gather(self.stages.today.started.isoformat())[0])  # one date on all ranks
 
     def teardown(self, stage: str) -> None:
         """Closes the judge runner."""
@@ -198,18 +199,23 @@ class HerlModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the state that a resumed run needs."""
-        checkpoint["herl"] = run_state(self.stages, self.counts, self.clock)
+        checkpoint["herl"] = run_state(self.stages, self.counts, self.clock, self._settings())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores that state.
 
         Raises:
-            ConfigError: the tokenizer or chat template differs, or herl did not write the checkpoint.
+            ConfigError: the tokenizer, the chat template or a setting that must not change differs, or herl
+                did not write the checkpoint.
         """
         state = saved_state(checkpoint, self.stages, self.model.path)
         self.counts = Counter(state["counts"])
         if self.trainer.state.fn == TrainerFn.FITTING:  # not in the validation before training
-            restore(self.stages, self.clock, state)
+            restore(self.stages, self.clock, state, self._settings())
+
+    def _settings(self) -> dict[str, str | int]:
+        """Settings that a resumed run must share: its random numbers, and the x axis of its curves."""
+        return {"module.seed": self.seed, "module.log_over": self.log_over}
 
     # Training
 

@@ -11,6 +11,7 @@ from herl.errors import ConfigError
 from herl.hindsight import HindsightBuilder, NoHindsight
 from herl.judge import JudgeRunner
 from herl.replay import NoReplay, Replay
+from herl.rollout.render import Today
 from herl.sampler import Sampler
 from herl.types import Judged, Judgement, Member, Rollout, Rubric, SampleRequest, Sampling, Task
 
@@ -141,6 +142,7 @@ class Stages:
     hindsight: HindsightBuilder = field(default_factory=NoHindsight)
     bonus: BonusReward = field(default_factory=NoBonus)
     replay: Replay = field(default_factory=NoReplay)
+    today: Today = field(default_factory=Today)
 
     def __post_init__(self) -> None:
         if self.replay.needs_revisions and not self.hindsight.revises:
