@@ -60,7 +60,7 @@ def _claim(config: DictConfig, key: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     else:
         folder = _created(folder)
-        with read_write(config), open_dict(config):
+        with read_write(config.hydra), open_dict(config.hydra):
             OmegaConf.update(config, key, str(folder))
             if key == "hydra.sweep.dir":  # each job composes its configuration anew
                 config.hydra.overrides.hydra.append(f"{key}={_quoted(str(folder))}")
@@ -103,9 +103,7 @@ def hold(folder: Path) -> None:
             f"by {_writer(folder)}. Wait for that run, stop it, or name another folder"
         ) from error
     except (NotImplementedError, OSError) as error:
-        logger.warning(
-            "cannot lock %s (%s): nothing keeps another run from writing into it", folder, error
-        )
+        logger.warning("cannot lock %s (%s): nothing keeps another run from writing into it", folder, error)
         return
     _held.append(lock)
     writer = {"process": os.getpid(), "host": socket.gethostname()}

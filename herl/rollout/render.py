@@ -42,7 +42,9 @@ def render(
         messages: The conversation.
         today: The time that the template sees; None for the current time.
     """
-    clock: dict[str, Any] = {} if today is None or not tells_time(tokenizer) else {"strftime_now": today.strftime}
+    clock: dict[str, Any] = (
+        {} if today is None or not tells_time(tokenizer) else {"strftime_now": today.strftime}
+    )
     ids = tokenizer.apply_chat_template(
         [dict(message) for message in messages], add_generation_prompt=True, return_dict=False, **clock
     )
