@@ -38,7 +38,7 @@ from herl.replay import NoReplay, Replay
 from herl.rollout.collect import collect
 from herl.rollout.improve import check_rounds
 from herl.rollout.run_state import restore, run_state, saved_state
-from herl.rollout.stages import Advantages, RolloutPlan, Selection, Stages, trial_advantages
+from herl.rollout.stages import Advantages, RolloutPlan, Selection, Stages, check_signal, trial_advantages
 from herl.rollout.validate import HeldOut, check_attempts, validate
 from herl.sampler import Sampler
 from herl.selection import form_group
@@ -144,6 +144,7 @@ class HerlModule(L.LightningModule):
             max_grad_norm=max_grad_norm,
             max_skipped_steps=max_skipped_steps,
         )
+        check_signal(self.stages)
         self.loss.check(trial_advantages(self.stages), self.stages.plan.training_context)
         check_rounds("module.validation_revisions", validation_revisions, self.stages)
         check_attempts("module.validation_attempts", validation_attempts, self.stages.plan.heldout)

@@ -17,8 +17,8 @@ class KeepHeldout(HerlCallback):
     def __init__(self) -> None:
         self.trajectories: tuple[Trajectory, ...] = ()
         self.before: dict[str, Any] = {}
-        """The result of the run's validation before training, which a resumed run cannot repeat. Plain values,
-        kept in checkpoints."""
+        """Reward and an example of the validation before training. Checkpoints keep them, since a resumed run
+        cannot repeat it."""
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the result before training."""

@@ -1,11 +1,11 @@
 """Gives each run a folder of its own, and locks it while the run writes into it.
 
-A folder that is named by the clock is created exclusively, so of two runs that start within one second the later
-gets `-2` appended. A folder that the user names may exist already, since a resumed run returns to its folder, but
-not while another process writes into it: that run is refused before it has written anything.
+A folder that is named by the clock is created exclusively: of two runs that start in one second, the later gets
+`-2` appended to its name. A folder that the user names may exist already, since a resumed run returns to
+its folder, but a run is refused while another process writes into it, before anything is overwritten.
 
-The lock is the operating system's, so it ends with its process, however that dies. File systems without locks,
-such as some cluster mounts, only get a warning. Reading a folder needs no lock.
+The lock is the operating system's, so it ends with its process, however that dies. On file systems without
+locks, such as some cluster mounts, there is only a warning. Reading a folder needs no lock.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LOCK, WRITER = ".lock", ".writer.json"
 _held: list[FileLock] = []
 
 
-class ClaimFolder(Callback):  # type: ignore[misc]  # Hydra is not typed
+class ClaimFolder(Callback):
     """Claims the folder of a run or a sweep before Hydra writes into it. Only the first rank claims one."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:

@@ -98,7 +98,7 @@ class RubricDataModule(L.LightningDataModule):
 
 
 def fingerprint(tasks: Sequence[Task], max_tasks: int | None = 256) -> str:
-    """Returns a hash of the number of tasks and of their contents, all or at most `max_tasks`, evenly spaced."""
+    """Returns a hash of the number of tasks and of all their contents, or of `max_tasks`, evenly spaced."""
     places: Iterable[int] = range(len(tasks))
     if max_tasks is not None and len(tasks) > max_tasks:
         places = sorted({place * len(tasks) // max_tasks for place in range(max_tasks)})

@@ -54,8 +54,8 @@ class Advantages(Protocol):
         """Returns one advantage for each member of each group.
 
         Args:
-            rewards: Reward of each member, bonus included. Where the bonus is the only difference, the rewards
-                without it (`herl.rollout.collect.compare`), which is why this must be a pure function.
+            rewards: Reward of each member, with its bonus unless that is the only difference. A batch with
+                bonuses is compared twice (`herl.rollout.collect.compare`), so this must be a pure function.
             is_attempt: Whether each member is an attempt; False for revisions and replayed answers.
         """
         ...
@@ -75,8 +75,8 @@ class RolloutPlan:
             `hindsight` prompt that they were sampled under, or `both`.
         max_prompt_tokens: Longer prompts and revision prompts are dropped and counted, never truncated; so
             are those that leave no room for the longest answer in the model.
-        keep_flat_groups: Whether groups without signal are trained on too, with advantages of 0: they count in
-            the mean over tokens and in the KL (reference code).
+        keep_flat_groups: Whether groups without signal are trained on too, with advantages of 0: they count
+            in the mean over tokens and in the KL (reference code).
     """
 
     attempts_per_prompt: int = 8
@@ -153,7 +153,6 @@ class Stages:
             raise ConfigError(
                 "replay.of=revisions needs hindsight; use replay.of=best, or choose a hindsight builder"
             )
-        check_signal(self)
         if self.judge_runner.judge.holistic and self.hindsight.needs_verdicts:
             raise ConfigError(
                 "judge: hindsight needs verdicts on each criterion, but a holistic judge gives one score "
@@ -188,9 +187,8 @@ def check_signal(stages: Stages) -> None:
         if joined
         else "a single answer has nothing to be compared with"
     )
-    raise ConfigError(
-        f"rollout.attempts_per_prompt: expected at least 2{'' if joined else ' without hindsight'}, got 1: {why}"
-    )
+    where = "" if joined else " without hindsight"
+    raise ConfigError(f"rollout.attempts_per_prompt: expected at least 2{where}, got 1: {why}")
 
 
 def trial_advantages(stages: Stages) -> list[float]:

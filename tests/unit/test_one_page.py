@@ -41,8 +41,7 @@ SCRIPT = {  # attempts at each prompt, and a revision of the best of them
     "ties": (["It eats fish.", "It is brown.", "river", "fish zoo"], "It eats fish, so it does."),
     "worse": (["river", "It eats fish.", "zoo", "Brown."], "No idea."),
     "perfect": (["fish river", "fish", "river", "Brown."], "not asked for"),
-    "flat": (["Brown."] * ATTEMPTS, "It is brown."),
-    "bonus_alone": (["It eats fish."] * ATTEMPTS, "No idea."),
+    "flat": (["It eats fish."] * ATTEMPTS, "No idea."),  # but for the bonus
     "abstains": ([UNREADABLE, "It eats fish.", UNREADABLE, "Brown."], "river fish"),
     "revision_abstains": (["It eats fish.", "river"] * 2, UNREADABLE),
     "all_abstain": ([UNREADABLE] * ATTEMPTS, "not asked for"),
@@ -207,7 +206,7 @@ def check_that_every_case_occurs(groups):
         prompt = tokenizer.decode(group[0][0])
         [id] = [id for id in SCRIPT if f"Describe the {id}." in prompt]
         found[id] = [answer for _, answer, _ in group]
-    assert set(found) == set(SCRIPT) - {"flat", "bonus_alone", "all_abstain"}
+    assert set(found) == set(SCRIPT) - {"flat", "all_abstain"}
     joined = {id for id, them in found.items() if SCRIPT[id][1] in [answer.text for answer in them]}
     assert joined == {"joins", "abstains", "undesirable"}
     assert {id for id, them in found.items() if len(them) != ATTEMPTS} == {"abstains"}
