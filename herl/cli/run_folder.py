@@ -1,8 +1,8 @@
 """Gives each run a folder of its own, and locks it while the run writes into it.
 
-A folder that is named by the clock is created exclusively: of two runs that start in one second, the later gets
-`-2` appended to its name. A folder that the user names may exist already, since a resumed run returns to
-its folder, but a run is refused while another process writes into it, before anything is overwritten.
+A folder named by the clock is created exclusively: of two runs that start in one second, the later one gets
+`-2` appended to its name. A folder that the user names may exist, since a resumed run returns to its own, but
+a run is refused while another process writes into it, before anything is overwritten.
 
 The lock is the operating system's, so it ends with its process, however that dies. On file systems without
 locks, such as some cluster mounts, there is only a warning. Reading a folder needs no lock.

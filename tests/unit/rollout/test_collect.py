@@ -1,20 +1,22 @@
 import math
+from functools import partial
 
 import pytest
 
 from herl import NoHindsight, Sampling
-from herl.advantages import group_advantages
+from herl.advantages import group_advantages, ones
 from herl.bonus.improvement import ImprovementBonus
 from herl.errors import ConfigError
 from herl.hindsight.revision import RevisionBuilder
 from herl.judge import JudgeRunner
 from herl.judge.rule import RuleJudge
+from herl.metrics.collection import collection_metrics
 from herl.rollout.collect import collect
 from herl.rollout.render import render
-from herl.rollout.stages import RolloutPlan, Stages
+from herl.rollout.stages import RolloutPlan, Stages, check_signal
 from herl.sampler.scripted import ScriptedSampler
 from herl.sampler.transformers import TransformersSampler
-from herl.selection import form_group
+from herl.selection import form_group, keep_ranked
 from herl.testing import FakeJudge, make_task
 
 ATTEMPTS = {"task": ["It eats fish.", "It is brown.", "river", "fish"]}
