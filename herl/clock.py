@@ -17,6 +17,9 @@ class PhaseClock:
         """The current phase; "" between phases."""
         self.since = time.perf_counter()
         """When `phase` began."""
+        self.began = self.since
+        """When this process began to work on the run."""
+        self._before = 0.0  # seconds of the run in earlier processes
         self._inner = 0.0  # seconds spent in phases nested in the current one
         self._lap: dict[str, float] = {}
 
@@ -44,3 +47,11 @@ class PhaseClock:
         """Adds another clock's seconds."""
         for phase, spent in seconds.items():
             self.seconds[phase] += spent
+
+    def total(self) -> float:
+        """Returns the seconds of the run so far, including those of the processes that it is resumed from."""
+        return self._before + time.perf_counter() - self.began
+
+    def resume(self, seconds: float) -> None:
+        """Adds the seconds that earlier processes spent on the run, which count up to its checkpoint."""
+        self._before = seconds

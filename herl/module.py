@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from herl.advantages import group_advantages
 from herl.bonus import BonusReward, NoBonus
 from herl.clock import PhaseClock
-from herl.distributed import together
+from herl.distributed import gather, together
 from herl.hindsight import HindsightBuilder, NoHindsight
 from herl.hindsight.gate import gated
 from herl.judge import Judge, JudgeRunner
@@ -38,7 +38,7 @@ from herl.replay import NoReplay, Replay
 from herl.rollout.collect import collect
 from herl.rollout.improve import check_rounds
 from herl.rollout.run_state import restore, run_state, saved_state
-from herl.rollout.stages import Advantages, RolloutPlan, Selection, Stages, trial_advantages
+from herl.rollout.stages import Advantages, RolloutPlan, Selection, Stages, check_signal, trial_advantages
 from herl.rollout.validate import HeldOut, check_attempts, validate
 from herl.sampler import Sampler
 from herl.selection import form_group
@@ -144,6 +144,7 @@ class HerlModule(L.LightningModule):
             max_grad_norm=max_grad_norm,
             max_skipped_steps=max_skipped_steps,
         )
+        check_signal(self.stages)
         self.loss.check(trial_advantages(self.stages), self.stages.plan.training_context)
         check_rounds("module.validation_revisions", validation_revisions, self.stages)
         check_attempts("module.validation_attempts", validation_attempts, self.stages.plan.heldout)
@@ -176,8 +177,9 @@ class HerlModule(L.LightningModule):
         return [_TeardownOnError()]
 
     def setup(self, stage: str) -> None:
-        """Opens the judge runner."""
+        """Opens the judge runner, and agrees on the run's date."""
         together(self.stages.judge_runner.open)
+        self.stages.today.pin(gather(self.stages.today.started.isoformat())[0])  # one date on all ranks
 
     def teardown(self, stage: str) -> None:
         """Closes the judge runner."""
@@ -202,18 +204,23 @@ class HerlModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the state that a resumed run needs."""
-        checkpoint["herl"] = run_state(self.stages, self.counts, self.clock)
+        checkpoint["herl"] = run_state(self.stages, self.counts, self.clock, self._settings())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores that state.
 
         Raises:
-            ConfigError: the tokenizer or chat template differs, or herl did not write the checkpoint.
+            ConfigError: the tokenizer, the chat template or a setting that must not change differs, or herl
+                did not write the checkpoint.
         """
         state = saved_state(checkpoint, self.stages, self.model.path)
         self.counts = Counter(state["counts"])
         if self.trainer.state.fn == TrainerFn.FITTING:  # not in the validation before training
-            restore(self.stages, self.clock, state)
+            restore(self.stages, self.clock, state, self._settings())
+
+    def _settings(self) -> dict[str, str | int]:
+        """Settings that a resumed run must share: its random numbers, and the x axis of its curves."""
+        return {"module.seed": self.seed, "module.log_over": self.log_over}
 
     # Training
 

@@ -297,6 +297,8 @@ class Group:
     """Attempts that could be judged, after revisions have taken their places."""
     advantages: tuple[float, ...] = ()
     """One for each member."""
+    bonus_alone: bool = False
+    """Whether only the bonus tells the members apart: their rewards alone carry no signal."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -86,9 +86,10 @@ def collect(policy, tokenizer, task):
                 members[rewards.index(min(rewards))] = revision
 
     # 5. Advantages: how far each answer is above its group's mean, in standard deviations
-    # (herl/advantages.py). A group whose members are all alike teaches nothing.
-    totals = [y.reward + y.bonus for y in members]
-    if max(totals) - min(totals) < FLAT:
+    # (herl/advantages.py). A group whose members are all alike teaches nothing. The bonus alone does not make them
+    # differ: divided by its own deviation, it would weigh as much as any reward (herl/rollout/collect.py).
+    rewards, totals = [y.reward for y in members], [y.reward + y.bonus for y in members]
+    if any(max(earned) - min(earned) < FLAT for earned in (rewards, totals)):
         return []
     return [(x, y, (y.reward + y.bonus - mean(totals)) / (stdev(totals) + 1e-6)) for y in members]
 

@@ -14,6 +14,10 @@ from herl.types import Judged
 class BonusReward(ABC):
     """Pays an attempt on top of its reward."""
 
+    in_flat_groups: bool = False
+    """Whether the bonus counts in a group whose members all earn the same without it. There it would be the
+    only difference: divided by its own deviation, even a tiny bonus gives an advantage of full size."""
+
     @abstractmethod
     def bonus(self, attempt: Judged, revisions: Sequence[Judged]) -> float:
         """Returns the bonus of an attempt, in the units of the reward.

@@ -17,13 +17,20 @@ class ImprovementBonus(BonusReward):
         alpha: Share of the gain that is paid.
         mode: "signed" lowers the reward if the revision is worse (as in the reference code); "clipped" does
             not.
+        in_flat_groups: See `BonusReward.in_flat_groups`; True in the reference code.
     """
 
-    def __init__(self, alpha: float = 0.05, mode: Literal["signed", "clipped"] = "signed") -> None:
+    def __init__(
+        self,
+        alpha: float = 0.05,
+        mode: Literal["signed", "clipped"] = "signed",
+        in_flat_groups: bool = False,
+    ) -> None:
         if alpha < 0:
             raise ConfigError(f"bonus.alpha: expected a number >= 0, got {alpha}")
         self.alpha = alpha
         self.mode = mode
+        self.in_flat_groups = in_flat_groups
 
     def bonus(self, attempt: Judged, revisions: Sequence[Judged]) -> float:
         """Returns the attempt's bonus, in [-alpha, alpha] for rewards in [0, 1].

@@ -51,6 +51,7 @@ LAYOUT: dict[str, dict[str, list[Any]]] = {
         "Revisions' share of the gradient": _chart("hindsight/gradient_share"),
         "Revisions: words changed, copies": _chart("hindsight/edit_distance", "hindsight/copies"),
         "Bonus paid": _chart("bonus/mean"),
+        "Groups that only the bonus tells apart": _chart("bonus/alone"),
     },
     "4 Is the policy healthy?": {
         "Entropy": _chart("update/entropy"),
@@ -147,7 +148,8 @@ class Dashboard(HerlCallback):
         for writer in _writers(trainer):
             if got := rewards(attempts):
                 writer.add_histogram("distribution/reward", np.array(got), place)
-            writer.add_histogram("distribution/answer_tokens", np.array(lengths), place)
+            if lengths:  # a batch may be empty, if all its prompts are too long
+                writer.add_histogram("distribution/answer_tokens", np.array(lengths), place)
             if thoughts:
                 writer.add_histogram("distribution/thinking_tokens", np.array(thoughts), place)
             if pairs:

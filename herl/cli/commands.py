@@ -10,6 +10,7 @@ lint             prompts and rubrics -> lint.json
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import time
 from collections import Counter
@@ -38,6 +39,8 @@ from herl.models.export import load_checkpoint, model_card, save_pretrained
 from herl.records.lines import read_records, write_lines
 from herl.rollout.render import render
 
+logger = logging.getLogger(__name__)
+
 
 def fit(config: DictConfig) -> dict[str, Any]:
     """Trains, writes summary.json in the run's folder, and returns the summary."""
@@ -46,19 +49,27 @@ def fit(config: DictConfig) -> dict[str, Any]:
     started = time.perf_counter()
     resume = resumed_from(config)
     run = build(config)
+    run.module.clock.began = started
     run.module.model.check_trainable()
     check_checkpoint("resume", resume, run)
     with run.closing():
-        results: dict[str, Any] = {}
-        first = last = None
+        results: dict[str, Any] = {"heldout_reward_before": None}
+        last = None
         try:
-            results["heldout_reward_before"], first = _heldout(run, resume)
+            reward, example = _heldout(run, resume)
+            if resume is None:
+                run.heldout.before = {"reward": reward, "example": example}
+            elif not run.heldout.before:
+                logger.warning(
+                    "the checkpoint of an earlier version lacks the held-out reward before training"
+                )
+            results["heldout_reward_before"] = run.heldout.before.get("reward")
             run.trainer.fit(run.module, run.data, ckpt_path=resume, weights_only=True)
             results["heldout_reward_after"], last = _heldout(run)
             _keep_if_best(run, results["heldout_reward_after"])
         except (JudgeStop, RunStopped) as stop:
             results |= {"stopped": str(stop)} | _best(run)
-            summary = finish(config, run, started, results | _counts(run))
+            summary = finish(config, run, results | _counts(run))
             if isinstance(stop, BudgetSpent):  # requested by the user
                 return summary
             if isinstance(stop, RunStopped) and run.trainer.is_global_zero:
@@ -66,18 +77,20 @@ def fit(config: DictConfig) -> dict[str, Any]:
             raise
     results |= _best(run)
     log_hyperparameters(config, run, results)
+    first = run.heldout.before.get("example")
     if first and last:
         results["example"] = {"request": first[0], "before": first[1], "after": last[1]}
-    return finish(config, run, started, results | _counts(run))
+    return finish(config, run, results | _counts(run))
 
 
 def validate(config: DictConfig) -> dict[str, Any]:
     """Evaluates a model or checkpoint on held-out prompts, writes the summary and returns it."""
     started = time.perf_counter()
     run, rows = _evaluated(config)
+    run.module.clock.began = started
     if run.trainer.is_global_zero:
         show_rows(rows)
-    return finish(config, run, started, _results(run, rows))
+    return finish(config, run, _results(run, rows))
 
 
 test = validate
@@ -94,6 +107,7 @@ def improve(config: DictConfig) -> dict[str, Any]:
         text = sys.stdin.read() if config.prompt == "-" else str(config.prompt)
         data = typed_prompt(text, cast(list[Any], OmegaConf.to_container(config.rubric)))
     run, rows = _evaluated(config, data)
+    run.module.clock.began = started
     rounds, trajectories = run.module.validation_revisions, run.heldout.trajectories
     if run.trainer.is_global_zero and rows:
         console = Console()
@@ -103,7 +117,7 @@ def improve(config: DictConfig) -> dict[str, Any]:
         console.print(f"Score by round: {picture}", soft_wrap=True)
         if data is not None:
             console.print(Text(trajectories[0].best().rollout.text))
-    return finish(config, run, started, _results(run, rows))
+    return finish(config, run, _results(run, rows))
 
 
 def _evaluated(config: DictConfig, data: Any = None) -> tuple[Run, list[Row]]:

@@ -6,7 +6,6 @@ instant.
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from contextlib import contextmanager, suppress
 from importlib import import_module
 from importlib.metadata import version
 from signal import SIGINT
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from herl.cli.openmp import spin_briefly
 from herl.cli.overrides import for_hydra
@@ -69,15 +68,16 @@ def main() -> None:
             try:
                 sys.argv[2:] = for_hydra(verb, sys.argv[2:])
             except ConfigError as error:
-                _fail(str(error))
+                fail(str(error))
         _run_hydra(verb)
     else:
-        _fail(f"unknown verb '{verb}'; expected one of {', '.join(VERBS)}." + did_you_mean(verb, VERBS))
+        fail(f"unknown verb '{verb}'; expected one of {', '.join(VERBS)}." + did_you_mean(verb, VERBS))
 
 
 def _run_hydra(verb: str) -> None:
     import hydra
 
+    from herl.cli.run_folder import release
     from herl.config.check import conf_dir
 
     # Lightning starts more processes from sys.argv, so the verb must survive there as a Hydra option.
@@ -94,9 +94,9 @@ def _run_hydra(verb: str) -> None:
         except RunStopped as stop:
             raise SystemExit(130 if stop.signal == SIGINT else 0) from stop
         except HerlError as error:
-            _fail(str(error))
+            fail(str(error))
         except KeyboardInterrupt:
-            _fail("interrupted")
+            fail("interrupted")
 
     try:
         with _run_folder():
@@ -105,6 +105,8 @@ def _run_hydra(verb: str) -> None:
         if stop.code and not started:
             _suggest(verb)
         raise
+    finally:
+        release()
 
 
 @contextmanager
@@ -113,11 +115,12 @@ def _run_folder() -> Iterator[None]:
 
     Rank 0 writes the run's files, or tells the other ranks where to write.
     """
-    rank = int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
-    if rank == 0 or any(argument.startswith("hydra.run.dir=") for argument in sys.argv):
+    from herl.cli.run_folder import is_first_process
+
+    if is_first_process() or any(argument.startswith("hydra.run.dir=") for argument in sys.argv):
         yield
         return
-    with tempfile.TemporaryDirectory(prefix=f"herl-rank-{rank}-") as folder:
+    with tempfile.TemporaryDirectory(prefix="herl-rank-") as folder:
         sys.argv += [f"hydra.run.dir={folder}", "hydra.output_subdir=null"]
         yield
 
@@ -152,6 +155,7 @@ def _suggest(verb: str) -> None:
             print(f"herl: unknown key '{key}'.{did_you_mean(key, known)}", file=sys.stderr)
 
 
-def _fail(message: str) -> None:
+def fail(message: str) -> NoReturn:
+    """Prints an error and ends the process with code 2."""
     print(f"herl: error: {message}", file=sys.stderr)
     raise SystemExit(2)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -29,9 +28,9 @@ MAX_ROWS = 20
 """Maximum number of criteria on the screen; all are in summary.json."""
 
 
-def finish(config: DictConfig, run: Run, started: float, results: Mapping[str, Any]) -> dict[str, Any]:
+def finish(config: DictConfig, run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
     """Writes the configuration and summary of a run, prints the summary, and returns it."""
-    summary = _summary(config, run, started, results)
+    summary = _summary(config, run, results)
     if not run.trainer.is_global_zero:
         return summary
     folder = Path(config.output_dir)
@@ -42,9 +41,9 @@ def finish(config: DictConfig, run: Run, started: float, results: Mapping[str, A
     return summary
 
 
-def _summary(config: DictConfig, run: Run, started: float, results: Mapping[str, Any]) -> dict[str, Any]:
+def _summary(config: DictConfig, run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
     seconds = {name: round(value, 2) for name, value in run.module.clock.seconds.items()}
-    seconds["total"] = round(time.perf_counter() - started, 2)
+    seconds["total"] = round(run.module.clock.total(), 2)
     choices = HydraConfig.get().runtime.choices
     return {
         "experiment": choices.get("experiment"),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -49,6 +50,7 @@ class RubricDataModule(L.LightningDataModule):
         self.heldout = heldout
         self.prompts_per_batch = prompts_per_batch
         self.seed = seed
+        self._fingerprint = ""
 
     def train_dataloader(self) -> DataLoader[list[Task]]:
         """Returns batches of training prompts, in a different order every epoch."""
@@ -59,21 +61,33 @@ class RubricDataModule(L.LightningDataModule):
         """Returns batches of held-out prompts, always in the same order."""
         return PromptLoader(self.heldout, self.prompts_per_batch)
 
-    def state_dict(self) -> dict[str, str]:
-        """Returns a fingerprint of the training prompts."""
-        return {"train": fingerprint(self.train)}
+    def state_dict(self) -> dict[str, Any]:
+        """Returns a fingerprint of the training prompts, and the seed of their order."""
+        self._fingerprint = self._fingerprint or fingerprint(self.train, max_tasks=None)
+        return {"train": self._fingerprint, "whole": True, "seed": self.seed}
 
-    def load_state_dict(self, state_dict: dict[str, str]) -> None:
-        """Refuses to continue training on other prompts than the run began with. Validating is allowed.
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuses to continue training on other prompts, or on the same ones in another order. Validating is
+        allowed.
 
         Raises:
             DataError: the training prompts have changed.
+            ConfigError: their order has changed, so that some would be skipped and others repeated.
         """
         assert self.trainer is not None
-        if self.trainer.state.fn == TrainerFn.FITTING and state_dict["train"] != fingerprint(self.train):
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            return
+        # earlier versions compared a sample of the prompts
+        found = self.state_dict()["train"] if state_dict.get("whole") else fingerprint(self.train)
+        if state_dict["train"] != found:
             raise DataError(
                 "resume: expected the training prompts that the run began with, got others: data, its seed "
                 "or a file has changed. To train on the new prompts, export the model and start a new run"
+            )
+        if state_dict.get("seed", self.seed) != self.seed:
+            raise ConfigError(
+                f"data.seed: expected the checkpoint's {state_dict['seed']}, got {self.seed}: the order of "
+                "prompts is a hash of it, so some would be skipped and others repeated"
             )
 
     def transfer_batch_to_device(
@@ -83,16 +97,14 @@ class RubricDataModule(L.LightningDataModule):
         return batch
 
 
-def fingerprint(tasks: Sequence[Task], max_tasks: int = 256) -> str:
-    """Returns a hash of the number of tasks and the contents of at most `max_tasks`, evenly spaced."""
-    places = (
-        sorted({place * len(tasks) // max_tasks for place in range(max_tasks)})
-        if len(tasks) > max_tasks
-        else range(len(tasks))
-    )
+def fingerprint(tasks: Sequence[Task], max_tasks: int | None = 256) -> str:
+    """Returns a hash of the number of tasks and of all their contents, or of `max_tasks`, evenly spaced."""
+    places: Iterable[int] = range(len(tasks))
+    if max_tasks is not None and len(tasks) > max_tasks:
+        places = sorted({place * len(tasks) // max_tasks for place in range(max_tasks)})
     found = hashlib.sha256(str(len(tasks)).encode())
     for place in places:
-        found.update(repr(_non_default(tasks[place])).encode())
+        found.update(repr(_non_default(tasks[place])).encode(errors="surrogatepass"))
     return found.hexdigest()
 
 
@@ -108,6 +120,8 @@ def _non_default(value: Any) -> Any:
 
 class PromptLoader(DataLoader[Any]):
     """Batches of tasks. A resumed run continues where it stopped, even in the middle of an epoch.
+
+    Progress is counted in prompts, so a resumed run may continue with another number of prompts per batch.
 
     Args:
         tasks: The prompts; may be read from disk one at a time.
@@ -129,6 +143,7 @@ class PromptLoader(DataLoader[Any]):
             sampler=order,
             collate_fn=list,
         )
+        self._prompts, self._size = len(tasks), prompts_per_batch
         self._order = order
         self._trainer = trainer
 
@@ -136,14 +151,36 @@ class PromptLoader(DataLoader[Any]):
         """Returns the position in the epoch. A batch during which the run stopped counts as not begun."""
         if self._trainer is None:
             return {}
-        progress = self._trainer.fit_loop.epoch_loop.batch_progress.current.state_dict()
-        return {"epoch": self._trainer.current_epoch, "batches": progress["processed"]}
+        epoch, batches = self._trainer.current_epoch, self._progress().processed
+        return {"epoch": epoch, "batches": batches, "prompts": self._done(epoch, batches)}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continues from that position; at the end of an epoch, with the next epoch."""
-        if self._order is not None and state and state["batches"] < len(self):
-            assert self.batch_size is not None
-            self._order.skip = {state["epoch"]: state["batches"] * self.batch_size}
+        if self._order is None or not state:
+            return
+        # earlier versions counted batches only
+        done = state.get("prompts", min(self._prompts, state["batches"] * self._size))
+        # Batches are numbered so that the epoch's last one has the number that Lightning expects.
+        batches = len(self) - math.ceil((self._prompts - done) / self._size)
+        if done < self._prompts:
+            self._order.skip = {state["epoch"]: done}
+        self._order.first = {state["epoch"]: batches}
+        if self._trainer is not None:
+            current = self._progress()
+            moved = batches - state["batches"]
+            for name in ("ready", "started", "processed", "completed"):
+                setattr(current, name, getattr(current, name) + moved)
+
+    def _done(self, epoch: int, batches: int) -> int:
+        """Prompts of the epoch in its first batches, some of which may have had another size."""
+        order = self._order
+        skipped, first = (order.skip.get(epoch, 0), order.first.get(epoch, 0)) if order else (0, 0)
+        return min(self._prompts, skipped + (batches - first) * self._size)
+
+    def _progress(self) -> Any:
+        """Lightning's count of the batches of this epoch."""
+        assert self._trainer is not None
+        return self._trainer.fit_loop.epoch_loop.batch_progress.current
 
 
 class EpochShuffle(Sampler[int]):
@@ -155,6 +192,8 @@ class EpochShuffle(Sampler[int]):
         self.epoch = 0
         self.skip: dict[int, int] = {}
         """Epoch -> number of prompts that a resumed run has already trained on."""
+        self.first: dict[int, int] = {}
+        """Epoch -> number of the batch that a resumed run continues with."""
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch

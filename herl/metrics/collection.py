@@ -42,6 +42,7 @@ def collection_metrics(collection: Collection, policy_version: int = 0) -> dict[
         "replay/joined": [
             any(m.origin == "replay" for m in group.members) for group in groups if group.replayed
         ],
+        "bonus/alone": [group.bonus_alone for group in groups if group.members],
         "bonus/paid": [m.bonus != 0.0 for group in groups for m in group.members if m.origin == "policy"],
     }
     if revised:

@@ -16,7 +16,7 @@ from functools import partial
 
 from herl.clock import PhaseClock
 from herl.rollout.requests import RevisionRequests, attempt_request, open_groups, revision_requests
-from herl.rollout.stages import Stages, TrainingContext
+from herl.rollout.stages import RolloutPlan, Stages
 from herl.rollout.streaming import sample_and_judge
 from herl.seeds import derive_seed
 from herl.types import Experience, Group, Judged, Member, Task
@@ -32,7 +32,7 @@ class Collection:
     groups: tuple[Group, ...]
     """One for each prompt that is not too long."""
     experiences: tuple[Experience, ...]
-    """The training data, without groups that carry no signal."""
+    """The training data, without groups that carry no signal unless `RolloutPlan.keep_flat_groups`."""
     dropped: Mapping[str, int]
     """Counts of prompts over `max_prompt_tokens`: {"prompts": ..., "revision_prompts": ...}."""
 
@@ -55,7 +55,7 @@ def collect(tasks: Sequence[Task], stages: Stages, key: Key, clock: PhaseClock |
     groups = compare(settle(answered, stages, key), stages)
     return Collection(
         groups=tuple(groups),
-        experiences=tuple(e for group in groups for e in _experiences(group, stages.plan.training_context)),
+        experiences=tuple(e for group in groups for e in _experiences(group, stages.plan)),
         dropped={"prompts": over_long, "revision_prompts": revisions_over_long},
     )
 
@@ -102,13 +102,25 @@ def settle(groups: Sequence[Group], stages: Stages, key: Key) -> list[Group]:
 
 
 def compare(groups: Sequence[Group], stages: Stages) -> list[Group]:
-    """Stage 7: adds the advantages."""
-    advantages = stages.advantages(
-        [[member.total for member in group.members] for group in groups],
-        [[member.origin == "policy" for member in group.members] for group in groups],
-    )
+    """Stage 7: adds the advantages.
+
+    Whether a group carries a signal is decided on the rewards without the bonus (`bonus.in_flat_groups`).
+    """
+    is_attempt = [[member.origin == "policy" for member in group.members] for group in groups]
+    paid = [any(member.bonus for member in group.members) for group in groups]
+    alone = [False] * len(groups)
+    if any(paid):
+        unpaid = stages.advantages([[m.reward for m in group.members] for group in groups], is_attempt)
+        alone = [has_bonus and not any(values) for has_bonus, values in zip(paid, unpaid, strict=True)]
+    # Rewards without the bonus keep such a group out of a scale over the whole batch, too.
+    drop = [only and not stages.bonus.in_flat_groups for only in alone]
+    rewards = [
+        [member.reward if without else member.total for member in group.members]
+        for group, without in zip(groups, drop, strict=True)
+    ]
     return [
-        replace(group, advantages=tuple(values)) for group, values in zip(groups, advantages, strict=True)
+        replace(group, advantages=tuple(values), bonus_alone=only)
+        for group, values, only in zip(groups, stages.advantages(rewards, is_attempt), alone, strict=True)
     ]
 
 
@@ -163,9 +175,10 @@ def _members(group: Group, stages: Stages, key: Key) -> list[Member]:
     return stages.selection(group.task, attempts, candidates, bonuses, derive_seed(*key, group.task.id))
 
 
-def _experiences(group: Group, training_context: TrainingContext) -> list[Experience]:
-    if not any(group.advantages):
+def _experiences(group: Group, plan: RolloutPlan) -> list[Experience]:
+    if not any(group.advantages) and not plan.keep_flat_groups:
         return []
+    training_context = plan.training_context
     experiences = []
     for member, advantage in zip(group.members, group.advantages, strict=True):
         rollout = member.judged.rollout

@@ -1,9 +1,14 @@
-"""Renders conversations to token ids by the chat template: the only place where prompts become tokens."""
+"""Renders conversations to token ids by the chat template: the only place where prompts become tokens.
+
+Some templates write today's date into the prompt (Llama 3, Granite, SmolLM3). In a run it is the date of the
+run's start (`Today`), which a checkpoint keeps: a run that is resumed a day later has the same prompts.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
 
 from herl.prompt_text import control_tokens, defuse
 from herl.types import Message, Task
@@ -12,16 +17,43 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> tuple[int, ...]:
-    """Returns the token ids of a conversation up to the start of the assistant's turn."""
+class Today:
+    """The date and time that chat templates see: when the run started, in local time."""
+
+    def __init__(self) -> None:
+        self.started = datetime.now().replace(microsecond=0)
+
+    def pin(self, started: str | None) -> None:
+        """Sets the time, in ISO format, to that of an earlier process of the run; None changes nothing."""
+        if started is not None:
+            self.started = datetime.fromisoformat(started)
+
+
+FIXED = datetime(2000, 1, 1)
+"""The time for whatever must be the same every day."""
+
+
+def render(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], today: datetime | None = None
+) -> tuple[int, ...]:
+    """Returns the token ids of a conversation up to the start of the assistant's turn.
+
+    Args:
+        tokenizer: The tokenizer, with its chat template.
+        messages: The conversation.
+        today: The time that the template sees; None for the current time.
+    """
+    clock: dict[str, Any] = (
+        {} if today is None or not tells_time(tokenizer) else {"strftime_now": today.strftime}
+    )
     ids = tokenizer.apply_chat_template(
-        [dict(message) for message in messages], add_generation_prompt=True, return_dict=False
+        [dict(message) for message in messages], add_generation_prompt=True, return_dict=False, **clock
     )
     return tuple(ids)
 
 
 def render_revision(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], task: Task
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], task: Task, now: datetime | None = None
 ) -> tuple[int, ...]:
     """Returns the token ids of a revision prompt, in which material cannot become a control token.
 
@@ -33,10 +65,16 @@ def render_revision(
         message if message in task.messages else {**message, "content": defuse(message["content"], tokens)}
         for message in messages
     ]
-    return render(tokenizer, guarded)
+    return render(tokenizer, guarded, now)
+
+
+def tells_time(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the chat template writes the date into prompts."""
+    return "strftime_now" in str(getattr(tokenizer, "chat_template", ""))
 
 
 def reading_sample(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Returns the token ids of a fixed conversation, which identify the tokenizer and chat template."""
+    """Returns the token ids of a fixed conversation at a fixed time, which identify the tokenizer and chat
+    template."""
     messages = [{"role": role, "content": "Name 2 rivers!"} for role in ("user", "assistant", "user")]
-    return list(render(tokenizer, messages))
+    return list(render(tokenizer, messages, FIXED))

@@ -23,7 +23,11 @@ def open_groups(tasks: Sequence[Task], stages: Stages, name: str) -> tuple[list[
         A group for each prompt within the limit, and the number of prompts over it.
     """
     opened = [
-        Group(id=f"{name}:{task.id}", task=task, prompt_ids=render(stages.tokenizer, task.messages))
+        Group(
+            id=f"{name}:{task.id}",
+            task=task,
+            prompt_ids=render(stages.tokenizer, task.messages, stages.today.started),
+        )
         for task in tasks
     ]
     fitting = [group for group in opened if len(group.prompt_ids) <= stages.plan.max_prompt_tokens]
@@ -68,7 +72,7 @@ def revision_requests(
         SampleRequest(
             task_id=task.id,
             group_id=hindsight.parent.group_id,
-            prompt_ids=render_revision(stages.tokenizer, hindsight.messages, task),
+            prompt_ids=render_revision(stages.tokenizer, hindsight.messages, task, stages.today.started),
             n=n,
             sampling=stages.plan.revision,
             seed=derive_seed(*key, hindsight.parent.id, "revision"),

@@ -17,9 +17,21 @@ GATE = "HindsightGate"
 """In version 0.1 the hindsight gate was a callback, and Lightning stored its state under this name."""
 
 
-def run_state(stages: Stages, counts: Mapping[str, int], clock: PhaseClock) -> dict[str, Any]:
-    """Returns the state that lets a resumed run continue as if it had not stopped."""
+def run_state(
+    stages: Stages, counts: Mapping[str, int], clock: PhaseClock, settings: Mapping[str, str | int]
+) -> dict[str, Any]:
+    """Returns the state that lets a resumed run continue as if it had not stopped.
+
+    Args:
+        stages: The components of the run.
+        counts: Its counts.
+        clock: Its times.
+        settings: By key, the settings that must not change when the run is resumed.
+    """
     return {
+        "settings": dict(settings),
+        "total": clock.total(),
+        "date": stages.today.started.isoformat(),
         "counts": dict(counts),
         "judge": stages.judge_runner.state_dict(),
         "replay": stages.replay.state_dict(),
@@ -47,6 +59,7 @@ def saved_state(checkpoint: dict[str, Any], stages: Stages, model: str) -> dict[
         raise ConfigError(
             f"model: expected the checkpoint's tokenizer and chat template, got different ones from {model}"
         )
+    stages.today.pin(state.get("date"))
     state.setdefault("replay", state.get("memory", {}))
     # Remove it, or Lightning would look for the callback.
     gate = checkpoint.get("callbacks", {}).pop(GATE, {})
@@ -54,9 +67,23 @@ def saved_state(checkpoint: dict[str, Any], stages: Stages, model: str) -> dict[
     return state
 
 
-def restore(stages: Stages, clock: PhaseClock, state: Mapping[str, Any]) -> None:
-    """Restores the state from `saved_state` in a resumed run."""
+def restore(
+    stages: Stages, clock: PhaseClock, state: Mapping[str, Any], settings: Mapping[str, str | int]
+) -> None:
+    """Restores the state from `saved_state` in a resumed run.
+
+    Raises:
+        ConfigError: a setting that gives the run's progress its meaning has changed.
+    """
+    for key, now in settings.items():
+        before = state.get("settings", {}).get(key, now)
+        if before != now:
+            raise ConfigError(
+                f"{key}: expected the checkpoint's {before}, got {now}: a resumed run cannot change it. "
+                "To start from the checkpoint's policy with other settings, export it and train the result"
+            )
     clock.add(state["seconds"])
+    clock.resume(state.get("total", 0.0))
     clock.lap()
     stages.judge_runner.load_state_dict(state["judge"])
     stages.replay.load_state_dict(state["replay"])

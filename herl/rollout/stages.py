@@ -11,6 +11,7 @@ from herl.errors import ConfigError
 from herl.hindsight import HindsightBuilder, NoHindsight
 from herl.judge import JudgeRunner
 from herl.replay import NoReplay, Replay
+from herl.rollout.render import Today
 from herl.sampler import Sampler
 from herl.types import Judged, Judgement, Member, Rollout, Rubric, SampleRequest, Sampling, Task
 
@@ -53,7 +54,8 @@ class Advantages(Protocol):
         """Returns one advantage for each member of each group.
 
         Args:
-            rewards: Reward of each member, bonus included.
+            rewards: Reward of each member, with its bonus unless that is the only difference. A batch with
+                bonuses is compared twice (`herl.rollout.collect.compare`), so this must be a pure function.
             is_attempt: Whether each member is an attempt; False for revisions and replayed answers.
         """
         ...
@@ -73,6 +75,8 @@ class RolloutPlan:
             `hindsight` prompt that they were sampled under, or `both`.
         max_prompt_tokens: Longer prompts and revision prompts are dropped and counted, never truncated; so
             are those that leave no room for the longest answer in the model.
+        keep_flat_groups: Whether groups without signal are trained on too, with advantages of 0: they count
+            in the mean over tokens and in the KL (reference code).
     """
 
     attempts_per_prompt: int = 8
@@ -82,6 +86,7 @@ class RolloutPlan:
     heldout: Sampling | None = None
     training_context: TrainingContext = "original"
     max_prompt_tokens: int = 4096
+    keep_flat_groups: bool = False
 
     def __post_init__(self) -> None:
         if self.attempts_per_prompt < 1 or self.revisions_per_candidate < 1:
@@ -141,16 +146,12 @@ class Stages:
     hindsight: HindsightBuilder = field(default_factory=NoHindsight)
     bonus: BonusReward = field(default_factory=NoBonus)
     replay: Replay = field(default_factory=NoReplay)
+    today: Today = field(default_factory=Today)
 
     def __post_init__(self) -> None:
         if self.replay.needs_revisions and not self.hindsight.revises:
             raise ConfigError(
                 "replay.of=revisions needs hindsight; use replay.of=best, or choose a hindsight builder"
-            )
-        if self.plan.attempts_per_prompt == 1 and not self.hindsight.revises:
-            raise ConfigError(
-                "rollout.attempts_per_prompt: expected at least 2 without hindsight, got 1: a single "
-                "answer has nothing to be compared with"
             )
         if self.judge_runner.judge.holistic and self.hindsight.needs_verdicts:
             raise ConfigError(
@@ -159,18 +160,61 @@ class Stages:
             )
 
 
+def check_signal(stages: Stages) -> None:
+    """Refuses settings under which no group can ever have an advantage other than 0.
+
+    Tries selection and advantages on made-up groups: attempts that all differ, and, if there is hindsight or
+    replay, the same with answers that beat them all.
+
+    Raises:
+        ConfigError: the policy would never be updated.
+    """
+    count = stages.plan.attempts_per_prompt
+    joined = stages.hindsight.revises or not isinstance(stages.replay, NoReplay)
+    for better in (0.0, 0.5) if joined else (0.0,):
+        for scale in (1.0, 100.0):  # a threshold may fit rewards beyond 1
+            if any(_trial(stages, [scale * (i + 1) / count for i in range(count)], better * scale)):
+                return
+    if count > 1:
+        raise ConfigError(
+            "selection, advantages: expected groups whose members can differ in their advantages, but these "
+            "two leave every group with advantages of 0: with selection=best use advantages=ones, otherwise "
+            "lower advantages.tolerance or selection.at_least"
+        )
+    why = (
+        "a revision takes the place of the only attempt and has nothing to be compared with: use "
+        "selection.placement=append, or more attempts"
+        if joined
+        else "a single answer has nothing to be compared with"
+    )
+    where = "" if joined else " without hindsight"
+    raise ConfigError(f"rollout.attempts_per_prompt: expected at least 2{where}, got 1: {why}")
+
+
 def trial_advantages(stages: Stages) -> list[float]:
     """Returns the advantages that a loss would get for a made-up group with rewards spread from 0 to 1."""
     count = max(2, stages.plan.attempts_per_prompt)
+    return _trial(stages, [index / (count - 1) for index in range(count)])
+
+
+def _trial(stages: Stages, rewards: Sequence[float], better: float = 0.0) -> list[float]:
+    """The advantages of a made-up group with these attempts. If `better` is above 0, a revision joins that
+    earns this much more than the best attempt."""
     task = Task(id="trial", messages=(), rubric=Rubric(criteria=()))
     request = SampleRequest(
-        task_id=task.id, group_id=task.id, prompt_ids=(), n=count, sampling=stages.plan.attempt, seed=0
+        task_id=task.id, group_id=task.id, prompt_ids=(), n=1, sampling=stages.plan.attempt, seed=0
     )
-    attempts = []
-    for index in range(count):
-        rollout = Rollout.answering(request, index, token_ids=(), logprobs=())
-        judgement = Judgement(rollout_id=rollout.id, verdicts=(), reward=index / (count - 1))
-        attempts.append(Judged(rollout=rollout, judgement=judgement))
-    members = stages.selection(task, attempts, [], {}, 0)
-    [advantages] = stages.advantages([[m.total for m in members]], [[True] * len(members)])
+    attempts = [_made_up(request, index, reward) for index, reward in enumerate(rewards)]
+    revisions = []
+    if better:
+        asked = replace(request, parent_id=attempts[-1].rollout.id)
+        revisions = [_made_up(asked, 0, max(rewards) + better)]
+    members = stages.selection(task, attempts, revisions, {}, 0)
+    origins = [[member.origin == "policy" for member in members]]
+    [advantages] = stages.advantages([[member.total for member in members]], origins)
     return advantages
+
+
+def _made_up(request: SampleRequest, index: int, reward: float) -> Judged:
+    rollout = Rollout.answering(request, index, token_ids=(), logprobs=())
+    return Judged(rollout=rollout, judgement=Judgement(rollout_id=rollout.id, verdicts=(), reward=reward))

@@ -41,7 +41,7 @@ SCRIPT = {  # attempts at each prompt, and a revision of the best of them
     "ties": (["It eats fish.", "It is brown.", "river", "fish zoo"], "It eats fish, so it does."),
     "worse": (["river", "It eats fish.", "zoo", "Brown."], "No idea."),
     "perfect": (["fish river", "fish", "river", "Brown."], "not asked for"),
-    "flat": (["Brown."] * ATTEMPTS, "It is brown."),
+    "flat": (["It eats fish."] * ATTEMPTS, "No idea."),  # but for the bonus
     "abstains": ([UNREADABLE, "It eats fish.", UNREADABLE, "Brown."], "river fish"),
     "revision_abstains": (["It eats fish.", "river"] * 2, UNREADABLE),
     "all_abstain": ([UNREADABLE] * ATTEMPTS, "not asked for"),

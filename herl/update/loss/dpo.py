@@ -101,6 +101,8 @@ class PreferenceLoss(LikelihoodLoss):
         for _, group in groupby(places, key=lambda place: experiences[place].rollout.group_id):
             pair = sorted(group, key=lambda place: experiences[place].advantage)
             earned = [experiences[place].advantage for place in pair]
+            if not any(earned):
+                continue  # kept by rollout.keep_flat_groups: two equal answers have no preference
             if len(pair) != 2 or earned[0] >= earned[1]:
                 raise TrainingError(
                     f"loss: expected a worse and a better answer per group, got advantages of {earned}"

@@ -165,6 +165,8 @@ class PolicyLoss(Loss):
         gamma: Shaping constant; if not above 0, revisions get the plain -A rho.
         ratio_cap: Largest ratio under `cross_context`.
         kl_coef: Weight of the KL to the reference policy. At 0 no reference is loaded.
+        kl_clamp: Largest KL term of a token, beyond which it has no gradient (10 in the reference code); None
+            for no limit. The curve of the KL is not clamped.
         entropy_coef: Weight of the entropy bonus.
         aggregation: See `token_weights`.
         constant_length: Tokens, for the aggregation `constant`.
@@ -179,6 +181,7 @@ class PolicyLoss(Loss):
     gamma: float = 1.0
     ratio_cap: float = 2.0
     kl_coef: float = 0.0
+    kl_clamp: float | None = None
     entropy_coef: float = 0.0
     aggregation: Aggregation = "token_mean"
     constant_length: int = 1
@@ -190,6 +193,8 @@ class PolicyLoss(Loss):
                 f"loss.dual_clip: expected more than 1 + clip_high = {1 + self.clip_high:g}, or null, "
                 f"got {self.dual_clip}"
             )
+        if self.kl_clamp is not None and self.kl_clamp <= 0:
+            raise ConfigError(f"loss.kl_clamp: expected a number above 0, or null, got {self.kl_clamp}")
 
     @property
     def needs_reference(self) -> bool:
@@ -222,7 +227,10 @@ class PolicyLoss(Loss):
         per_token = per_token * correction
         per_token = per_token - self.entropy_coef * tokens.entropy
         if tokens.ref_logprobs is not None:
-            per_token = per_token + self.kl_coef * k3(tokens.logprobs, tokens.ref_logprobs)
+            kl = k3(tokens.logprobs, tokens.ref_logprobs)
+            if self.kl_clamp is not None:
+                kl = kl.clamp(-self.kl_clamp, self.kl_clamp)
+            per_token = per_token + self.kl_coef * kl
         stats = self._stats(tokens, rho, cut, correction, corrected_cut)
         return (tokens.weight * per_token).sum(), stats
 

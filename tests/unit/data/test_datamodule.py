@@ -1,8 +1,11 @@
 from dataclasses import dataclass, replace
 
+import lightning as L
 import pytest
+import torch
 
 from herl import ConfigError, DataError
+from herl.callbacks import Checkpoints
 from herl.data import RubricDataModule
 from herl.data.animals import animals
 from herl.data.datamodule import fingerprint
@@ -112,3 +115,84 @@ def test_a_fingerprint_tells_other_prompts_apart_and_bears_fields_that_a_later_v
     for changes in ({"weight": 2.0}, {"later": False}, {"check": {"kind": "contains", "text": "b"}}):
         assert fingerprint([task(LaterCriterion, **changes)]) != known
     assert fingerprint([task(Criterion)] * 2) != known
+
+
+class Notes(L.LightningModule):
+    """Notes the prompts that it is given; as much of a module as checkpoints need."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.seen, self.batches = [], []
+
+    def training_step(self, batch, batch_idx):
+        self.seen += [(self.current_epoch, task.id) for task in batch]
+        self.batches.append((self.current_epoch, batch_idx))
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class SaveAt(L.Callback):
+    """Saves before one batch, as `Checkpoints` does, or at the end of the epoch, and ends the run."""
+
+    def __init__(self, folder, batch):
+        self.checkpoints, self.batch, self.path = Checkpoints(str(folder)), batch, str(folder / "last.ckpt")
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if batch_idx == self.batch:
+            self.checkpoints._save_between_batches(trainer, batch_idx)
+            raise KeyboardInterrupt
+
+    def on_train_epoch_end(self, trainer, module):
+        self.checkpoints._save(trainer, "batch-epoch.ckpt")
+        raise KeyboardInterrupt
+
+
+def trained(folder, size, batch=None, resume=None, epochs=2, **changes):
+    module, data = (
+        Notes(),
+        RubricDataModule(**{"train": TASKS, "prompts_per_batch": size, "seed": 3} | changes),
+    )
+    trainer = L.Trainer(
+        max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False, limit_val_batches=0,
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
+        callbacks=[SaveAt(folder, batch)] if resume is None else [],
+    )  # fmt: skip
+    if resume is None:
+        with pytest.raises(SystemExit):
+            trainer.fit(module, data)
+    else:
+        trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+    return module
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 20])
+@pytest.mark.parametrize(("old", "batch"), [(2, 1), (2, 3), (4, 2), (3, 1), (1, 7), (4, None), (1, None)])
+def test_a_resumed_run_may_change_the_size_of_batches_and_sees_each_prompt_once(tmp_path, old, batch, size):
+    before = trained(tmp_path, old, batch)
+    after = trained(tmp_path, size, resume=tmp_path / "last.ckpt")
+    expected = [(epoch, id) for epoch in (0, 1) for id in order(RubricDataModule(TASKS, seed=3), epoch)]
+    assert before.seen + after.seen == expected
+    per_epoch = -(-len(TASKS) // size)
+    assert after.batches[-per_epoch:] == [(1, number) for number in range(per_epoch)]
+    assert [number for epoch, number in after.batches if epoch == 0][-1:] in ([], [per_epoch - 1])
+
+
+def test_another_order_of_prompts_is_refused(tmp_path):
+    trained(tmp_path, 2, 2)
+    message = r"data.seed: expected the checkpoint's 3, got 4: the order of prompts is a hash of it"
+    with pytest.raises(ConfigError, match=message):
+        trained(tmp_path, 2, resume=tmp_path / "last.ckpt", seed=4)
+    with pytest.raises(DataError, match="expected the training prompts that the run began with"):
+        trained(tmp_path, 2, resume=tmp_path / "last.ckpt", train=[*TASKS[1:], TASKS[0]])
+
+
+def test_every_prompt_of_a_large_file_counts():
+    tasks = [make_task(id=str(i)) for i in range(1000)]
+    swapped = [*tasks[:500], tasks[501], tasks[500], *tasks[502:]]
+    assert fingerprint(tasks, max_tasks=None) != fingerprint(swapped, max_tasks=None)

@@ -1,20 +1,22 @@
 import math
+from functools import partial
 
 import pytest
 
 from herl import NoHindsight, Sampling
-from herl.advantages import group_advantages
+from herl.advantages import group_advantages, ones
 from herl.bonus.improvement import ImprovementBonus
 from herl.errors import ConfigError
 from herl.hindsight.revision import RevisionBuilder
 from herl.judge import JudgeRunner
 from herl.judge.rule import RuleJudge
+from herl.metrics.collection import collection_metrics
 from herl.rollout.collect import collect
 from herl.rollout.render import render
-from herl.rollout.stages import RolloutPlan, Stages
+from herl.rollout.stages import RolloutPlan, Stages, check_signal
 from herl.sampler.scripted import ScriptedSampler
 from herl.sampler.transformers import TransformersSampler
-from herl.selection import form_group
+from herl.selection import form_group, keep_ranked
 from herl.testing import FakeJudge, make_task
 
 ATTEMPTS = {"task": ["It eats fish.", "It is brown.", "river", "fish"]}
@@ -65,11 +67,34 @@ def test_one_prompt_all_the_way(stages):
 
 
 def test_an_answer_alone_cannot_be_compared(stages):
+    alone = {"attempts_per_prompt": 1}
     with pytest.raises(
         ConfigError, match="attempts_per_prompt: expected at least 2 without hindsight, got 1"
     ):
-        stages(plan={"attempts_per_prompt": 1}, hindsight=NoHindsight())
-    assert stages(plan={"attempts_per_prompt": 1})
+        check_signal(stages(plan=alone, hindsight=NoHindsight()))
+    with pytest.raises(ConfigError, match="takes the place of the only attempt"):
+        check_signal(stages(plan=alone))
+    with pytest.raises(ConfigError, match="use advantages=ones"):
+        check_signal(stages(selection=keep_ranked))
+    check_signal(stages(plan=alone, selection=partial(form_group, placement="append")))
+    check_signal(stages(plan=alone, selection=keep_ranked, advantages=ones, hindsight=NoHindsight()))
+    check_signal(stages(selection=partial(keep_ranked, at_least=5.0), advantages=ones))
+
+
+def test_a_group_that_only_the_bonus_tells_apart_has_no_signal(stages):
+    """All earn 0.6, the revision of the first earns 0: its bonus alone would be an advantage of -1.5."""
+    sampler = ScriptedSampler({"task": ["It eats fish."] * 4}, {"task": ["No idea."]})
+    for paid, expected in ((False, [0.0] * 4), (True, [-1.5, 0.5, 0.5, 0.5])):
+        bonus = ImprovementBonus(in_flat_groups=paid)
+        parts = {"sampler": sampler, "bonus": bonus, "selection": form_group}
+        collection = collect([make_task()], stages(**parts), (0,))
+        [group] = collection.groups
+        assert group.bonus_alone
+        assert group.advantages == pytest.approx(expected, abs=1e-3)
+        assert bool(collection.experiences) == paid
+        assert collection_metrics(collection)["bonus/alone"] == 1.0
+        kept = collect([make_task()], stages(**parts, plan={"keep_flat_groups": True}), (0,))
+        assert [one.advantage for one in kept.experiences] == pytest.approx(expected, abs=1e-3)
 
 
 @pytest.mark.parametrize(

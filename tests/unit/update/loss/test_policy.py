@@ -214,3 +214,26 @@ def test_a_dual_clip_within_the_clip_range_is_refused():
 @pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean", "constant"])
 def test_a_step_without_answers_has_no_weights(aggregation):
     assert token_weights([], aggregation) == []
+
+
+def test_a_clamped_kl_is_at_most_the_clamp_and_has_no_gradient_beyond_it():
+    """By hand: log-ratios of 1, 3 and -4 give e - 2, e^3 - 4 = 16.1 and e^-4 + 3."""
+    logprobs = torch.tensor([-2.0, -5.0, -1.0], dtype=torch.float64, requires_grad=True)
+    reference = logprobs.detach() + torch.tensor([1.0, 3.0, -4.0], dtype=torch.float64)
+    zeros = torch.zeros(3, dtype=torch.float64)
+    given = Tokens(
+        logprobs=logprobs, entropy=zeros, old_logprobs=logprobs.detach(), ref_logprobs=reference,
+        sampler_logprobs=logprobs.detach(), advantage=zeros, weight=torch.full_like(zeros, 1 / 3),
+        revision=zeros.bool(), row=torch.tensor([0, 0, 1]),
+    )  # fmt: skip
+    loss, stats = PolicyLoss(kl_coef=0.3, kl_clamp=10.0)(given)
+    loss.backward()
+    terms = [math.e - 2, 10.0, math.exp(-4) + 3]
+    assert float(loss.detach()) == pytest.approx(0.3 * sum(terms) / 3, rel=1e-12)
+    # d k3 / d logprob = 1 - exp(d)
+    expected = [0.1 * (1 - math.e), 0.0, 0.1 * (1 - math.exp(-4))]
+    assert logprobs.grad.tolist() == pytest.approx(expected, rel=1e-12)
+    total, _ = stats.means["kl_to_reference"]
+    assert float(total) == pytest.approx(terms[0] + math.exp(3) - 4 + terms[2], rel=1e-12)
+    with pytest.raises(ConfigError, match=r"loss.kl_clamp: expected a number above 0, or null, got 0"):
+        PolicyLoss(kl_clamp=0.0)

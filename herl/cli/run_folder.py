@@ -1,0 +1,128 @@
+"""Gives each run a folder of its own, and locks it while the run writes into it.
+
+A folder named by the clock is created exclusively: of two runs that start in one second, the later one gets
+`-2` appended to its name. A folder that the user names may exist, since a resumed run returns to its own, but
+a run is refused while another process writes into it, before anything is overwritten.
+
+The lock is the operating system's, so it ends with its process, however that dies. On file systems without
+locks, such as some cluster mounts, there is only a warning. Reading a folder needs no lock.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+from herl.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+LOCK, WRITER = ".lock", ".writer.json"
+_held: list[FileLock] = []
+
+
+class ClaimFolder(Callback):
+    """Claims the folder of a run or a sweep before Hydra writes into it. Only the first rank claims one."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        _claim(config, "hydra.run.dir")
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        _claim(config, "hydra.sweep.dir")
+
+
+def is_first_process() -> bool:
+    """Whether this process is the first of its run, by the environment of torchrun, SLURM or Lightning."""
+    for names in (("RANK",), ("SLURM_PROCID",), ("LOCAL_RANK", "NODE_RANK")):
+        if given := [os.environ[name] for name in names if os.environ.get(name)]:
+            return all(int(rank) == 0 for rank in given)
+    return True
+
+
+def _claim(config: DictConfig, key: str) -> None:
+    if not is_first_process():
+        return
+    HydraConfig.instance().set_config(config)  # the folder's name may refer to Hydra's own settings
+    folder = Path(str(OmegaConf.select(config, key)))
+    given = OmegaConf.to_container(config.hydra.overrides.hydra)
+    assert isinstance(given, list)
+    if any(str(one).startswith(f"{key}=") for one in given):
+        folder.mkdir(parents=True, exist_ok=True)
+    else:
+        folder = _created(folder)
+        with read_write(config.hydra), open_dict(config.hydra):
+            OmegaConf.update(config, key, str(folder))
+            if key == "hydra.sweep.dir":  # each job composes its configuration anew
+                config.hydra.overrides.hydra.append(f"{key}={_quoted(str(folder))}")
+    try:
+        hold(folder)
+    except ConfigError as error:  # Hydra turns an Exception of a callback into a warning
+        from herl.cli.main import fail
+
+        fail(str(error))
+
+
+def _created(folder: Path) -> Path:
+    """Creates the folder, or the first of its names with a number that does not exist yet."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for number in count(1):
+        free = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        with suppress(FileExistsError):
+            free.mkdir()
+            return free
+    raise AssertionError
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def hold(folder: Path) -> None:
+    """Locks a folder for this process until `release`.
+
+    Raises:
+        ConfigError: another process writes into it.
+    """
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ConfigError(
+            f"hydra.run.dir: expected a folder that no other run writes into, got {folder}, which is in use "
+            f"by {_writer(folder)}. Wait for that run, stop it, or name another folder"
+        ) from error
+    except (NotImplementedError, OSError) as error:
+        logger.warning("cannot lock %s (%s): nothing keeps another run from writing into it", folder, error)
+        return
+    _held.append(lock)
+    writer = {"process": os.getpid(), "host": socket.gethostname()}
+    with suppress(OSError):  # for the message only
+        (folder / WRITER).write_text(json.dumps(writer) + "\n", encoding="utf-8")
+
+
+def release() -> None:
+    """Unlocks the folders that this process holds."""
+    while _held:
+        lock = _held.pop()
+        with suppress(OSError):
+            (Path(lock.lock_file).parent / WRITER).unlink(missing_ok=True)
+        lock.release()
+
+
+def _writer(folder: Path) -> str:
+    try:
+        writer = json.loads((folder / WRITER).read_text(encoding="utf-8"))
+        return f"process {writer['process']} on {writer['host']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"

@@ -1,0 +1,93 @@
+"""No two runs write into one folder."""
+
+import os
+
+import pytest
+from omegaconf import OmegaConf
+
+from herl.cli import run_folder
+from herl.cli.run_folder import ClaimFolder, hold, is_first_process, release
+from herl.errors import ConfigError
+
+
+@pytest.fixture(autouse=True)
+def released(monkeypatch):
+    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(run_folder.HydraConfig, "set_config", lambda self, config: None)
+    yield
+    release()
+
+
+def config(tmp_path, *given):
+    hydra = {
+        "run": {"dir": str(tmp_path / "runs" / "now")},
+        "sweep": {"dir": str(tmp_path / "runs" / "now_sweep")},
+        "overrides": {"hydra": list(given)},
+    }
+    made = OmegaConf.create({"hydra": hydra})
+    OmegaConf.set_readonly(made.hydra, True)
+    return made
+
+
+def test_runs_of_one_second_get_folders_of_their_own(tmp_path):
+    found = []
+    for _ in range(3):
+        made = config(tmp_path)
+        ClaimFolder().on_run_start(made)
+        found.append(os.path.basename(made.hydra.run.dir))
+    assert found == ["now", "now-2", "now-3"]
+    for expected in ("now_sweep", "now_sweep-2"):
+        made = config(tmp_path)
+        ClaimFolder().on_multirun_start(made)
+        assert os.path.basename(made.hydra.sweep.dir) == expected
+        assert made.hydra.overrides.hydra == [f"hydra.sweep.dir='{made.hydra.sweep.dir}'"]
+
+
+def test_a_folder_that_a_run_writes_into_is_refused_until_it_ends(tmp_path, capsys):
+    folder = tmp_path / "runs" / "now"
+    made = config(tmp_path, f"hydra.run.dir={folder}")
+    ClaimFolder().on_run_start(made)
+    with pytest.raises(SystemExit) as stop:
+        ClaimFolder().on_run_start(made)
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert f"got {folder}, which is in use by process {os.getpid()} on " in said
+    assert made.hydra.run.dir == str(folder)
+    release()
+    ClaimFolder().on_run_start(made)
+
+
+@pytest.mark.parametrize(
+    ("environment", "first"),
+    [
+        ({}, True),
+        ({"RANK": "0", "LOCAL_RANK": "0"}, True),
+        ({"RANK": "8", "LOCAL_RANK": "0"}, False),
+        ({"SLURM_PROCID": "3"}, False),
+        ({"LOCAL_RANK": "1", "NODE_RANK": "0"}, False),
+        ({"LOCAL_RANK": "0", "NODE_RANK": "1"}, False),
+    ],
+)
+def test_only_the_first_rank_claims_a_folder(tmp_path, monkeypatch, environment, first):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert is_first_process() == first
+    ClaimFolder().on_run_start(config(tmp_path))
+    assert (tmp_path / "runs").exists() == first
+
+
+def test_a_file_system_without_locks_gets_a_warning(tmp_path, monkeypatch, caplog):
+    def acquire(self, **_):
+        raise NotImplementedError("no flock")
+
+    monkeypatch.setattr(run_folder.FileLock, "acquire", acquire)
+    hold(tmp_path)
+    assert "cannot lock" in caplog.text
+
+
+def test_the_error_is_clear_without_the_writers_name(tmp_path):
+    hold(tmp_path)
+    (tmp_path / run_folder.WRITER).unlink()
+    with pytest.raises(ConfigError, match="in use by another process"):
+        hold(tmp_path)
