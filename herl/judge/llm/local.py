@@ -136,7 +136,7 @@ class LocalChat(Chat):
         found = [rollouts[str(place)] for place in range(len(requests))]
         return [
             ChatReply(
-                # A reply after thinking begins anew; without thinking it goes on from the opening.
+                # A reply after thinking starts over; without thinking it goes on from the opening.
                 text=rollout.text if rollout.thinking_tokens else opening(request.schema) + rollout.text,
                 prompt_tokens=len(rollout.prompt_ids),
                 completion_tokens=len(rollout.token_ids),
