@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _FIELD = re.compile(r"\{(\w+)\}")
 _JOINER = "\u2060"  # WORD JOINER: invisible, and no tokenizer's control token contains it
 _NAMED = (
-    "im_(?:start|end|sep|user|assistant|system|middle)|endof(?:text|prompt|turn)|e[ot]t_id|eom_id|eo[tms]"
+    "im_(?:start|end|sep|user|assistant|system|middle)|endof(?:text|prompt|turn)|eot_id|eom_id|eot|eom|eos"
     "|(?:start|end)_header_id|header_(?:start|end)|(?:begin|end)_of_(?:text|sentence|turn|message)"
     "|(?:start|end)_of_role|(?:start|end)oftext|startoftext|bos|eos|pad|python_(?:tag|start|end)"
     "|channel|message|return|call|constrain|start|end|system|user|assistant|tool|observation|developer|turn"

@@ -1,12 +1,12 @@
 """Splits a sampled answer into thinking and answer, by token ids and by what the template put in front.
 
-Tags that are tokens of their own vanish when an answer is decoded, so the split works on ids; a tag that
+Tags that are single tokens vanish when an answer is decoded, so the split works on ids; a tag that
 such a tokenizer reads as several tokens is text. Only tokenizers without the tag spell it out, and for
 those it is looked for in the decoded text. A pair of tags counts if the tokenizer or the chat template
 knows it, or if the prompt ends with its opening tag.
 
     prompt ends with <think>      thinking is open from the first token
-    prompt ends with </think>     the template closed it, so there is none
+    prompt ends with </think>     the template closed it, so nothing is split
     answer begins with <think>    thinking is open
     </think> without <think>      everything before it was thinking
 
@@ -51,7 +51,7 @@ class Split:
     """An answer in two parts."""
 
     text: str
-    """The answer; empty if there is none."""
+    """The answer; empty if there was never one."""
     thinking: str = ""
     thinking_tokens: int = 0
     """Tokens up to and including the end of thinking."""

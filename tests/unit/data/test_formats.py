@@ -241,10 +241,10 @@ def test_what_a_message_holds_besides_text_is_not_dropped():
 
 def test_null_is_missing_at_any_depth_but_not_in_what_is_the_users_own():
     schema = {"properties": {"x": {"const": None}}}
-    check = {"kind": "json_schema", "schema": schema, "count": None}
+    check = {"kind": "x-json_schema", "schema": schema, "count": None}
     criterion = {"text": "x", "weight": None, "check": check}
     task = read({"prompt": "Hi", "messages": None, "rubric": [criterion], "meta": {"a": None}})
-    assert task.rubric.criteria[0].check == {"kind": "json_schema", "schema": schema}
+    assert task.rubric.criteria[0].check == {"kind": "x-json_schema", "schema": schema}
     assert task.meta == {"a": None}
 
 

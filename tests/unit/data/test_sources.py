@@ -223,8 +223,8 @@ def test_an_id_that_two_rows_bring_names_both_places(tmp_path):
 
 
 def test_the_nulls_that_parquet_fills_in_are_missing(tmp_path, monkeypatch):
-    checks = [{"kind": "contains", "text": "fish"}, {"kind": "json_schema", "schema": {"type": "object"}},
-              {"kind": "json_schema", "schema": {"maxLength": 3}}]  # fmt: skip
+    checks = [{"kind": "contains", "text": "fish"}, {"kind": "x-json_schema", "schema": {"type": "object"}},
+              {"kind": "x-json_schema", "schema": {"maxLength": 3}}]  # fmt: skip
     rows = [{"prompt": "q", "rubric": [{"text": str(n), "check": c} for n, c in enumerate(checks)]}]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
