@@ -195,8 +195,8 @@ class Endpoint(Chat):
     def _to_leave_out(self, refusal: Refusal, sent: Mapping[str, Any], guess: bool) -> tuple[list[str], bool]:
         """The fields to leave out next, and whether the endpoint names them in a place of its own.
 
-        A field that is not named is guessed, one at a time, but only before the endpoint's first reply:
-        later, the cause is this answer.
+        A field that is not named is guessed, one at a time, but only before the endpoint's first reply.
+        Later, the cause is this answer.
         """
         if refusal.status not in REFUSED or refusal.about_access:
             return [], False
@@ -219,9 +219,10 @@ class Endpoint(Chat):
         fields = sorted(form.left_out - self._form.left_out)
         if not fields:
             return
-        effects = [f"{form.token_limit_key} takes its place"] if _moved(fields, form) else []
-        effects += [
-            CONSEQUENCES[name] for name in fields if name in CONSEQUENCES and not _moved([name], form)
+        effects = [
+            f"{form.token_limit_key} takes its place" if _moved(name, form) else CONSEQUENCES[name]
+            for name in fields
+            if name in CONSEQUENCES
         ]
         logger.warning(
             "the judge's endpoint %s refuses %s, which later requests leave out%s. It says: %s",
@@ -239,7 +240,7 @@ class Endpoint(Chat):
             return JudgeError(self._quoted(refusal), "refused")
         return ConfigError(
             f"the judge's endpoint {self.base_url} rejects requests for model '{self.model}': "
-            f"{self._quoted(refusal)}. Check judge.chat: {_remedy(refusal)}"
+            f"{self._quoted(refusal).rstrip('.')}. Check judge.chat: {_remedy(refusal)}"
         )
 
     def _body(self, request: ChatRequest, form: Form) -> dict[str, Any]:
@@ -328,9 +329,9 @@ class Endpoint(Chat):
         return text[:300]
 
 
-def _moved(fields: list[str], form: Form) -> bool:
-    """Whether one of these is the limit on tokens, which goes on under its other name."""
-    return form.token_limit_key not in form.left_out and any(name in TOKEN_LIMITS for name in fields)
+def _moved(name: str, form: Form) -> bool:
+    """Whether this is the limit on tokens, which goes on under its other name."""
+    return name in TOKEN_LIMITS and form.token_limit_key not in form.left_out
 
 
 def _text(error: openai.APIStatusError) -> Any:

@@ -5,11 +5,11 @@ the end of the reply and repeats the code of the material's fences. An answer do
 object that the reply only quotes from the answer is never taken for the judgement. It must judge every
 criterion exactly once, in the words of the scale. A reply with two different judgements is rejected.
 
-JSON is first read as it is, with raw control characters allowed in strings. What fails is read again with
-three repairs, none of which can change a verdict: a backslash that begins no escape (LaTeX) stands for
-itself, a comma before a closing bracket is dropped, and Python's True, False and None count as JSON's.
-Anything looser, such as single quotes, unescaped quotes or missing brackets, is malformed, because a guess about where
-it ends could change the verdict. That is also why this does not use a general repair library.
+JSON is first read as it is, with raw control characters allowed in strings. If that fails, three repairs are
+made, none of which can change a verdict: a backslash that begins no escape (LaTeX) stands for itself, a comma
+before a closing bracket is dropped, and Python's True, False and None count as JSON's. Anything looser, such as
+single quotes, unescaped quotes or missing brackets, is malformed, because a guess about where it ends could
+change the verdict. That is also why this does not use a general repair library.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ class Refusal:
         placed = [_field_at(place, sent) for place in self.places]
         if fields := [field for field in dict.fromkeys(placed) if field is not None]:
             return fields, True
-        words = self.words.replace(model, " ") if model else self.words
+        words = re.sub(rf"(?<![\w-]){re.escape(model)}(?![\w-])", " ", self.words)
         spotted = [(place, field) for field in sent for place in _spots(field, sent[field], words)]
         return [min(spotted)[1]] if spotted else [], False
 
@@ -116,7 +116,9 @@ class Refusal:
         """Whether the cause may be a field, although none is named."""
         if _ACCESS.search(self.words):
             return False
-        return bool(_OF_THE_FORM.search(self.words)) or (not self.words and self.status != 404)
+        if self.status not in (400, 422, 501):  # the address is wrong, unless a router says otherwise
+            return bool(re.search(r"param|argument|field", self.words, re.IGNORECASE))
+        return not self.words or bool(_OF_THE_FORM.search(self.words))
 
 
 def _parsed(body: Any) -> Any:
