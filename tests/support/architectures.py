@@ -1,13 +1,11 @@
-"""Tiny random models of many architectures, for tests that apply to all of them.
+"""Tiny random models of many architectures, for tests that apply to all of them."""
 
-Left out: opt, whose decoder does not run behind the base model's hooks, and llama4_text, which names a base
-model that it does not have. `answer_logprobs` raises for both.
-"""
+from copy import deepcopy
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
-from herl.models.pretrained import choose_attention
+from herl.models.pretrained import auto_class, choose_attention, freeze_other_media
 
 SIZES = {
     "vocab_size": 1024, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
@@ -36,6 +34,14 @@ ROUTED = {
     "moe_intermediate_size": 16,
     "first_k_dense_replace": 1,
 }
+VISION = {
+    "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 8,
+    "image_size": 16, "patch_size": 4,
+}  # fmt: skip
+PATCHES = {
+    "depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "patch_size": 4, "out_hidden_size": 32,
+    "deepstack_visual_indexes": [0], "num_position_embeddings": 16,
+}  # fmt: skip
 
 # name -> settings; a suffix after a dash only distinguishes two models of one type
 ARCHITECTURES = {
@@ -54,6 +60,7 @@ ARCHITECTURES = {
     "doge": {},
     "dots1": HEAD | ROUTED | {"n_group": 1, "topk_group": 1, "n_shared_experts": 1},
     "ernie4_5": HEAD,
+    "ernie4_5_moe": EXPERTS | {"moe_num_experts": 4, "moe_k": 2},
     "exaone4": ALTERNATING | {"sliding_window_pattern": 2},
     "falcon": {"alibi": False, "new_decoder_architecture": False},
     "falcon-alibi": {"alibi": True, "new_decoder_architecture": False},
@@ -62,12 +69,17 @@ ARCHITECTURES = {
     "gemma": HEAD,
     "gemma2": HEAD | WINDOW | {"query_pre_attn_scalar": 8},
     "gemma3_text": HEAD | ALTERNATING | {"query_pre_attn_scalar": 8},
+    "gemma3": {
+        "text_config": SIZES | HEAD | ALTERNATING | {"query_pre_attn_scalar": 8, "model_type": "gemma3_text"},
+        "vision_config": VISION | {"model_type": "siglip_vision_model"}, "mm_tokens_per_image": 4,
+    },
     "gemma3n_text": HEAD | ALTERNATING | {
         "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 1024, "num_kv_shared_layers": 0,
         "laurel_rank": 4, "altup_num_inputs": 2, "activation_sparsity_pattern": [0.0, 0.0], "intermediate_size": [48, 48],
     },
     "glm": HEAD,
     "glm4": HEAD,
+    "glm4_moe": HEAD | ROUTED | {"n_group": 1, "topk_group": 1},
     "gpt2": GPT2,
     "gpt_bigcode": GPT2,
     "gpt_neo": {"num_layers": 2, "num_heads": 4, "window_size": 8, "attention_types": [[["global", "local"], 1]]},
@@ -88,12 +100,20 @@ ARCHITECTURES = {
     },
     "lfm2": {"layer_types": ["conv", "full_attention"], "conv_L_cache": 3, "block_multiple_of": 8},
     "llama": {},
+    "llama4_text": HEAD | {
+        "attention_chunk_size": 8, "num_local_experts": 2, "intermediate_size_mlp": 48, "interleave_moe_layer_step": 1,
+        "layer_types": ["chunked_attention", "full_attention"],
+    },
     "mamba": {"state_size": 8},
     "mamba2": {"state_size": 8, "num_heads": 8, "head_dim": 8, "expand": 2, "n_groups": 1, "chunk_size": 16},
     "minimax": HEAD | {"num_local_experts": 2, "layer_types": ["linear_attention", "full_attention"], "block_size": 16},
     "ministral": HEAD | ALTERNATING,
     "mistral": HEAD | WINDOW,
     "mistral-full": HEAD | {"sliding_window": None},
+    "mistral3": {
+        "text_config": SIZES | HEAD | {"sliding_window": None, "model_type": "mistral"},
+        "vision_config": VISION | {"model_type": "pixtral"}, "image_token_index": 10,
+    },
     "mixtral": {"num_local_experts": 4, "sliding_window": None},
     "mpt": {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 512},
     "nanochat": {},
@@ -106,6 +126,8 @@ ARCHITECTURES = {
     "olmo2": {},
     "olmo3": ALTERNATING,
     "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
+    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
+    "opt-projected": {"ffn_dim": 48, "word_embed_proj_dim": 16, "do_layer_norm_before": False},
     "persimmon": {},
     "phi": {},
     "phi3": {},
@@ -114,6 +136,14 @@ ARCHITECTURES = {
     "qwen3": HEAD,
     "qwen3_5_text": DELTA,
     "qwen3_moe": HEAD | EXPERTS,
+    "qwen3_vl": {
+        "text_config": SIZES | HEAD | {
+            "model_type": "qwen3_vl_text",
+            "rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 1e4},
+        },
+        "vision_config": PATCHES,
+        "image_token_id": 10, "video_token_id": 11, "vision_start_token_id": 12, "vision_end_token_id": 13,
+    },
     "qwen3_next": DELTA | EXPERTS | {"shared_expert_intermediate_size": 16},
     "recurrent_gemma": HEAD | {"lru_width": 32, "attention_window_size": 8, "block_types": ["recurrent", "attention"]},
     "seed_oss": HEAD,
@@ -129,11 +159,13 @@ ARCHITECTURES = {
 }  # fmt: skip
 
 
-def model_of(name, dtype=torch.float32, scale=4.0):
+def model_of(name, dtype=torch.float32, scale=4.0, more=()):
     """A random model with weights so large that attention matters, and no parameter at its neutral value."""
     torch.manual_seed(0)
-    config = AutoConfig.for_model(name.partition("-")[0], **(SIZES | ARCHITECTURES[name]))
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    settings = deepcopy(ARCHITECTURES | dict(more))[name]
+    sizes = {} if "text_config" in settings else SIZES
+    config = AutoConfig.for_model(name.partition("-")[0], **(sizes | settings))
+    model = auto_class(config).from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
@@ -142,4 +174,5 @@ def model_of(name, dtype=torch.float32, scale=4.0):
                 parameter.add_(torch.randn_like(parameter), alpha=0.1)
     model.to(dtype)
     choose_attention(model)
+    freeze_other_media(model)
     return model
