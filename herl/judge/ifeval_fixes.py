@@ -17,7 +17,7 @@ Check = Callable[..., bool]
 _HIGHLIGHT = re.compile(r"(?<!\*)(\*{1,3})(?=[^\s*])([^*\n]*[^\s*])\1(?!\*)")
 _CAPITALS = re.compile(r"[^\W_]+(?:['’.\-][^\W_]+)*")
 _CONSTRAINED = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
-_detecting = threading.Lock()  # langdetect loads its profiles on first use, without a lock of its own
+_detecting = threading.Lock()  # langdetect loads its profiles on first use, without a lock
 
 
 def _keywords(answer: str, *, keywords: Sequence[str]) -> bool:

@@ -207,6 +207,7 @@ def test_missing_files_and_unknown_endings(tmp_path):
         read_tasks(tmp_path / "rows.txt")
 
 
+<<<<<<< HEAD
 def test_rows_without_ids_get_unique_ids_over_the_files_of_a_folder(tmp_path):
     for name in ("a", "b"):
         (tmp_path / f"{name}.jsonl").write_text('{"prompt": "Hi", "rubric": ["x"]}\n' * 2)
@@ -241,3 +242,29 @@ def test_columns_that_are_not_used_are_listed_once(tmp_path, caplog):
     assert [one.getMessage() for one in caplog.records] == [
         f"{tmp_path / 'rows.jsonl'}: these columns are not used: canary, rank"
     ]
+=======
+@pytest.mark.parametrize(
+    ("kwargs", "fault"),
+    [
+        ({}, "criterion 'keywords:frequency': kwargs.keyword: 'keywords:frequency' needs a text"),
+        ({"keyword": None, "frequency": 1, "relation": "at least"}, "kwargs.keyword"),
+        ({"keyword": "a", "frequency": "2", "relation": "at least"}, "kwargs.frequency"),
+        ({"keyword": "a", "frequency": 2, "relation": "at most"}, "needs one of at least, less than"),
+    ],
+)
+def test_arguments_of_verifiable_instructions_are_checked_when_rows_are_read(tmp_path, kwargs, fault):
+    row = {"key": 1, "prompt": "p", "instruction_id_list": ["keywords:frequency"], "kwargs": [kwargs]}
+    check = {"kind": "instruction", "instruction_id": "keywords:frequency", "kwargs": kwargs}
+    native = {"prompt": "p", "rubric": [{"id": "keywords:frequency", "text": "t", "check": check}]}
+    for bad in (row, native):
+        with pytest.raises(DataError, match=r"rows\.jsonl:2: .*kwargs") as error:
+            read_tasks(write(tmp_path, NATIVE, bad))
+        assert fault in str(error.value)
+
+
+def test_nulls_among_the_arguments_of_an_instruction_are_missing(tmp_path):
+    kwargs = {"keyword": "a", "frequency": 2.0, "relation": "at least", "num_words": None}
+    row = {"key": 1, "prompt": "p", "instruction_id_list": ["keywords:frequency"], "kwargs": [kwargs]}
+    [task] = read_tasks(write(tmp_path, row))
+    assert task.rubric.criteria[0].check["kwargs"] == {"keyword": "a", "frequency": 2, "relation": "at least"}
+>>>>>>> checkers

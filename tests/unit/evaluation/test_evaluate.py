@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -124,3 +126,19 @@ def test_rounds_are_shown_as_a_table_and_as_a_picture(tmp_path):
     ]  # revised, mended, broken, tokens
     rounds_picture(rows, tmp_path / "improve.png")
     assert (tmp_path / "improve.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_mean_is_clipped_and_no_answer():
+    """HealthBench: answers of 1.0 and -0.8 score 0.1 together, not the 0.5 of clipped answers."""
+    rows = evaluation_rows(_scored(1.0, -0.8))
+    assert find_row(rows, "reward").mean == find_row(rows, "clipped_reward").mean == pytest.approx(0.1)
+    assert find_row(rows, "clipped_reward").low == 0.0
+    assert find_row(evaluation_rows(_scored(0.2, -0.8)), "clipped_reward").mean == 0.0
+    assert find_row(evaluation_rows(_scored(0.2, 0.8)), "clipped_reward") is None
+
+
+def _scored(*rewards):
+    return [
+        (replace(make_task({"fish": 1.0}), id=str(number)), make_judged(reward))
+        for number, reward in enumerate(rewards)
+    ]

@@ -9,6 +9,7 @@ import pytest
 
 from herl.checks.instructions import ARGUMENTS, argument_fault
 from herl.data.formats import instruction_criterion
+from herl.data.instructions import instruction_tasks
 from herl.judge import instruction_following
 from herl.judge.instruction_following import InstructionFollowingJudge, load_checkers
 from herl.testing import make_rollout
@@ -75,7 +76,7 @@ CAPITALS = (
     "Amsterdam, Warsaw, London, Brussels, Kyiv, Prague, Luxembourg, Paris, Vienna, Bratislava, Budapest, Vaduz, "
     "Chișinău, Bern, Ljubljana, Zagreb."
 )
-STORY = " ".join(f"“{letter}nd then it rained.”" for letter in string.ascii_uppercase)
+STORY = " ".join(f"“{letter}ear then it rained.”" for letter in string.ascii_uppercase)
 PRODUCTS = "ProductID,Category,Brand,Price,Stock\n" + '1,Toys,"A&B",2.5,3\n' + "2,Toys,AB,2.5,3\n" * 13
 STUDENTS = '"StudentID"\t"Subject"\t"Grade"\t"Semester"\t"Score"\n' + '"1"\t"Art"\t"A"\t"2"\t"90"\n' * 3
 QUESTIONS = "".join(
@@ -276,7 +277,7 @@ TABLE = [
         "ratio:overlap",
         {"reference_text": "one two three four five", "percentage": 100},
         ["One two, three four five."],
-        ["noe owt eerht ruof evif one two", "one two three x y"],
+        ["five four three two one", "one two three x y"],
     ),
     (
         "ratio:sentence_words",
@@ -556,6 +557,12 @@ def test_missing_data_of_the_machine_abstains(instruction, monkeypatch):
 def test_arguments_that_no_answer_could_fit_are_faults(instruction, kwargs, fault):
     assert fault in (argument_fault(instruction, kwargs) or "")
     assert verdict(instruction, kwargs, "An answer.").met is None
+
+
+def test_generated_prompts_have_the_arguments_of_their_instructions():
+    for task in (*instruction_tasks("train", 100), *instruction_tasks("heldout", 40)):
+        for criterion in task.rubric.criteria:
+            assert argument_fault(criterion.check["instruction_id"], criterion.check["kwargs"]) is None
 
 
 def test_an_answer_that_breaks_its_check_fulfills_nothing(monkeypatch):
