@@ -34,7 +34,6 @@ import regex
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from herl.checks import json_text, numbers, patterns
-from herl.checks.instructions import argument_fault
 
 _SENTENCE = re.compile(r"[^.!?\s][^.!?]*(?:[.!?]+|$)")
 Unit = Literal["words", "sentences", "lines", "paragraphs", "characters"]
@@ -250,18 +249,12 @@ class Python(Check):
 
 
 class Instruction(Check):
-    """A verifiable instruction of IFEval or IFBench."""
+    """A verifiable instruction of IFEval or IFBench. `herl.data.sources` checks its arguments."""
 
     instruction_id: Annotated[Text, Field(description="an instruction such as punctuation:no_comma")]
     kwargs: Annotated[dict[str, Any], Field(description="a mapping of arguments")] = Field(
         default_factory=dict
     )
-
-    @model_validator(mode="after")
-    def _takes_its_arguments(self) -> Instruction:
-        if (fault := argument_fault(self.instruction_id, self.kwargs)) is not None:
-            raise ValueError(fault)
-        return self
 
 
 KINDS: Mapping[str, type[Check]] = {

@@ -10,7 +10,7 @@ from herl.cache_folder import cache_folder
 from herl.data.datamodule import RubricDataModule
 from herl.data.formats import NegativeWeight, Reading, task_of
 from herl.data.rows import Row
-from herl.data.sources import read_tasks
+from herl.data.sources import check_instructions, read_tasks
 from herl.errors import ConfigError, DataError
 from herl.types import Task
 
@@ -81,6 +81,7 @@ def typed_prompt(text: str, rubric: Sequence[Any] = ()) -> RubricDataModule:
             '{"prompt": ..., "rubric": [...]}'
         )
     task = task_of(Row(place="prompt", number=1, value=value), Reading())
+    check_instructions(task, "prompt")
     return _module([task], 1, 0)
 
 

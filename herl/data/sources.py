@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
+from herl.checks.instructions import argument_fault
 from herl.data.formats import NegativeWeight, Reading, read_row, task_of
 from herl.data.rows import Rows, read_rows
 from herl.errors import ConfigError, DataError
@@ -97,6 +98,7 @@ def read_tasks(
         row = rows[place]
         try:
             task, columns = read_row(row, reading)
+            check_instructions(task, row.place)
             chosen = all(task.meta.get(key) == value for key, value in (where or {}).items())
             if chosen and task.id in first:
                 raise DataError(
@@ -124,3 +126,17 @@ def read_tasks(
     read = StoredTasks(rows, places, reading) if rows.large else tasks
     read.path, read.unused_columns = str(path), tuple(sorted(unused))
     return read
+
+
+def check_instructions(task: Task, place: str) -> None:
+    """Checks the arguments of all verifiable instructions in a task.
+
+    Raises:
+        DataError: names the place, the criterion, its argument, what was expected and what was got.
+    """
+    for criterion in task.rubric.criteria:
+        check = criterion.check or {}
+        if check.get("kind") == "instruction":
+            fault = argument_fault(check.get("instruction_id"), check.get("kwargs") or {})
+            if fault is not None:
+                raise DataError(f"{place}: criterion '{criterion.id}': {fault}")

@@ -207,7 +207,6 @@ def test_missing_files_and_unknown_endings(tmp_path):
         read_tasks(tmp_path / "rows.txt")
 
 
-<<<<<<< HEAD
 def test_rows_without_ids_get_unique_ids_over_the_files_of_a_folder(tmp_path):
     for name in ("a", "b"):
         (tmp_path / f"{name}.jsonl").write_text('{"prompt": "Hi", "rubric": ["x"]}\n' * 2)
@@ -242,7 +241,8 @@ def test_columns_that_are_not_used_are_listed_once(tmp_path, caplog):
     assert [one.getMessage() for one in caplog.records] == [
         f"{tmp_path / 'rows.jsonl'}: these columns are not used: canary, rank"
     ]
-=======
+
+
 @pytest.mark.parametrize(
     ("kwargs", "fault"),
     [
@@ -267,4 +267,3 @@ def test_nulls_among_the_arguments_of_an_instruction_are_missing(tmp_path):
     row = {"key": 1, "prompt": "p", "instruction_id_list": ["keywords:frequency"], "kwargs": [kwargs]}
     [task] = read_tasks(write(tmp_path, row))
     assert task.rubric.criteria[0].check["kwargs"] == {"keyword": "a", "frequency": 2, "relation": "at least"}
->>>>>>> checkers
