@@ -7,9 +7,9 @@ criterion exactly once, in the words of the scale. A reply with two different ju
 
 JSON is first read as it is, with raw control characters allowed in strings. If that fails, three repairs are
 made, none of which can change a verdict: a backslash that begins no escape (LaTeX) stands for itself, a comma
-before a closing bracket is dropped, and Python's True, False and None count as JSON's. Anything looser, such as
-single quotes, unescaped quotes or missing brackets, is malformed, because a guess about where it ends could
-change the verdict. That is also why this does not use a general repair library.
+before a closing bracket is dropped, and Python's True, False and None count as JSON's. Anything looser, such
+as single quotes, unescaped quotes or missing brackets, is malformed, because a guess about where it ends
+could change the verdict. That is also why this does not use a general repair library.
 """
 
 from __future__ import annotations
