@@ -1,7 +1,6 @@
-from itertools import cycle
-
 """Every configuration composes, and every `_target_` in it exists, fits its interface and takes its keys."""
 
+from itertools import cycle
 from pathlib import Path
 
 import pytest
