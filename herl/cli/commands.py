@@ -59,7 +59,7 @@ def fit(config: DictConfig) -> dict[str, Any]:
             reward, example = _heldout(run, resume)
             if resume is None:
                 run.heldout.before = {"reward": reward, "example": example}
-            elif not run.heldout.before:
+            elif reward is not None and not run.heldout.before:
                 logger.warning(
                     "the checkpoint of an earlier version lacks the held-out reward before training"
                 )

@@ -240,3 +240,19 @@ def test_only_fit_takes_what_a_run_starts_with(tmp_path):
     assert done.returncode == 2
     assert "checkpoint: expected a checkpoint written by herl fit, got 'pyproject.toml'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_resumed_runs_summary_is_that_of_the_whole_run(tmp_path):
+    """The held-out reward before training, its example and the times begin where the run did."""
+    overrides = (*SMALL, "resume=auto", f"hydra.run.dir={tmp_path / 'run'}", "optimizer.lr=0.01")
+    summaries = []
+    for epochs in (1, 2):
+        done = herl_here("fit", *overrides, f"trainer.max_epochs={epochs}", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr[-3000:]
+        summaries.append(runs.summary(tmp_path / "run"))
+    first, whole = summaries
+    assert whole["prompts"] == 2 * first["prompts"]
+    assert whole["heldout_reward_before"] == first["heldout_reward_before"]
+    assert first["heldout_reward_after"] != first["heldout_reward_before"]
+    assert whole["example"]["before"] == first["example"]["before"]
+    assert whole["seconds"]["total"] > sum(s for phase, s in whole["seconds"].items() if phase != "total")
