@@ -17,8 +17,8 @@ from transformers.utils.generic import ModelOutput
 
 from herl.models.block_mask import padding
 from herl.models.body import body as body_of
-from herl.models.shared_attention import FLEX, installed, shared_mask
 from herl.models.forward_swap import forward_swapped
+from herl.models.shared_attention import FLEX, installed, shared_mask
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
