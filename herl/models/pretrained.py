@@ -114,6 +114,7 @@ class PretrainedModel:
         return model
 
     def _prepared(self, model: PreTrainedModel) -> PreTrainedModel:
+        remove_noise(model)  # not that of adapters, which the user has chosen
         if self.lora is not None:
             with torch.random.fork_rng():
                 torch.manual_seed(self.seed)
@@ -181,6 +182,24 @@ def auto_class(config: PreTrainedConfig) -> type[AutoModelForCausalLM | AutoMode
         f"model.path: expected a causal language model, got model_type '{config.model_type}', for which "
         "transformers has none"
     )
+
+
+def remove_noise(model: PreTrainedModel) -> None:
+    """Switches off the dropout and jitter of an architecture (GPT-2, OPT, Mixtral): what is trained must be
+    the model that was sampled, which has neither."""
+    found = set()
+    for module in cast(torch.nn.Module, model).modules():
+        for name, share in vars(module).items():
+            noise = name.endswith(("dropout", "jitter_noise")) or (
+                name == "p" and "Dropout" in type(module).__name__
+            )
+            if noise and isinstance(share, float) and share > 0:
+                setattr(module, name, 0.0)
+                found.add(share)
+    if found:
+        logger.info(
+            "%s is trained without the dropout of its configuration (%s)", type(model).__name__, sorted(found)
+        )
 
 
 def freeze_other_media(model: PreTrainedModel) -> None:

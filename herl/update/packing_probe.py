@@ -116,7 +116,10 @@ def _fault(model: PreTrainedModel, device: torch.device) -> str | None:
     blind = replace(rollout, prompt_ids=rollout.prompt_ids[-1:])
     try:
         with torch.no_grad(), uncompiled():
+            random_state = _random_state(device)
             [found] = _logprobs_of(model, [rollout], "single", device)
+            if not torch.equal(_random_state(device), random_state):
+                return "its forward pass draws random numbers in training (PhiMoE's router)"
             own = model.config._attn_implementation
             model.set_attn_implementation("eager")
             try:
@@ -137,6 +140,10 @@ def _by_transformers(model: PreTrainedModel, rollout: Rollout, device: torch.dev
     logits = model(input_ids=ids, use_cache=False).logits[0, len(rollout.prompt_ids) - 1 : -1].float()
     found = logits.log_softmax(-1).gather(1, ids[0, len(rollout.prompt_ids) :, None])[:, 0]
     return found.cpu()
+
+
+def _random_state(device: torch.device) -> torch.Tensor:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
 def _allowed(model: PreTrainedModel, device: torch.device) -> float:

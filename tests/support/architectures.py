@@ -82,7 +82,7 @@ ARCHITECTURES = {
     "glm4_moe": HEAD | ROUTED | {"n_group": 1, "topk_group": 1},
     "gpt2": GPT2,
     "gpt_bigcode": GPT2,
-    "gpt_neo": {"num_layers": 2, "num_heads": 4, "window_size": 8, "attention_types": [[["global", "local"], 1]]},
+    "gpt_neo": {"max_position_embeddings": 128, "num_layers": 2, "num_heads": 4, "window_size": 8, "attention_types": [[["global", "local"], 1]]},
     "gpt_neox": {},
     "gpt_oss": HEAD | ALTERNATING | {"num_local_experts": 4, "num_experts_per_tok": 2},
     "gptj": GPT2 | {"rotary_dim": 4},

@@ -1,8 +1,11 @@
 import pytest
-from transformers import AutoConfig
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from herl import ConfigError
+from herl.models.lora import Lora
 from herl.models.pretrained import PretrainedModel
+from tests.support.architectures import ARCHITECTURES, SIZES
 
 
 def test_the_shipped_model_is_found_by_name_and_by_folder(tmp_path):
@@ -64,3 +67,17 @@ def test_the_tokenizer_gives_text_back_unchanged():
     tokenizer = PretrainedModel(path="tiny").tokenizer()
     for text in ("It eats fish. Hello, dear reader!", "Ünïcode {braces} and 漢字"):
         assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"), [("gpt2", {}), ("opt", {"dropout": 0.3, "attention_dropout": 0.2})]
+)
+def test_what_is_trained_has_no_dropout_since_what_is_sampled_has_none(kind, settings, tmp_path):
+    config = AutoConfig.for_model(kind, **(SIZES | ARCHITECTURES[kind] | settings))
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    model = PretrainedModel(path=str(tmp_path)).load()
+    ids = torch.arange(10, 30)[None]
+    with torch.no_grad():
+        assert torch.equal(model.train()(ids).logits, model.eval()(ids).logits)
+    adapted = PretrainedModel(path=str(tmp_path), lora=Lora(dropout=0.5)).load().train()
+    assert any(module.p == 0.5 for module in adapted.modules() if isinstance(module, torch.nn.Dropout))

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from herl.errors import ConfigError
 from herl.models import shared_attention
 from herl.models.pretrained import PretrainedModel
 from herl.update import packing_probe
@@ -180,9 +181,25 @@ def test_any_exception_means_the_next_packing(policy, in_backward, monkeypatch, 
 
 
 def test_an_exception_on_another_rank_counts_here(policy, monkeypatch, caplog):
-    monkeypatch.setattr(packing_probe, "gather", lambda value: [value, "OutOfMemoryError: of the other rank"])
+    theirs = iter([None, *["OutOfMemoryError: of the other rank"] * 2])
+    monkeypatch.setattr(packing_probe, "gather", lambda value: [value, next(theirs)])
     assert choose_packing(policy, CPU) == "single"
     assert caplog.text.count("OutOfMemoryError: of the other rank") == 2
+    monkeypatch.setattr(packing_probe, "gather", lambda value: [value, "RuntimeError: of the other rank"])
+    with pytest.raises(ConfigError, match="LlamaForCausalLM cannot be trained: RuntimeError: of the other"):
+        choose_packing(policy, CPU)
+
+
+def test_log_probs_that_are_not_those_of_eager_attention_are_an_error(policy, monkeypatch):
+    def off(model, batch, temperature):
+        logprobs, entropy = answer_logprobs(model, batch, temperature)
+        return logprobs + 0.01, entropy
+
+    own = policy.config._attn_implementation
+    monkeypatch.setattr(packing_probe, "answer_logprobs", off)
+    with pytest.raises(ConfigError, match="deviate by 0.01 nats from those of transformers' eager attention"):
+        choose_packing(policy, CPU)
+    assert policy.config._attn_implementation == own
 
 
 def test_the_trial_leaves_the_model_as_it_was(policy):
