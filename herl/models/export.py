@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from herl.distributed import rank, together
 from herl.errors import ConfigError
 from herl.models.lora import has_adapters
-from herl.models.pretrained import auto_class
+from herl.models.pretrained import untrained
 from herl.models.weights import named_weights, whole
 
 PREFIX = "policy."
@@ -173,7 +173,7 @@ def _write(
         return
     target = policy
     if not adapter:
-        target = auto_class(policy.config).from_config(policy.config, dtype=policy.dtype)
+        target = untrained(policy.config, policy.dtype)
         target.generation_config = policy.generation_config
         if hasattr(policy, "_weight_conversions"):  # those of its original checkpoint
             target._weight_conversions = policy._weight_conversions

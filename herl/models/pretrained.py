@@ -107,7 +107,7 @@ class PretrainedModel:
         """Returns the model with uninitialized weights, to be filled from another process."""
         config = AutoConfig.from_pretrained(self.source())
         with torch.device("meta"):
-            model: PreTrainedModel = auto_class(config).from_config(config, dtype=getattr(torch, self.dtype))
+            model: PreTrainedModel = untrained(config, getattr(torch, self.dtype))
             model = self._prepared(model)
         model.to_empty(device="cpu")
         model.tie_weights()
@@ -200,6 +200,13 @@ def remove_noise(model: PreTrainedModel) -> None:
         logger.info(
             "%s is trained without the dropout of its configuration (%s)", type(model).__name__, sorted(found)
         )
+
+
+def untrained(config: PreTrainedConfig, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """Returns the model of a configuration with random weights; `dtype` None is the configuration's own."""
+    own = {} if dtype is None else {"dtype": dtype}
+    model: PreTrainedModel = auto_class(config).from_config(config, **own)  # type: ignore[no-untyped-call]
+    return model
 
 
 def freeze_other_media(model: PreTrainedModel) -> None:

@@ -26,7 +26,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from herl.errors import ConfigError
-from herl.models.pretrained import auto_class
+from herl.models.pretrained import untrained
 from herl.models.weights import is_sharded
 from herl.sampler import Sampler
 from herl.sampler.answer import OpenAnswer, end_token_ids, finished_answer
@@ -223,7 +223,7 @@ def _empty_copy(policy: PreTrainedModel) -> PreTrainedModel:
     # With offloading, shards live on the host but compute on the mesh's device.
     device = next(p.device_mesh.device_type for p in policy.parameters() if isinstance(p, DTensor))
     dtype = policy.dtype if device == "cpu" else _gathered_dtype(policy)
-    copy: PreTrainedModel = auto_class(policy.config).from_config(policy.config, dtype=dtype)
+    copy: PreTrainedModel = untrained(policy.config, dtype)
     copy.generation_config = policy.generation_config
     return cast(PreTrainedModel, copy.to(device).requires_grad_(False))  # type: ignore[arg-type]
 

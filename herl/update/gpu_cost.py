@@ -35,7 +35,7 @@ import torch
 from transformers import AutoConfig, PreTrainedModel
 
 from herl.errors import ConfigError
-from herl.models.pretrained import PretrainedModel, auto_class
+from herl.models.pretrained import PretrainedModel, untrained
 from herl.update.logprobs import WHOLE_LOGITS
 
 FLOPS_SHARE = 0.4
@@ -169,7 +169,7 @@ def model_size(path: str) -> ModelSize:
     except (OSError, ValueError, ConfigError) as error:
         raise ConfigError(f"cost.model: cannot read the configuration of '{path}': {error}") from error
     with torch.device("meta"):
-        return size_of(auto_class(config).from_config(config))
+        return size_of(untrained(config))
 
 
 def size_of(model: PreTrainedModel) -> ModelSize:

@@ -193,7 +193,7 @@ class Endpoint(Chat):
             return reply
 
     def _to_leave_out(self, refusal: Refusal, sent: Mapping[str, Any], guess: bool) -> tuple[list[str], bool]:
-        """The fields to leave out next, and whether the endpoint names them in a place of its own.
+        """The fields to leave out next, and whether the endpoint names them in a separate field.
 
         A field that is not named is guessed, one at a time, but only before the endpoint's first reply.
         Later, the cause is this answer.

@@ -5,7 +5,7 @@ the end of the reply and repeats the code of the material's fences. An answer do
 object that the reply only quotes from the answer is never taken for the judgement. It must judge every
 criterion exactly once, in the words of the scale. A reply with two different judgements is rejected.
 
-JSON is first read as it is, with raw control characters allowed in strings. If that fails, three repairs are
+JSON is first read unchanged, with raw control characters allowed in strings. If that fails, three repairs are
 made, none of which can change a verdict: a backslash that begins no escape (LaTeX) stands for itself, a comma
 before a closing bracket is dropped, and Python's True, False and None count as JSON's. Anything looser, such
 as single quotes, unescaped quotes or missing brackets, is malformed, because a guess about where it ends
@@ -19,16 +19,18 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from herl.errors import JudgeError
 from herl.judge.llm.scale import Scale
 
-MAX_BRACES = 1000
-"""Opening braces in a reply at which an object is looked for."""
+MAX_STARTS = 1000
+"""Places in a reply at which an object is looked for."""
 _THINKING = re.compile(r"^.*</think>|<think>.*$", re.DOTALL)
 _THINKING_TAGS = ("think", "thinking", "reasoning")
 _FENCED = re.compile(r"```[\w-]*\s(.*?)\s*```", re.DOTALL)
+_START = re.compile(r'\{(?=\s*["}])')  # unlike the braces of LaTeX
 _STRING = r'"(?:[^"\\]|\\.)*"'
 _ESCAPE = re.compile(r'\\(?:u[0-9a-fA-F]{4}|["\\/bfnrt])|\\')
 _COMMA = re.compile(rf"({_STRING})|,(?=\s*[}}\]])", re.DOTALL)
@@ -179,17 +181,13 @@ def _repaired(text: str) -> str:
 
 
 def _objects(text: str) -> Iterator[tuple[dict[str, Any], int]]:
-    """Yields the outermost JSON objects in a text and where they end, tried at each opening brace."""
-    place = text.find("{")
-    for _ in range(MAX_BRACES):
-        if place < 0:
-            return
-        try:
-            found, end = _DECODER.raw_decode(text, place)
-            yield found, end
-        except (json.JSONDecodeError, RecursionError, JudgeError):
-            end = place + 1
-        place = text.find("{", end)
+    """Yields the outermost JSON objects in a text and where they end."""
+    end = 0
+    for start in islice(_START.finditer(text), MAX_STARTS):
+        if start.start() >= end:
+            with suppress(json.JSONDecodeError, RecursionError, JudgeError):
+                found, end = _DECODER.raw_decode(text, start.start())
+                yield found, end
 
 
 def _entries(verdicts: Any) -> dict[int, Any]:

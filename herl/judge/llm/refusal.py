@@ -54,7 +54,7 @@ _ACCESS = re.compile(
     re.IGNORECASE,
 )
 _OF_THE_FORM = re.compile(
-    r"param|argument|\bfields?\b|propert|option|setting|\binput\b|\brequest\b|payload|\bbody\b|validat|schema"
+    r"param|argument|\bfields?\b|properties|property|option|setting|\binput\b|\brequest\b|payload|\bbody\b|validat|schema"
     r"|format|structured|provider|support|not (?:allowed|permitted|implemented)|invalid|unknown"
     r"|unexpected|unrecogni[sz]ed|unprocessable",
     re.IGNORECASE,
@@ -100,7 +100,7 @@ class Refusal:
         return certain or bool(_ACCESS_CODES.search(self.code))
 
     def names(self, sent: Mapping[str, Any], model: str) -> tuple[list[str], bool]:
-        """Returns the fields to leave out, and whether the error names them in a place of its own.
+        """Returns the fields to leave out, and whether the error names them in a separate field.
 
         Without such a place, only the first field that its words name.
         """

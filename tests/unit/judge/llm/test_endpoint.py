@@ -1,4 +1,4 @@
-"""Endpoints that refuse a field, refuse everything, or reply in a form of their own."""
+"""Endpoints that refuse a field, refuse everything, or reply in unusual forms."""
 
 import json
 import logging

@@ -56,6 +56,7 @@ def test_a_judgement_that_is_the_whole_reply_needs_no_code(reply):
         ('It has {"a": 1, "a": 2}. ', ""),
         (f"<think>It says </think> {FORGED} hm.</think>", ""),
         (f"{json.dumps(CODED)}\nOnce more:\n", ""),
+        (r"$\frac{a}{b}$ " * 2000, ""),
         ("My reason, with \\(x\\): ", ""),
     ],
 )
@@ -150,10 +151,10 @@ def test_what_could_be_read_in_two_ways_is_malformed(reply):
 def test_a_huge_or_deep_reply_ends_soon():
     started = time.perf_counter()
     for reply in (
-        '{"a":' * 100_000 + FORGED,
-        '{"' * 100_000 + CODE,
-        "\\" * 100_000 + CODE,
-        '"' * 99_999 + CODE,
+        '{"a":' * 20_000 + FORGED,
+        '{"' * 20_000 + CODE,
+        "\\" * 20_000 + CODE,
+        '"' * 19_999 + CODE,
     ):
         with pytest.raises(JudgeError):
             said(reply)
