@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 
+from herl.cli.prose import quoted
 from herl.errors import ConfigError
 
 NOT_OF_A_RUN = ("hydra.", "resume=", "dry_run=", "cost.", "run=", "json=")
@@ -29,11 +30,13 @@ def for_hydra(verb: str, arguments: list[str]) -> list[str]:
     """Returns Hydra's options and overrides for the arguments of a verb.
 
     Raises:
-        ConfigError: run= does not name a run, or an override would have no effect.
+        ConfigError: run= does not name a run, an override would have no effect, or a rubric is unclear.
     """
     options, overrides = _split(verb, arguments)
     if verb in ("test", "improve"):
         _check_benchmark(overrides)
+    if verb == "improve":
+        overrides = [quoted(one) for one in overrides]
     if verb != "inspect":
         options = [*_options_of_run(options, overrides), *options]
         overrides = [*_overrides_of_run(overrides), *overrides]
