@@ -63,10 +63,20 @@ ROW = (
     | st.builds(lambda value: {"prompt": "x", "rubric": json.dumps(value)}, JSON)
     | JSON
 )
-VERDICT = st.sampled_from(["met", "not met", "cannot tell", "Met", 1, 0, True, None, "yes"]) | SCALAR
+CODE = "0f3a9c51"
+WORD = st.sampled_from(["met", "not met", "cannot tell", "Met", 1, 0, True, None, "yes"])
+VERDICT = WORD | SCALAR
 REPLY = (
     st.text(max_size=80)
     | JSON.map(lambda value: json.dumps(value))
+    | st.builds(
+        lambda before, *words: (
+            before + json.dumps({"code": CODE, "verdicts": dict(zip("12", words, strict=True))})
+        ),
+        TEXT,
+        WORD,
+        WORD,
+    )
     | st.builds(
         lambda before, verdicts, after, key: before + json.dumps({key: verdicts}) + after,
         st.sampled_from(["", "<think>x</think>", "```json\n", "{", '"verdicts"']) | TEXT,
@@ -136,7 +146,9 @@ def configuration(changes: list[tuple[int, str, Any]]) -> None:
 
 def reply(text: str) -> None:
     read = (
-        [read_score(text, Scale.of([1, 10]))] if "score" in text else read_verdicts(text, 2, Scale.of(None))
+        [read_score(text, Scale.of([1, 10]), CODE)]
+        if "score" in text
+        else read_verdicts(text, 2, Scale.of(None), CODE)
     )
     assert all(one.value is None or 0.0 <= one.value <= 1.0 for one in read)
 
