@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from transformers import (
@@ -167,7 +167,7 @@ class PretrainedModel:
         )
 
 
-def auto_class(config: PreTrainedConfig) -> type[AutoModelForCausalLM | AutoModelForImageTextToText]:
+def auto_class(config: PreTrainedConfig) -> type[Any]:
     """Returns the class that builds the model of a configuration: a language model, or else one that also
     reads images and is used for text alone (Mistral 3, Qwen3-VL).
 

@@ -138,9 +138,8 @@ def _by_transformers(model: PreTrainedModel, rollout: Rollout, device: torch.dev
     """Returns an answer's log-probs from the model's own forward pass, [answer_len]."""
     ids = torch.tensor([rollout.prompt_ids + rollout.token_ids], device=device)
     logits = model(input_ids=ids, use_cache=False).logits[0, len(rollout.prompt_ids) - 1 : -1].float()
-    found = logits.log_softmax(-1).gather(1, ids[0, len(rollout.prompt_ids) :, None])[:, 0]
-    on_cpu: torch.Tensor = found.cpu()
-    return on_cpu
+    found: torch.Tensor = logits.log_softmax(-1).gather(1, ids[0, len(rollout.prompt_ids) :, None])[:, 0]
+    return found.cpu()
 
 
 def _random_state(device: torch.device) -> torch.Tensor:

@@ -79,5 +79,8 @@ def test_what_is_trained_has_no_dropout_since_what_is_sampled_has_none(kind, set
     ids = torch.arange(10, 30)[None]
     with torch.no_grad():
         assert torch.equal(model.train()(ids).logits, model.eval()(ids).logits)
-    adapted = PretrainedModel(path=str(tmp_path), lora=Lora(dropout=0.5)).load().train()
+
+
+def test_the_dropout_of_adapters_is_the_users():
+    adapted = PretrainedModel(lora=Lora(dropout=0.5)).load().train()
     assert any(module.p == 0.5 for module in adapted.modules() if isinstance(module, torch.nn.Dropout))
