@@ -1,4 +1,4 @@
-"""Gives each run a folder of its own, and locks it while the run writes into it.
+"""Gives each run its own folder, and locks it while the run writes into it.
 
 A folder named by the clock is created exclusively: of two runs that start in one second, the later one gets
 `-2` appended to its name. A folder that the user names may exist, since a resumed run returns to its own, but
@@ -62,7 +62,7 @@ def _claim(config: DictConfig, key: str) -> None:
         folder = _created(folder)
         with read_write(config.hydra), open_dict(config.hydra):
             OmegaConf.update(config, key, str(folder))
-            if key == "hydra.sweep.dir":  # each job composes its configuration anew
+            if key == "hydra.sweep.dir":  # each job composes its configuration again
                 config.hydra.overrides.hydra.append(f"{key}={_quoted(str(folder))}")
     try:
         hold(folder)

@@ -242,6 +242,7 @@ def test_only_fit_takes_what_a_run_starts_with(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 def test_a_resumed_runs_summary_is_that_of_the_whole_run(tmp_path):
     """The held-out reward before training, its example and the times begin where the run did."""
     overrides = (*SMALL, "resume=auto", f"hydra.run.dir={tmp_path / 'run'}", "optimizer.lr=0.01")
