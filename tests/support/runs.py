@@ -54,14 +54,27 @@ def environment(**changes):
     return inherited | {"OMP_NUM_THREADS": "1"} | changes
 
 
+@contextlib.contextmanager
+def same_logging():
+    """Restores the loggers that a command configures for its whole process."""
+    loggers = [logging.getLogger(name) for name in ("", "herl", "lightning.pytorch")]
+    before = [(logger, logger.level, list(logger.handlers)) for logger in loggers]
+    try:
+        yield
+    finally:
+        for logger, level, handlers in before:
+            logger.setLevel(level)
+            logger.handlers[:] = handlers
+
+
 def herl_here(*arguments, cwd, stdin="", **changes):
     """Runs a herl command in this process, whose state it restores, and returns the outcome.
 
     An exception that the command does not turn into an error message propagates.
     """
-    root, code = logging.getLogger(), 0
-    handlers, level = list(root.handlers), root.level
+    code = 0
     with contextlib.ExitStack() as stack:
+        stack.enter_context(same_logging())
         stack.enter_context(isolate_rng())
         stack.enter_context(contextlib.chdir(cwd))
         stack.enter_context(mock.patch.dict(os.environ, changes))
@@ -75,9 +88,6 @@ def herl_here(*arguments, cwd, stdin="", **changes):
             main()
         except SystemExit as stop:
             code = stop.code or 0
-        finally:
-            root.handlers[:] = handlers
-            root.setLevel(level)
     return Ended(returncode=code, stdout=stdout.getvalue(), stderr=stderr.getvalue())
 
 
