@@ -38,10 +38,10 @@ class AbstentionWindow:
 
     def add(self, judgement: Judgement) -> None:
         """Counts the verdicts on one answer."""
-        abstained = [verdict for verdict in judgement.verdicts if verdict.met is None]
-        self._counts.append((len(abstained), max(1, len(judgement.verdicts))))
-        if abstained:
-            self._last_failure = abstained[-1].reason
+        abstentions = [verdict for verdict in judgement.verdicts if verdict.met is None]
+        self._counts.append((len(abstentions), max(1, len(judgement.verdicts))))
+        if abstentions:
+            self._last_failure = abstentions[-1].reason
         self._seen += 1
         self._judged += judgement.reward is not None
 

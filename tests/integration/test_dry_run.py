@@ -1,6 +1,7 @@
 """A dry run."""
 
 import json
+import logging
 
 import pytest
 
@@ -97,3 +98,16 @@ def test_the_length_of_a_run_is_that_of_the_limit_it_meets_first(overrides, batc
 
 def test_limits_are_batches_or_shares_of_them():
     assert [_part(limit, 18) for limit in (None, 5, 50, 0.5, 1.0)] == [18, 5, 18, 9, 18]
+
+
+def test_a_command_in_this_process_leaves_loggers_as_they_were(tmp_path):
+    """Or tests that read INFO lines would depend on which tests ran before them."""
+
+    def state():
+        loggers = [logging.getLogger(name) for name in ("", "herl", "lightning.pytorch")]
+        return [(logger.level, list(logger.handlers), logger.disabled) for logger in loggers]
+
+    before = state()
+    done = herl_here("fit", "rollout.attempt.max_new_tokens=512", f"hydra.run.dir={tmp_path}", cwd=tmp_path)
+    assert "expected less than 512" in done.stderr, "the command has configured its logging"
+    assert state() == before
