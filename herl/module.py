@@ -16,13 +16,14 @@ from typing import Any, Literal, cast
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.trainer.states import TrainerFn
 from transformers import PreTrainedModel
 
 from herl.advantages import group_advantages
 from herl.bonus import BonusReward, NoBonus
 from herl.clock import PhaseClock
-from herl.distributed import gather, together
+from herl.distributed import together
 from herl.hindsight import HindsightBuilder, NoHindsight
 from herl.hindsight.gate import gated
 from herl.judge import Judge, JudgeRunner
@@ -120,6 +121,7 @@ class HerlModule(L.LightningModule):
             validate, seed=seed, attempts=validation_attempts, revisions=validation_revisions
         )
         self.log_over, self.seed = log_over, seed
+        self._lasting = {"module.seed": seed, "module.log_over": log_over}  # a resumed run must share these
         hindsight = hindsight_gate(hindsight or NoHindsight())
         self.stages = Stages(
             tokenizer=model.tokenizer(),
@@ -173,13 +175,12 @@ class HerlModule(L.LightningModule):
         return self.updater.optimizer_of(self.parameters())
 
     def configure_callbacks(self) -> list[L.Callback]:
-        """Adds a callback that tears down after an error."""
-        return [_TeardownOnError()]
+        """Adds a callback that ends the threads after an error, when Lightning does not tear down."""
+        return [LambdaCallback(on_exception=lambda trainer, module, error: module.teardown(trainer.state.fn))]
 
     def setup(self, stage: str) -> None:
         """Opens the judge runner, and agrees on the run's date."""
-        together(self.stages.judge_runner.open)
-        self.stages.today.pin(gather(self.stages.today.started.isoformat())[0])  # one date on all ranks
+        self.stages.open()
 
     def teardown(self, stage: str) -> None:
         """Closes the judge runner."""
@@ -192,8 +193,8 @@ class HerlModule(L.LightningModule):
             cast(torch.nn.Module, reference).to(self.device)
 
     def on_train_end(self) -> None:
-        """Checks that something could be judged."""
-        self.stages.judge_runner.check_judged()
+        """Checks that something could be sampled and judged."""
+        self.stages.check_outcome(self.counts)
 
     def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Yields the policy's weights one by one, in the form its sampler loads."""
@@ -204,7 +205,7 @@ class HerlModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the state that a resumed run needs."""
-        checkpoint["herl"] = run_state(self.stages, self.counts, self.clock, self._settings())
+        checkpoint["herl"] = run_state(self.stages, self.counts, self.clock, self._lasting)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores that state.
@@ -216,11 +217,7 @@ class HerlModule(L.LightningModule):
         state = saved_state(checkpoint, self.stages, self.model.path)
         self.counts = Counter(state["counts"])
         if self.trainer.state.fn == TrainerFn.FITTING:  # not in the validation before training
-            restore(self.stages, self.clock, state, self._settings())
-
-    def _settings(self) -> dict[str, str | int]:
-        """Settings that a resumed run must share: its random numbers, and the x axis of its curves."""
-        return {"module.seed": self.seed, "module.log_over": self.log_over}
+            restore(self.stages, self.clock, state, self._lasting)
 
     # Training
 
@@ -265,9 +262,12 @@ class HerlModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Reports the validation: plain attempts, and the best answer after each revision."""
-        self.stages.judge_runner.check_judged()
         metrics = heldout_metrics(self._heldout, self.validation_revisions)
         self._report(metrics | {"time/validate": sum(self.clock.lap().values())})
+
+    def on_validation_end(self) -> None:
+        """Checks that something could be judged, after callbacks have kept the answers."""
+        self.stages.judge_runner.check_judged()
 
     # Reports
 
@@ -279,13 +279,3 @@ class HerlModule(L.LightningModule):
         """Writes metrics to the loggers, over `log_over`."""
         for logger in self.loggers:
             logger.log_metrics(dict(metrics), step=self.counts[self.log_over])
-
-
-class _TeardownOnError(L.Callback):
-    """Tears the module down after an error. Lightning does so only without one, and the module holds
-    threads."""
-
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
-        pl_module.teardown(str(trainer.state.fn))

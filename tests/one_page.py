@@ -95,7 +95,7 @@ def collect(policy, tokenizer, task):
 
 
 def render(tokenizer, messages):
-    """A conversation as token ids, up to where the assistant's answer begins (herl/rollout/render.py)."""
+    """A conversation as token ids, up to where the assistant's answer begins (herl/models/chat_template.py)."""
     return tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=False)
 
 

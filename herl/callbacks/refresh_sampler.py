@@ -12,8 +12,8 @@ import torch
 from herl.callbacks.base import HerlCallback
 from herl.distributed import gather, together
 from herl.errors import ConfigError, SamplerError
+from herl.models.chat_template import render
 from herl.module import HerlModule
-from herl.rollout.render import render
 from herl.sampler import Sampler
 from herl.sampler.receipts import listed
 from herl.seeds import derive_seed

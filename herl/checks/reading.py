@@ -19,7 +19,7 @@ FOREIGN = "x-"
 def without_nulls(value: Any) -> Any:
     """Returns a check without the keys whose value is null: Parquet fills up all rows to the same keys.
 
-    A JSON schema is kept as it is, because nulls mean something in it.
+    A JSON schema is left unchanged, because nulls mean something in it.
     """
     if isinstance(value, Mapping):
         return {

@@ -14,6 +14,8 @@ import logging
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
@@ -37,7 +39,7 @@ from herl.evaluation.evaluate import evaluate, rounds_picture, rounds_table, tra
 from herl.evaluation.intervals import Row
 from herl.models.export import load_checkpoint, model_card, save_pretrained
 from herl.records.lines import read_records, write_lines
-from herl.rollout.render import render
+from herl.rollout.check_prompts import checked_prompt
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +106,7 @@ def improve(config: DictConfig) -> dict[str, Any]:
     config.module.validation_revisions = config.rounds  # overrides the run's setting
     data = None
     if config.prompt is not None:
-        text = sys.stdin.read() if config.prompt == "-" else str(config.prompt)
+        text = _standard_input() if config.prompt == "-" else str(config.prompt)
         data = typed_prompt(text, cast(list[Any], OmegaConf.to_container(config.rubric)))
     run, rows = _evaluated(config, data)
     run.module.clock.began = started
@@ -120,6 +122,13 @@ def improve(config: DictConfig) -> dict[str, Any]:
     return finish(config, run, _results(run, rows))
 
 
+def _standard_input() -> str:
+    try:
+        return sys.stdin.buffer.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"prompt: expected UTF-8 on standard input, got something else ({error})") from error
+
+
 def _evaluated(config: DictConfig, data: Any = None) -> tuple[Run, list[Row]]:
     """Answers the held-out prompts, evaluates the answers and writes them."""
     checkpoint = _checkpoint(config)
@@ -128,7 +137,7 @@ def _evaluated(config: DictConfig, data: Any = None) -> tuple[Run, list[Row]]:
     run.module.trains = False
     judges = {str(name): make(node) for name, node in config.further_judges.items()}
     check_checkpoint("checkpoint", checkpoint, run)
-    with run.closing():
+    with run.closing(), _kept_answers(config, run):
         rows = evaluate(
             run.validate(checkpoint),
             run.module.validation_revisions,
@@ -136,9 +145,18 @@ def _evaluated(config: DictConfig, data: Any = None) -> tuple[Run, list[Row]]:
             seed=config.seed,
             runner_of=run.module.stages.judge_runner.for_judge,
         )
-    if run.trainer.is_global_zero:
-        write_lines(Path(config.output_dir) / "answers.jsonl", trajectory_records(run.heldout.trajectories))
     return run, rows
+
+
+@contextmanager
+def _kept_answers(config: DictConfig, run: Run) -> Iterator[None]:
+    """Writes the answers when the block ends, even if none could be judged, or a further judge fails."""
+    try:
+        yield
+    finally:
+        if run.trainer.is_global_zero and run.heldout.trajectories:
+            path = Path(config.output_dir) / "answers.jsonl"
+            write_lines(path, trajectory_records(run.heldout.trajectories))
 
 
 def _benchmarked(config: DictConfig, data: Any) -> tuple[DictConfig, Any]:
@@ -251,9 +269,10 @@ def lint(config: DictConfig) -> list[Finding]:
     data: Any = make(config.data)
     model = make(config.model)
     tokenizer = model.tokenizer()
+    vocab_size = model.vocab_size()
     found = findings(
         {"train": data.train, "heldout": data.heldout},
-        prompt_tokens=lambda task: len(render(tokenizer, task.messages)),
+        prompt_tokens=lambda task: len(checked_prompt(task, tokenizer, vocab_size)),
         max_prompt_tokens=make(config.rollout).within(model.max_tokens()).max_prompt_tokens,
         records=read_records(Path(config.records)) if config.records else (),
     )

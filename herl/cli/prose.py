@@ -1,6 +1,6 @@
 """Prose on the command line: `prompt=` and `rubric=` of `herl improve` are quoted for Hydra's grammar.
 
-Hydra would take a comma, a quote, an equals sign or `${` in a sentence for its own grammar, and would make two
+Hydra would take a comma, a quote, an equals sign or `${` in a sentence for its grammar, and would make two
 criteria of "Names two rivers, each in Europe." without a word.
 """
 
@@ -11,7 +11,7 @@ import re
 from herl.errors import ConfigError
 
 _PLAIN = ("", "-", "null")
-"""Values with a meaning of their own: `-` reads standard input."""
+"""Values that are not prose: `-` reads standard input."""
 _END = re.compile(r"[.!?][\"')\]]*$")
 
 

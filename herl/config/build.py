@@ -28,6 +28,7 @@ from herl.models.export import check_checkpoint_file
 from herl.models.fsdp import FSDPStrategy, check_trainer
 from herl.models.precision import default_precision, use_tf32
 from herl.module import HerlModule
+from herl.rollout.check_prompts import check_prompts
 from herl.rollout.improve import Trajectory
 
 
@@ -80,6 +81,8 @@ def build(
     L.seed_everything(config.seed, verbose=False)
     data = make(config.data) if data is None else data
     module: HerlModule = make(config.module)
+    splits = {name: getattr(data, name, ()) for name in ("train", "heldout")}
+    check_prompts(splits, module.stages.tokenizer, module.model.vocab_size())
     heldout = KeepHeldout()
     accelerator = config.trainer.accelerator
     if accelerator == "auto":  # Lightning might pick one that herl was never run on

@@ -17,6 +17,7 @@ from zlib import crc32
 
 import numpy as np
 
+from herl.errors import DataError
 from herl.types import Criterion, Task
 
 NEAR = 0.8
@@ -52,7 +53,8 @@ def findings(
 
     Args:
         splits: Tasks by split name. A prompt in two splits is an error.
-        prompt_tokens: Returns the length of a rendered prompt, in tokens; None skips that check.
+        prompt_tokens: Returns the length of a rendered prompt, in tokens, or raises a `DataError` if it
+            cannot be rendered; None skips that check.
         max_prompt_tokens: Longest prompt that the run allows, in tokens.
         records: Answers that a run recorded (`herl.callbacks.RecordAnswers`).
     """
@@ -64,14 +66,27 @@ def findings(
                 found += _criterion(f"{where}:{criterion.id}", criterion)
             found += _rubric(where, task)
             if prompt_tokens is not None and max_prompt_tokens is not None:
-                length = prompt_tokens(task)
-                if length > max_prompt_tokens:
-                    detail = f"{length} tokens exceed the limit of {max_prompt_tokens}: it will be dropped"
-                    found.append(Finding(level="error", kind="long prompt", where=where, detail=detail))
+                found += _prompt(where, task, prompt_tokens, max_prompt_tokens)
+        if unused := getattr(tasks, "unused_columns", ()):
+            detail = f"no field takes them: {', '.join(unused)}"
+            found.append(Finding(level="warning", kind="unused columns", where=split, detail=detail))
     found += _weights(splits)
     found += _duplicates(splits)
     found += _records(records)
     return sorted(found, key=lambda finding: finding.level)
+
+
+def _prompt(
+    where: str, task: Task, prompt_tokens: Callable[[Task], int], max_prompt_tokens: int
+) -> Iterator[Finding]:
+    try:
+        length = prompt_tokens(task)
+    except DataError as error:
+        yield Finding(level="error", kind="unusable prompt", where=where, detail=str(error))
+        return
+    if length > max_prompt_tokens:
+        detail = f"{length} tokens exceed the limit of {max_prompt_tokens}: it will be dropped"
+        yield Finding(level="error", kind="long prompt", where=where, detail=detail)
 
 
 def _criterion(where: str, criterion: Criterion) -> Iterator[Finding]:

@@ -31,8 +31,8 @@ from herl.dry_run.estimate import (
 )
 from herl.metrics.step import Step
 from herl.metrics.throughput import memory
+from herl.models.chat_template import render_prompt
 from herl.module import HerlModule
-from herl.rollout.render import render
 from herl.types import Experience, Judgement, Rollout, SampleRequest, Sampling
 from herl.update.gpu_cost import gpu_named, model_size
 
@@ -88,7 +88,7 @@ def _lint(run: Run) -> dict[str, int]:
     tokenizer = run.module.stages.tokenizer
     found = findings(
         {"train": data.train, "heldout": data.heldout},
-        prompt_tokens=lambda task: len(render(tokenizer, task.messages)),
+        prompt_tokens=lambda task: len(render_prompt(tokenizer, task)),
         max_prompt_tokens=run.module.stages.plan.max_prompt_tokens,
     )
     return dict(Counter(f"{one.level}: {one.kind}" for one in found))

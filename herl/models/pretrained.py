@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +16,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -85,6 +87,7 @@ class PretrainedModel:
             model: PreTrainedModel = loader.from_pretrained(source, dtype=getattr(torch, self.dtype))
         except (OSError, ValueError) as error:
             raise ConfigError(f"model.path: cannot load '{self.path}': {error}") from error
+        make_savable(model)
         return self._prepared(model)
 
     def max_tokens(self) -> int | None:
@@ -93,15 +96,20 @@ class PretrainedModel:
         Raises:
             ConfigError: there is no such model.
         """
-        try:
-            config = AutoConfig.from_pretrained(self.source()).get_text_config()
-        except OSError as error:
-            raise ConfigError(f"model.path: cannot load '{self.path}': {error}") from error
+        config = self._text_config()
         limit: int | None = getattr(config, "max_position_embeddings", None)
         rope = getattr(config, "rope_parameters", None) or {}
         if limit is not None and rope.get("rope_type") in ("linear", "dynamic", "yarn"):
             limit = max(limit, int(rope.get("original_max_position_embeddings", limit) * rope["factor"]))
         return limit
+
+    def vocab_size(self) -> int:
+        """Returns the number of tokens that the model has an embedding for.
+
+        Raises:
+            ConfigError: there is no such model.
+        """
+        return int(self._text_config().vocab_size)
 
     def skeleton(self) -> PreTrainedModel:
         """Returns the model with uninitialized weights, to be filled from another process."""
@@ -112,6 +120,13 @@ class PretrainedModel:
         model.to_empty(device="cpu")
         model.tie_weights()
         return model
+
+    def _text_config(self) -> PreTrainedConfig:
+        try:
+            config: PreTrainedConfig = AutoConfig.from_pretrained(self.source()).get_text_config()
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"model.path: cannot load '{self.path}': {error}") from error
+        return config
 
     def _prepared(self, model: PreTrainedModel) -> PreTrainedModel:
         remove_noise(model)  # not that of adapters, which the user has chosen
@@ -205,8 +220,36 @@ def remove_noise(model: PreTrainedModel) -> None:
 def untrained(config: PreTrainedConfig, dtype: torch.dtype | None = None) -> PreTrainedModel:
     """Returns the model of a configuration with random weights; `dtype` None is the configuration's own."""
     own = {} if dtype is None else {"dtype": dtype}
-    model: PreTrainedModel = auto_class(config).from_config(config, **own)  # type: ignore[no-untyped-call]
+    model: PreTrainedModel = auto_class(config).from_config(config, **own)
     return model
+
+
+def make_savable(model: PreTrainedModel) -> None:
+    """Makes a generation configuration consistent, since transformers refuses to save one that is not.
+
+    One with a temperature but without do_sample (Vicuna, LLaVA) is for drawing answers. Of any other, only
+    the token ids are kept.
+    """
+    found = model.generation_config
+    if found is None or (fault := _fault(found)) is None:
+        return
+    found.do_sample = True
+    kept = "it now has do_sample=true"
+    if _fault(found) is not None:
+        names = ("bos_token_id", "eos_token_id", "pad_token_id")
+        ids = {name: value for name in names if (value := getattr(found, name)) is not None and value != -1}
+        model.generation_config = GenerationConfig(**ids)
+        kept = f"only its {', '.join(ids)} are kept"
+    logger.info("generation_config.json contradicts itself (%s): %s", fault, kept)
+
+
+def _fault(config: GenerationConfig) -> str | None:
+    """Names the settings that cannot be saved together."""
+    try:
+        config.validate(strict=True)
+    except ValueError as error:
+        return ", ".join(re.findall(r"^- `(\w+)`", str(error), re.MULTILINE)) or str(error)
+    return None
 
 
 def freeze_other_media(model: PreTrainedModel) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from herl.rollout.render import render, render_revision
+from herl.models.chat_template import render_prompt, render_revision
 from herl.rollout.stages import Stages
 from herl.seeds import derive_seed
 from herl.types import Group, Judged, SampleRequest, Sampling, Task
@@ -26,7 +26,7 @@ def open_groups(tasks: Sequence[Task], stages: Stages, name: str) -> tuple[list[
         Group(
             id=f"{name}:{task.id}",
             task=task,
-            prompt_ids=render(stages.tokenizer, task.messages, stages.today.started),
+            prompt_ids=render_prompt(stages.tokenizer, task, stages.today.started),
         )
         for task in tasks
     ]

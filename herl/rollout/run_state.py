@@ -10,7 +10,7 @@ from typing import Any
 
 from herl.clock import PhaseClock
 from herl.errors import ConfigError
-from herl.rollout.render import reading_sample
+from herl.models.chat_template import reading_sample
 from herl.rollout.stages import Stages
 
 GATE = "HindsightGate"

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from herl.bonus import BonusReward, NoBonus
-from herl.errors import ConfigError
+from herl.distributed import gather, together
+from herl.errors import ConfigError, DataError
 from herl.hindsight import HindsightBuilder, NoHindsight
 from herl.judge import JudgeRunner
+from herl.models.chat_template import Today
 from herl.replay import NoReplay, Replay
-from herl.rollout.render import Today
 from herl.sampler import Sampler
 from herl.types import Judged, Judgement, Member, Rollout, Rubric, SampleRequest, Sampling, Task
 
@@ -158,6 +159,29 @@ class Stages:
                 "judge: hindsight needs verdicts on each criterion, but a holistic judge gives one score "
                 "for the whole answer: use algorithm=grpo, or another judge.mode"
             )
+
+    def open(self) -> None:
+        """Opens the judge runner, and agrees with the other ranks on the run's date."""
+        together(self.judge_runner.open)
+        self.today.pin(gather(self.today.started.isoformat())[0])
+
+    def check_outcome(self, counts: Mapping[str, int]) -> None:
+        """Checks that the run's batches had answers, and that some of them could be judged.
+
+        Args:
+            counts: The run's counts (`herl.metrics.collection.collection_counts`).
+
+        Raises:
+            DataError: all prompts were too long.
+            AbstentionLimit: no answer could be judged.
+        """
+        if counts.get("batches") and not counts.get("answers_sampled"):
+            raise DataError(
+                f"data.train: expected prompts of at most {self.plan.max_prompt_tokens} tokens, so that the "
+                "answer has room in the model (rollout.max_prompt_tokens may lower this limit), got only "
+                "longer ones"
+            )
+        self.judge_runner.check_judged()
 
 
 def check_signal(stages: Stages) -> None:

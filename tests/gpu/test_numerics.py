@@ -13,9 +13,9 @@ from herl import SamplerError
 from herl.callbacks import RefreshSampler
 from herl.data import RubricDataModule
 from herl.judge.rule import RuleJudge
+from herl.models.chat_template import render
 from herl.models.pretrained import PretrainedModel
 from herl.module import HerlModule
-from herl.rollout.render import render
 from herl.rollout.stages import RolloutPlan
 from herl.sampler.transformers import TransformersSampler
 from herl.testing import check_sampler, make_rollout, make_task

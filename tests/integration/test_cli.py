@@ -1,6 +1,8 @@
 """The command line, in this process if that suffices, and as users start it."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from herl.models.pretrained import PretrainedModel
 from tests.support import runs
 from tests.support.runs import CONTINUES_ELSEWHERE, HERL, herl_here
 
@@ -257,3 +260,37 @@ def test_a_resumed_runs_summary_is_that_of_the_whole_run(tmp_path):
     assert first["heldout_reward_after"] != first["heldout_reward_before"]
     assert whole["example"]["before"] == first["example"]["before"]
     assert whole["seconds"]["total"] > sum(s for phase, s in whole["seconds"].items() if phase != "total")
+
+
+def test_a_template_that_refuses_a_prompt_ends_every_verb_at_the_start_and_lint_lists_it(tmp_path):
+    model = shutil.copytree(PretrainedModel(path="tiny").source(), tmp_path / "model")
+    path = model / "chat_template.jinja"
+    refusal = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    path.write_text(refusal + path.read_text())
+    criterion = {"text": "Says fish.", "check": {"kind": "contains", "text": "fish"}}
+    prompt = {"role": "user", "content": "Describe the otter."}
+    system = {"role": "system", "content": "Be brief."}
+    rows = [
+        {"id": "a6", "messages": [prompt], "rubric": [criterion]},
+        {"id": "a7", "messages": [system, prompt], "rubric": [criterion]},
+    ]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = ["data=file", f"data.train.path={data}", f"data.heldout.path={data}", f"model.path={model}"]
+    for verb in (
+        ["fit", "experiment=none"],
+        ["fit", "experiment=none", "dry_run=true"],
+        ["validate"],
+        ["lint"],
+    ):
+        done = herl_here(*verb, *settings, "hydra.run.dir=run", cwd=tmp_path)
+        assert done.returncode == 2, verb
+        said = " ".join(done.stderr.split())
+        if verb == ["lint"]:
+            found = json.loads((tmp_path / "run" / "lint.json").read_text())
+            [said, _] = [
+                f"{one['where']} {one['detail']}" for one in found if one["kind"] == "unusable prompt"
+            ]
+        assert "a7" in said
+        assert "System role not supported" in said
+        assert not list(tmp_path.glob("run/**/*.ckpt"))

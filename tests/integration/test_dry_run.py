@@ -19,7 +19,7 @@ def test_a_dry_run_shows_prompts_and_estimates_and_writes_nothing_but_its_report
         f"hydra.run.dir={tmp_path}/run", cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".hydra", "dry_run.json"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".hydra", ".lock", "dry_run.json"]
     report = json.loads((tmp_path / "run" / "dry_run.json").read_text())
     assert report["prompts"] == {"train": 288, "heldout": 72}
     assert report["prompt"].startswith("<|im_start|>user\n")

@@ -12,8 +12,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from herl.callbacks.dashboard import LAYOUT
+from herl.models.chat_template import render
 from herl.models.pretrained import PretrainedModel
-from herl.rollout.render import render
 from tests.support.runs import HERL, curves, environment, herl_here, summary
 
 README = Path(__file__).parents[2] / "README.md"
@@ -49,6 +49,7 @@ RARE = {
     "sampler/probe_error", "sampler/probe_seconds", "sampler/probe_temperature", "sampler/refresh_seconds",
     "sampler/weights_proven",  # the sampler reads the live policy
     "throughput/mfu",  # of a GPU
+    "train/thinking_tokens", "train/no_answer", "judge/no_answer", "judge/mostly_cannot_tell",  # of models that think
     "train/dropped_prompts", "heldout/reward_revised_k", "judge/missing", "progress/skipped_steps",
     "train_category/<name>",  # no categories in these rubrics
     "update/logprob", "update/preference_loss",  # of sft and dpo
@@ -151,6 +152,28 @@ def test_one_prompt_is_improved_from_standard_input(tmp_path):
     [best] = [line for line in lines if line["best"]]
     assert best["text"] in " ".join(shown.split())
     assert [line["round"] for line in lines] == list(range(len(lines)))
+
+
+def test_answers_that_nobody_could_judge_are_kept_and_the_command_fails(tmp_path):
+    """The rule judge cannot judge plain criteria; a comma in one does not make it two."""
+    done = herl_here(
+        "improve", "prompt=Name two rivers, please.", "rubric=[Names two rivers, in Europe., Is one line.]",
+        "rounds=1", f"hydra.run.dir={tmp_path}", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "could judge none of the run's 1 answers" in done.stderr
+    [line] = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert [verdict["criterion"] for verdict in line["verdicts"]] == [
+        "Names two rivers, in Europe.",
+        "Is one line.",
+    ]
+
+
+def test_standard_input_that_is_not_text_is_an_error(tmp_path):
+    command = [*HERL, "improve", "prompt=-", f"hydra.run.dir={tmp_path}"]
+    done = subprocess.run(command, cwd=tmp_path, input=b"\xff\xfe", capture_output=True, env=environment())
+    assert done.returncode == 2
+    assert b"prompt: expected UTF-8 on standard input" in done.stderr
 
 
 def test_ifbench_is_judged_strictly_and_loosely(tmp_path):

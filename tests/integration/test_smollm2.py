@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
+from herl.models.chat_template import render
 from herl.models.pretrained import PretrainedModel
-from herl.rollout.render import render
 from herl.sampler.transformers import TransformersSampler
 from herl.types import SampleRequest, Sampling
 

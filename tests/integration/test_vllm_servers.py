@@ -9,9 +9,9 @@ import torch
 from herl import ConfigError, SampleRequest, SamplerError, Sampling
 from herl.callbacks import RefreshSampler
 from herl.judge.rule import RuleJudge
+from herl.models.chat_template import render
 from herl.models.pretrained import PretrainedModel
 from herl.module import HerlModule
-from herl.rollout.render import render
 from herl.sampler.vllm_server import VLLMServerSampler
 from herl.testing import check_sampler
 

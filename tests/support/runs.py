@@ -80,7 +80,7 @@ def herl_here(*arguments, cwd, stdin="", **changes):
         stack.enter_context(mock.patch.dict(os.environ, changes))
         stack.enter_context(mock.patch.object(sys, "argv", ["herl", *map(str, arguments)]))
         stack.enter_context(mock.patch.object(sys, "path", list(sys.path)))
-        stack.enter_context(mock.patch.object(sys, "stdin", io.StringIO(stdin)))
+        stack.enter_context(mock.patch.object(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode()))))
         stack.enter_context(warnings.catch_warnings())
         stdout = stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         stderr = stack.enter_context(contextlib.redirect_stderr(io.StringIO()))

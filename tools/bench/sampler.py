@@ -14,9 +14,9 @@ from pathlib import Path
 
 from workload import arguments_of, endless, median, report, requests_of, write
 
+from herl.models.chat_template import render
 from herl.models.pretrained import PretrainedModel
 from herl.models.weights import named_weights
-from herl.rollout.render import render
 from herl.sampler import Sampler
 from herl.sampler.transformers import TransformersSampler
 from herl.sampler.vllm import VLLMSampler

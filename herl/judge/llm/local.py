@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 
-from herl.errors import JudgeError, SamplerError
+from herl.errors import DataError, JudgeError, SamplerError
 from herl.judge.llm.chat import Chat, ChatReply, ChatRequest
 from herl.judge.llm.parse import first_object
+from herl.models.chat_template import render
 from herl.models.weights import named_weights
 from herl.prompt_text import control_tokens, defuse
-from herl.types import Rollout, SampleRequest, Sampling
+from herl.types import Message, Rollout, SampleRequest, Sampling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -141,11 +142,13 @@ class LocalChat(Chat):
     def _sample_request(self, place: int, request: ChatRequest) -> SampleRequest:
         assert self._tokenizer is not None
         tokens = control_tokens(self._tokenizer)
-        ids = self._tokenizer.apply_chat_template(
-            [{**message, "content": defuse(message["content"], tokens)} for message in request.messages],
-            add_generation_prompt=True,
-            return_dict=False,
-        )
+        messages = [
+            {**message, "content": defuse(message["content"], tokens)} for message in request.messages
+        ]
+        try:
+            ids = render(self._tokenizer, messages)
+        except DataError:  # a template without system messages (Gemma, Mistral)
+            ids = render(self._tokenizer, _without_system(messages))
         begun = self._tokenizer(opening(request.schema), add_special_tokens=False)["input_ids"]
         return SampleRequest(
             task_id=str(place),
@@ -157,9 +160,16 @@ class LocalChat(Chat):
         )
 
 
+def _without_system(messages: Sequence[Message]) -> list[Message]:
+    """Puts the system message in front of the first message of the user."""
+    system = [message["content"] for message in messages if message["role"] == "system"]
+    first, *others = [message for message in messages if message["role"] != "system"]
+    return [{**first, "content": "\n\n".join([*system, first["content"]])}, *others]
+
+
 def _reply(request: ChatRequest, rollout: Rollout) -> ChatReply:
     """The reply ends with the object that its prefilled opening began: a small model may ramble on."""
-    # A reply after thinking begins anew; without thinking it goes on from the opening.
+    # A reply after thinking starts from its beginning; without thinking it goes on from the opening.
     text = rollout.text if rollout.thinking_tokens else opening(request.schema) + rollout.text
     whole = first_object(text)
     return ChatReply(

@@ -1,7 +1,7 @@
 """A judging model's reply -> verdicts. Tolerant of wrapping, strict about content.
 
-The judgement is one JSON object. Either it is the whole reply, apart from thinking and a code fence, or it is
-the end of the reply and repeats the code of the material's fences. An answer does not know the code, so an
+The judgement is one JSON object. Either it is the whole reply, apart from a code fence, or it is the end of
+the reply and repeats the code of the material's fences. An answer does not know the code, so an
 object that the reply only quotes from the answer is never taken for the judgement. It must judge every
 criterion exactly once, in the words of the scale. A reply with two different judgements is rejected.
 
@@ -94,11 +94,8 @@ def _judgement(reply: str, key: str, code: str) -> dict[str, Any]:
     """Returns the JSON object that is the whole reply, or the one at its end that has the code."""
     reply = reply.strip("\ufeff \t\r\n")
     rest = _after_thinking(reply)
-    for text in (reply, rest):  # all of it first: a reason may hold a tag of thinking
-        found = _whole(text)
-        if isinstance(found, dict):
-            break
-    else:
+    found = _whole(reply)  # all of it first: a reason may hold a tag of thinking
+    if not isinstance(found, dict):
         found = _last(rest, code)
     if not isinstance(found, dict) or key not in found:
         raise _malformed(f"expected JSON with '{key}', alone or with the code at the end", rest)
@@ -111,7 +108,7 @@ def _after_thinking(reply: str) -> str:
     """Returns the text after thinking; empty if it never ends.
 
     It ends at the first closing tag, as a later one may be a quotation. A template may have opened <think> in
-    the prompt; the tag that closes it cannot come from an answer, since prompts break it up.
+    the prompt. What follows must carry the code, as the judge may also have quoted the tag from an answer.
     """
     for tag in _THINKING_TAGS:
         opened = reply.startswith(f"<{tag}>")

@@ -5,6 +5,7 @@ import pytest
 
 from herl import Criterion, DataError, Rubric
 from herl.data.lint import bad_rows, findings
+from herl.data.sources import read_tasks
 from herl.records.lines import read_records
 from herl.testing import make_task
 
@@ -119,3 +120,28 @@ def test_records_and_bad_rows_are_read_from_a_runs_folder(tmp_path):
     [finding] = bad_rows(tmp_path)
     assert (finding.level, finding.kind, finding.where) == ("error", "bad row", "x:1")
     assert finding.detail == "no prompt"
+
+
+def test_a_prompt_that_the_model_cannot_read_is_a_finding_each():
+    def tokens(task):
+        if task.id == "b":
+            raise DataError("prompt 'b': the model's chat template refuses the roles user: no")
+        return 5
+
+    tasks = [task("a", "Describe the otter."), task("b", "What does a fox eat?"), task("c", "Hi")]
+    [found] = findings({"train": tasks}, prompt_tokens=tokens, max_prompt_tokens=9)
+    assert (found.level, found.kind, found.where) == ("error", "unusable prompt", "train:b")
+    assert found.detail.endswith("refuses the roles user: no")
+
+
+def test_columns_that_no_field_takes_are_a_finding(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    row = {
+        "question": "Hi",
+        "rubric": [{"description": "Says hi.", "weight": 5}, {"description": "Is kind.", "weight": 3}],
+        "score": 3,
+    }
+    path.write_text(json.dumps(row) + "\n")
+    [found] = findings({"train": read_tasks(path)})
+    assert (found.level, found.kind, found.where) == ("warning", "unused columns", "train")
+    assert "score" in found.detail

@@ -1,3 +1,6 @@
+import json
+import shutil
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -84,3 +87,22 @@ def test_what_is_trained_has_no_dropout_since_what_is_sampled_has_none(kind, set
 def test_the_dropout_of_adapters_is_the_users():
     adapted = PretrainedModel(lora=Lora(dropout=0.5)).load().train()
     assert any(module.p == 0.5 for module in adapted.modules() if isinstance(module, torch.nn.Dropout))
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [
+        ({"do_sample": False, "temperature": 0.9, "top_p": 0.6}, {"temperature": 0.9, "do_sample": True}),
+        ({"top_k": 20}, {"top_k": 20, "do_sample": True}),
+        ({"pad_token_id": -1}, {"pad_token_id": None, "eos_token_id": 2}),
+        ({"early_stopping": True, "length_penalty": 0.5}, {"pad_token_id": 0, "length_penalty": None}),
+        ({"do_sample": True, "temperature": 0.7}, {"temperature": 0.7, "do_sample": True}),
+    ],
+)
+def test_a_model_whose_generation_config_contradicts_itself_can_be_saved_again(tmp_path, settings, kept):
+    folder = shutil.copytree(PretrainedModel(path="tiny").source(), tmp_path / "model")
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    PretrainedModel(path=str(folder)).load().save_pretrained(tmp_path / "again")
+    again = PretrainedModel(path=str(tmp_path / "again")).load().generation_config
+    assert {name: getattr(again, name) for name in kept} == kept

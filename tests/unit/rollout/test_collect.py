@@ -11,8 +11,8 @@ from herl.hindsight.revision import RevisionBuilder
 from herl.judge import JudgeRunner
 from herl.judge.rule import RuleJudge
 from herl.metrics.collection import collection_metrics
+from herl.models.chat_template import render
 from herl.rollout.collect import collect
-from herl.rollout.render import render
 from herl.rollout.stages import RolloutPlan, Stages, check_signal
 from herl.sampler.scripted import ScriptedSampler
 from herl.sampler.transformers import TransformersSampler

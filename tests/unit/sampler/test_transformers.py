@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from herl import ConfigError, SampleRequest, SamplerError, Sampling
-from herl.rollout.render import render
+from herl.models.chat_template import render
 from herl.sampler.packed_linears import packed_linears
 from herl.sampler.prompt_cache import CopiedPrompts, SharedPrompts, last_logits, prompt_cache
 from herl.sampler.scripted import ScriptedSampler

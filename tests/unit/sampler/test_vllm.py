@@ -7,8 +7,8 @@ import torch
 
 from herl import ConfigError, SampleRequest, SamplerError, Sampling
 from herl.callbacks import RefreshSampler
+from herl.models.chat_template import render
 from herl.models.weights import named_weights
-from herl.rollout.render import render
 from herl.sampler import RunLimits
 from herl.sampler.vllm import VLLMSampler
 from herl.testing import check_sampler, make_experience

@@ -12,9 +12,9 @@ from workload import median, requests_of, synchronize
 
 from gpu.bench import Bench
 from gpu.models import folder
+from herl.models.chat_template import render
 from herl.models.pretrained import PretrainedModel
 from herl.models.weights import named_weights
-from herl.rollout.render import render
 from herl.sampler import Sampler
 from herl.sampler.transformers import TransformersSampler
 from herl.sampler.vllm import VLLMSampler

@@ -22,9 +22,9 @@ from herl.callbacks import HerlCallback
 from herl.data import RubricDataModule
 from herl.judge.function import FunctionJudge
 from herl.metrics.step import Step
+from herl.models.chat_template import render
 from herl.models.pretrained import PretrainedModel
 from herl.module import HerlModule
-from herl.rollout.render import render
 from herl.rollout.stages import RolloutPlan
 from herl.sampler import Sampler
 from herl.sampler.answer import end_token_ids, finished_answer

@@ -107,7 +107,7 @@ def faulty():
     texts = [f"{text} {n}" for n in range(5) for text in TEXTS]
     with FakeEndpoint(fault_share=0.3) as endpoint:
         judgements, runner = judge_all(
-            made(endpoint, limits=Limits(backoff_seconds=0.01, tries=12), timeout=0.3), texts
+            made(endpoint, limits=Limits(backoff_seconds=0.01, tries=12), timeout=1.0), texts
         )
     return judgements, runner, endpoint
 
@@ -173,7 +173,13 @@ def test_one_criterion_that_cannot_be_had_leaves_the_others():
 
 def test_retry_after_is_honoured_by_all():
     with FakeEndpoint(fault_share=1.0, faults=("rate_limit",), retry_after=0.4) as endpoint:
-        threading.Timer(0.2, lambda: setattr(endpoint, "fault_share", 0.0)).start()
+
+        def mend_after_the_first() -> None:
+            while not endpoint.served["rate_limit"]:
+                time.sleep(0.01)
+            endpoint.fault_share = 0.0
+
+        threading.Thread(target=mend_after_the_first, daemon=True).start()
         started = time.perf_counter()
         judgements, _ = judge_all(
             made(endpoint, limits=Limits(concurrency=2, backoff_seconds=0.0)), TEXTS[:8]

@@ -1,6 +1,7 @@
 """A judge model in this process, run by a sampling engine."""
 
 import re
+import shutil
 
 import pytest
 
@@ -90,3 +91,24 @@ def test_the_opening_follows_the_schema(mode, begun):
 
     [question] = PromptBuilder(mode, Scale.of(None)).questions(TASK, "fish")
     assert opening(question.schema) == f'{{"code": "{question.code}", {begun}'
+
+
+def test_a_judging_model_without_system_messages_reads_them_before_the_request(tmp_path):
+    folder = shutil.copytree(PretrainedModel(path="tiny").source(), tmp_path / "model")
+    path = folder / "chat_template.jinja"
+    path.write_text(
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        + path.read_text()
+    )
+    prompts = []
+    for model in ("tiny", str(folder)):
+        engine = Verdicts('met"}}}')
+        judge = LLMJudge(
+            LocalChat(PretrainedModel(path=model), engine),
+            max_tokens=4, limits=Limits(tries=1), reasons=False, mode="per_criterion",
+        )  # fmt: skip
+        with JudgeRunner(judge) as runner:
+            assert runner.submit(TASK, make_rollout("fish", id="g/0")).result().reward == 1.0
+        judge.close()
+        prompts.append(re.sub(r"[0-9a-f]{8}|<[^>]*>|\s|system|user|assistant", "", engine.rounds[0][0]))
+    assert prompts[0] == prompts[1], "the same words"

@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from jinja2.exceptions import TemplateError
+
+from herl.errors import DataError
 from herl.prompt_text import control_tokens, defuse
 from herl.types import Message, Task
 
@@ -42,14 +45,35 @@ def render(
         tokenizer: The tokenizer, with its chat template.
         messages: The conversation.
         today: The time that the template sees; None for the current time.
+
+    Raises:
+        DataError: the template refuses the conversation, e.g. its system message; quotes the template.
     """
     clock: dict[str, Any] = (
         {} if today is None or not tells_time(tokenizer) else {"strftime_now": today.strftime}
     )
-    ids = tokenizer.apply_chat_template(
-        [dict(message) for message in messages], add_generation_prompt=True, return_dict=False, **clock
-    )
+    try:
+        ids = tokenizer.apply_chat_template(
+            [dict(message) for message in messages], add_generation_prompt=True, return_dict=False, **clock
+        )
+    except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise DataError(f"the model's chat template refuses the roles {roles}: {error}") from error
     return tuple(ids)
+
+
+def render_prompt(
+    tokenizer: PreTrainedTokenizerBase, task: Task, today: datetime | None = None
+) -> tuple[int, ...]:
+    """Returns the token ids of a task's prompt.
+
+    Raises:
+        DataError: the template refuses it; names the task.
+    """
+    try:
+        return render(tokenizer, task.messages, today)
+    except DataError as error:
+        raise DataError(f"prompt '{task.id}': {error}") from error.__cause__
 
 
 def render_revision(
@@ -59,13 +83,19 @@ def render_revision(
 
     Messages of the task itself are rendered as in its plain prompt. In all others, which hold drafts,
     criteria and the request, a spelled-out control token of the tokenizer gets an invisible character.
+
+    Raises:
+        DataError: the template refuses it; names the task.
     """
     tokens = control_tokens(tokenizer)
     guarded = [
         message if message in task.messages else {**message, "content": defuse(message["content"], tokens)}
         for message in messages
     ]
-    return render(tokenizer, guarded, now)
+    try:
+        return render(tokenizer, guarded, now)
+    except DataError as error:
+        raise DataError(f"the revision prompt of '{task.id}': {error}") from error.__cause__
 
 
 def tells_time(tokenizer: PreTrainedTokenizerBase) -> bool:

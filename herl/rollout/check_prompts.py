@@ -1,0 +1,76 @@
+"""Tries a model's tokenizer on the prompts of a run, before anything is sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from herl.errors import DataError
+from herl.models.chat_template import render_prompt
+from herl.types import Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+MAX_PROMPTS = 10_000
+"""Prompts of a split that are looked at, evenly spaced. All are rendered again before they are sampled."""
+
+
+def check_prompts(
+    splits: Mapping[str, Sequence[Task]], tokenizer: PreTrainedTokenizerBase, vocab_size: int
+) -> None:
+    """Checks that the chat template accepts each sequence of roles, and that the model knows all tokens.
+
+    Args:
+        splits: Tasks by split name.
+        tokenizer: The model's tokenizer.
+        vocab_size: Number of tokens that the model has an embedding for.
+
+    Raises:
+        DataError: names the split, its file, the prompt, and the template's words or the token.
+    """
+    for split, tasks in splits.items():
+        tried: set[tuple[str, ...]] = set()
+        for task in _some(tasks):
+            roles = tuple(message["role"] for message in task.messages)
+            if roles in tried and len(tokenizer) <= vocab_size:
+                continue
+            tried.add(roles)
+            try:
+                checked_prompt(task, tokenizer, vocab_size)
+            except DataError as error:
+                file = getattr(tasks, "path", "")
+                raise DataError(f"data.{split}{f' ({file})' if file else ''}: {error}") from error.__cause__
+
+
+def checked_prompt(task: Task, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> tuple[int, ...]:
+    """Returns the token ids of a task's prompt.
+
+    Raises:
+        DataError: the chat template refuses it, or the model has no embedding for one of its tokens, or of
+            a criterion, which a revision prompt may show.
+    """
+    prompt_ids = render_prompt(tokenizer, task)
+    if len(tokenizer) > vocab_size:
+        _check_tokens(f"prompt '{task.id}'", prompt_ids, tokenizer, vocab_size)
+        for criterion in task.rubric.criteria:
+            ids = tokenizer.encode(criterion.text, add_special_tokens=False)
+            _check_tokens(f"criterion '{criterion.id}' of prompt '{task.id}'", ids, tokenizer, vocab_size)
+    return prompt_ids
+
+
+def _check_tokens(
+    where: str, ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, vocab_size: int
+) -> None:
+    largest = max(ids, default=0)
+    if largest >= vocab_size:
+        raise DataError(
+            f"{where}: expected tokens that the model has an embedding for (0 to {vocab_size - 1}), got "
+            f"{tokenizer.convert_ids_to_tokens(largest)!r} ({largest}): the tokenizer has more tokens than "
+            "the model. Resize the model's embedding, or remove the added token from the tokenizer"
+        )
+
+
+def _some(tasks: Sequence[Task]) -> Iterator[Task]:
+    count = min(len(tasks), MAX_PROMPTS)
+    return (tasks[place * len(tasks) // count] for place in range(count))
