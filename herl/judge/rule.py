@@ -113,9 +113,11 @@ class RuleJudge(Judge):
 
 def _read(check: Mapping[str, Any] | None) -> Check | HerlError:
     try:
-        found = read_check(without_nulls(check))
+        found = read_check(without_nulls(check)) if check else None
     except HerlError as error:
         return error
+    if not check:
+        return JudgeError("the criterion has no check, which the rule judge needs; judge=llm reads criteria")
     if found is None or isinstance(found, Instruction):
         return JudgeError(f"the rule judge does not apply checks of the kind '{(check or {}).get('kind')}'")
     return found

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from herl.bonus import BonusReward, NoBonus
 from herl.distributed import gather, together
-from herl.errors import ConfigError, DataError
+from herl.errors import ConfigError
 from herl.hindsight import HindsightBuilder, NoHindsight
 from herl.judge import JudgeRunner
 from herl.models.chat_template import Today
@@ -19,7 +20,7 @@ from herl.types import Judged, Judgement, Member, Rollout, Rubric, SampleRequest
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-
+logger = logging.getLogger(__name__)
 TrainingContext = Literal["original", "hindsight", "both"]
 
 
@@ -166,20 +167,19 @@ class Stages:
         self.today.pin(gather(self.today.started.isoformat())[0])
 
     def check_outcome(self, counts: Mapping[str, int]) -> None:
-        """Checks that the run's batches had answers, and that some of them could be judged.
+        """Checks that some answer of the run could be judged; warns if there was none.
 
         Args:
             counts: The run's counts (`herl.metrics.collection.collection_counts`).
 
         Raises:
-            DataError: all prompts were too long.
-            AbstentionLimit: no answer could be judged.
+            AbstentionLimit: there were answers, and none could be judged.
         """
         if counts.get("batches") and not counts.get("answers_sampled"):
-            raise DataError(
-                f"data.train: expected prompts of at most {self.plan.max_prompt_tokens} tokens, so that the "
-                "answer has room in the model (rollout.max_prompt_tokens may lower this limit), got only "
-                "longer ones"
+            logger.warning(
+                "nothing was trained: all prompts of the run have more than %d tokens "
+                "(rollout.max_prompt_tokens, and room for the answer in the model)",
+                self.plan.max_prompt_tokens,
             )
         self.judge_runner.check_judged()
 

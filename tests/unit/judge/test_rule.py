@@ -66,7 +66,7 @@ def test_checks(check, answer, met):
 @pytest.mark.parametrize(
     ("check", "why"),
     [
-        (None, "expected a mapping such as"),
+        (None, "the criterion has no check"),
         ({"kind": "contain", "text": "x"}, "Did you mean 'contains'?"),
         ({"kind": "contains", "word": "x"}, "check.word: a check of the kind 'contains' has the keys text"),
         ({"kind": "regex", "pattern": "("}, "check.pattern: expected a pattern, got the text '('"),

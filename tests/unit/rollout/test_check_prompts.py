@@ -22,7 +22,7 @@ def with_system(task):
 
 @pytest.fixture
 def changed(tokenizer):
-    """A tokenizer of its own, which a test may change."""
+    """A tokenizer that a test may change."""
     return deepcopy(tokenizer)
 
 
