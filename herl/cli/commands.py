@@ -228,8 +228,13 @@ def _best(run: Run) -> dict[str, Any]:
 
 def _checkpoint(config: DictConfig) -> str | None:
     """The checkpoint that a verb starts from: the one given, or the best of the given run."""
-    if config.checkpoint is not None or config.run is None:
-        return None if config.checkpoint is None else str(config.checkpoint)
+    if config.checkpoint is not None:
+        return str(config.checkpoint)
+    if config.run is None:
+        found = max(Path("runs").glob("*/checkpoints/*.ckpt"), key=lambda path: path.lstat().st_mtime, default=None)
+        newest = f"; the newest run here is {found.parents[1]}" if found else ""
+        logger.warning("run= and checkpoint= are not given: uses %s, untrained%s", config.model.path, newest)
+        return None
     places = [Path(config.run) / "checkpoints" / name for name in ("best.ckpt", "last.ckpt")]
     for place in places:
         if place.exists():

@@ -6,17 +6,19 @@ instant.
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from importlib.metadata import version
+from io import StringIO
 from signal import SIGINT
 from typing import TYPE_CHECKING, NoReturn
 
 from herl.cli.openmp import spin_briefly
-from herl.cli.overrides import for_hydra
+from herl.cli.overrides import for_hydra, says_nothing
 from herl.errors import ConfigError, HerlError, RunStopped, did_you_mean
 
 if TYPE_CHECKING:
@@ -40,9 +42,10 @@ usage: herl VERB [key=value ...] [hydra options]
 
 {verbs}
 
-  herl fit                                  the embedded default: minutes on two CPU cores
-  herl fit algorithm=grpo seed=1            another algorithm, another seed
+  herl fit experiment=embedded              a tiny model: a minute on two CPU cores
+  herl fit experiment=embedded algorithm=grpo seed=1
   herl fit experiment=smollm2_if            a real pretrained model
+  herl fit data=my.jsonl model=Qwen/Qwen2.5-0.5B-Instruct
   herl validate run=runs/...                a run's best checkpoint, with that run's settings
   herl test benchmark=ifbench model=smollm2
   herl improve                              answers revised at test time, round by round
@@ -51,6 +54,19 @@ usage: herl VERB [key=value ...] [hydra options]
   herl fit --cfg job                        the whole configuration, without running it
   herl fit --config-dir my_conf judge=mine  a component of your own
   herl fit --help                           all configuration groups"""
+
+
+NOTHING = """herl fit trains a model on prompts, and needs to be told which:
+
+  herl fit experiment=embedded       the embedded task: a tiny model, a minute on two CPU cores
+  herl fit experiment=smollm2_if     SmolLM2-135M on verifiable instructions
+  herl fit data=my.jsonl model=Qwen/Qwen2.5-0.5B-Instruct judge=llm judge.chat.model=...
+                                     your own rows, a tenth of them held out; a model of the hub or a folder
+  herl fit --config-dir my_conf experiment=mine
+
+Add dry_run=true to try a few batches, and to see time, memory and cost first. `herl --help` lists the other
+verbs, and `herl fit --help` all settings."""
+"""What a bare `herl fit` prints."""
 
 
 def main() -> None:
@@ -65,6 +81,9 @@ def main() -> None:
         print(f"herl {version('herl')}")
     elif verb in VERBS:
         if not sys.argv[1].startswith("--config-name="):
+            if verb == "fit" and says_nothing(sys.argv[2:]):
+                print(NOTHING, file=sys.stderr)
+                raise SystemExit(2)
             try:
                 sys.argv[2:] = for_hydra(verb, sys.argv[2:])
             except ConfigError as error:
@@ -85,9 +104,11 @@ def _run_hydra(verb: str) -> None:
     sys.path.insert(0, "")  # console scripts lack the current folder, where plug-ins live
     started = False
 
+    said, shown = StringIO(), sys.stderr
+
     def command(config: DictConfig) -> None:
         nonlocal started
-        started = True
+        started, sys.stderr = True, shown
         commands = import_module(LIGHT.get(verb, "herl.cli.commands"))
         try:
             getattr(commands, verb)(config)
@@ -100,12 +121,16 @@ def _run_hydra(verb: str) -> None:
 
     try:
         with _run_folder():
+            if not os.environ.get("HYDRA_FULL_ERROR"):
+                sys.stderr = said
             hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=verb)(command)()
     except SystemExit as stop:
+        sys.stderr = shown
         if stop.code and not started:
-            _suggest(verb)
+            _explain(verb, said.getvalue())
         raise
     finally:
+        sys.stderr = shown
         release()
 
 
@@ -125,8 +150,18 @@ def _run_folder() -> Iterator[None]:
         yield
 
 
-def _suggest(verb: str) -> None:
-    """Suggests the key or group that was probably meant, after Hydra rejected the configuration."""
+def _explain(verb: str, said: str) -> None:
+    """Prints why Hydra rejected the configuration, and the key or group that was probably meant."""
+    suggested = list(_suggestions(verb))
+    if not suggested or said.startswith("herl: "):  # Hydra's words, without its advice on its own syntax
+        advice = ("To append", "Key '", "    full_key", "    object_type", "Set the environment variable")
+        lines = [line for line in said.splitlines() if line.strip() and not line.startswith(advice)]
+        print("\n".join(lines), file=sys.stderr)
+    for line in suggested:
+        print(f"herl: error: {line}", file=sys.stderr)
+
+
+def _suggestions(verb: str) -> Iterator[str]:
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
 
@@ -149,10 +184,14 @@ def _suggest(verb: str) -> None:
         known += known_keys(compose(verb, chosen, return_hydra_config=False))
     for override in overrides:
         if (new := renamed(override)) != override:
-            print(f"herl: '{override}' is now '{new}'.", file=sys.stderr)
-    for key, _ in given:
+            yield f"'{override}' is now '{new}'."
+    for key, value in given:
         if key not in known and renamed_key(key) == key:
-            print(f"herl: unknown key '{key}'.{did_you_mean(key, known)}", file=sys.stderr)
+            yield f"unknown key '{key}'.{did_you_mean(key, known)}"
+        elif key in groups and value not in groups[key] and not value.startswith(("[", "{", "null")):
+            yield f"{key}: expected one of {', '.join(sorted(groups[key]))}, got '{value}'." + did_you_mean(
+                value, groups[key]
+            )
 
 
 def fail(message: str) -> NoReturn:

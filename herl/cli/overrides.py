@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 
 from herl.cli.prose import quoted
+from herl.config.aliases import translated
 from herl.errors import ConfigError
 
 NOT_OF_A_RUN = ("hydra.", "resume=", "dry_run=", "cost.", "run=", "json=")
@@ -38,9 +40,22 @@ def for_hydra(verb: str, arguments: list[str]) -> list[str]:
     if verb == "improve":
         overrides = [quoted(one) for one in overrides]
     if verb != "inspect":
+        overrides, lines = translated(overrides)
+        for line in lines:
+            print(line, file=sys.stderr)
+    if verb != "inspect":
         options = [*_options_of_run(options, overrides), *options]
         overrides = [*_overrides_of_run(overrides), *overrides]
     return [*options, *overrides]  # Hydra wants the overrides to be contiguous
+
+
+def says_nothing(arguments: list[str]) -> bool:
+    """Whether the arguments of `herl fit` name neither an experiment nor data nor a model."""
+    options, overrides = _split("fit", arguments)
+    if {option.partition("=")[0] for option in options} & {"--cfg", "-c", "--help", "-h", "--hydra-help", *INFO}:
+        return False
+    named = {re.split(r"[.@]", _key(one), maxsplit=1)[0] for one in overrides}
+    return not named & {"experiment", "data", "model", "model_name_or_path"}
 
 
 def _split(verb: str, arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -105,12 +120,23 @@ def _overrides_of_run(overrides: list[str]) -> list[str]:
     # Settings of the old choice do not fit the new one.
     chosen = {key for key in keys if (conf_dir() / key).is_dir()}
     past = [renamed(str(one)) for one in OmegaConf.load(os.path.join(kept, "overrides.yaml"))]
+    if not any(one.startswith("experiment=") for one in past):
+        past = [*_experiment_of_run(kept), *past]
     return [
         override
         for override in past
         if not override.startswith(NOT_OF_A_RUN)
         and re.split(r"[./=]", override.lstrip("+~"), maxsplit=1)[0] not in chosen
     ]
+
+
+def _experiment_of_run(kept: str) -> list[str]:
+    """The run's experiment, which was the default when it was started."""
+    from omegaconf import OmegaConf
+
+    choices = OmegaConf.load(os.path.join(kept, "hydra.yaml")).hydra.runtime.get("choices", {})
+    experiment = choices.get("experiment")
+    return [] if experiment in (None, "none") else [f"experiment={experiment}"]
 
 
 def _options_of_run(options: list[str], overrides: list[str]) -> list[str]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import Any, overload
 
 import lightning as L
 import numpy as np
@@ -26,6 +28,10 @@ class RubricDataModule(L.LightningDataModule):
     Args:
         train: Prompts to train on. Must be sized, since the sampler is refreshed at the end of an epoch.
         heldout: Prompts used only for validation.
+        heldout_share: Share of the training prompts, in [0, 1), that are held out if `heldout` is empty. Rows
+            with the same prompt stay together.
+        heldout_seed: Seed of that choice, for each prompt by itself: added rows move no other prompt to the other
+            side, except near the limit.
         prompts_per_batch: Prompts per rollout batch.
         seed: Determines the order of prompts, together with the epoch.
     """
@@ -34,6 +40,8 @@ class RubricDataModule(L.LightningDataModule):
         self,
         train: Sequence[Task],
         heldout: Sequence[Task] = (),
+        heldout_share: float = 0.0,
+        heldout_seed: int = 0,
         prompts_per_batch: int = 16,
         seed: int = 0,
     ) -> None:
@@ -46,6 +54,8 @@ class RubricDataModule(L.LightningDataModule):
             twice = [task_id for task_id, n in Counter(task.id for task in tasks).items() if n > 1]
             if twice:
                 raise DataError(f"data.{name}: expected unique task ids, got {twice[:3]} more than once")
+        if not heldout and heldout_share:
+            train, heldout = split_off(train, heldout_share, heldout_seed)
         self.train = train
         self.heldout = heldout
         self.prompts_per_batch = prompts_per_batch
@@ -116,6 +126,61 @@ def _non_default(value: Any) -> Any:
         return value
     named = ((field, getattr(value, field.name)) for field in fields(value))
     return {field.name: _non_default(content) for field, content in named if content != field.default}
+
+
+class Part(Sequence[Task]):
+    """Some of the tasks of a data set, which may lie on disk.
+
+    Args:
+        tasks: All tasks.
+        places: Indices of those in the part.
+    """
+
+    def __init__(self, tasks: Sequence[Task], places: Sequence[int]) -> None:
+        self._tasks = tasks
+        self._places = array("q", places)
+        self.path: str = getattr(tasks, "path", "")
+        self.unused_columns: tuple[str, ...] = getattr(tasks, "unused_columns", ())
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, place: int) -> Task: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Task]: ...
+    def __getitem__(self, place: int | slice) -> Task | Sequence[Task]:
+        if isinstance(place, slice):
+            return Part(self._tasks, self._places[place])
+        return self._tasks[self._places[place]]
+
+
+def split_off(tasks: Sequence[Task], share: float, seed: int) -> tuple[Part, Part]:
+    """Returns tasks to train on, and tasks to hold out; tasks with the same prompt are in the same part.
+
+    Args:
+        tasks: All tasks.
+        share: Share of the different prompts to hold out, in [0, 1); at least one prompt.
+        seed: Seed of the choice.
+
+    Raises:
+        ConfigError: the share is not one, or there are too few prompts to hold one out.
+    """
+    if not 0.0 <= share < 1.0:
+        raise ConfigError(f"data.heldout_share: expected a share in [0, 1), got {share}")
+    prompts = [hashlib.sha256(json.dumps(task.messages).encode()).hexdigest() for task in tasks]
+    different = list(dict.fromkeys(prompts))
+    count = max(1, round(share * len(different)))
+    if count >= len(different):
+        raise ConfigError(
+            f"data.heldout_share: expected at least two different prompts to hold out a share of {share}, got "
+            f"{len(different)}: add rows, name data.heldout.path, or set data.heldout_share=0"
+        )
+    held = set(sorted(different, key=lambda prompt: derive_seed(seed, prompt))[:count])
+    parts: tuple[list[int], list[int]] = ([], [])
+    for place, prompt in enumerate(prompts):
+        parts[prompt in held].append(place)
+    return Part(tasks, parts[0]), Part(tasks, parts[1])
 
 
 class PromptLoader(DataLoader[Any]):

@@ -58,7 +58,7 @@ class StoredTasks(Sequence[Task]):
 
 
 def read_tasks(
-    path: str | Path,
+    path: str | Path | None,
     *,
     where: Mapping[str, Any] | None = None,
     fields: Mapping[str, str] | None = None,
@@ -71,7 +71,8 @@ def read_tasks(
     """Reads tasks, in order. Every row is checked once; rows of large files stay on disk.
 
     Args:
-        path: A .jsonl, .json, .csv or .parquet file, a folder of them, or hf:owner/name[:split].
+        path: A .jsonl, .json, .csv or .parquet file, a folder of them, or hf:owner/name[:split]; None for no
+            tasks.
         where: Keeps only the tasks whose `meta` has these values, e.g. {"split": "train"}.
         fields: herl's field names -> names in this data (`herl.data.formats.Reading`).
         ignore: Columns to drop without a word.
@@ -83,6 +84,8 @@ def read_tasks(
     Raises:
         DataError: a row cannot be used; names file, line, field, the expected and the actual value.
     """
+    if path is None:
+        return ListedTasks()
     if on_bad_row == "skip" and quarantine is None:
         raise ConfigError("data: on_bad_row=skip needs quarantine, a file for the skipped rows")
     rows = read_rows(path)
