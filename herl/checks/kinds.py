@@ -35,7 +35,10 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from herl.checks import json_text, numbers, patterns
 
-_SENTENCE = re.compile(r"[^.!?\s][^.!?]*(?:[.!?]+|$)")
+_SENTENCE_END = re.compile(r"[.!?\u2026]+(?=[\"'\u201d\u2019)\]*_]*(?:\s|$))|[\u3002\uff01\uff1f]+|$")
+_ABBREVIATION = re.compile(
+    r"(?:\b(?:dr|mr|mrs|ms|prof|st|jr|sr|vs|fig|approx|e\.g|i\.e|cf)|(?<![^\W\d_])[A-Z])$", re.IGNORECASE
+)
 Unit = Literal["words", "sentences", "lines", "paragraphs", "characters"]
 
 
@@ -281,12 +284,25 @@ def units(answer: str, unit: Unit) -> int:
     if unit == "words":
         return len(answer.split())
     if unit == "sentences":
-        return sum(1 for _ in _SENTENCE.finditer(answer))
+        return _sentences(answer)
     if unit == "lines":
         return sum(1 for line in answer.split("\n") if line.strip())
     if unit == "paragraphs":
         return _paragraphs(answer)
     return len(answer)
+
+
+def _sentences(answer: str) -> int:
+    """Counts the texts with words up to a full stop, but not up to that of 3.14 or Dr. Smith."""
+    count, checked, words, last = 0, 0, False, len(answer.rstrip())
+    for end in _SENTENCE_END.finditer(answer):
+        words = words or any(map(str.isalnum, answer[checked : end.start()]))
+        checked = end.end()
+        goes_on = end[0] == "." and checked < last
+        if goes_on and _ABBREVIATION.search(answer, max(0, end.start() - 10), end.start()):
+            continue
+        count, words = count + words, False
+    return count
 
 
 def _paragraphs(answer: str) -> int:
