@@ -33,6 +33,7 @@ number words and suffixes such as 5k.
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from fractions import Fraction
@@ -40,66 +41,138 @@ from fractions import Fraction
 MAX_DIGITS = 400
 """Limit on digits and on powers of ten, above those of any value. Longer numbers are never computed."""
 
-_ARGUMENT = r"(?:\{(?:[^{}]|\{[^{}]*\})*\}|\d)"
-_EXPONENT = r"(?:(?:\^|\*\*)\s?(?:\{\s?[-+]?\d+\s?\}|\(\s?[-+]?\d+\s?\)|[-+]?\d+)|[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+)"
+_BRACED = r"\{(?:[^{}]|\{[^{}]*\})*\}"
+_ARGUMENT = rf"(?:{_BRACED}|\d)"
+_EXPONENT = r"""(?:
+    (?:\^\s?|\*\*|(?<=\s)\*\*\s)(?:\{\s?[-+]?\d+\s?\}|\(\s?[-+]?\d+\s?\)|[-+]?\d+(?!\.?\d|/\d)) | [⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+
+)"""
+_RAISED_TO = rf"""(?:\^|\*\*(?=[\w(\{{.]))\s?
+    (?:{_BRACED}|\([^()]*\)|\\[A-Za-z]+\s?(?:{_ARGUMENT}){{0,2}}|[-+]?[\w.]+)?"""
 _LETTERS = "A-Za-zÀ-ÖØ-öø-ɏΑ-ΟΡ-Ωα-ορ-ω"  # without π
-_DECIMAL = r"""
-    (?P<european>
-        \d{1,3}(?:\.\d{3})+,\d+(?![.,]?\d)                                  # 1.234,5
-      | [1-9]\d{0,2}(?:\.\d{3}){2,}(?![.,]?\d)                              # 1.234.567
+_BLANK = r"(?:\s|~|\\[,;:!\ ])"
+_FUNCTION = r"(?:ln|log|lg|exp|(?:arc)?(?:sin|cos|tan|cot)h?|sec|csc)"
+_OVERLINED = r"\\(?:overline|bar|dot)\s?(?:\{\s?\d+\s?\}|\d)"
+_DECIMAL = rf"""
+    (?P<repeating>
+        (?:\d+|(?<![^\W_])(?<!\.))\.\d*{_OVERLINED}(?!\d*\\dot)             # 0.1\overline{{6}}
+      | \d+[.,]\d*\(\d+\)(?![\d(])                                          # 0.1(6)
+    )
+  | (?P<european>
+        (?<!\d)(?<!\d\.)\d{{1,3}}(?:\.\d{{3}})+,\d+(?![.,]?\d)              # 1.234,5
+      | (?<!\d)(?<!\d\.)[1-9]\d{{0,2}}(?:\.\d{{3}}){{2,}}(?![.,]?\d)        # 1.234.567
     )
   | (?P<gapped>
-        [1-9]\d{0,2}(?P<gap>[ \u00a0\u2009\u202f_'’~]|\\[,;:\ ]|,\\!)
-        \d{3}(?:(?P=gap)\d{3})*(?:[.,]\d+)?(?!\w)                           # 1 234 567
+        [1-9]\d{{0,2}}(?P<gap>[ \u00a0\u2009\u202f_'’‘´ʼ~]|\\[,;:\ ]|,\\!)
+        \d{{3}}(?:(?P=gap)\d{{3}})*(?:[.,]\d+)?(?!\d)                       # 1 234 567
     )
   | (?P<american>
-        [1-9]\d{0,2}(?:(?:,|\{,\})\d{3})+(?:\.\d+)?(?!\d|(?:,|\{,\})\d)     # 1,234,567.89
-      | [1-9]\d?(?:,\d{2})+,\d{3}(?:\.\d+)?(?!,?\d)                         # 12,34,567
+        (?<!\d)(?<!\d,)(?<!\d\{{,\}})(?:
+            [1-9]\d{{0,2}}(?:(?:,|\{{,\}})\d{{3}})+(?:\.\d+)?(?!\d|(?:,|\{{,\}})\d)  # 1,234,567.89
+          | [1-9]\d?(?:,\d{{2}})+,\d{{3}}(?:\.\d+)?(?!,?\d)                 # 12,34,567
+        )
     )
   | (?P<comma>
-        (?!(?:(?<=[(\[{])|(?<=[(\[{]-))\d+,\d+[)\]}])                       # but not in (3,5)
-        (?<!\d,)\d+(?:,|\{,\})\d+(?![.,]?\d)                                # 3,5
+        (?!(?:(?<=[(\[{{])|(?<=[(\[{{]-))\d+,\d+[)\]}}])                    # but not in (3,5)
+        (?<!\d,)\d+(?:,|\{{,\}})\d+(?![.,]?\d)                              # 3,5
     )
-  | (?P<plain> \d+\.\d+ | \d+ | (?<![\w.])\.\d+ )
+  | (?P<plain> \d+\.\d+ | \d+ | (?<![^\W_])(?<!\.)\.\d+ )
 """
 _SKIPPED = rf"""
-    [\^_]\s?(?:\{{[^{{}}]*\}}|\([^()]*\)|[-+]?\w+)                          # an index, a unit's exponent
-  | (?!\\(?:[dtc]?frac|sqrt|pi)(?![A-Za-z]))\\[A-Za-z]+                     # a command of LaTeX
-  | (?!(?:sqrt\s?\(|pi\s?[/*]|(?:USD|EUR|GBP|CHF|INR|Rs)\d))
+    \^\s?(?:{_ARGUMENT}|\([^()]*\)|[-+]?\w+)                                # a unit's exponent
+  | (?:(?<=[^\W_])|(?<=[)}}\]]))_(?:\s?{_ARGUMENT}|\([^()]*\)|[-+]?\w+)      # an index
+  | \([{_LETTERS}/·\s]{{1,30}}\)\s?\^\s?(?:{_ARGUMENT}|[-+]?\d+)            # (m/s)^2
+  | (?!\\(?:[dtc]?frac|[dt]?binom|sqrt|pi|over|{_FUNCTION})(?![A-Za-z])|{_OVERLINED})
+    \\[A-Za-z]+                                                             # a command of LaTeX
+  | (?!(?:sqrt\s?\(|pi\s?[/*]|(?-i:e)\s?\^|{_FUNCTION}\(|ln\s\d|(?:USD|EUR|GBP|CHF|INR|Rs)\d))
     [{_LETTERS}]+(?:\d\w*(?:\.\d+)*)?                                       # a word, H2O, v1.2
 """
 _UNREAD = rf"""
-    (?!\d{{1,3}}(?:\.\d{{3}}){{2,}}(?!\.?\d)) \d+(?:\.\d+){{2,}}            # 1.2.3
+    (?!(?<!\d\.)\d{{1,3}}(?:\.\d{{3}}){{2,}}(?!\.?\d)) \d+(?:\.\d+){{2,}}   # 1.2.3
   | \d+(?:/\d+){{2,}}                                                       # 3/4/2024
+  | [)\]]\s?{_RAISED_TO}                                                    # (1/2)^2
   | (?: \\sqrt\s?(?:\[[^\]]{{0,40}}\])?\s?(?:{_ARGUMENT}|\w) | √\s?(?:\([^()]*\)|[\d.]+) | sqrt\s?\([^()]*\)
-      | π | \\pi(?![A-Za-z]) | (?<=\d)\s?pi\b | pi(?=\s?[/*])
+      | π | \\pi(?![A-Za-z]) | (?<=\d)\s?pi\b | pi(?=\s?[/*]) | (?-i:e)\s?{_RAISED_TO} | {_OVERLINED}
+      | \\over(?![A-Za-z])\s?(?:{_ARGUMENT}|[-+]?[\d.]+)? | \\[dt]?binom\s?{_ARGUMENT}\s?{_ARGUMENT}
+      | \\{_FUNCTION}(?![A-Za-z])\s?(?:_\s?{_ARGUMENT}\s?)?(?:\^\s?{_ARGUMENT}\s?)?
+        (?:\{{[^{{}}]*\}}|\([^()]*\)|[-+]?\d[\d.]*)
+      | {_FUNCTION}\([^()]*\) | ln\s\d[\d.]*
     )(?:\s?[/*]\s?\d+)?
 """
+_SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_SCALE = rf"(?:{'|'.join(_SCALES)})s?\b"
+_PERCENT = r"(?:\\?%|per\s?cent\b)"
 _NUMBER = rf"""
-    (?P<sign> (?<![\w)\]}}%.+-])[-+] | (?<=[=≈(])\s?[-+]\s? )?
+    (?P<sign> (?<![^\W_])(?<![)\]}}%.+-])[-+] | (?<=[=≈(])\s?[-+]\s? )?
     (?:\\?[$€£¥]\s?|USD|EUR|GBP|CHF|INR|Rs\.?)?(?P<inner>(?<=[$€£¥])-)?
     (?:
         (?P<whole>\d+)?\s?\\[dtc]?frac\s?(?P<above>{_ARGUMENT})\s?(?P<below>{_ARGUMENT})
       | (?P<ones>\d+)?\s?(?P<vulgar>[¼½¾⅐-⅞])
       | (?:(?P<mixed>\d+)[ \u00a0\u2009\u202f](?=\d+[/⁄]\d))?
         (?:{_DECIMAL})
-        (?: [eE](?P<e>[-+]?\d+)(?!\w)
+        (?: [eE](?P<e>[-+]?\d+)(?![^\W_])
           | \s?(?:×|[xX]|\*|·|⋅|\\times|\\cdot)\s?10\s?(?P<ten>{_EXPONENT})
           | \s?(?P<power>{_EXPONENT})
-          | \s?[/⁄]\s?(?P<under>\d+(?:\.\d+)?)(?!\d|/|\.\d)
+          | \s?(?:[/⁄]|(?P<over>\\over(?![A-Za-z])))\s?
+            (?P<under>[-+]?\d+(?:\.\d+)?|\([-+]?\d+(?:\.\d+)?\))(?!\d|/|\.\d)
         )?
     )
-    (?P<percent>\s?(?:\\?%|％|per\s?cent\b))?
-    (?:\s(?P<scale>hundred|thousand|million|billion|trillion)\b)?
+    (?P<beyond>\s?{_RAISED_TO})?
+    (?P<percent>{_BLANK}{{0,4}}{_PERCENT})?
+    (?P<scale>(?:{_BLANK}{{0,4}}{_SCALE}){{1,3}})?
 """
 _TOKEN = re.compile(
     rf"(?P<skipped>{_SKIPPED})|(?P<unread>{_UNREAD})|(?P<number>{_NUMBER})", re.VERBOSE | re.IGNORECASE
 )
 _BRACE = re.compile(r"\\(?:boxed|fbox)\s?\{|\\[{}]|[{}]")
-_PERCENT = re.compile(r"\s?\\?%")
-_SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
-_MINUS = str.maketrans(dict.fromkeys("−–﹣－", "-"))
+_MINUS_BEFORE = re.compile(  # spaced only where neither a dash between words nor a bullet can be meant
+    r"""(?:^|[=≈$(\[{:])[ \t]*-(?:[^\S\n]|[~$]|\\[,;:!\ ])*$
+    | (?<![^\W_])(?<![)\]}%.+-])-(?:[$~\u2009\u202f]|\\[,;:!])*$""",
+    re.VERBOSE,
+)
+_UNIT_BEHIND = re.compile(rf"[$*]{{0,2}}(?:\\[)\]])?({_BLANK}{{0,4}}(?:{_PERCENT}|{_SCALE}(?:\s{_SCALE})?))", re.I)
+_LEADING_SIGN = re.compile(rf"(?:{_BLANK}|\$)*([-+])(?:{_BLANK})*(?=\S)")
+_RELATION = re.compile(
+    r"(?<![!<>])(?<!\\not)[=≈≃≅⇒→]|\\(?:approx|simeq|sim|cong|equiv|Rightarrow|implies|to|rightarrow)(?![A-Za-z])"
+)
+_HARMLESS = re.compile(
+    r"""text\w*|math(?:rm|bf|it|sf|tt|cal|bb|normal)|[mh]box|f?boxed|fbox|operatorname|boldsymbol|bm|bf|rm|it|emph
+    |underline|unit|SI|si|qty|num|color|q?quad|hspace|thinspace|(?:display|text)style|large|Large|mathstrut
+    |pounds|euro|yen|cents?|l?dots|cdot|times|prime|deg|ell|AA|ohm|celsius|percent|per|therefore|left|right
+    |alpha|beta|gamma|delta|(?:var)?epsilon|zeta|eta|(?:var)?theta|iota|kappa|lambda|mu|nu|xi|rho|sigma|tau
+    |upsilon|(?:var)?phi|chi|psi|omega|Delta|Gamma|Lambda|Omega|Phi|Psi|Sigma|Theta|Xi""",
+    re.VERBOSE,
+)
+_EXPRESSION = re.compile(
+    rf"""[+±∓|<>≤≥≠÷!∑∏∫]                              # \0 stands for a number
+    | -(?!(?<=[A-Za-z\0]-)[A-Za-z]{{2}})               # but 10-digit
+    | [*·×⋅/][\s(\[{{$]*\0 | \0[\s)\]}}$]*(?:[*·×⋅^]|/(?!\s*(?:[A-Za-zµμΩ]{{2}}|[smhLgKd](?![A-Za-z(]))))
+    | \0\s*(?::|x|X|mod)\s*\0 | \0[\s)\]}}]*[(\[{{]\s*\0 | [A-Za-z]\(\s*\0
+    | \0\s*[ei](?![A-Za-z]) | (?<![A-Za-z]){_FUNCTION}[_\s({{]*\0""",
+    re.VERBOSE,
+)
+_COMMAND = re.compile(r"\\([A-Za-z]+)")
+_MINUS = str.maketrans(dict.fromkeys("−–‒‐‑﹣－", "-"))
 _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
+_WIDE = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F) if chr(code) != "，"}
+_ARABIC = {0x066B: ".", 0x066C: ",", 0x066A: "%"}
+_WORDING = re.compile(
+    r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:rm|bf|it|sf|tt|normal)|[mh]box|operatorname|boldsymbol|bm|emph)"
+    r"\s?\{([^{}]*)\}(\d?)"
+)
+_REPLACED = (
+    (re.compile(r"(?<=\d)[，،](?=\d{3}(?!\d))"), ","),  # elsewhere these commas part sentences and lists
+    (re.compile(r"\^\s?(?:\{\s*\\(?:circ|degree)\s*\}|\\(?:circ|degree)(?![A-Za-z]))"), "°"),
+    (re.compile(r"\^\s?(?:\{\s*(st|nd|rd|th)\s*\}|(st|nd|rd|th)\b)"), r"\1\2"),
+    (re.compile(r"\\(?:left|right|[bB]igg?[lr]?)(?![A-Za-z])\s?"), ""),
+    (re.compile(r"(?<![\w)}\]\\])(_{1,3})(?=[^\s_])([^_\n]{1,300})(?<=\S)\1(?![\w{])"), r"\2"),  # Markdown italics
+    (re.compile(r"(?<=\d)([ \u00a0\u2009\u202f])(?:\1|\1+(?=0))(?=\d{3}(?!\d))"), r"\1"),
+    (
+        re.compile(
+            r"(?<![\d)}\]%]\s)(?<![^\W_])(?<![)\]}%,;:!\u2009\u202f+-])-(?:\\[,;:!]|[\u2009\u202f])+(?=[\d.$\\])"
+        ),
+        "-",
+    ),
+)
 
 
 class _NotReadError(Exception):
@@ -107,9 +180,12 @@ class _NotReadError(Exception):
 
 
 def gives_number(answer: str, value: float, tolerance: float) -> bool:
-    """Whether the answer's number differs from the value by at most tolerance x max(1, |value|)."""
+    """Whether the answer's number differs from the value by at most tolerance x |value|.
+
+    Of a value of 0 there is no share: then the number itself may be up to the tolerance.
+    """
     expected = Fraction(str(value))  # 0.1 is meant as written, not as the nearest double
-    margin = Fraction(str(tolerance)) * max(Fraction(1), abs(expected))
+    margin = Fraction(str(tolerance)) * (abs(expected) or 1)
     return any(abs(number - expected) <= margin for number in readings(answer))
 
 
@@ -118,7 +194,7 @@ def readings(answer: str) -> tuple[Fraction, ...]:
     text = _plain(answer)
     box = _last_box(text)
     if box is not None:
-        return _last(box)
+        return _boxed(box)
     for line in reversed(text.split("\n")):
         rest = line.strip().removeprefix("####").strip().rstrip(".")
         if line.lstrip().startswith("####") and (whole := _TOKEN.fullmatch(rest)) and whole["number"]:
@@ -127,17 +203,28 @@ def readings(answer: str) -> tuple[Fraction, ...]:
 
 
 def _plain(answer: str) -> str:
-    """One kind of minus, and the digits 0 to 9."""
+    """One writing of minus, digits, separators and degrees; without what only shapes text."""
     text = answer.translate(_MINUS)
-    if text.isascii():
-        return text
-    return "".join(
-        str(unicodedata.decimal(char)) if not char.isascii() and char.isdecimal() else char for char in text
-    )
+    if not text.isascii():
+        text = "".join(
+            str(unicodedata.decimal(char)) if not char.isascii() and char.isdecimal() else char
+            for char in text.translate(_WIDE | _ARABIC)
+        )
+    for _ in range(2):  # one may be in another
+        text = _WORDING.sub(_unwrapped, text)
+    for pattern, replacement in _REPLACED:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def _unwrapped(wording: re.Match[str]) -> str:
+    r"""The words of \text{...}, kept apart from a word before and a digit behind."""
+    before = " " if wording.string[wording.start() - 1 : wording.start()].isalpha() else ""
+    return before + wording[1] + (f" {wording[2]}" if wording[2] else "")
 
 
 def _last_box(text: str) -> str | None:
-    r"""The content of the \boxed{} that closes last, with a sign before it and a percent sign behind it."""
+    r"""The content of the \boxed{} that closes last, with a minus before it and a percent or scale behind it."""
     opened: list[
         tuple[int, int] | None
     ] = []  # (start, start of the content) of each box; None of other braces
@@ -146,12 +233,41 @@ def _last_box(text: str) -> str | None:
         if brace[0][-1] == "}" and brace[0] != r"\}":
             box = opened.pop() if opened else None
             if box is not None:
-                minus = "-" if text[max(0, box[0] - 1) : box[0]] == "-" else ""
-                percent = _PERCENT.match(text, brace.end())
-                found = minus + text[box[1] : brace.start()] + (percent[0] if percent else "")
+                minus = "-" if _MINUS_BEFORE.search(text, max(0, box[0] - 20), box[0]) else ""
+                unit = _UNIT_BEHIND.match(text, brace.end())
+                found = minus + text[box[1] : brace.start()] + (unit[1] if unit else "")
         elif brace[0] not in (r"\{", r"\}"):
             opened.append((brace.start(), brace.end()) if brace[0] != "{" else None)
     return found
+
+
+def _boxed(content: str) -> tuple[Fraction, ...]:
+    r"""The number of a box, of what follows the last = or \approx. A part of an expression is none."""
+    for side in reversed(_RELATION.split(content)):
+        side = _LEADING_SIGN.sub(r"\1", side, count=1) if _LEADING_SIGN.match(side) else side
+        rest, end = [], 0  # the side, with \0 for each number
+        last: tuple[Fraction, ...] | None = None
+        for token in _TOKEN.finditer(side):
+            last = _values(token) if token["number"] else () if token["unread"] else last
+            if last == ():
+                return ()
+            rest += [side[end : token.start()], _outline(token)]
+            end = token.end()
+        outline = re.sub(r"\\[,;:!]", " ", "".join([*rest, side[end:]]))
+        known = all(_HARMLESS.fullmatch(command[1]) for command in _COMMAND.finditer(outline))
+        if not known or _EXPRESSION.search(outline) or outline.count("{") != outline.count("}"):
+            return ()
+        if last is not None:
+            return last
+    return ()
+
+
+def _outline(token: re.Match[str]) -> str:
+    if token["number"]:
+        return "\0"
+    if token[0] in (r"\cdot", r"\times"):
+        return "×"
+    return token[0][0] if token[0][0] in "^_" else token[0]
 
 
 def _last(text: str) -> tuple[Fraction, ...]:
@@ -167,12 +283,15 @@ def _values(token: re.Match[str]) -> tuple[Fraction, ...]:
         number = _magnitude(token)
     except (_NotReadError, ZeroDivisionError):
         return ()
+    if token["beyond"]:
+        return ()
     if "-" in (token["sign"] or "") or token["inner"]:
         number = -number
     if token["percent"]:
         return number, number / 100
     if token["scale"]:
-        return number, number * 10 ** _SCALES[token["scale"].lower()]
+        words = re.findall("|".join(_SCALES), token["scale"].lower())
+        return number, number * 10 ** sum(_SCALES[word] for word in words)
     return (number,)
 
 
@@ -184,7 +303,9 @@ def _magnitude(token: re.Match[str]) -> Fraction:
         return _mixed(token["ones"], part)
     number = _decimal(token)
     if token["under"]:
-        return _mixed(token["mixed"], number / _digits(token["under"]))
+        if token["over"] and token.string[: token.start()].rstrip()[-1:] not in ("", "{"):
+            raise _NotReadError  # the numerator has more than this number
+        return _mixed(token["mixed"], number / _digits(token["under"].strip("()+")))
     if token["e"]:
         return number * _power(Fraction(10), token["e"])
     if token["ten"]:
@@ -206,6 +327,8 @@ def _argument(braced: str) -> Fraction:
 
 
 def _decimal(token: re.Match[str]) -> Fraction:
+    if token["repeating"]:
+        return _repeating(*re.findall(r"\d*[.,]\d*|\d+", token["repeating"]))
     if token["european"]:
         return _digits(token["european"].replace(".", "").replace(",", "."))
     if token["gapped"]:
@@ -215,6 +338,15 @@ def _decimal(token: re.Match[str]) -> Fraction:
     if token["comma"]:
         return _digits(re.sub(r"\{,\}|,", ".", token["comma"]))
     return _digits(token["plain"])
+
+
+def _repeating(start: str, period: str) -> Fraction:
+    """0.1 and 6 are 0.1666..."""
+    start = start.replace(",", ".")
+    if len(start) + len(period) > MAX_DIGITS:
+        raise _NotReadError
+    places = len(start.partition(".")[2])
+    return _digits(start) + Fraction(int(period), (10 ** len(period) - 1) * 10**places)
 
 
 def _digits(writing: str) -> Fraction:
@@ -229,8 +361,7 @@ def _power(base: Fraction, exponent: str) -> Fraction:
     if len(digits) > 20:
         raise _NotReadError
     times = int(digits)
-    if base == 10 and times < -MAX_DIGITS:
-        return Fraction(0)
-    if abs(times) * len(f"{base.numerator}{base.denominator}") > 2 * MAX_DIGITS:
+    above, below = math.log10(base.numerator or 1), math.log10(base.denominator)
+    if abs(times * (above - below)) > MAX_DIGITS or abs(times) * max(above, below) > 10 * MAX_DIGITS:
         raise _NotReadError
     return base**times
