@@ -9,26 +9,37 @@ r"""Finds the number that an answer gives, for the check `numeric`.
 Within the chosen text the last writing counts. If it is one that is not read (below), the answer has no
 number: taking an earlier one would mistake `2\sqrt{3}` for 3.
 
+A box must hold the number itself, with text, units or a variable. What follows the last =, \approx or arrow
+in it counts. If that has a writing that is not read, a command that neither shapes text nor is a Greek
+letter, or an operator beside the number (`2 + 3`, `12!`, `5x/2`, `2(3)`, `x > 5`), the answer has no number.
+
 **Which writings.**
 
 | writing   | examples and rules                                                                     |
 |-----------|----------------------------------------------------------------------------------------|
-| plain     | 42, 3.14, .5, 5. at the end of a sentence; digits of any script                        |
-| sign      | -5, +5, − (U+2212), -$5. No sign: the hyphens of 3-5, 7 - 5, COVID-19, a bullet `- 5`  |
-| thousands | 1,234,567.89; 1 234 567, also with thin or no-break spaces; 1_000; 1'000; 12,34,567;   |
-|           | 1{,}000 and 1\,000                                                                     |
+| plain     | 42, 3.14, .5, 5. at the end of a sentence; digits and separators of any script; _5_    |
+| repeating | 0.1(6), 0.1\overline{6}, also with \bar or one \dot                                    |
+| sign      | -5, +5, − (U+2212), -$5, -\boxed{5}; `- \boxed{5}` at the start or after = ( : $       |
+|           | No sign: the hyphens of 3-5, 7 - 5, COVID-19, a bullet `- 5`                           |
+| thousands | 1,234,567.89; 1 234 567, also with thin or no-break or two spaces; 1_000; 1'000, 1´000; |
+|           | 12,34,567; 1{,}000 and 1\,000                                                          |
 | European  | 1.234,5 and 1.234.567; 3,5 outside brackets and lists. 1,234 is a thousand and more,   |
 |           | 1.234 is 1 and a part                                                                  |
 | exponent  | 1e-3, 3.2E5, 3.2×10^5, 3.2 \times 10^{5}, 3.2*10**5, 10⁵, 2^{10}                        |
-| fraction  | 3/4, ¾, \frac{3}{4}, \dfrac34, and mixed: 1 1/2, 1½, 1\frac{1}{2}                      |
-| percent   | 50%, 50\%, 50 percent: equal to 50 and to 0.5                                          |
-| scale     | 5 million: equal to 5 and to 5000000 (hundred, thousand, million, billion, trillion)   |
+| fraction  | 3/4, 3/-4, 3/(-4), ¾, \frac{3}{4}, \dfrac34, {3 \over 4}, mixed: 1 1/2, 1½, 1\frac{1}{2} |
+| percent   | 50%, 50\%, 50 percent, \boxed{50}\%: equal to 50 and to 0.5                            |
+| scale     | 5 million, 5 hundred thousand: equal to 5 and to 5000000 or 500000 (hundred, thousand, |
+|           | million, billion, trillion), also in \text{} and behind a box                          |
 | units     | $5, 5€, 5 km, 12m, 30°C, 5 m^2: the unit is ignored, and so is a variable, as in 2x     |
 
-**Not read.** Roots, π, a fraction with anything but numbers, a division by zero, versions and dates with
-dots or slashes (1.2.3, 3/4/2024), more than 400 digits, powers beyond 10^±400. Digits after a Latin or
-Greek letter (H2O, x1, v2), in an index or in the exponent of a unit are no numbers, nor are NaN, infinity,
-number words and suffixes such as 5k.
+**Not read.** Roots, π, e^2, logarithms, sines and binomials, powers other than of a number to a whole
+number ((1/2)^2, 2^n), a fraction with anything but numbers, a division by zero, versions and dates with
+dots or slashes (1.2.3, 3/4/2024), more than 400 digits, powers beyond 10^±400 or of more than 4000 digits.
+Digits after a Latin or Greek letter (H2O, x1, v2), in an index or in the exponent of a unit are no numbers,
+nor are NaN, infinity, number words and suffixes such as 5k.
+
+**Which numbers are equal.** Those that differ by at most tolerance x |value|. A value of 0 has no share, so
+there the tolerance is absolute. A tiny value such as 6.6e-34 is not met by 0.
 """
 
 from __future__ import annotations
@@ -44,7 +55,8 @@ MAX_DIGITS = 400
 _BRACED = r"\{(?:[^{}]|\{[^{}]*\})*\}"
 _ARGUMENT = rf"(?:{_BRACED}|\d)"
 _EXPONENT = r"""(?:
-    (?:\^\s?|\*\*|(?<=\s)\*\*\s)(?:\{\s?[-+]?\d+\s?\}|\(\s?[-+]?\d+\s?\)|[-+]?\d+(?!\.?\d|/\d)) | [⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+
+    (?:\^\s?|\*\*|(?<=\s)\*\*\s)(?:\{\s?[-+]?\d+\s?\}|\(\s?[-+]?\d+\s?\)|[-+]?\d+(?!\.?\d|/\d))
+  | [⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+
 )"""
 _RAISED_TO = rf"""(?:\^|\*\*(?=[\w(\{{.]))\s?
     (?:{_BRACED}|\([^()]*\)|\\[A-Za-z]+\s?(?:{_ARGUMENT}){{0,2}}|[-+]?[\w.]+)?"""
@@ -73,14 +85,14 @@ _DECIMAL = rf"""
     )
   | (?P<comma>
         (?!(?:(?<=[(\[{{])|(?<=[(\[{{]-))\d+,\d+[)\]}}])                    # but not in (3,5)
-        (?<!\d,)\d+(?:,|\{{,\}})\d+(?![.,]?\d)                              # 3,5
+        (?<!\d,)(?<!\d\{{,\}})\d+(?:,|\{{,\}})\d+(?![.,]?\d)                # 3,5
     )
   | (?P<plain> \d+\.\d+ | \d+ | (?<![^\W_])(?<!\.)\.\d+ )
 """
 _SKIPPED = rf"""
-    \^\s?(?:{_ARGUMENT}|\([^()]*\)|[-+]?\w+)                                # a unit's exponent
-  | (?:(?<=[^\W_])|(?<=[)}}\]]))_(?:\s?{_ARGUMENT}|\([^()]*\)|[-+]?\w+)      # an index
-  | \([{_LETTERS}/·\s]{{1,30}}\)\s?\^\s?(?:{_ARGUMENT}|[-+]?\d+)            # (m/s)^2
+    \^\s?(?:{_BRACED}|\([^()]*\)|[-+]?\w+)                                  # a unit's exponent
+  | (?:(?<=[^\W_])|(?<=[)}}\]]))_(?:\s?{_BRACED}|\([^()]*\)|[-+]?\w+)        # an index
+  | \([{_LETTERS}/·\s]{{1,30}}\)\s?\^\s?(?:{_BRACED}|[-+]?\d+)              # (m/s)^2
   | (?!\\(?:[dtc]?frac|[dt]?binom|sqrt|pi|over|{_FUNCTION})(?![A-Za-z])|{_OVERLINED})
     \\[A-Za-z]+                                                             # a command of LaTeX
   | (?!(?:sqrt\s?\(|pi\s?[/*]|(?-i:e)\s?\^|{_FUNCTION}\(|ln\s\d|(?:USD|EUR|GBP|CHF|INR|Rs)\d))
@@ -129,7 +141,9 @@ _MINUS_BEFORE = re.compile(  # spaced only where neither a dash between words no
     | (?<![^\W_])(?<![)\]}%.+-])-(?:[$~\u2009\u202f]|\\[,;:!])*$""",
     re.VERBOSE,
 )
-_UNIT_BEHIND = re.compile(rf"[$*]{{0,2}}(?:\\[)\]])?({_BLANK}{{0,4}}(?:{_PERCENT}|{_SCALE}(?:\s{_SCALE})?))", re.I)
+_UNIT_BEHIND = re.compile(
+    rf"[$*]{{0,2}}(?:\\[)\]])?({_BLANK}{{0,4}}(?:{_PERCENT}|{_SCALE}(?:\s{_SCALE})?))", re.I
+)
 _LEADING_SIGN = re.compile(rf"(?:{_BLANK}|\$)*([-+])(?:{_BLANK})*(?=\S)")
 _RELATION = re.compile(
     r"(?<![!<>])(?<!\\not)[=≈≃≅⇒→]|\\(?:approx|simeq|sim|cong|equiv|Rightarrow|implies|to|rightarrow)(?![A-Za-z])"
@@ -164,7 +178,8 @@ _REPLACED = (
     (re.compile(r"\^\s?(?:\{\s*\\(?:circ|degree)\s*\}|\\(?:circ|degree)(?![A-Za-z]))"), "°"),
     (re.compile(r"\^\s?(?:\{\s*(st|nd|rd|th)\s*\}|(st|nd|rd|th)\b)"), r"\1\2"),
     (re.compile(r"\\(?:left|right|[bB]igg?[lr]?)(?![A-Za-z])\s?"), ""),
-    (re.compile(r"(?<![\w)}\]\\])(_{1,3})(?=[^\s_])([^_\n]{1,300})(?<=\S)\1(?![\w{])"), r"\2"),  # Markdown italics
+    # Markdown's italics; no underscores of LaTeX
+    (re.compile(r"(?<![\w)}\]\\])(_{1,3})(?=[^\s_])([^_\n]{1,300})(?<=\S)\1(?![\w{])"), r"\2"),
     (re.compile(r"(?<=\d)([ \u00a0\u2009\u202f])(?:\1|\1+(?=0))(?=\d{3}(?!\d))"), r"\1"),
     (
         re.compile(
@@ -244,7 +259,9 @@ def _last_box(text: str) -> str | None:
 def _boxed(content: str) -> tuple[Fraction, ...]:
     r"""The number of a box, of what follows the last = or \approx. A part of an expression is none."""
     for side in reversed(_RELATION.split(content)):
-        side = _LEADING_SIGN.sub(r"\1", side, count=1) if _LEADING_SIGN.match(side) else side
+        side = side.strip("* \t\n")
+        if sign := _LEADING_SIGN.match(side):
+            side = sign[1] + side[sign.end() :]
         rest, end = [], 0  # the side, with \0 for each number
         last: tuple[Fraction, ...] | None = None
         for token in _TOKEN.finditer(side):

@@ -1,6 +1,5 @@
 """Every writing of a number, and what it must and must not equal."""
 
-import time
 from fractions import Fraction
 
 import pytest
@@ -193,6 +192,8 @@ READ = [
     ("**-5**", -5),
     ("**5** 3/4 of it", 0.75),
     ("{}_{3}C_{2} is 7", 7),
+    ("8 = x_12", 8),
+    ("5 m^12", 5),
     ("7 is a_5 of CO_2", 7),
     # other scripts, spoken multiples, signs and gaps
     ("٣٫١٤", 3.14),
@@ -301,6 +302,7 @@ READ = [
     (r"\boxed{\left(5\right)}", 5),
     (r"\boxed{\text{(A) } 5}", 5),
     (r"\boxed{2x}", 2),
+    (r"\boxed{**5**}", 5),
     (r"\boxed{\{5\}}", 5),
     (r"\boxed{\(5\)}", 5),
     (r"\boxed{5\!}", 5),
@@ -403,31 +405,3 @@ def test_what_is_no_number_is_not_read(text):
 @pytest.mark.parametrize(("text", "value"), WRONG)
 def test_a_part_of_a_writing_is_not_its_value(text, value):
     assert not gives_number(text, value, 1e-6), readings(text)
-
-
-@pytest.mark.parametrize(
-    ("text", "value", "tolerance", "met"),
-    [
-        ("about 3.2", 3, 0.1, True),
-        ("about 3.31", 3, 0.1, False),
-        ("about 0.09", 0, 0.1, True),
-        ("about 1000", 5, 0.5, False),  # relative to the value, not to what the answer says
-        ("0.1", 0.1, 0.0, True),
-        ("1/3", 0.3333333, 1e-6, True),
-        ("1/3", 0.33, 1e-6, False),
-        ("0." + "3" * 2000, 1 / 3, 1e-6, True),
-    ],
-)
-def test_the_tolerance_is_relative_to_the_value_and_absolute_below_one(text, value, tolerance, met):
-    assert gives_number(text, value, tolerance) is met
-
-
-@pytest.mark.parametrize(
-    "part",
-    ["9", "1,", "1.", "1/", "1 ", r"\boxed{", r"\frac{", "{", "^{", "_(", r"\sqrt[", "√(", " ", "\n", "#### ", "-",
-     "1e", "10^", "1 000", "x", "\\", "½", "a1.", "(1,2)", "1,000", "\t1"],
-)  # fmt: skip
-def test_no_answer_takes_long(part):
-    started = time.perf_counter()
-    readings(part * (60_000 // len(part)))
-    assert time.perf_counter() - started < 2
