@@ -61,7 +61,7 @@ _EXPONENT = r"""(?:
 _RAISED_TO = rf"""(?:\^|\*\*(?=[\w(\{{.]))\s?
     (?:{_BRACED}|\([^()]*\)|\\[A-Za-z]+\s?(?:{_ARGUMENT}){{0,2}}|[-+]?[\w.]+)?"""
 _LETTERS = "A-Za-zÀ-ÖØ-öø-ɏΑ-ΟΡ-Ωα-ορ-ω"  # without π
-_BLANK = r"(?:\s|~|\\[,;:!\ ])"
+_BLANK = r"(?:[^\S\n]|\n(?!\n)|~|\\[,;:!\ ])"
 _FUNCTION = r"(?:ln|log|lg|exp|(?:arc)?(?:sin|cos|tan|cot)h?|sec|csc)"
 _OVERLINED = r"\\(?:overline|bar|dot)\s?(?:\{\s?\d+\s?\}|\d)"
 _DECIMAL = rf"""
@@ -167,8 +167,8 @@ _EXPRESSION = re.compile(
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
 _MINUS = str.maketrans(dict.fromkeys("−–‒‐‑﹣－", "-"))
 _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
-_WIDE = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F) if chr(code) != "，"}
-_ARABIC = {0x066B: ".", 0x066C: ",", 0x066A: "%"}
+_WIDE: dict[int, int | str] = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F) if chr(code) != "，"}
+_ARABIC: dict[int, int | str] = {0x066B: ".", 0x066C: ",", 0x066A: "%"}
 _WORDING = re.compile(
     r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:rm|bf|it|sf|tt|normal)|[mh]box|operatorname|boldsymbol|bm|emph)"
     r"\s?\{([^{}]*)\}(\d?)"
@@ -176,8 +176,9 @@ _WORDING = re.compile(
 _REPLACED = (
     (re.compile(r"(?<=\d)[，،](?=\d{3}(?!\d))"), ","),  # elsewhere these commas part sentences and lists
     (re.compile(r"\^\s?(?:\{\s*\\(?:circ|degree)\s*\}|\\(?:circ|degree)(?![A-Za-z]))"), "°"),
-    (re.compile(r"\^\s?(?:\{\s*(st|nd|rd|th)\s*\}|(st|nd|rd|th)\b)"), r"\1\2"),
+    (re.compile(r"\^\s?(?:\{\s*(st|[nr]d|th)\s*\}|(st|[nr]d|th)\b)"), r"\1\2"),
     (re.compile(r"\\(?:left|right|[bB]igg?[lr]?)(?![A-Za-z])\s?"), ""),
+    (re.compile(r"(?<=\d) ?(\\[,;:]) ?(?=\d{3}(?!\d))"), r"\1"),
     # Markdown's italics; no underscores of LaTeX
     (re.compile(r"(?<![\w)}\]\\])(_{1,3})(?=[^\s_])([^_\n]{1,300})(?<=\S)\1(?![\w{])"), r"\2"),
     (re.compile(r"(?<=\d)([ \u00a0\u2009\u202f])(?:\1|\1+(?=0))(?=\d{3}(?!\d))"), r"\1"),
@@ -239,7 +240,7 @@ def _unwrapped(wording: re.Match[str]) -> str:
 
 
 def _last_box(text: str) -> str | None:
-    r"""The content of the \boxed{} that closes last, with a minus before it and a percent or scale behind it."""
+    r"""The content of the \boxed{} that closes last, with a minus before and a percent or scale behind it."""
     opened: list[
         tuple[int, int] | None
     ] = []  # (start, start of the content) of each box; None of other braces
@@ -257,7 +258,7 @@ def _last_box(text: str) -> str | None:
 
 
 def _boxed(content: str) -> tuple[Fraction, ...]:
-    r"""The number of a box, of what follows the last = or \approx. A part of an expression is none."""
+    r"""The number of a box, in what follows the last = or \approx. None for a part of an expression."""
     for side in reversed(_RELATION.split(content)):
         side = side.strip("* \t\n")
         if sign := _LEADING_SIGN.match(side):
