@@ -15,8 +15,9 @@
 | count        | of, at_least, at_most       | has at_least to at_most words, sentences, lines, paragraphs |
 |              |                             | or characters; or matches of `of: {regex: pattern}`         |
 | json         | schema (optional)           | is JSON, alone or in one code fence, that fits the schema   |
-| numeric      | value, tolerance (optional) | gives a number within tolerance x max(1, abs(value)) of     |
-|              |                             | `value`, 1e-6 by default (`herl.checks.numbers`)            |
+| numeric      | value, tolerance (optional) | gives a number within tolerance x abs(value) of `value`, or |
+|              |                             | within tolerance of 0; 1e-6 by default                      |
+|              |                             | (`herl.checks.numbers`)                                     |
 | python       | path, further arguments     | makes the function at `path` return true                    |
 | instruction  | instruction_id, kwargs      | follows an instruction of IFEval or IFBench                 |
 | x-...        | anything                    | a judge of yours says so; such a check is not looked into   |
@@ -228,8 +229,9 @@ class JSON(Check):
 
 
 class Numeric(Check):
-    """The number that it gives is the value."""
+    """The number that it gives is the value, within a share of it; of 0, within the tolerance itself."""
 
+    slow: ClassVar[bool] = True
     value: Annotated[float, Field(allow_inf_nan=False, description="a number")]
     tolerance: Annotated[
         float, Field(ge=0, lt=1, description="a share of the value, at least 0 and below 1")
