@@ -28,7 +28,7 @@ CRITERION_ALIASES = {
 """Names of criterion fields in other data sets."""
 TEXTS = {"prompt", "reference", *ALIASES["prompt"], *ALIASES["reference"]}
 _MEANS_MORE = re.compile(
-    r"weight|importan|points|score|penal|negativ|positiv|polarity|desirable|check|verif|required",
+    r"weight|importance|points|score|penalty|negative|positive|polarity|desirable|check|verif|required",
     re.IGNORECASE,
 )
 _CATEGORY = re.compile(
@@ -71,7 +71,8 @@ def foreign_criterion(criterion: Any, fields: Collection[str]) -> Any:
         if _MEANS_MORE.search(key):
             raise DataError(
                 f"rubric.{key}: expected a field that the criterion does not need, got "
-                f"{criterion[key]!r:.60}. Map all fields (data.train.fields={{weight: {key}, ...}}), or drop this one from the data"
+                f"{criterion[key]!r:.60}. Map all fields (data.train.fields={{weight: {key}, ...}}), "
+                "or drop this one from the data"
             )
     native = {name: criterion[found[0]] for name, found in names.items() if found}
     text = native.get("text")

@@ -270,7 +270,7 @@ def _by_channel(
 
 
 def _last(ids: Sequence[int], token: int) -> int:
-    """The place of a token's last occurrence; the end if there is none."""
+    """The place of a token's last occurrence; the end if it does not occur."""
     places = [place for place, one in enumerate(ids) if one == token]
     return places[-1] if places else len(ids)
 

@@ -94,7 +94,7 @@ class Refusal:
     def about_answer(self) -> bool:
         """Whether this answer is refused, for its length or content, and others may not be. A place that the
         error names, other than the messages, is the request's form."""
-        if any(_root(place) not in ESSENTIAL for place in self.places):
+        if any(_root(place) not in (*ESSENTIAL, *TOKEN_LIMITS, "prompt", "input") for place in self.places):
             return False
         return self.status == 413 or bool(_OF_THE_ANSWER.search(f"{self.words} {self.code}"))
 

@@ -37,7 +37,7 @@ def test_a_number_too_large_to_divide_breaks_its_check():
     [
         ({"properties": {"default": {"pattern": "(unclosed"}}}, "the pattern .* cannot be read"),
         ({"$defs": {"enum": {"patternProperties": {"(": {}}}}}, "the pattern .* cannot be read"),
-        ({"requird": ["a"]}, "unknown keyword 'requird'. Did you mean 'required'?"),
+        ({"requiredd": ["a"]}, "unknown keyword 'requiredd'. Did you mean 'required'?"),
         ({"items": {"additonalProperties": False}}, "Did you mean 'additionalProperties'?"),
     ],
 )
@@ -48,5 +48,5 @@ def test_a_fault_of_a_schema_is_found_without_an_answer(schema, why):
 
 def test_notes_and_properties_may_have_any_name():
     check_schema(
-        {"x-note": 1, "properties": {"requird": {}, "pattern": {"type": "string"}}, "default": {"typ": 1}}
+        {"x-note": 1, "properties": {"requiredd": {}, "pattern": {"type": "string"}}, "default": {"typ": 1}}
     )
