@@ -7,8 +7,11 @@ stand in one code fence. Patterns in a schema come from the data, so they have t
 
 from __future__ import annotations
 
+import difflib
 import json
+import math
 from collections.abc import Iterator, Mapping
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
@@ -20,8 +23,10 @@ import regex
 from herl.checks import patterns
 from herl.checks.broken import BrokenByAnswerError
 
-_NAMES_DATA = {"const", "enum", "default", "examples"}
+_HOLDS_DATA = {"const", "enum", "default", "examples"}
 """Keywords whose values are data and no schemas."""
+_HOLDS_SCHEMAS = {"properties", "patternProperties", "dependentSchemas", "$defs", "definitions"}
+"""Keywords whose values are schemas by name."""
 
 
 class _NotJSONError(ValueError):
@@ -45,7 +50,7 @@ def is_json(answer: str, schema: Mapping[str, Any] | None) -> bool:
         return True
     try:
         return bool(_validator(json.dumps(schema)).is_valid(found))
-    except (BrokenByAnswerError, referencing.exceptions.Unresolvable, MemoryError):
+    except (BrokenByAnswerError, referencing.exceptions.Unresolvable, regex.error, MemoryError):
         raise
     except Exception as error:  # the schema is sound, so the answer's values made it fail
         raise BrokenByAnswerError(
@@ -76,6 +81,8 @@ def check_schema(schema: Mapping[str, Any]) -> None:
                     patterns.compiled(pattern)
                 except regex.error as error:
                     raise ValueError(f"{key}: the pattern {pattern!r} cannot be read: {error}") from error
+        if key not in _KEYWORDS and (near := difflib.get_close_matches(key, _KEYWORDS, n=1, cutoff=0.8)):
+            raise ValueError(f"unknown keyword '{key}'. Did you mean '{near[0]}'?")
         if key == "$ref" and isinstance(value, str) and "$id" not in names:
             _resolve(schema, value)
     for value in (None, {}, [], 0, ""):
@@ -94,11 +101,13 @@ def _resolve(schema: Mapping[str, Any], reference: str) -> None:
 
 
 def _keywords(schema: Any) -> Iterator[tuple[str, Any]]:
-    """Every key and value of the schema and its parts."""
+    """Every keyword and its value, of the schema and its parts."""
     if isinstance(schema, Mapping):
         for key, value in schema.items():
-            if key not in _NAMES_DATA:
-                yield key, value
+            yield key, value
+            if key in _HOLDS_SCHEMAS and isinstance(value, Mapping):
+                yield from _keywords(list(value.values()))
+            elif key not in _HOLDS_DATA:
                 yield from _keywords(value)
     elif isinstance(schema, list):
         for part in schema:
@@ -125,7 +134,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-# Keywords of jsonschema that match patterns, with a time limit
+# Keywords of jsonschema that match patterns (with a time limit), divide (exactly) or compare all items
 
 
 def _pattern(
@@ -155,14 +164,52 @@ def _additional_properties(
                 yield from validator.descend(value, allowed, path=name)
 
 
+def _multiple_of(
+    validator: Any, divisor: float, instance: Any, schema: Any
+) -> Iterator[jsonschema.ValidationError]:
+    """In decimal fractions: in binary ones, 19.99 is no multiple of 0.01."""
+    if isinstance(instance, int | float) and not isinstance(instance, bool):
+        if not math.isfinite(instance):
+            raise BrokenByAnswerError("its JSON has a number too large to compute with")
+        if Fraction(str(instance)) % Fraction(str(divisor)):
+            yield jsonschema.ValidationError("it is not a multiple")
+
+
+def _unique_items(
+    validator: Any, unique: bool, instance: Any, schema: Any
+) -> Iterator[jsonschema.ValidationError]:
+    """In linear time; jsonschema compares all pairs."""
+    if unique and isinstance(instance, list) and len(set(map(_hashable, instance))) < len(instance):
+        yield jsonschema.ValidationError("an item occurs twice")
+
+
+def _hashable(value: Any) -> Any:
+    """Equal for equal JSON values: 1 is 1.0, but not true."""
+    if isinstance(value, dict):
+        return frozenset((name, _hashable(part)) for name, part in value.items())
+    if isinstance(value, list):
+        return tuple(map(_hashable, value))
+    return (bool, value) if isinstance(value, bool) else value
+
+
 _Validator = jsonschema.validators.extend(
     jsonschema.Draft202012Validator,
     {
         "pattern": _pattern,
         "patternProperties": _pattern_properties,
         "additionalProperties": _additional_properties,
+        "multipleOf": _multiple_of,
+        "uniqueItems": _unique_items,
     },
 )
+
+
+_KEYWORDS = {*_Validator.VALIDATORS, *_HOLDS_DATA, *_HOLDS_SCHEMAS} | {
+    "title", "description", "format", "then", "else", "minContains", "maxContains", "deprecated", "readOnly",
+    "writeOnly", "contentEncoding", "contentMediaType", "contentSchema", "$schema", "$id", "$anchor",
+    "$dynamicAnchor", "$comment", "$vocabulary",
+}  # fmt: skip
+"""Keywords of JSON Schema. Others are allowed, as notes, unless they look like one of these mistyped."""
 
 
 @lru_cache(maxsize=256)

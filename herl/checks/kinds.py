@@ -15,8 +15,9 @@
 | count        | of, at_least, at_most       | has at_least to at_most words, sentences, lines, paragraphs |
 |              |                             | or characters; or matches of `of: {regex: pattern}`         |
 | json         | schema (optional)           | is JSON, alone or in one code fence, that fits the schema   |
-| numeric      | value, tolerance (optional) | gives a number within tolerance x max(1, abs(value)) of     |
-|              |                             | `value`, 1e-6 by default (`herl.checks.numbers`)            |
+| numeric      | value, tolerance (optional) | gives a number within tolerance x abs(value) of `value`, or |
+|              |                             | within tolerance of 0; 1e-6 by default                      |
+|              |                             | (`herl.checks.numbers`)                                     |
 | python       | path, further arguments     | makes the function at `path` return true                    |
 | instruction  | instruction_id, kwargs      | follows an instruction of IFEval or IFBench                 |
 | x-...        | anything                    | a judge of yours says so; such a check is not looked into   |
@@ -35,7 +36,10 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from herl.checks import json_text, numbers, patterns
 
-_SENTENCE = re.compile(r"[^.!?\s][^.!?]*(?:[.!?]+|$)")
+_SENTENCE_END = re.compile(r"[.!?\u2026]+(?=[\"'\u201d\u2019)\]*_]*(?:\s|$))|[\u3002\uff01\uff1f]+|$")
+_ABBREVIATION = re.compile(
+    r"(?:\b(?:dr|mr|mrs|ms|prof|st|jr|sr|vs|fig|approx|e\.g|i\.e|cf)|(?<![^\W\d_])[A-Z])$", re.IGNORECASE
+)
 Unit = Literal["words", "sentences", "lines", "paragraphs", "characters"]
 
 
@@ -225,8 +229,9 @@ class JSON(Check):
 
 
 class Numeric(Check):
-    """The number that it gives is the value."""
+    """The number that it gives is the value, within a share of it; of 0, within the tolerance itself."""
 
+    slow: ClassVar[bool] = True
     value: Annotated[float, Field(allow_inf_nan=False, description="a number")]
     tolerance: Annotated[
         float, Field(ge=0, lt=1, description="a share of the value, at least 0 and below 1")
@@ -281,12 +286,25 @@ def units(answer: str, unit: Unit) -> int:
     if unit == "words":
         return len(answer.split())
     if unit == "sentences":
-        return sum(1 for _ in _SENTENCE.finditer(answer))
+        return _sentences(answer)
     if unit == "lines":
         return sum(1 for line in answer.split("\n") if line.strip())
     if unit == "paragraphs":
         return _paragraphs(answer)
     return len(answer)
+
+
+def _sentences(answer: str) -> int:
+    """Counts the texts with words up to a full stop, but not up to that of 3.14 or Dr. Smith."""
+    count, checked, words, last = 0, 0, False, len(answer.rstrip())
+    for end in _SENTENCE_END.finditer(answer):
+        words = words or any(map(str.isalnum, answer[checked : end.start()]))
+        checked = end.end()
+        goes_on = end[0] == "." and checked < last
+        if goes_on and _ABBREVIATION.search(answer, max(0, end.start() - 10), end.start()):
+            continue
+        count, words = count + words, False
+    return count
 
 
 def _paragraphs(answer: str) -> int:

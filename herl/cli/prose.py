@@ -12,6 +12,12 @@ from herl.errors import ConfigError
 
 _PLAIN = ("", "-", "null")
 """Values that are not prose: `-` reads standard input."""
+_QUOTED = re.compile(r""""(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'""", re.DOTALL)
+_OBJECT = r"\{(?:[^{}]|\{[^{}]*\})*\}"
+_ITEM = rf"(?:{_QUOTED.pattern}|{_OBJECT})"
+_GRAMMAR = re.compile(rf"(?:{_ITEM}(?:\s*,\s*{_ITEM})*)?\s*,?", re.DOTALL)
+"""Items in quotes or braces, which Hydra reads as they were written."""
+_ABBREVIATED = re.compile(r"(?:\b[A-Z]|\b(?:Mr|Mrs|Ms|Dr|Prof|St|etc|vs|No|Inc|Ltd|e\.g|i\.e))\.$")
 _END = re.compile(r"[.!?][\"')\]]*$")
 
 
@@ -25,34 +31,48 @@ def quoted(override: str) -> str:
         ConfigError: it is not clear where a criterion of `rubric=[...]` ends.
     """
     key, _, value = override.partition("=")
-    if key == "prompt" and value not in _PLAIN and not _is_quoted(value):
-        return f"prompt={_quote(value)}"
-    listed = value.strip()
-    if (
-        key == "rubric"
-        and listed[:1] == "["
-        and listed[-1:] == "]"
-        and not re.search(r"[{}]|[\[,]\s*[\"']", listed)
-    ):
-        return f"rubric=[{', '.join(map(_quote, _criteria(listed[1:-1])))}]"
+    name, listed = key.lstrip("+"), value.strip()
+    if listed in _PLAIN:
+        return override
+    if name == "prompt" and not _is_quoted(value):
+        return f"{key}={_quote(value)}"
+    if name == "rubric" and listed[0] == "[" and listed[-1] == "]":
+        inner = listed[1:-1].strip()
+        if _GRAMMAR.fullmatch(inner):
+            return override
+        if re.match(_ITEM, inner) or re.search(r",\s*[\"'{]", inner):
+            raise ConfigError(
+                f"rubric: expected criteria that are all in quotes, or none, got {listed[:100]}. "
+                """Write 'rubric=["Names two rivers, each in Europe.", "Is one line."]'"""
+            )
+        return f"{key}=[{', '.join(map(_quote, _criteria(inner)))}]"
+    if name == "rubric" and not _is_quoted(listed):
+        return f"{key}=[{_quote(listed)}]"  # one criterion
     return override
 
 
 def _is_quoted(value: str) -> bool:
-    return len(value) > 1 and value[0] == value[-1] and value[0] in "\"'"
+    return _QUOTED.fullmatch(value) is not None
 
 
 def _quote(text: str) -> str:
     """Quotes a text for Hydra: backslashes count only before a quote; OmegaConf reads ${ as a reference."""
-    inner = re.sub(r'(\\*)"', lambda found: found[1] * 2 + '\\"', text.replace("${", r"\${"))
+    inner = re.sub(r'(\\*)"', lambda found: found[1] * 2 + '\\"', _reference(text))
     closing = len(inner) - len(inner.rstrip("\\"))
     return f'"{inner}{closing * chr(92)}"'
+
+
+def _reference(text: str) -> str:
+    """Escapes ${, which OmegaConf would read as a reference, and the backslashes in front of it."""
+    return re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + r"\${", text)
 
 
 def _criteria(text: str) -> list[str]:
     """Splits the unquoted criteria of a list at the commas between sentences."""
     criteria: list[str] = []
     for part in filter(None, map(str.strip, text.split(","))):
+        if criteria and _ABBREVIATED.search(criteria[-1]):
+            raise _unclear(criteria[-1], part)
         ended = not criteria or bool(_END.search(criteria[-1]))
         goes_on = part[0].islower()
         if ended and not (criteria and goes_on):

@@ -57,7 +57,12 @@ def _claim(config: DictConfig, key: str) -> None:
     given = OmegaConf.to_container(config.hydra.overrides.hydra)
     assert isinstance(given, list)
     if any(str(one).startswith(f"{key}=") for one in given):
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            from herl.cli.main import fail  # Hydra turns an Exception of a callback into a warning
+
+            fail(f"{key}: expected a folder that can be written, got '{folder}' ({error.strerror})")
     else:
         folder = _created(folder)
         with read_write(config.hydra), open_dict(config.hydra):

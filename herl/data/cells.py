@@ -39,7 +39,7 @@ def decoded(cell: Any, *, is_text: bool) -> Any:
         cell: The cell.
         is_text: Whether the column holds a prompt or an answer. It stays text unless it is a chat.
     """
-    if not isinstance(cell, str) or cell.lstrip()[:2] not in ("[{", '["', "[[", '{"'):
+    if not isinstance(cell, str) or cell.lstrip()[:1] not in ("[", "{"):
         return cell
     try:
         found = json.loads(cell)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from itertools import chain
 from typing import Any
 
 from herl.data.cells import decoded
@@ -26,6 +27,10 @@ CRITERION_ALIASES = {
 }
 """Names of criterion fields in other data sets."""
 TEXTS = {"prompt", "reference", *ALIASES["prompt"], *ALIASES["reference"]}
+_MEANS_MORE = re.compile(
+    r"weight|importance|points|score|penalty|negative|positive|polarity|desirable|check|verif|required",
+    re.IGNORECASE,
+)
 _CATEGORY = re.compile(
     r"^\s*(Essential|Important|Optional|Pitfall)(?: Criteria| Criterion)?\s*:\s*", re.IGNORECASE
 )
@@ -39,7 +44,7 @@ def message(message: Any) -> Any:
     if not isinstance(message, dict):
         return message
     for name, cell in message.items():
-        if cell and like_a_prompt(name):
+        if cell and name not in ("content", "value") and like_a_prompt(name):
             raise DataError(f"messages: expected messages of a role and a text, got '{name}' as well")
     role = message.get("role", message.get("from"))
     role = {"human": "user", "gpt": "assistant"}.get(role, role) if isinstance(role, str) else role
@@ -47,11 +52,29 @@ def message(message: Any) -> Any:
 
 
 def foreign_criterion(criterion: Any, fields: Collection[str]) -> Any:
-    """A criterion under the native names, which are given."""
+    """Returns a criterion under the native names, which are given.
+
+    Raises:
+        DataError: two of its fields mean the same, or one that none takes may change its meaning.
+    """
     if not isinstance(criterion, dict):
         return criterion
-    native = {name: found for name in fields
-              if (found := first(criterion, name, CRITERION_ALIASES.get(name, ()))) is not None}  # fmt: skip
+    names = {
+        name: [key for key in (name, *CRITERION_ALIASES.get(name, ())) if criterion.get(key) is not None]
+        for name in fields
+    }
+    for found in (names["text"], names["weight"]):
+        if len({repr(criterion[key]) for key in found}) > 1:
+            raise DataError(f"rubric: expected one of {' and '.join(found)} in a criterion, got both")
+    unused = {key for key, cell in criterion.items() if cell is not None} - {"tags", *chain(*names.values())}
+    for key in sorted(unused):
+        if _MEANS_MORE.search(key):
+            raise DataError(
+                f"rubric.{key}: expected a field that the criterion does not need, got "
+                f"{criterion[key]!r:.60}. Map all fields (data.train.fields={{weight: {key}, ...}}), "
+                "or drop this one from the data"
+            )
+    native = {name: criterion[found[0]] for name, found in names.items() if found}
     text = native.get("text")
     if isinstance(text, str) and (prefix := _CATEGORY.match(text)) is not None:
         native |= {"text": text[prefix.end() :], "category": prefix[1].lower()}

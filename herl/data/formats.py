@@ -67,6 +67,8 @@ class Reading:
     source: str | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.ignore, str):
+            raise ConfigError(f"data.ignore: expected a list of columns, got the text '{self.ignore}'")
         known = {*_Native.model_fields, *_Criterion.model_fields}
         for name in self.fields:
             if name not in known:
@@ -189,7 +191,8 @@ def _as_native(value: Mapping[str, Any], reading: Reading) -> tuple[dict[str, An
         inner = {name: theirs for name, theirs in reading.fields.items() if name in _Criterion.model_fields}
         if isinstance(rubric, list):
             native["rubric"] = [renamed(c, inner) if isinstance(c, dict) and inner else c for c in rubric]
-        taken = {*reading.fields.values(), *(named - set(reading.fields.values())), "id", "meta"}
+        own = {name for name, theirs in reading.fields.items() if theirs not in value}
+        taken = {*reading.fields.values(), *own, "id", "meta"}
         return _typed({k: v for k, v in native.items() if k in named or k in ("id", "meta")}, reading), taken
     if "constraints" in value:
         chat = column(value, "messages", ("conversations", "prompt"))

@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 from abc import ABC, abstractmethod
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +25,7 @@ from typing import Any, overload
 
 from herl.errors import ConfigError, DataError
 
+logger = logging.getLogger(__name__)
 LARGE_BYTES = 128 * 2**20
 """Files above this size are read row by row, on demand."""
 HUB = "hf:"
@@ -141,15 +144,21 @@ def read_rows(path: str | Path) -> Rows:
     if not path.is_file():
         raise DataError(f"{path}: expected a file of prompts, but there is no such file")
     readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
-    if path.suffix not in readers:
+    if path.suffix.lower() not in readers:
         raise DataError(f"{path}: expected a {', '.join(readers)} file or a folder, got '{path.suffix}'")
-    return readers[path.suffix](path)
+    return readers[path.suffix.lower()](path)
 
 
 def _folder(path: Path) -> Rows:
     if (path / "state.json").is_file():
         return Table(str(path), _datasets().load_from_disk(str(path)))
-    files = sorted(p for p in path.iterdir() if p.suffix in (".jsonl", ".json", ".csv", ".parquet"))
+    found = [p for p in path.iterdir() if p.is_file() and not p.name.startswith((".", "bad_rows_"))]
+    files = sorted(p for p in found if p.suffix.lower() in (".jsonl", ".json", ".csv", ".parquet"))
+    if len(files) < len(found):
+        others = sorted(p.name for p in set(found) - set(files))
+        logger.warning(
+            "%s: %d files are not rows and are not read: %s", path, len(others), ", ".join(others[:5])
+        )
     if not files:
         raise DataError(f"{path}: expected .jsonl, .json, .csv or .parquet files in the folder, got none")
     parts = [read_rows(file) for file in files]
@@ -188,16 +197,24 @@ def _json_row(text: bytes, path: Path, number: int) -> Row:
     """Parses a line. Invalid JSON becomes a row whose value is a `DataError`, so that it can be skipped."""
     place = f"{path}:{number}"
     try:
-        return Row(place=place, number=number, value=json.loads(text))
+        return Row(place=place, number=number, value=json.loads(text, object_pairs_hook=_unique))
     except (ValueError, RecursionError) as error:  # also a number with too many digits
         shown = text.decode(errors="replace").strip()[:60]
         problem = DataError(f"{place}: expected one JSON object per line, got {shown!r} ({error})")
         return Row(place=place, number=number, value=problem)
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for name, times in Counter(name for name, _ in pairs).items() if times > 1)
+        raise ValueError(f"the key {twice!r} stands twice in one object")
+    return found
+
+
 def _json(path: Path) -> Rows:
     try:
-        found = json.loads(path.read_bytes())
+        found = json.loads(path.read_bytes(), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:  # also a number with too many digits
         raise DataError(f"{path}: expected JSON, got something else ({error})") from error
     if not isinstance(found, list):
@@ -209,8 +226,12 @@ def _csv(path: Path) -> Rows:
     def rows() -> Iterator[Row]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
+            names = reader.fieldnames or []
+            if twice := [name for name, times in Counter(names).items() if times > 1]:
+                raise DataError(f"{path}:1: expected different column names, got {twice[0]!r} more than once")
             for value in reader:
-                yield Row(place=f"{path}:{reader.line_num}", number=reader.line_num, value=_cells(value))
+                place = f"{path}:{reader.line_num}"
+                yield Row(place=place, number=reader.line_num, value=_cells(value, place))
 
     try:
         return ListedRows(list(rows()))
@@ -218,9 +239,14 @@ def _csv(path: Path) -> Rows:
         raise DataError(f"{path}: expected CSV in UTF-8, got something else ({error})") from error
 
 
-def _cells(row: dict[Any, Any]) -> dict[str, Any]:
-    """Drops empty cells. Cells beyond the named columns form an unnamed column."""
-    return {str(name): value for name, value in row.items() if value not in ("", None)}
+def _cells(row: dict[Any, Any], place: str) -> dict[str, Any] | DataError:
+    """Drops empty cells."""
+    if None in row:  # csv's name for the cells behind the last column
+        got = f"{len(row[None])} more: {row[None][0][:60]!r}"
+        return DataError(
+            f'{place}: expected a cell for each column, got {got}. Put "..." around texts with commas'
+        )
+    return {name: value for name, value in row.items() if value not in ("", None)}
 
 
 def _parquet(path: Path) -> Rows:
@@ -229,7 +255,9 @@ def _parquet(path: Path) -> Rows:
     import pyarrow.parquet  # heavy, and most runs read JSONL
 
     try:
-        return _numbered(path, pyarrow.parquet.read_table(path).to_pylist(), filled=True)
+        return _numbered(
+            path, pyarrow.parquet.read_table(path).to_pylist(maps_as_pydicts="strict"), filled=True
+        )
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise DataError(f"{path}: expected Parquet, got something else ({error})") from error
 

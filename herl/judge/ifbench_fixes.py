@@ -56,6 +56,11 @@ def _end_marks(text: str) -> Counter[str]:
     return Counter(sentence.rstrip("\"')]*_ ")[-1:] for sentence in sentences_of(text))
 
 
+def _words_in_range(answer: str, *, min_words: int, max_words: int) -> bool:
+    """Upstream: don't and well-known are two words each."""
+    return min_words <= len(words(answer)) <= max_words
+
+
 def _unique_words(answer: str, *, N: int) -> bool:  # noqa: N803
     """Upstream: a separate dash or another sign counts as a word."""
     return len({word.casefold() for word in words(answer)}) >= N
@@ -336,6 +341,7 @@ def _emoji(answer: str) -> bool:
 
 
 FIXES: Mapping[str, Check] = {
+    "count:word_count_range": _words_in_range,
     "count:unique_word_count": _unique_words,
     "count:conjunctions": _conjunctions,
     "count:person_names": _person_names,

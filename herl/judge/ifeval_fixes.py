@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from herl.judge.words import compared, occurrences, straight, words
 
 Check = Callable[..., bool]
-_HIGHLIGHT = re.compile(r"(?<!\*)(\*{1,3})(?=[^\s*])([^*\n]*[^\s*])\1(?!\*)")
+_HIGHLIGHT = re.compile(r"(?<![\w*])(\*{1,3})(?=[^\s*])([^*\n]*[^\s*])\1(?![\w*])")
 _CAPITALS = re.compile(r"[^\W_]+(?:['’.\-][^\W_]+)*")
 _CONSTRAINED = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
 _detecting = threading.Lock()  # langdetect loads its profiles on first use, without a lock
@@ -57,9 +57,21 @@ def _language(answer: str, *, language: str) -> bool:
     return found == language or (language == "zh" and found.startswith("zh-"))
 
 
+def _sentence_count(answer: str, *, num_sentences: int, relation: str) -> bool:
+    """Upstream: sentences end only with Latin signs."""
+    from if_verifiable.ifeval.instructions_util import count_sentences
+
+    return compared(count_sentences(re.sub("[。！？]+", ". ", answer).strip()), relation, num_sentences)
+
+
+def _word_count(answer: str, *, num_words: int, relation: str) -> bool:
+    """Upstream: don't and well-known are two words each."""
+    return compared(len(words(answer)), relation, num_words)
+
+
 def _first_word(answer: str, *, num_paragraphs: int, nth_paragraph: int, first_word: str) -> bool:
     """Upstream: empty paragraphs are not counted, but shift the numbers of those behind them."""
-    paragraphs = [paragraph for paragraph in answer.split("\n\n") if paragraph.strip()]
+    paragraphs = [paragraph for paragraph in re.split(r"\n[^\S\n]*\n", answer) if paragraph.strip()]
     if len(paragraphs) != num_paragraphs:
         return False
     [*start] = words(paragraphs[nth_paragraph - 1])[:1]
@@ -183,6 +195,8 @@ FIXES: Mapping[str, Check] = {
     "keywords:letter_frequency": _letters,
     "language:response_language": _language,
     "length_constraints:nth_paragraph_first_word": _first_word,
+    "length_constraints:number_sentences": _sentence_count,
+    "length_constraints:number_words": _word_count,
     "detectable_content:number_placeholders": _placeholders,
     "detectable_content:postscript": _postscript,
     "detectable_format:number_bullet_lists": _bullets,

@@ -50,14 +50,15 @@ class InstructionFollowingJudge(Judge):
     async def judge(self, task: Task, rollout: Rollout) -> Judgement:
         """Returns a verdict per criterion; a criterion without a verifiable instruction abstains."""
         verdicts = [self._verdict(criterion, rollout.text) for criterion in task.rubric.criteria]
-        return self.verdict_sum(task, rollout, verdicts)
+        faults = sum(verdict.met is None for verdict in verdicts)
+        return self.verdict_sum(task, rollout, verdicts, {"abstained_check": float(faults)} if faults else {})
 
     def _verdict(self, criterion: Criterion, answer: str) -> Verdict:
         check = criterion.check or {}
         instruction_id, kwargs = check.get("instruction_id"), check.get("kwargs") or {}
         if (fault := argument_fault(instruction_id, kwargs)) is not None:
             return Verdict(criterion_id=criterion.id, met=None, reason=fault)
-        arguments = {name: value for name, value in kwargs.items() if value is not None}
+        arguments = {name: _whole(value) for name, value in kwargs.items() if value is not None}
         try:
             met: bool | None = self._follows(self._check(str(instruction_id), arguments), answer)
         except Exception as error:  # answers make checkers raise all kinds of errors
@@ -80,6 +81,11 @@ class InstructionFollowingJudge(Judge):
 
         variants = [answer] if self.strict else get_loose_transformations(answer)
         return any(bool(variant.strip()) and check(variant) for variant in variants)
+
+
+def _whole(value: Any) -> Any:
+    """A whole number that a column of numbers with gaps made a float is an int again."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _is_of_machine(error: Exception) -> bool:

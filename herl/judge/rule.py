@@ -3,16 +3,18 @@
 `herl.checks.kinds` lists the kinds.
 
 A criterion abstains, with the reason, if its check is missing, belongs to another judge or has wrong keys
-(data that is read from a file never does), or if a `python` function raises: whether the answer or the
-function is at fault cannot be told. An answer that breaks a sound check, e.g. by JSON nested too deep or by
-a match that does not end, fulfills nothing: its verdict is the bad one, so no answer gains by that.
+(data that is read from a file never does), or if the function of a `python` check cannot be called. An answer
+that breaks its check, by JSON nested too deep, a match that does not end, or an exception in a function,
+fulfills nothing: its verdict is the bad one, so no answer gains by that.
 Functions are called only from modules that the configuration allows: data alone must not run code.
 """
 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
+import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -54,7 +56,7 @@ class RuleJudge(Judge):
     async def judge(self, task: Task, rollout: Rollout) -> Judgement:
         """Returns a verdict per criterion; criteria without a usable check abstain.
 
-        Its usage counts `check_timeouts`: checks that took too long on this answer.
+        Its usage counts checks that this answer broke: `check_timeouts` took too long, `check_errors` raised.
         """
         usage: Counter[str] = Counter()
         verdicts = [await self._verdict(criterion, rollout.text, usage) for criterion in task.rubric.criteria]
@@ -64,15 +66,14 @@ class RuleJudge(Judge):
         try:
             check = self._typed(criterion.check)
             if isinstance(check, Python):
-                met = bool(self._function(check.path)(answer, **check.arguments))
+                met = self._called(check, answer)
             elif check.slow:  # in a thread: the loop must stay free to serve other judges and to stop
                 met = await asyncio.to_thread(check.met, answer)
             else:
                 met = check.met(answer)
         except BrokenByAnswerError as error:
-            if isinstance(error, TooSlowError):
-                usage["check_timeouts"] += 1
-                self._warn(criterion, error)
+            usage["check_timeouts" if isinstance(error, TooSlowError) else "check_errors"] += 1
+            self._warn(criterion, error)
             return Verdict(criterion_id=criterion.id, met=criterion.unfulfilled, reason=str(error))
         except Exception as error:  # users' functions may raise anything
             usage["abstained_check"] += 1
@@ -91,15 +92,32 @@ class RuleJudge(Judge):
             raise found
         return found
 
-    def _warn(self, criterion: Criterion, error: TooSlowError) -> None:
+    def _warn(self, criterion: Criterion, error: BrokenByAnswerError) -> None:
         if not self._warned:
             self._warned = True
             logger.warning(
-                "criterion '%s': %s. Such answers count as bad (judge/check_timeouts). Simplify %s",
+                "criterion '%s': %s. Such answers count as bad (judge/check_errors, judge/check_timeouts)",
                 criterion.id,
                 error,
-                criterion.check,
             )
+
+    def _called(self, check: Python, answer: str) -> bool:
+        """Calls a user's function.
+
+        Raises:
+            BrokenByAnswerError: the function raised what an answer may have caused.
+            Exception: the function is missing, takes other arguments, or lacks a file or a package.
+        """
+        function = self._function(check.path)
+        inspect.signature(function).bind(answer, **check.arguments)
+        try:
+            return bool(function(answer, **check.arguments))
+        except (HerlError, ImportError, OSError, MemoryError):
+            raise
+        except Exception as error:
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            reason = f"{check.path} raised {type(error).__name__} in line {place.lineno} of {place.filename}"
+            raise BrokenByAnswerError(reason) from error
 
     def _function(self, path: str) -> Callable[..., object]:
         if path.rpartition(".")[0] not in self._python_modules:

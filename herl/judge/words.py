@@ -6,6 +6,7 @@ Every function takes time linear in the text, whatever the text is.
 from __future__ import annotations
 
 import re
+import unicodedata
 
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff"
 """Scripts that put no spaces between words, and Hangul, whose particles are attached."""
@@ -15,8 +16,8 @@ _QUOTES = str.maketrans({"“": '"', "”": '"', "„": '"', "«": '"', "»": '"
 
 
 def straight(text: str) -> str:
-    """Returns the text with typographic quotation marks and apostrophes as plain ones."""
-    return text.translate(_QUOTES)
+    """Returns the text with typographic quotation marks and apostrophes as plain ones, in Unicode's NFC."""
+    return unicodedata.normalize("NFC", text).translate(_QUOTES)
 
 
 def words(text: str) -> list[str]:

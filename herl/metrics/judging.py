@@ -8,7 +8,16 @@ from statistics import fmean
 
 from herl.types import Judgement
 
-COUNTED = ("calls", "tokens", "cost", "missing", "check_timeouts", "no_answer", "mostly_cannot_tell")
+COUNTED = (
+    "calls",
+    "tokens",
+    "cost",
+    "missing",
+    "check_timeouts",
+    "check_errors",
+    "no_answer",
+    "mostly_cannot_tell",
+)
 
 
 def judge_metrics(judgements: Sequence[Judgement]) -> dict[str, float]:

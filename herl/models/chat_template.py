@@ -56,7 +56,15 @@ def render(
         ids = tokenizer.apply_chat_template(
             [dict(message) for message in messages], add_generation_prompt=True, return_dict=False, **clock
         )
-    except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except (
+        TemplateError,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
         roles = ", ".join(message["role"] for message in messages)
         raise DataError(f"the model's chat template refuses the roles {roles}: {error}") from error
     return tuple(ids)
@@ -77,7 +85,7 @@ def render_prompt(
 
 
 def render_revision(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], task: Task, now: datetime | None = None
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], task: Task, today: datetime | None = None
 ) -> tuple[int, ...]:
     """Returns the token ids of a revision prompt, in which material cannot become a control token.
 
@@ -93,7 +101,7 @@ def render_revision(
         for message in messages
     ]
     try:
-        return render(tokenizer, guarded, now)
+        return render(tokenizer, guarded, today)
     except DataError as error:
         raise DataError(f"the revision prompt of '{task.id}': {error}") from error.__cause__
 
@@ -105,6 +113,11 @@ def tells_time(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 def reading_sample(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Returns the token ids of a fixed conversation at a fixed time, which identify the tokenizer and chat
-    template."""
-    messages = [{"role": role, "content": "Name 2 rivers!"} for role in ("user", "assistant", "user")]
-    return list(render(tokenizer, messages, FIXED))
+    template. Of conversations that some templates refuse, it is the first that this one accepts."""
+    for roles in (("user", "assistant", "user"), ("user",), ("system", "user")):
+        try:
+            messages = [{"role": role, "content": "Name 2 rivers!"} for role in roles]
+            return list(render(tokenizer, messages, FIXED))
+        except DataError:
+            continue
+    return list(tokenizer.encode(str(tokenizer.chat_template)))

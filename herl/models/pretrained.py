@@ -85,7 +85,7 @@ class PretrainedModel:
             source = self.source()
             loader = auto_class(AutoConfig.from_pretrained(source))
             model: PreTrainedModel = loader.from_pretrained(source, dtype=getattr(torch, self.dtype))
-        except (OSError, ValueError) as error:
+        except (ImportError, OSError, ValueError) as error:
             raise ConfigError(f"model.path: cannot load '{self.path}': {error}") from error
         make_savable(model)
         return self._prepared(model)

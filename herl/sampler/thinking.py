@@ -6,8 +6,9 @@ those it is looked for in the decoded text. A pair of tags counts if the tokeniz
 knows it, or if the prompt ends with its opening tag.
 
     prompt ends with <think>      thinking is open from the first token
-    prompt ends with </think>     the template closed it, so nothing is split
+    prompt ends with </think>     the template closed it; only an answer that opens it again is split
     answer begins with <think>    thinking is open
+    later tags                    are text of the answer
     </think> without <think>      everything before it was thinking
 
 Models with channels (gpt-oss) answer in the channel `final`; all other channels are thinking.
@@ -82,8 +83,11 @@ class Knowledge:
 def split(tokenizer: PreTrainedTokenizerBase, prompt_ids: Sequence[int], token_ids: Sequence[int]) -> Split:
     """Returns the answer and the thinking before it, both without special tokens."""
     known = knowledge(tokenizer)
-    if known.channel_ids and known.channel_ids[0] in token_ids:
-        return _by_channel(tokenizer, token_ids, known.channel_ids)
+    if known.channel_ids:
+        opened = list(prompt_ids[-_TAIL_TOKENS:])
+        opened = opened[_last(opened, known.channel_ids[2]) :]
+        if known.channel_ids[0] in (*opened, *token_ids):
+            return _by_channel(tokenizer, opened, token_ids, known.channel_ids)
     tail = _decoded(tokenizer, prompt_ids[-_TAIL_TOKENS:], whole=True).rstrip()
     tags_of = {tags.start: tags for tags in known.tags}
     for start, end in PAIRS:  # a prompt that ends with an opening tag is enough
@@ -153,32 +157,38 @@ def _parted(
 def _by_ids(
     tokenizer: PreTrainedTokenizerBase, token_ids: list[int], start: int, end: int, is_open: bool | None
 ) -> Split | None:
-    if not is_open and start not in token_ids and (end not in token_ids or is_open is False):
+    """Only the thinking at the beginning is split off: an answer may speak of the tags."""
+    tags = [token for token in token_ids if token in (start, end)]
+    begun = _next(tokenizer, token_ids, 0) == start
+    inside = bool(is_open) or begun or (is_open is None and tags[:1] == [end])
+    if not inside:
         return None
     thinking: list[int] = []
-    answer: list[int] = []
-    marks = 0
-    first = next((token for token in token_ids if token in (start, end)), start)
-    inside = bool(is_open) or (first == end and is_open is None)
-    for token in token_ids:
-        if token in (start, end):
-            inside = token == start
-            marks += 1
-        else:
-            (thinking if inside else answer).append(token)
-    if inside:
-        thinking += answer if not is_open and not thinking else []
-        return Split(
-            text="",
-            thinking=_decoded(tokenizer, thinking).strip(),
-            thinking_tokens=len(token_ids),
-            has_answer=False,
-        )
+    for place, token in enumerate(token_ids):
+        if token == end and (start != end or place or is_open):
+            if _next(tokenizer, token_ids, place + 1) == start != end:
+                continue  # it goes on thinking
+            return Split(
+                text=_decoded(tokenizer, token_ids[place + 1 :]).lstrip(),
+                thinking=_decoded(tokenizer, thinking).strip(),
+                thinking_tokens=place + 1,
+            )
+        if token not in (start, end):
+            thinking.append(token)
     return Split(
-        text=_decoded(tokenizer, answer).lstrip(),
+        text="",
         thinking=_decoded(tokenizer, thinking).strip(),
-        thinking_tokens=len(thinking) + marks,
+        thinking_tokens=len(token_ids),
+        has_answer=False,
     )
+
+
+def _next(tokenizer: PreTrainedTokenizerBase, token_ids: list[int], place: int) -> int | None:
+    """The first token from a place on that is more than white space."""
+    for token in token_ids[place:]:
+        if _decoded(tokenizer, [token], whole=True).strip():
+            return token
+    return None
 
 
 def _by_text(
@@ -225,14 +235,20 @@ def _completes(tokenizer: PreTrainedTokenizerBase, token_ids: list[int], tag: st
 
 
 def _by_channel(
-    tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], channel_ids: Sequence[int]
+    tokenizer: PreTrainedTokenizerBase,
+    opened: Sequence[int],
+    token_ids: Sequence[int],
+    channel_ids: Sequence[int],
 ) -> Split:
-    """Splits <|channel|>analysis<|message|>...<|end|><|start|>assistant<|channel|>final<|message|>..."""
+    """Splits <|channel|>analysis<|message|>...<|end|><|start|>assistant<|channel|>final<|message|>...
+
+    `opened` is what the prompt has of the first message, from its <|start|>.
+    """
     channel, message, start, end = channel_ids
     parts: dict[bool, list[int]] = {False: [], True: []}  # by whether it is the answer
     name: list[int] = []
     place, final, ended = "head", False, False
-    for token in token_ids:
+    for index, token in enumerate((*opened, *token_ids)):
         if token in (channel, start, end):
             place = "name" if token == channel else "head"
             name = []
@@ -242,7 +258,7 @@ def _by_channel(
             place = "body"
         elif place == "name":
             name.append(token)
-        elif place == "body":
+        elif place == "body" and index >= len(opened):
             parts[final].append(token)
     answer = parts[True]
     return Split(
@@ -251,6 +267,12 @@ def _by_channel(
         thinking_tokens=len(token_ids) - len(answer),
         has_answer=ended,
     )
+
+
+def _last(ids: Sequence[int], token: int) -> int:
+    """The place of a token's last occurrence; the end if it does not occur."""
+    places = [place for place, one in enumerate(ids) if one == token]
+    return places[-1] if places else len(ids)
 
 
 def _decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], *, whole: bool = False) -> str:

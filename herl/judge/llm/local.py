@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -24,6 +25,7 @@ from herl.types import Message, Rollout, SampleRequest, Sampling
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+logger = logging.getLogger(__name__)
 GATHER_SECONDS = 0.01
 """Time to wait for more requests before a round."""
 
@@ -66,6 +68,7 @@ class LocalChat(Chat):
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._waiting: list[tuple[ChatRequest, asyncio.Future[ChatReply]]] = []
         self._rounds: asyncio.Task[None] | None = None
+        self._told = False
 
     @property
     def identity(self) -> str:
@@ -147,8 +150,11 @@ class LocalChat(Chat):
         ]
         try:
             ids = render(self._tokenizer, messages)
-        except DataError:  # a template without system messages (Gemma, Mistral)
+        except DataError as error:  # a template without system messages (Gemma, Mistral)
             ids = render(self._tokenizer, _without_system(messages))
+            if not self._told:
+                self._told = True
+                logger.warning("the judge's system message stands before the request, since %s", error)
         begun = self._tokenizer(opening(request.schema), add_special_tokens=False)["input_ids"]
         return SampleRequest(
             task_id=str(place),

@@ -27,11 +27,10 @@ from herl.judge.llm.scale import Scale
 
 MAX_STARTS = 1000
 """Places in a reply at which an object is looked for."""
-_THINKING = re.compile(r"^.*</think>|<think>.*$", re.DOTALL)
 _THINKING_TAGS = ("think", "thinking", "reasoning")
 _FENCED = re.compile(r"```[\w-]*\s(.*?)\s*```", re.DOTALL)
 _START = re.compile(r'\{(?=\s*["}])')  # unlike the braces of LaTeX
-_STRING = r'"(?:[^"\\]|\\.)*"'
+_STRING = r'"(?:[^"\\]|\\.)*(?:"|\\?\Z)'  # one that never ends is read to the end once, not from each quote
 _ESCAPE = re.compile(r'\\(?:u[0-9a-fA-F]{4}|["\\/bfnrt])|\\')
 _COMMA = re.compile(rf"({_STRING})|,(?=\s*[}}\]])", re.DOTALL)
 _LITERAL = re.compile(rf"({_STRING})|\b(True|False|None)\b", re.DOTALL)
@@ -47,8 +46,15 @@ class ParsedVerdict:
 
 
 def without_thinking(text: str) -> str:
-    """Returns the text after </think>; an unterminated <think> block is stripped entirely."""
-    return _THINKING.sub("", text).strip()
+    """Returns the text after the first </think>, or nothing if it begins with a <think> that never ends.
+
+    Later tags are text, or an answer could hide what stands before them.
+    """
+    text = text.strip()
+    before, closed, rest = text.partition("</think>")
+    if text.startswith("<think>") or (closed and "<think>" not in before):
+        return rest.strip()
+    return text
 
 
 def read_verdicts(reply: str, count: int, scale: Scale, code: str = "") -> list[ParsedVerdict]:

@@ -39,7 +39,9 @@ _OF_THE_ANSWER = re.compile(
     r"context.{0,3}(?:length|window|size|limit)|reduce the (?:length|size)|max_model_len|input_tokens"
     r"|(?:prompt|input|inputs|message|messages|request|sequence)\W.{0,40}(?:too long|too large|exceed)"
     r"|too many (?:input |prompt )?tokens|\binputs\b.{0,3}tokens|string_above_max_length"
-    r"|content.{0,3}(?:filter|policy|management|moderation)|\b(?:moderation|flagged|safety|inappropriate)\b"
+    r"|content.{0,3}(?:filter|policy|management|moderation)|\b(?:moderation|flagged)\b"
+    r"|\b(?:content|prompt|input|message|text)s?\b.{0,60}\b(?:safety|inappropriate)\b"
+    r"|\b(?:safety|inappropriate)\b.{0,60}\b(?:content|prompt|input|message|text)s?\b"
     r"|(?:un)?safe content|data_inspection_failed",
     re.IGNORECASE,
 )
@@ -90,7 +92,10 @@ class Refusal:
 
     @property
     def about_answer(self) -> bool:
-        """Whether this answer is refused, for its length or content, and others may not be."""
+        """Whether this answer is refused, for its length or content, and others may not be. A place that the
+        error names, other than the messages, is the request's form."""
+        if any(_root(place) not in (*ESSENTIAL, *TOKEN_LIMITS, "prompt", "input") for place in self.places):
+            return False
         return self.status == 413 or bool(_OF_THE_ANSWER.search(f"{self.words} {self.code}"))
 
     @property
@@ -182,6 +187,11 @@ def _plain(text: str) -> str:
         return text.strip()
     text = re.sub(r"(?is)<(script|style)\b.*?(?:</\1>|$)|<!--.*?-->", " ", text[:20_000])
     return html.unescape(re.sub(r"<[^>]*>", " ", text)).strip()
+
+
+def _root(place: str) -> str:
+    parts = [part for part in re.findall(r"[\w-]+", place) if part not in ("body", "request")]
+    return parts[0].lower() if parts else ESSENTIAL[0]
 
 
 def _field_at(place: str, sent: Mapping[str, Any]) -> str | None:

@@ -1,6 +1,5 @@
 """Every writing of a number, and what it must and must not equal."""
 
-import time
 from fractions import Fraction
 
 import pytest
@@ -102,7 +101,16 @@ READ = [
     ("2^10", 1024),
     ("2^{10}", 1024),
     ("-2^2", -4),
-    ("1e-999999999", 0),
+    ("1e400", 10**400),
+    ("1e-400", Fraction(1, 10**400)),
+    ("10^{400}", 10**400),
+    ("10^{-400}", Fraction(1, 10**400)),
+    ("1e300", 1e300),
+    ("2.5e-300", 2.5e-300),
+    ("2^500", 2**500),
+    ("2^-500", Fraction(1, 2**500)),
+    ("1.01^1000", Fraction(101, 100) ** 1000),
+    (r"6.6 \times 10^{-34}", 6.6e-34),
     # fractions
     ("3/4", 0.75),
     ("3 / 4", 0.75),
@@ -162,6 +170,137 @@ READ = [
     ("5 of v1.2.3", 5),
     ("1st", 1),
     ("10:30", 30),
+    # Markdown
+    ("_5_", 5),
+    ("Answer: _5_.", 5),
+    ("the total is _42_", 42),
+    ("__5__", 5),
+    ("___5___", 5),
+    ("_-5_", -5),
+    ("**_5_**", 5),
+    ("_1 000_", 1000),
+    ("_.5_", 0.5),
+    ("_1e5_", 100000),
+    ("_$5_", 5),
+    ("_5 million_", 5_000_000),
+    ("____5____", 5),
+    ("_The answer is 5_", 5),
+    ("The _answer_ is _3/4_", 0.75),
+    ("**-5**", -5),
+    ("**5** 3/4 of it", 0.75),
+    ("{}_{3}C_{2} is 7", 7),
+    ("8 = x_12", 8),
+    ("5 m^12", 5),
+    ("7 is a_5 of CO_2", 7),
+    # other scripts, spoken multiples, signs and gaps
+    ("٣٫١٤", 3.14),
+    ("۱۲٫۵", 12.5),
+    ("١٬٢٣٤٫٥", 1234.5),
+    ("٥٠٪", 0.5),
+    ("１．５", 1.5),
+    ("１，０００", 1000),
+    ("1，234，567", 1234567),
+    ("答案是5，3个", 3),
+    ("－１．５", -1.5),
+    ("５０％", 0.5),
+    ("ｘ＝５", 5),
+    ("‒3", -3),
+    ("It is ‑3", -3),
+    (r"\boxed{‒3}", -3),
+    (r"- \boxed{5}", -5),
+    (r"-\boxed{5}", -5),
+    (r"x = - \boxed{5}", -5),
+    (r"$- \boxed{5}$", -5),
+    (r"-$\boxed{5}$", -5),
+    (r"−\,\boxed{5}", -5),
+    ("Thus:\n- \\boxed{5}", 5),
+    (r"Answer – \boxed{5}", 5),
+    (r"answer-\boxed{5}", 5),
+    (r"\boxed{-\,5}", -5),
+    (r"\boxed{- 5}", -5),
+    (r"\boxed{x = -\;5}", -5),
+    (r"\boxed{$-$5}", -5),
+    (r"\boxed{-\$5}", -5),
+    (r"$-\,5$", -5),
+    ("It is −\u20095", -5),
+    ("7 −\u20095", 5),
+    ("1  000", 1000),
+    ("1  234", 1234),
+    ("1   000", 1000),
+    ("1\u2009\u2009000", 1000),
+    ("5´000", 5000),
+    ("5‘000", 5000),
+    ("10 000m", 10000),
+    (r"\boxed{1 \, 000}", 1000),
+    ("12     345", 345),
+    (r"\boxed{1.5 \text{ million}}", 1_500_000),
+    (r"\boxed{1.5 \text{ million}}", 1.5),
+    (r"$1.5\,\text{million}$", 1_500_000),
+    (r"\boxed{1.5} million", 1_500_000),
+    (r"$\boxed{1.5}$ million", 1_500_000),
+    (r"\boxed{50 \text{ percent}}", 0.5),
+    (r"\boxed{50 \text{ percent}}", 50),
+    (r"\boxed{50} percent", 0.5),
+    (r"\boxed{50\,\%}", 0.5),
+    (r"$\boxed{5}$\%", 0.05),
+    (r"\(\boxed{5}\)\%", 0.05),
+    (r"**\boxed{5}** %", 0.05),
+    ("5 hundred thousand", 500_000),
+    ("5 hundred thousand", 5),
+    ("5 Thousand Million", 5_000_000_000),
+    ("3 millions", 3_000_000),
+    # repeating decimals, divisions
+    (r"\boxed{0.\overline{3}}", Fraction(1, 3)),
+    ("0.(3)", Fraction(1, 3)),
+    ("0.1(6)", Fraction(1, 6)),
+    ("0,(3)", Fraction(1, 3)),
+    (r"0.\overline{142857}", Fraction(1, 7)),
+    (r"0.1\overline{6}", Fraction(1, 6)),
+    (r"0.\bar3", Fraction(1, 3)),
+    (r"0.\dot{3}", Fraction(1, 3)),
+    (r"-2.\overline{3}", Fraction(-7, 3)),
+    (r".\overline{3}", Fraction(1, 3)),
+    ("{1 \\over 2}", 0.5),
+    (r"\boxed{1 \over 2}", 0.5),
+    (r"\boxed{{1 \over 2}}", 0.5),
+    (r"x = {3\over4}", 0.75),
+    ("3/-4", -0.75),
+    ("3/(-4)", -0.75),
+    ("-3/-4", 0.75),
+    ("5/(4)", 1.25),
+    # boxes: what follows a relation, and text and units
+    (r"\boxed{x = 5}", 5),
+    (r"\boxed{x \approx 5}", 5),
+    (r"\boxed{2 + 3 = 5}", 5),
+    (r"\boxed{\sqrt{2} \approx 1.41}", 1.41),
+    (r"\boxed{\pi ≈ 3.14}", 3.14),
+    (r"\boxed{5 = x}", 5),
+    (r"\boxed{x \Rightarrow 5}", 5),
+    (r"\boxed{f(3) = 5}", 5),
+    (r"\boxed{\text{The total is }5}", 5),
+    (r"\boxed{\text{is}5}", 5),
+    (r"\boxed{\textbf{-5}}", -5),
+    (r"\boxed{\text{\textbf{5} km}}", 5),
+    (r"\boxed{50 \text{ km/h}}", 50),
+    (r"\boxed{9.8\ \mathrm{m/s}^2}", 9.8),
+    (r"\boxed{9.8 \text{ m} \cdot \text{s}^{-2}}", 9.8),
+    (r"\boxed{3 \times 10^8 \text{ m/s}}", 3e8),
+    (r"\boxed{\$5/\text{hour}}", 5),
+    (r"\boxed{10\text{-digit}}", 10),
+    (r"\boxed{5 \mathrm{CO}_2}", 5),
+    (r"\boxed{30^\circ}", 30),
+    (r"\boxed{30^{\circ}\text{C}}", 30),
+    (r"\boxed{5^{\text{th}}}", 5),
+    (r"\boxed{5\,\Omega}", 5),
+    (r"\boxed{\left(5\right)}", 5),
+    (r"\boxed{\text{(A) } 5}", 5),
+    (r"\boxed{2x}", 2),
+    (r"\boxed{**5**}", 5),
+    (r"\boxed{\{5\}}", 5),
+    (r"\boxed{\(5\)}", 5),
+    (r"\boxed{2^{10}}", 1024),
+    (r"\boxed{3\frac{1}{2} \text{ cups}}", 3.5),
+    (r"5 (cm)^2", 5),
     # which number
     (r"\boxed{42}", 42),
     (r"So \boxed{42}. It took 3 steps.", 42),
@@ -186,8 +325,26 @@ NOT_READ = [
     "", "no number", "NaN", "Infinity", "infinite", "∞", "inf", "five", "H2O", "x1", "x^2", "-", ".", "...", ",",
     r"2\sqrt{3}", r"\sqrt{2}", "√2", "sqrt(2)", "2 sqrt(2)", r"\frac{\sqrt{3}}{2}", r"\sqrt{3}/2", "2π", r"\pi",
     r"5\pi", r"\frac{\pi}{2}", "π/2", "2 pi", "pi/2", r"\frac{x}{2}", r"\frac{1}{0}", "5/0", "1.2.3", "15.01.2024",
-    "3/4/2024", "192.168.0.1", r"\boxed{}", r"5 \boxed{\text{none}}", "1e400", "1e999999999", "10^{99999}",
+    "3/4/2024", "192.168.0.1", r"\boxed{}", r"5 \boxed{\text{none}}", "1e401", "1e-401", "10^{401}", "1e999999999", "1e-999999999", "1000^134", "2^1400", "10^{99999}",
     "9^9999999", "9" * 401, "9" * 4301, "9" * 100_000, "1e" + "9" * 5000, "2^" + "9" * 5000,
+]  # fmt: skip
+
+EXPRESSIONS = [
+    r"\boxed{\sqrt{2}+1}", r"\boxed{\pi - 3}", r"\boxed{\frac{\pi}{4} + 2}", r"\boxed{\ln 2}", r"\boxed{\sin 30}",
+    r"\boxed{\binom{5}{2}}", r"\boxed{2e^{3}}", r"\boxed{12!}", r"\boxed{5x/2}", r"\boxed{2 \cdot 3}",
+    r"\boxed{5.0 \pm 0.1}", "(1/2)^2", "(-2)^2",
+    r"\boxed{1+\sqrt{2}}", r"\boxed{2+3i}", r"\boxed{3i}", r"\boxed{3e}", r"\boxed{\log_2 8}", r"\boxed{ln 2}",
+    r"\boxed{sin(30)}", r"\boxed{\exp(2)}", r"\boxed{\arctan 1}", r"\boxed{2 \times 3}", r"\boxed{2*3}", r"\boxed{2 x 3}",
+    r"\boxed{2(3)}", r"\boxed{(2)(3)}", r"\boxed{f(3)}", r"\boxed{5-x}", r"\boxed{x-5}", r"\boxed{3-5}", r"\boxed{7 - 5}",
+    r"\boxed{-(5)}", r"\boxed{|-5|}", r"\boxed{\left|-5\right|}", r"\boxed{\lfloor 5.5 \rfloor}", r"\boxed{x/2}",
+    r"\boxed{2/x}", r"\boxed{(3+4)/2}", r"\boxed{5 \div 2}", r"\boxed{3:2}", r"\boxed{5 \mod 3}", r"\boxed{5 \pmod 3}",
+    r"\boxed{{5 \choose 2}}", r"\boxed{x > 5}", r"\boxed{x \ne 5}", r"\boxed{x \le 5}", r"\boxed{x != 5}",
+    r"\boxed{\sum_{i=1}^{5}}", r"\boxed{\int_0^1 x}", r"\boxed{x = 2 + 3}", r"\boxed{5 = \ln x}", r"\boxed{2^n}",
+    r"\boxed{2^{0.5}}", r"\boxed{{2}^{3}}", r"\boxed{(x+1)^2}", r"\boxed{{a+1 \over 2}}", r"\boxed{\frac{1}{2}^2}",
+    r"\boxed{\left(\frac{1}{2}\right)^2}", r"\boxed{x + 5 \text{ km}}", r"\boxed{5 ± 1}", r"\boxed{0.\dot{1}42\dot{3}}",
+    "2^0.5", "2^{1/2}", "4^(1/2)", "2**0.5", r"2^\frac12", r"4^{\frac{1}{2}}", "2e^{3}", "e^2", r"\ln 2", r"\sin{30}",
+    "ln(2)", r"\binom{5}{2}", "(3)**2", "[2]^3", r"\left(\frac12\right)^{2}", "{a \\over 2}", r"{x+1 \over 2}", "2^{n}",
+    r"\overline{12}", r"0.\dot{1}42857\dot{3}", "x^{2^{3}}",
 ]  # fmt: skip
 
 WRONG = [
@@ -213,12 +370,23 @@ WRONG = [
     (r"\boxed{42}, in 3 steps", 3),
     ("1.2.3", 3),
     ("x = - 5", 5),
+    ("1  000", 0),
+    ("5´000", 0),
+    ("3/-4", -4),
+    ("0.(3)", 3),
+    (r"0.\overline{3}", 3),
+    (r"{1 \over 2}", 2),
 ]
 
 
 @pytest.mark.parametrize(("text", "value"), READ)
 def test_a_writing_is_read(text, value):
     assert gives_number(text, value, 1e-6), readings(text)
+
+
+@pytest.mark.parametrize("text", EXPRESSIONS)
+def test_a_part_of_an_expression_is_not_read(text):
+    assert readings(text) == ()
 
 
 @pytest.mark.parametrize("text", NOT_READ, ids=lambda text: text[:20])
@@ -229,31 +397,3 @@ def test_what_is_no_number_is_not_read(text):
 @pytest.mark.parametrize(("text", "value"), WRONG)
 def test_a_part_of_a_writing_is_not_its_value(text, value):
     assert not gives_number(text, value, 1e-6), readings(text)
-
-
-@pytest.mark.parametrize(
-    ("text", "value", "tolerance", "met"),
-    [
-        ("about 3.2", 3, 0.1, True),
-        ("about 3.31", 3, 0.1, False),
-        ("about 0.09", 0, 0.1, True),
-        ("about 1000", 5, 0.5, False),  # relative to the value, not to what the answer says
-        ("0.1", 0.1, 0.0, True),
-        ("1/3", 0.3333333, 1e-6, True),
-        ("1/3", 0.33, 1e-6, False),
-        ("0." + "3" * 2000, 1 / 3, 1e-6, True),
-    ],
-)
-def test_the_tolerance_is_relative_to_the_value_and_absolute_below_one(text, value, tolerance, met):
-    assert gives_number(text, value, tolerance) is met
-
-
-@pytest.mark.parametrize(
-    "part",
-    ["9", "1,", "1.", "1/", "1 ", r"\boxed{", r"\frac{", "{", "^{", "_(", r"\sqrt[", "√(", " ", "\n", "#### ", "-",
-     "1e", "10^", "1 000", "x", "\\", "½", "a1.", "(1,2)", "1,000", "\t1"],
-)  # fmt: skip
-def test_no_answer_takes_long(part):
-    started = time.perf_counter()
-    readings(part * (60_000 // len(part)))
-    assert time.perf_counter() - started < 2

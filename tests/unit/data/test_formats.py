@@ -262,3 +262,73 @@ def test_null_is_missing_at_any_depth_but_not_in_what_is_the_users_own():
 def test_half_a_surrogate_pair_is_an_error_that_names_its_field(row, field):
     with pytest.raises(DataError, match=rf"rows.jsonl:3: {field}: expected Unicode text, got the lone surr"):
         read(row)
+
+
+@pytest.mark.parametrize(
+    ("criterion", "why"),
+    [
+        ({"criterion": "x", "importance": 3}, "rubric.importance: expected a field"),
+        ({"criterion": "x", "negative": True}, "rubric.negative"),
+        ({"requirement": "x", "Weight": 5}, "rubric.Weight"),
+        ({"criterion": "x", "checks": {"kind": "json"}}, "rubric.checks"),
+        ({"criterion": "x", "points": 5, "weight": 1}, "one of weight and points"),
+        ({"criterion": "x", "description": "y"}, "one of description and criterion"),
+    ],
+)
+def test_a_field_of_a_criterion_that_may_change_its_meaning_is_not_dropped(criterion, why):
+    with pytest.raises(DataError, match=why):
+        task_of(Row(place="rows.jsonl:3", number=3, value={"question": "q", "rubrics": [criterion]}))
+
+
+@pytest.mark.parametrize(
+    ("more", "name"),
+    [
+        ({"input": "5"}, "input"),
+        ({"choices": ["a", "an", "mal"]}, "choices"),
+        ({"topic_passage": "A long story."}, "topic_passage"),
+        ({"few_shot": "Q: a A: b"}, "few_shot"),
+        ({"extra_info": {"context": "A long story."}}, "extra_info.context"),
+        ({"rubric_items": ["z"]}, "rubric_items"),
+    ],
+)
+def test_what_stands_in_the_prompt_by_accident_is_not_excused(more, name):
+    row = {"problem": "Sort the 15 numbers of an animal, a mammal.", "rubrics": ["y"]}
+    with pytest.raises(DataError, match=f"rows.jsonl:3: {name}: expected"):
+        task_of(Row(place="rows.jsonl:3", number=3, value=row | more))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"has_image": True}, {"num_turns": 3}, {"prompt_id": "p"}, {"turns": 3}, {"question_source": "web"},
+        {"input": "Sort the 15 numbers"}, {"extra_info": {"question": "Sort the 15 numbers of a list.", "index": 3}},
+    ],
+)  # fmt: skip
+def test_columns_about_the_prompt_or_with_its_own_words_are_excused(more):
+    row = {"problem": "Sort the 15 numbers of a list.", "rubrics": ["y"]} | more
+    assert task_of(Row(place="rows.jsonl:3", number=3, value=row)).request == row["problem"]
+
+
+def test_a_column_that_has_a_native_name_is_not_lost_where_another_one_is_mapped():
+    reading = Reading(fields={"prompt": "q", "rubric": "rubric"})
+    row = {"prompt": "SYSTEM: pirate", "q": "Q", "rubric": ["x"]}
+    with pytest.raises(DataError, match="prompt: expected a column that the prompt does not need"):
+        task_of(Row(place="rows.jsonl:3", number=3, value=row), reading)
+
+
+def test_a_rubric_beside_instructions_is_not_dropped():
+    row = {
+        "prompt": "p",
+        "instruction_id_list": ["punctuation:no_comma"],
+        "kwargs": [{}],
+        "rubric": ["Is kind."],
+    }
+    with pytest.raises(DataError, match="rubric: expected one rubric"):
+        task_of(Row(place="rows.jsonl:3", number=3, value=row))
+
+
+@pytest.mark.parametrize("kwargs", ["[]", "[ ]", "\n[\n {} ]"])
+def test_json_in_a_text_column_may_have_any_white_space(kwargs):
+    rubric = '[ {"text": "Says fish."} ]' if kwargs == "[]" else '[\n "Says fish." ]'
+    row = {"prompt": "p", "rubric": rubric}
+    assert task_of(Row(place="r:1", number=1, value=row)).rubric.criteria[0].text == "Says fish."

@@ -267,3 +267,39 @@ def test_nulls_among_the_arguments_of_an_instruction_are_missing(tmp_path):
     row = {"key": 1, "prompt": "p", "instruction_id_list": ["keywords:frequency"], "kwargs": [kwargs]}
     [task] = read_tasks(write(tmp_path, row))
     assert task.rubric.criteria[0].check["kwargs"] == {"keyword": "a", "frequency": 2, "relation": "at least"}
+
+
+def test_a_csv_row_with_too_many_cells_or_a_column_twice_is_an_error(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text('rubrics,question\n"[""x.""]",Name two rivers, please.\n')
+    with pytest.raises(
+        DataError, match=r"rows.csv:2: expected a cell for each column, got 1 more: ' please.'"
+    ):
+        read_tasks(path)
+    path.write_text('question,question,rubrics\na,b,"[""x.""]"\n')
+    with pytest.raises(DataError, match="rows.csv:1: expected different column names, got 'question'"):
+        read_tasks(path)
+
+
+def test_a_key_twice_in_one_row_is_an_error(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "p", "rubric": ["a"], "rubric": ["b"]}\n')
+    with pytest.raises(DataError, match="rows.jsonl:1: .*'rubric' stands twice"):
+        read_tasks(path)
+
+
+def test_a_folder_skips_what_are_no_rows_and_says_so(tmp_path, caplog):
+    row = json.dumps({"prompt": "p", "rubric": ["x"]})
+    for name in ("a.jsonl", "b.JSONL", ".hidden.jsonl", "bad_rows_train.jsonl", "c.jsonl.gz"):
+        (tmp_path / name).write_text(row + "\n")
+    assert [task.id for task in read_tasks(tmp_path)] == ["a.jsonl:1", "b.JSONL:1"]
+    assert "c.jsonl.gz" in caplog.text
+
+
+def test_maps_of_parquet_are_objects(tmp_path):
+    kind = pa.map_(pa.string(), pa.string())
+    table = pa.table(
+        {"prompt": ["p"], "rubric": [["x"]], "meta": pa.array([[("split", "train")]], type=kind)}
+    )
+    pq.write_table(table, tmp_path / "rows.parquet")
+    assert read_tasks(tmp_path / "rows.parquet")[0].meta == {"split": "train"}

@@ -128,8 +128,8 @@ TABLE = [
     (
         "length_constraints:number_sentences",
         {"num_sentences": 2, "relation": "at least"},
-        ["One came. Two left."],
-        ["Dr. Smith slept."],
+        ["One came. Two left.", "你好。你好吗？"],
+        ["Dr. Smith slept.", "你好。"],
     ),
     (
         "length_constraints:number_sentences",
@@ -152,13 +152,14 @@ TABLE = [
     (
         "length_constraints:number_words",
         {"num_words": 3, "relation": "less than"},
-        ["one two"],
-        ["one two three"],
+        ["one two", "Don't worry.", "A well-known"],
+        ["one two three", "It's well-known here."],
     ),
+    ("length_constraints:number_words", {"num_words": 2.0, "relation": "at least"}, ["one two"], ["don't"]),
     (
         "length_constraints:nth_paragraph_first_word",
         {"num_paragraphs": 2, "nth_paragraph": 2, "first_word": "Hello"},
-        ["\n\nOne.\n\nhello.", "One.\n\n\n\n**Hello** you"],
+        ["A.\n \nHello", "\n\nOne.\n\nhello.", "One.\n\n\n\n**Hello** you"],
         ["Hello.\n\nOne.", "One.\n\nTwo.\n\nHello.", "One."],
     ),
     (
@@ -196,7 +197,7 @@ TABLE = [
         "detectable_format:number_highlighted_sections",
         {"num_highlights": 2},
         ["*one* and **two**", "* item with *one* and ***two***"],
-        ["***one***", "2 * 3 * 4 * 5 * 6", "** **"],
+        ["***one***", "2*3*4 and 5*6*7", "2 * 3 * 4 * 5 * 6", "** **"],
     ),
     (
         "detectable_format:multiple_sections",
@@ -244,8 +245,8 @@ TABLE = [
     (
         "count:word_count_range",
         {"min_words": 2, "max_words": 3},
-        ["one two", "one two three"],
-        ["one", "a b c d"],
+        ["one two", "one two three", "It's a well-known man."[:18]],
+        ["one", "a b c d", "don't"],
     ),
     ("count:unique_word_count", {"N": 3}, ["one two three"], ["one One “one” – two *", "one two - ..."]),
     (

@@ -1,12 +1,13 @@
 import asyncio
 import time
+from dataclasses import replace
 
 import pytest
 
 from herl import Criterion, Rubric, Task
 from herl.checks import patterns
 from herl.judge.rule import RuleJudge
-from herl.testing import check_judge, make_rollout
+from herl.testing import check_judge, make_rollout, make_task
 
 ENDLESS = "(?:(a|aa)+)$"
 TREE = {"$ref": "#/$defs/n", "$defs": {"n": {"properties": {"c": {"$ref": "#/$defs/n"}}}}}
@@ -49,6 +50,17 @@ def verdict(check, answer):
         ({"kind": "count", "of": "words", "at_least": 2, "at_most": 3}, "a b c", True),
         ({"kind": "count", "of": "sentences", "at_most": 2}, "One. Two! Three?", False),
         ({"kind": "count", "of": "sentences", "at_least": 3, "at_most": 3}, "One. Two... Three", True),
+        (
+            {"kind": "count", "of": "sentences", "at_most": 1},
+            "Dr. Smith paid 3.14 dollars, e.g. today.",
+            True,
+        ),
+        (
+            {"kind": "count", "of": "sentences", "at_least": 2, "at_most": 2},
+            'He said "No." Then J. R. left.',
+            True,
+        ),
+        ({"kind": "count", "of": "sentences", "at_least": 3, "at_most": 3}, "你好。你好吗？很好。", True),
         ({"kind": "count", "of": "lines", "at_least": 2, "at_most": 2}, "a\n\nb\n", True),
         ({"kind": "count", "of": "paragraphs", "at_least": 2, "at_most": 2}, "a\nb\n\nc", True),
         ({"kind": "count", "of": "characters", "at_most": 3}, "a\nbc", False),
@@ -118,7 +130,7 @@ def test_a_match_that_does_not_end_leaves_the_loop_free():
     assert asyncio.run(both())
 
 
-def test_a_function_that_raises_abstains(tmp_path, monkeypatch):
+def test_a_function_that_lacks_a_package_abstains(tmp_path, monkeypatch):
     (tmp_path / "my_broken_check.py").write_text(
         "def rhymes(answer):\n    raise ImportError('no dictionary')\n"
     )
@@ -170,3 +182,29 @@ def test_functions_are_called_from_allowed_modules_only(tmp_path, monkeypatch):
 
 def test_keeps_the_contract():
     assert check_judge(RuleJudge()).reward == pytest.approx(0.6)
+
+
+def test_an_answer_gains_nothing_by_making_a_function_raise(tmp_path, monkeypatch, caplog):
+    (tmp_path / "prices.py").write_text(
+        "import json\n\n\ndef cheap(answer):\n    return json.loads(answer)['price'] < 10\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    good = Criterion(id="cheap", text="Is cheap.", check={"kind": "python", "path": "prices.cheap"})
+    bad = replace(good, id="bad", undesirable=True)
+    task = replace(make_task(), rubric=Rubric(criteria=(good, bad)))
+    judge = RuleJudge(python_modules=["prices"])
+    judgement = asyncio.run(judge.judge(task, make_rollout("no JSON")))
+    assert [verdict.met for verdict in judgement.verdicts] == [False, True]
+    assert judgement.usage["check_errors"] == 2
+    assert "prices.cheap raised JSONDecodeError" in caplog.text
+    assert asyncio.run(judge.judge(task, make_rollout('{"price": 9}'))).verdicts[0].met
+
+
+def test_a_function_with_other_arguments_abstains(tmp_path, monkeypatch):
+    (tmp_path / "lengths.py").write_text("def short(answer, limit):\n    return len(answer) < limit\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    check = {"kind": "python", "path": "lengths.short"}
+    task = replace(make_task(), rubric=Rubric(criteria=(Criterion(id="a", text="Is short.", check=check),)))
+    [found] = asyncio.run(RuleJudge(python_modules=["lengths"]).judge(task, make_rollout("hi"))).verdicts
+    assert found.met is None
+    assert "missing a required argument: 'limit'" in found.reason

@@ -95,3 +95,24 @@ def test_a_template_that_refuses_names_the_task(tokenizer, make):
         DataError, match="'a7': the model's chat template refuses the roles user: Only for otters"
     ):
         render_prompt(changed, task) if make == "prompt" else render_revision(changed, task.messages, task)
+
+
+@pytest.mark.parametrize(
+    "refused", ["messages|length > 1", "'assistant' in messages|map(attribute='role')", "true"]
+)
+def test_any_template_has_a_sample_that_identifies_it(tokenizer, refused):
+    """A run must not end at its first checkpoint because its template takes a single turn only."""
+    changed = deepcopy(tokenizer)
+    changed.chat_template = (
+        "{% if " + refused + " %}{{ raise_exception('no') }}{% endif %}{{ messages[0]['content'] }}"
+    )
+    first = reading_sample(changed)
+    changed.chat_template += "!"
+    assert first != reading_sample(changed)
+
+
+def test_a_template_without_end_is_a_refusal(tokenizer):
+    changed = deepcopy(tokenizer)
+    changed.chat_template = "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}"
+    with pytest.raises(DataError, match="refuses the roles user: maximum recursion"):
+        render_prompt(changed, make_task())

@@ -51,6 +51,15 @@ def test_a_template_that_refuses_is_quoted_with_file_and_prompt(changed, templat
     assert words in said
 
 
+def test_each_prompt_is_tried(changed):
+    changed.chat_template = (
+        "{% if 'panda' in messages[0]['content'] %}{{ raise_exception('no pandas') }}{% endif %}x"
+    )
+    tasks = [make_task(id="a"), make_task(id="b", request="Describe the panda.")]
+    with pytest.raises(DataError, match=r"data\.heldout: prompt 'b': .* no pandas"):
+        check_prompts({"train": tasks[:1], "heldout": tasks}, changed, len(changed))
+
+
 def test_each_sequence_of_roles_is_tried(changed):
     changed.chat_template = NO_SYSTEM + "x"
     plain = [make_task(id=str(number)) for number in range(5)]

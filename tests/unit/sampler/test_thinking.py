@@ -65,6 +65,9 @@ def sampled(tokenizer, text, prompt=None):
         (THINK, "", "<think>a</think><think>b</think>Rome.<|im_end|>", "ab", "Rome."),
         (THINK, "<think>", "Paris?</think>Rome.<|im_end|>", "Paris?", "Rome."),
         (THINK, "<think>", "Paris?", "Paris?", None),
+        (THINK, "", "<think>a</think>Rome. <think>b</think> Done.<|im_end|>", "a", "Rome. b Done."),
+        (THINK, "", "Rome. Use <think> for this.<|im_end|>", "", "Rome. Use  for this."),
+        (THINK, "<think>", "a</think>Models write <think> first.<|im_end|>", "a", "Models write  first."),
         (("<seed:think>", "</seed:think>"), "", "<seed:think>a</seed:think>b<|im_end|>", "a", "b"),
         (("<|START_THINKING|>", "<|END_THINKING|>"), "", "<|START_THINKING|>a", "a", None),
     ],
@@ -76,8 +79,11 @@ def test_thinking_and_answer_are_told_apart(tags, opens, text, thinking, answer)
 
 def test_a_template_that_closes_thinking_leaves_it_closed():
     tokenizer = reading(*THINK, opens="<think>")
-    made = sampled(tokenizer, "Rome.<|im_end|>", f"{HEAD}<think>\n\n</think>\n\n")
-    assert (made.text, made.has_answer) == ("Rome.", True)
+    closed = f"{HEAD}<think>\n\n</think>\n\n"
+    for text in ("Rome.", "Models write <think> first."):
+        made = sampled(tokenizer, f"{text}<|im_end|>", closed)
+        assert (made.text, made.has_answer) == (text.replace("<think>", ""), True)
+    assert sampled(tokenizer, "<think>Paris?</think>Rome.<|im_end|>", closed).text == "Rome."
 
 
 def test_a_prompt_that_ends_with_a_tag_is_enough():
@@ -100,4 +106,22 @@ def test_a_prompt_that_ends_with_a_tag_is_enough():
 )
 def test_only_the_final_channel_is_the_answer(text, thinking, answer):
     made = sampled(reading(*CHANNELS), text)
+    assert (made.thinking, made.text, made.has_answer) == (thinking, answer or "", answer is not None)
+
+
+@pytest.mark.parametrize(
+    ("opened", "text", "thinking", "answer"),
+    [
+        ("analysis", "hm still", "hm still", None),
+        ("analysis", "hm<|end|><|start|>assistant<|channel|>final<|message|>Rome.", "hm", "Rome."),
+        ("final", "Rome.", "", "Rome."),
+    ],
+)
+def test_a_prompt_may_open_a_channel(opened, text, thinking, answer):
+    tokenizer = reading(*CHANNELS)
+    made = sampled(
+        tokenizer,
+        text,
+        f"<|start|>user<|message|>Where?<|end|><|start|>assistant<|channel|>{opened}<|message|>",
+    )
     assert (made.thinking, made.text, made.has_answer) == (thinking, answer or "", answer is not None)

@@ -254,3 +254,9 @@ def test_thinking_is_stripped_also_where_it_never_ends():
     assert without_thinking("a</think>b") == "b"
     assert without_thinking("<think>a") == ""
     assert without_thinking("no thoughts") == "no thoughts"
+
+
+def test_only_thinking_at_the_beginning_is_stripped():
+    assert without_thinking("<think>a</think>bad words </think> good") == "bad words </think> good"
+    assert without_thinking("<think>a</think> Use the <think> tag.") == "Use the <think> tag."
+    assert without_thinking("It has <think> in it, and </think>.") == "It has <think> in it, and </think>."
