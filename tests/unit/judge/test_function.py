@@ -50,8 +50,10 @@ def test_coroutines_grades_and_abstentions():
 
 
 def test_one_number_is_a_reward_without_verdicts():
-    assert FunctionJudge(length).holistic
-    assert check_judge(FunctionJudge(length)).reward == 0.4
+    judge = FunctionJudge(length)
+    judge.check_task(TASK)
+    assert judge.holistic
+    assert check_judge(judge).reward == 0.4
     judgement = judge_one(length)
     assert (judgement.reward, judgement.verdicts) == (0.4, ())
 
