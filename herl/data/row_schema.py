@@ -11,7 +11,6 @@ from pydantic.fields import FieldInfo
 from herl.checks.reading import shown
 from herl.errors import did_you_mean
 
-
 ENTRIES = {
     "rubric": "a text, or an object with a text",
     "kwargs": "an object of arguments",

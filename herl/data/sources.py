@@ -122,9 +122,21 @@ def read_tasks(
     if bad and quarantine is not None:
         Path(quarantine).parent.mkdir(parents=True, exist_ok=True)
         Path(quarantine).write_text("\n".join(bad) + "\n", encoding="utf-8")
-        logger.warning("skipped %d of %d rows of %s; see %s", len(bad), len(rows), path, quarantine)
+        first_error = json.loads(bad[0])["error"]
+        logger.warning(
+            "skipped %d of %d rows of %s; see %s. The first: %s",
+            len(bad),
+            len(rows),
+            path,
+            quarantine,
+            first_error,
+        )
     if unused:
-        logger.warning("%s: these columns are not used: %s", path, ", ".join(sorted(unused)))
+        logger.warning(
+            "%s: these columns are not used, except by a judge=function that names them: %s",
+            path,
+            ", ".join(sorted(unused)),
+        )
     read = StoredTasks(rows, places, reading) if rows.large else tasks
     read.path, read.unused_columns = str(path), tuple(sorted(unused))
     return read

@@ -18,29 +18,35 @@ def check_rows(splits: Mapping[str, Sequence[Task]], judge: Judge) -> None:
     """Checks that the judge can judge the answers to every row.
 
     Args:
-        splits: Tasks by split name. The same tasks under two names are checked once.
+        splits: Tasks by split name.
         judge: The run's judge.
 
     Raises:
         DataError: names up to three rows with file, id and criterion, and the judges that fit them.
         ConfigError: the judge can judge no row at all.
     """
-    shown: list[str] = []
-    rows = unfit = 0
-    for name, tasks in {id(tasks): (split, tasks) for split, tasks in splits.items()}.values():
-        where = getattr(tasks, "path", "") or f"data.{name}"
+    bare = False
+    rows: dict[str, str] = {}  # a row that stands in both splits counts once
+    for name, tasks in splits.items():
+        file = getattr(tasks, "path", "") or f"data.{name}"
         for task in _some(tasks):
-            rows += 1
+            where = f"{file}, row '{task.id}'"
+            if where in rows:
+                continue
+            rows[where] = ""
             try:
                 judge.check_task(task)
             except DataError as error:
-                unfit += 1
-                if unfit <= SHOWN:
-                    shown.append(f"  {where}, row '{task.id}': {error}")
+                rows[where] = str(error)
+                bare |= not task.rubric.criteria
+    unfit = [f"  {where}: {error}" for where, error in rows.items() if error]
     if unfit:
-        more = [f"  and {unfit - SHOWN} more"] if unfit > SHOWN else []
-        title = f"judge: expected rows that {type(judge).__name__} can judge, got {unfit} of {rows} others:"
-        raise DataError("\n".join([title, *shown, *more, f"{judge.advice}."]))
+        more = [f"  and {len(unfit) - SHOWN} more"] if len(unfit) > SHOWN else []
+        title = f"judge: {type(judge).__name__} cannot judge {len(unfit)} of {len(rows)} rows:"
+        advice = f"{judge.advice}."
+        if bare:
+            advice = "A row without a rubric needs judge=function, with a function that returns one number."
+        raise DataError("\n".join([title, *unfit[:SHOWN], *more, advice]))
 
 
 def _some(tasks: Sequence[Task]) -> Iterator[Task]:

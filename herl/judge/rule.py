@@ -70,26 +70,28 @@ class RuleJudge(Judge):
             return
         first, fault = next(iter(faults.items()))
         if len(faults) == len(task.rubric.criteria):
-            raise DataError(f"criterion '{first}': {fault}")
+            raise DataError(f"criterion '{first}' {fault}")
         if not self._warned_of_abstention:
             self._warned_of_abstention = True
             logger.warning(
-                "criterion '%s' of row '%s' always abstains, so the reward rests on the others: %s. Rows "
-                "like this one are not reported again. %s",
-                first,
+                "row '%s': criterion '%s' %s. It always abstains, so the reward rests on the other criteria. "
+                "Rows like this one are not reported again. %s",
                 task.id,
+                first,
                 fault,
                 self.advice,
             )
 
     def _fault(self, criterion: Criterion) -> str | None:
         """Why the judge would abstain on this criterion of any answer; None if it would not."""
+        if not criterion.check:
+            return "has no check"
         try:
             check = self._typed(criterion.check)
             if isinstance(check, Python):
                 self._function(check.path)
         except HerlError as error:
-            return str(error)
+            return f"has a check that cannot be applied: {error}"
         return None
 
     async def judge(self, task: Task, rollout: Rollout) -> Judgement:

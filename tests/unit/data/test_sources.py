@@ -168,7 +168,10 @@ def test_where_keeps_tasks_by_meta(tmp_path):
     [
         ("{broken", r"rows.jsonl:1: expected one JSON object per line, got '{broken'"),
         ("[1]", r"rows.jsonl:1: expected a JSON object, got list"),
-        (NATIVE | {"rubric": []}, r"rows.jsonl:1: rubric: expected a list of criteria, .*, got an empty list"),
+        (
+            NATIVE | {"rubric": []},
+            r"rows.jsonl:1: rubric: expected a list of criteria, .*, got an empty list",
+        ),
         (
             NATIVE | {"rubrik": 1},
             r"rows.jsonl:1: rubrik: unknown field 'rubrik'; expected one of id, messages, prompt, rubric, "
@@ -213,14 +216,18 @@ def test_a_bad_row_names_file_line_field_expected_and_got(tmp_path, row, message
 
 
 def test_an_error_shows_the_row_shortened(tmp_path):
-    row = NATIVE | {"id": "long", "reference": "x" * 500, "rubric": [{"text": "y" * 500, "weight": "heavy"}] * 9}
+    row = NATIVE | {
+        "id": "long",
+        "reference": "x" * 500,
+        "rubric": [{"text": "y" * 500, "weight": "heavy"}] * 9,
+    }
     with pytest.raises(DataError) as caught:
         read_tasks(write(tmp_path, row))
     [first, shown] = str(caught.value).splitlines()
     assert first.endswith("rubric.0.weight: expected a number, got the text 'heavy'")
     assert shown.startswith('  the row: {"id": "long", ')
     assert shown.endswith(" ...")
-    assert f'"{"x" * 60}..."' in shown
+    assert f'"{"y" * 60}..."' in shown
     assert len(shown) < 330
 
 
@@ -278,7 +285,7 @@ def test_columns_that_are_not_used_are_listed_once(tmp_path, caplog):
     tasks = read_tasks(write(tmp_path, row, row))
     assert tasks.unused_columns == ("canary", "rank")
     assert [one.getMessage() for one in caplog.records] == [
-        f"{tmp_path / 'rows.jsonl'}: these columns are not used: canary, rank"
+        f"{tmp_path / 'rows.jsonl'}: these columns are not used, except by a judge=function that names them: canary, rank"
     ]
 
 
