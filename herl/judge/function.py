@@ -18,12 +18,12 @@ a column of the row, a field of its `meta`, `prompt` (the last user message), `r
 
     task.request        the last user message: "6 x 7?"
     task.messages       the whole conversation: ({"role": "user", "content": "6 x 7?"},)
-    task.rubric         its criteria, each with id ("c1" if the row names none), text, weight and category
+    task.rubric         its criteria, each with id ("c1" if the row has no ids), text, weight and category
     task.reference      a good answer, or None
     task.meta           the row's `meta` and the columns that no field takes: {"solution": "42"}
     task.id             the row's id, or its line number
     rollout.text        the answer, the same as `text`; without the thinking before it
-    rollout.thinking    that thinking, "" if there is none
+    rollout.thinking    that thinking, or ""
     rollout.token_ids   everything that was sampled, thinking included
     rollout.logprobs    the log-probability of each of them, in nats
     rollout.finish_reason   "stop", or "length" if the answer was cut off
@@ -247,5 +247,5 @@ def _made_up(task: Task) -> Rollout:
 
 
 def _python_number(value: Any) -> Any:
-    """A number of NumPy, or a tensor with one element and no axes, as Python's; anything else as it is."""
+    """A number of NumPy, or a tensor with one element and no axes, as Python's; anything else unchanged."""
     return value.item() if hasattr(value, "item") and getattr(value, "ndim", None) == 0 else value

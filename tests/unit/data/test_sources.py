@@ -178,7 +178,7 @@ def test_where_keeps_tasks_by_meta(tmp_path):
             r".*Did you mean 'rubric'\? .* move it into `meta`; to drop it, data.train.ignore=\[rubrik\]",
         ),
         (
-            NATIVE | {"rubric": [{"text": "x", "score": 1, "wieght": 2}]},
+            NATIVE | {"rubric": [{"text": "x", "score": 1}]},
             r"rows.jsonl:1: rubric.0.score: unknown field 'score'; expected one of text, id, weight, ",
         ),
         (NATIVE | {"rubric": [5]}, r"rubric.0: expected a text, or an object with a text, got the number 5"),
