@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
+from typing import Literal
 
 import lightning as L
 
@@ -13,11 +15,37 @@ from herl.module import HerlModule
 
 logger = logging.getLogger(__name__)
 
+LOWER_RATE = (
+    ". The policy moves too far in a batch: lower optimizer.lr (usual for 0.5B to 7B: 1e-6 for all weights, "
+    "1e-5 for LoRA), or raise module.warmup_steps"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """What one alarm watches."""
+
+    curves: tuple[str, ...]
+    """Metrics whose sum is watched."""
+    value: float | None
+    """None for an alarm that is off."""
+    side: Literal["above", "below"]
+    """Where a broken limit's values are."""
+    patience: int
+    """Batches in a row that must break the limit."""
+    advice: str = ""
+
+    def is_broken(self, got: float) -> bool:
+        """Whether a value lies on the wrong side. NaN lies on neither."""
+        assert self.value is not None
+        return got > self.value if self.side == "above" else got < self.value
+
 
 class Alarms(HerlCallback):
     """Watches metrics of the training batches; None switches a limit off.
 
-    An alarm goes off once a limit has been broken for `patience` batches in a row, and rearms when the limit
+    One step that is much too large can ruin a policy, so `kl_to_old_above` needs no patience. Any other
+    alarm goes off once a limit has been broken for `patience` batches in a row, and rearms when the limit
     is met again. It is logged as a warning and counted in `progress/alarms_<name>`.
 
     Args:
@@ -26,6 +54,8 @@ class Alarms(HerlCallback):
         identical_above: Share of groups in which all attempts are the same.
         zero_signal_above: Share of groups that carry no gradient.
         kl_above: KL to the reference policy, in nats per token, for losses that use a reference.
+        kl_to_old_above: KL to the policy before the batch, in nats per token. Healthy runs stay below 0.1.
+        clipped_above: Share of the tokens whose gradient the loss clips, in both directions.
         patience: Batches in a row that must break a limit.
         stop: Whether an alarm ends the run with an error.
     """
@@ -37,19 +67,22 @@ class Alarms(HerlCallback):
         identical_above: float | None = 0.9,
         zero_signal_above: float | None = 0.95,
         kl_above: float | None = 10.0,
+        kl_to_old_above: float | None = 1.0,
+        clipped_above: float | None = 0.3,
         patience: int = 5,
         stop: bool = False,
     ) -> None:
         check_at_least("callbacks.alarms", 1, patience=patience)
+        clips = ("update/clip_fraction_low", "update/clip_fraction_high")
         self.limits = {
-            "entropy": ("update/entropy", entropy_below, -1.0),
-            "truncated": ("train/truncated", truncated_above, 1.0),
-            "identical": ("train/identical_groups", identical_above, 1.0),
-            "zero_signal": ("train/zero_signal_groups", zero_signal_above, 1.0),
-            "kl": ("update/kl_to_reference", kl_above, 1.0),
+            "entropy": Limit(("update/entropy",), entropy_below, "below", patience),
+            "truncated": Limit(("train/truncated",), truncated_above, "above", patience),
+            "identical": Limit(("train/identical_groups",), identical_above, "above", patience),
+            "zero_signal": Limit(("train/zero_signal_groups",), zero_signal_above, "above", patience),
+            "kl": Limit(("update/kl_to_reference",), kl_above, "above", patience),
+            "kl_to_old": Limit(("update/kl_to_old",), kl_to_old_above, "above", 1, LOWER_RATE),
+            "clipped": Limit(clips, clipped_above, "above", patience, LOWER_RATE),
         }
-        """By name: (curve, limit, +1 for an upper limit or -1 for a lower one)."""
-        self.patience = patience
         self.stop = stop
         self.broken: dict[str, int] = {}
 
@@ -62,18 +95,18 @@ class Alarms(HerlCallback):
         self.broken = dict(state_dict)
 
     def on_step(self, trainer: L.Trainer, module: HerlModule, step: Step) -> None:
-        for name, (curve, limit, sign) in self.limits.items():
-            value = step.metrics.get(curve)
-            if limit is None or value is None:
+        for name, limit in self.limits.items():
+            values = [step.metrics[curve] for curve in limit.curves if curve in step.metrics]
+            if limit.value is None or not values:
                 continue
-            self.broken[name] = self.broken.get(name, 0) + 1 if sign * (value - limit) > 0 else 0
-            if self.broken[name] != self.patience:
+            self.broken[name] = self.broken.get(name, 0) + 1 if limit.is_broken(sum(values)) else 0
+            if self.broken[name] != limit.patience:
                 continue
             module.counts[f"alarms_{name}"] += 1
-            side = "above" if sign > 0 else "below"
+            span = "in a batch" if limit.patience == 1 else f"for {limit.patience} batches in a row"
             message = (
-                f"alarm: {curve} was {side} {limit:g} for {self.patience} batches in a row, now {value:.4g} "
-                f"(callbacks.alarms.{name}_{side})"
+                f"alarm: {' + '.join(limit.curves)} was {limit.side} {limit.value:g} {span}, "
+                f"now {sum(values):.4g} (callbacks.alarms.{name}_{limit.side}){limit.advice}"
             )
             if self.stop:
                 raise TrainingError(message)

@@ -31,7 +31,7 @@ from herl.callbacks.stop_on_signal import requeue
 from herl.cli.summary import finish, log_hyperparameters, show_rows
 from herl.config.build import Run, build, check_checkpoint, make, quiet, resumed_from
 from herl.config.check import check
-from herl.data.lint import Finding, bad_rows, findings
+from herl.data.lint import BAD_ROW, Finding, bad_rows, findings
 from herl.data.prompts import typed_prompt
 from herl.dry_run.trial import dry_run
 from herl.errors import BudgetSpent, ConfigError, DataError, JudgeStop, RunStopped
@@ -42,6 +42,8 @@ from herl.records.lines import read_records, write_lines
 from herl.rollout.check_prompts import checked_prompt
 
 logger = logging.getLogger(__name__)
+BAD_ROWS_SHOWN = 10
+"""Most bad rows that `herl lint` prints; all are in lint.json."""
 
 
 def fit(config: DictConfig) -> dict[str, Any]:
@@ -271,7 +273,11 @@ def lint(config: DictConfig) -> list[Finding]:
     quiet()
     if OmegaConf.select(config, "data.train.on_bad_row") is not None:
         config.data.train.on_bad_row = "skip"  # so that all bad rows are listed
-    data: Any = make(config.data)
+    try:
+        data: Any = make(config.data)
+    except DataError:  # perhaps because no row is left
+        _show_bad_rows(bad_rows(Path(config.output_dir)))
+        raise
     model = make(config.model)
     tokenizer = model.tokenizer()
     vocab_size = model.vocab_size()
@@ -298,8 +304,18 @@ def _show_findings(found: list[Finding], prompts: int, path: Path) -> None:
     kinds = Counter((finding.level, finding.kind) for finding in found)
     for (level, kind), times in sorted(kinds.items()):
         example = next(finding for finding in found if (finding.level, finding.kind) == (level, kind))
-        shown = Text(f"{example.where}: {example.detail}"[:200])
+        shown = Text(f"{example.where}: {example.detail}".partition("\n")[0][:200])
         table.add_row(Text(level, style="red" if level == "error" else "yellow"), kind, str(times), shown)
+    _show_bad_rows([finding for finding in found if finding.kind == BAD_ROW])
     console = Console()
     console.print(table if found else f"herl lint: {prompts} prompts, no findings")
     console.print(f"All findings: {path}")
+
+
+def _show_bad_rows(found: list[Finding]) -> None:
+    """Prints the first bad rows with their place, the field and the reason."""
+    console = Console()
+    for finding in found[:BAD_ROWS_SHOWN]:
+        console.print(Text(f"{finding.where}: {finding.detail}"), soft_wrap=True)
+    if len(found) > BAD_ROWS_SHOWN:
+        console.print(f"and {len(found) - BAD_ROWS_SHOWN} more bad rows")

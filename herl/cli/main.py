@@ -35,6 +35,8 @@ VERBS = {
 }
 LIGHT = {"inspect": "herl.records.inspect"}
 """Modules of verbs that need no model and skip `herl.cli.commands`, which takes seconds to import."""
+RUNS = ("fit", "validate", "test", "improve")
+"""Verbs that judge answers; rows and judge are checked before the heavy imports."""
 
 HELP = """herl: reinforcement learning of language models from rubric rewards and hindsight experience
 
@@ -109,8 +111,10 @@ def _run_hydra(verb: str) -> None:
     def command(config: DictConfig) -> None:
         nonlocal started
         started, sys.stderr = True, shown
-        commands = import_module(LIGHT.get(verb, "herl.cli.commands"))
         try:
+            if verb in RUNS:
+                import_module("herl.config.early").check_early(config)
+            commands = import_module(LIGHT.get(verb, "herl.cli.commands"))
             getattr(commands, verb)(config)
         except RunStopped as stop:
             raise SystemExit(130 if stop.signal == SIGINT else 0) from stop

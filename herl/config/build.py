@@ -24,6 +24,7 @@ from transformers.utils import logging as transformers_logging
 from herl.callbacks.keep_heldout import KeepHeldout
 from herl.config.check import check
 from herl.errors import ConfigError, HerlError
+from herl.judge.check_rows import check_rows
 from herl.models.export import check_checkpoint_file
 from herl.models.fsdp import FSDPStrategy, check_trainer
 from herl.models.precision import default_precision, use_tf32
@@ -82,6 +83,8 @@ def build(
     data = make(config.data) if data is None else data
     module: HerlModule = make(config.module)
     splits = {name: getattr(data, name, ()) for name in ("train", "heldout")}
+    check_rows(splits, module.stages.judge_runner.judge)
+    module.stages.check_verdicts()  # whether a function gives verdicts is known once it was tried
     check_prompts(splits, module.stages.tokenizer, module.model.vocab_size())
     heldout = KeepHeldout()
     accelerator = config.trainer.accelerator

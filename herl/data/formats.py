@@ -7,21 +7,23 @@
 | HealthBench | rubrics of {criterion, points} | negative points mark undesirable criteria              |
 | RaR         | question and rubric            | a prefix like "Essential Criteria:" is the category    |
 | native      | prompt or messages, and rubric | [{text, weight, check, ...}] or plain strings          |
+| prompt only | prompt or messages             | no criteria: for a judge that returns one number       |
 
 Other common field names are recognized (`ALIASES`); a field map adds more. A rubric or a list of
 instructions may also be nested in `reward_model` or its `ground_truth`, as in verl's rows. Alpaca's
 `instruction` and `input` form one prompt. In the native format an unknown field is an error, since it is
-probably misspelled; in the other formats it is listed, and an error if it looks like a part of the prompt
-(`columns`). Lists stored as JSON in a text column are decoded, and nulls are missing fields (`cells`).
+probably misspelled; in the other formats it is listed, kept in the task's `meta`, and an error if it looks
+like a part of the prompt (`columns`). Lists stored as JSON in a text column are decoded, and nulls are
+missing fields (`cells`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ValidationError
 
 from herl.checks import read_check
 from herl.data.cells import OWN, OWN_IN_JSON, check_unicode, decoded, present
@@ -40,6 +42,7 @@ from herl.data.foreign import (
     unpacked,
     with_input,
 )
+from herl.data.row_schema import IFEvalRow, NativeRow, RowCriterion, RowMessage, explain
 from herl.data.rows import Row
 from herl.errors import ConfigError, DataError, did_you_mean
 from herl.types import Criterion, Rubric, Task
@@ -69,62 +72,12 @@ class Reading:
     def __post_init__(self) -> None:
         if isinstance(self.ignore, str):
             raise ConfigError(f"data.ignore: expected a list of columns, got the text '{self.ignore}'")
-        known = {*_Native.model_fields, *_Criterion.model_fields}
+        known = {*NativeRow.model_fields, *RowCriterion.model_fields}
         for name in self.fields:
             if name not in known:
                 raise ConfigError(
                     f"data.fields.{name}: expected one of {sorted(known)}." + did_you_mean(name, known)
                 )
-
-
-class _Row(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class _Message(_Row):
-    role: str
-    content: str
-
-
-class _Criterion(_Row):
-    text: str = Field(min_length=1)
-    id: str = ""
-    weight: float = Field(default=1.0, allow_inf_nan=False)
-    title: str = ""
-    category: str = ""
-    check: Any = None
-    undesirable: bool | None = None
-    gate: bool = False
-
-    @model_validator(mode="after")
-    def _negative_weight_needs_polarity(self) -> _Criterion:
-        if self.weight < 0 and self.undesirable is None:
-            raise ValueError(
-                "a negative weight needs 'undesirable': true if meeting it is bad (\"advertises\"), "
-                'false if meeting it is good ("does not advertise"). To decide it for a whole data set, set '
-                "negative_weight=met_is_bad or met_is_good"
-            )
-        return self
-
-
-class _Native(_Row):
-    id: str | int | None = None
-    messages: list[_Message] | None = Field(default=None, min_length=1)
-    prompt: str | None = None
-    rubric: list[_Criterion | str] = Field(min_length=1)
-    reference: str | None = None
-    source: str = ""
-    meta: dict[str, Any] = Field(default_factory=dict)
-
-
-class _IFEval(BaseModel):
-    key: str | int | None = None
-    id: str | int | None = None
-    prompt: str | list[_Message]
-    instruction_id_list: list[str] = Field(min_length=1)
-    kwargs: list[dict[str, Any] | None]
-    criteria: list[str] = Field(default_factory=list)
-    """The instructions in words, if the data has them."""
 
 
 def task_of(row: Row, reading: Reading | None = None) -> Task:
@@ -159,24 +112,27 @@ def read_row(row: Row, reading: Reading) -> tuple[Task, frozenset[str]]:
             name for name, cell in given.items() if name not in taken and cell not in ("", [], {})
         )
         check_unused(given, sorted(unused), task.messages)
+        check_unicode({name: given[name] for name in unused})
     except ValidationError as error:
-        raise DataError(f"{row.place}: {_explain(error)}") from error
+        raise DataError(f"{row.place}: {explain(error)}") from error
     except DataError as error:
         raise DataError(f"{row.place}: {error}") from error
+    if unused:  # a user's judge may read them
+        task = replace(task, meta={**{name: given[name] for name in given if name in unused}, **task.meta})
     return task, unused
 
 
 def _read(value: dict[str, Any], row_id: str, reading: Reading) -> tuple[Task, set[str]]:
     """Returns the task of a row, and the columns that it is made of."""
     if "instruction_id_list" in value and not reading.fields:
-        check_unicode({name: value[name] for name in _IFEval.model_fields if name in value})
-        return _ifeval_task(_IFEval.model_validate(value), row_id, reading), {
-            *_IFEval.model_fields,
+        check_unicode({name: value[name] for name in IFEvalRow.model_fields if name in value})
+        return _ifeval_task(IFEvalRow.model_validate(value), row_id, reading), {
+            *IFEvalRow.model_fields,
             "reward_model",
         }
     native, taken = _as_native(value, reading)
     check_unicode(native)
-    return _native_task(_Native.model_validate(native), row_id, reading), taken
+    return _native_task(NativeRow.model_validate(native), row_id, reading), taken
 
 
 # Other formats -> the native one
@@ -188,7 +144,7 @@ def _as_native(value: Mapping[str, Any], reading: Reading) -> tuple[dict[str, An
         native = renamed(value, reading.fields)
         named = set(reading.fields)
         rubric = native.get("rubric")
-        inner = {name: theirs for name, theirs in reading.fields.items() if name in _Criterion.model_fields}
+        inner = {name: theirs for name, theirs in reading.fields.items() if name in RowCriterion.model_fields}
         if isinstance(rubric, list):
             native["rubric"] = [renamed(c, inner) if isinstance(c, dict) and inner else c for c in rubric]
         own = {name for name, theirs in reading.fields.items() if theirs not in value}
@@ -202,12 +158,15 @@ def _as_native(value: Mapping[str, Any], reading: Reading) -> tuple[dict[str, An
     columns = {name: theirs for name in ("prompt", "messages", "rubric", "reference", "id", "source")
                if (theirs := column(value, name, ALIASES.get(name, ()))) is not None}  # fmt: skip
     native = {name: value[theirs] for name, theirs in columns.items()}
+    if isinstance(value.get("meta"), dict):
+        native["meta"], columns["meta"] = value["meta"], "meta"
     if "rubric" not in native:
-        return dict(value), set(value)  # validation will name the missing field
-    if isinstance(native["rubric"], dict):  # {"criteria": [...]}
+        if "prompt" not in native and "messages" not in native:
+            return dict(value), set(value)  # validation will name what is missing
+    elif isinstance(native["rubric"], dict):  # {"criteria": [...]}
         native["rubric"] = first(native["rubric"], "criteria", ("rubric", "rubrics", "items"))
-    if isinstance(native["rubric"], list):
-        native["rubric"] = [foreign_criterion(c, _Criterion.model_fields) for c in native["rubric"]]
+    if isinstance(native.get("rubric"), list):
+        native["rubric"] = [foreign_criterion(c, RowCriterion.model_fields) for c in native["rubric"]]
     if "messages" in native:
         for repeats in (native, columns):  # the messages as text
             repeats.pop("prompt", None)
@@ -256,13 +215,13 @@ def _muldimif(value: Mapping[str, Any], chat: str | None) -> dict[str, Any]:
 # Tasks
 
 
-def _native_task(row: _Native, row_id: str, reading: Reading) -> Task:
+def _native_task(row: NativeRow, row_id: str, reading: Reading) -> Task:
     if (row.messages is None) == (row.prompt is None):
         raise DataError("expected either 'messages' or 'prompt', got both or neither")
-    messages = row.messages or [_Message(role="user", content=row.prompt or "")]
+    messages = row.messages or [RowMessage(role="user", content=row.prompt or "")]
     if messages[-1].role != "user":
         raise DataError(f"messages: expected the last role to be 'user', got '{messages[-1].role}'")
-    parsed = [_Criterion(text=c) if isinstance(c, str) else c for c in row.rubric]
+    parsed = [RowCriterion(text=c) if isinstance(c, str) else c for c in row.rubric or ()]
     criteria = tuple(
         Criterion(
             **criterion.model_dump(exclude={"id", "undesirable", "check"}),
@@ -273,7 +232,7 @@ def _native_task(row: _Native, row_id: str, reading: Reading) -> Task:
         )
         for number, criterion in enumerate(parsed, start=1)
     )
-    if not any(criterion.weight > 0 for criterion in criteria):
+    if criteria and not any(criterion.weight > 0 for criterion in criteria):
         raise DataError("rubric: expected at least one positive weight, got none")
     ids = [criterion.id for criterion in criteria]
     if len(set(ids)) < len(ids):
@@ -295,7 +254,7 @@ def _sound_check(value: Any, where: str) -> Mapping[str, Any] | None:
     return check
 
 
-def _ifeval_task(row: _IFEval, row_id: str, reading: Reading) -> Task:
+def _ifeval_task(row: IFEvalRow, row_id: str, reading: Reading) -> Task:
     if len(row.kwargs) != len(row.instruction_id_list):
         raise DataError(
             f"kwargs: expected {len(row.instruction_id_list)} entries, one per instruction, "
@@ -309,7 +268,7 @@ def _ifeval_task(row: _IFEval, row_id: str, reading: Reading) -> Task:
         criteria.append(instruction_criterion(instruction, kwargs or {}, text, suffix))
         read_check(criteria[-1].check, f"instruction_id_list.{len(criteria) - 1}")
     key = row.id if row.key is None else row.key
-    messages = row.prompt if isinstance(row.prompt, list) else [_Message(role="user", content=row.prompt)]
+    messages = row.prompt if isinstance(row.prompt, list) else [RowMessage(role="user", content=row.prompt)]
     return Task(
         id=row_id if key is None else str(key),
         messages=tuple(message.model_dump() for message in messages),
@@ -340,16 +299,3 @@ def instruction_criterion(
 def _whole(value: Any) -> Any:
     """Turns 5.0 into 5: tables store whole numbers as floats in columns with missing values."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _explain(error: ValidationError) -> str:
-    """pydantic's first complaint as field, expected and got."""
-    first = error.errors()[0]
-    # pydantic also names the branches of a union, such as "_Criterion" or "function-after[...]"
-    steps = [str(part) for part in first["loc"]]
-    name = ".".join(step for step in steps if not step.startswith(("_", "function-")))
-    got = "nothing" if first["type"] == "missing" else repr(first["input"])[:80]
-    hint = ""
-    if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:
-        hint = f" (to drop the column: data.train.ignore=[{name}])"
-    return f"{name}: {first['msg']}, got {got}{hint}"

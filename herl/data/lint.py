@@ -17,9 +17,11 @@ from zlib import crc32
 
 import numpy as np
 
+from herl.data.sources import shortened
 from herl.errors import DataError
 from herl.types import Criterion, Task
 
+BAD_ROW = "bad row"
 NEAR = 0.8
 """Smallest share of common word triples (Jaccard index) at which two prompts are near-duplicates."""
 _NEGATED = re.compile(
@@ -59,17 +61,23 @@ def findings(
         records: Answers that a run recorded (`herl.callbacks.RecordAnswers`).
     """
     found: list[Finding] = []
+    without_rubric: list[str] = []
     for split, tasks in splits.items():
         for task in tasks:
             where = f"{split}:{task.id}"
             for criterion in task.rubric.criteria:
                 found += _criterion(f"{where}:{criterion.id}", criterion)
             found += _rubric(where, task)
+            if not task.rubric.criteria:
+                without_rubric.append(where)
             if prompt_tokens is not None and max_prompt_tokens is not None:
                 found += _prompt(where, task, prompt_tokens, max_prompt_tokens)
         if unused := getattr(tasks, "unused_columns", ()):
             detail = f"no field takes them: {', '.join(unused)}"
             found.append(Finding(level="warning", kind="unused columns", where=split, detail=detail))
+    if without_rubric:
+        detail = f"{len(without_rubric)} rows have none, so only a judge=function that returns a number fits"
+        found.append(Finding(level="warning", kind="no rubric", where=without_rubric[0], detail=detail))
     found += _weights(splits)
     found += _duplicates(splits)
     found += _records(records)
@@ -207,9 +215,10 @@ def bad_rows(folder: Path) -> list[Finding]:
     return [
         Finding(
             level="error",
-            kind="bad row",
+            kind=BAD_ROW,
             where=row["place"],
-            detail=row["error"].removeprefix(f"{row['place']}: "),
+            detail=row["error"].removeprefix(f"{row['place']}: ")
+            + ("" if row["row"] is None else f"\n  the row: {shortened(row['row'])}"),
         )
         for path in sorted(folder.glob("bad_rows_*.jsonl"))
         for row in map(json.loads, path.read_text(encoding="utf-8").splitlines())

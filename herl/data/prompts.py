@@ -10,7 +10,7 @@ from herl.cache_folder import cache_folder
 from herl.data.datamodule import RubricDataModule
 from herl.data.formats import NegativeWeight, Reading, task_of
 from herl.data.rows import Row
-from herl.data.sources import check_instructions, read_tasks
+from herl.data.sources import ListedTasks, check_instructions, read_tasks
 from herl.errors import ConfigError, DataError
 from herl.types import Task
 
@@ -66,7 +66,7 @@ def typed_prompt(text: str, rubric: Sequence[Any] = ()) -> RubricDataModule:
         DataError: there is no rubric, or the row cannot be used.
     """
     text = text.strip()
-    value: Any = {"prompt": text, "rubric": list(rubric)}
+    value: Any = {"prompt": text, "rubric": list(rubric)} if rubric else {"prompt": text}
     if text.startswith("{"):
         try:
             value = json.loads(text)
@@ -74,13 +74,13 @@ def typed_prompt(text: str, rubric: Sequence[Any] = ()) -> RubricDataModule:
             raise DataError(
                 f"prompt: expected a prompt or a row as JSON, got invalid JSON ({error})"
             ) from error
-    elif not rubric:
+    task = task_of(Row(place="prompt", number=1, value=value), Reading())
+    if not task.rubric.criteria:
         raise DataError(
             "rubric: expected criteria to judge the answer by, got none. Add "
             "rubric='[Names two rivers., ...]', or give the prompt as a row: "
             '{"prompt": ..., "rubric": [...]}'
         )
-    task = task_of(Row(place="prompt", number=1, value=value), Reading())
     check_instructions(task, "prompt")
     return _module([task], 1, 0)
 
@@ -90,7 +90,9 @@ def _spread(tasks: Sequence[Task], max_prompts: int | None) -> Sequence[Task]:
         raise ConfigError(f"data.max_prompts: expected at least 1, or null, got {max_prompts}")
     if max_prompts is None or max_prompts >= len(tasks):
         return tasks
-    return [tasks[place * len(tasks) // max_prompts] for place in range(max_prompts)]
+    some = ListedTasks(tasks[place * len(tasks) // max_prompts] for place in range(max_prompts))
+    some.path = getattr(tasks, "path", "")
+    return some
 
 
 def _module(tasks: Sequence[Task], prompts_per_batch: int, seed: int) -> RubricDataModule:

@@ -11,11 +11,13 @@ from typing import Any, Literal, overload
 
 from herl.checks.instructions import argument_fault
 from herl.data.formats import NegativeWeight, Reading, read_row, task_of
-from herl.data.rows import Rows, read_rows
+from herl.data.rows import Row, Rows, read_rows
 from herl.errors import ConfigError, DataError
 from herl.types import Task
 
 logger = logging.getLogger(__name__)
+ROW_CHARACTERS, CELL_CHARACTERS = 300, 60
+"""Most characters of a bad row, and of a text in it, that an error shows."""
 
 
 class ListedTasks(list[Task]):
@@ -110,7 +112,7 @@ def read_tasks(
                 )
         except DataError as error:
             if on_bad_row == "error":
-                raise
+                raise _with_row(error, row) from error.__cause__
             value = None if isinstance(row.value, DataError) else row.value
             bad.append(json.dumps({"place": row.place, "error": str(error), "row": value}, default=str))
             continue
@@ -123,12 +125,88 @@ def read_tasks(
     if bad and quarantine is not None:
         Path(quarantine).parent.mkdir(parents=True, exist_ok=True)
         Path(quarantine).write_text("\n".join(bad) + "\n", encoding="utf-8")
-        logger.warning("skipped %d of %d rows of %s; see %s", len(bad), len(rows), path, quarantine)
+        first_error = json.loads(bad[0])["error"]
+        logger.warning(
+            "skipped %d of %d rows of %s; see %s. The first: %s",
+            len(bad),
+            len(rows),
+            path,
+            quarantine,
+            first_error,
+        )
     if unused:
-        logger.warning("%s: these columns are not used: %s", path, ", ".join(sorted(unused)))
+        logger.warning(
+            "%s: these columns are not used, except by a judge=function that names them: %s",
+            path,
+            ", ".join(sorted(unused)),
+        )
     read = StoredTasks(rows, places, reading) if rows.large else tasks
     read.path, read.unused_columns = str(path), tuple(sorted(unused))
     return read
+
+
+def first_tasks(
+    path: str | Path,
+    count: int,
+    *,
+    on_bad_row: Literal["error", "skip"] = "error",
+    fields: Mapping[str, str] | None = None,
+    ignore: Sequence[str] = (),
+    negative_weight: NegativeWeight = "must_say",
+    source: str | None = None,
+    **others: Any,
+) -> Sequence[Task]:
+    """Returns the tasks of a file's first rows, without a warning; a look before `read_tasks` reads all.
+
+    Args:
+        path: As in `read_tasks`, as are the other arguments, of which some do not matter here.
+        count: Number of rows to look at.
+        on_bad_row: `skip` leaves bad rows out.
+        fields: See `read_tasks`.
+        ignore: See `read_tasks`.
+        negative_weight: See `read_tasks`.
+        source: See `read_tasks`.
+        others: Not used.
+
+    Raises:
+        DataError: as `read_tasks`, for these rows.
+    """
+    reading = Reading(
+        fields=dict(fields or {}), ignore=tuple(ignore), negative_weight=negative_weight, source=source
+    )
+    tasks = ListedTasks()
+    tasks.path = str(path)
+    for row in read_rows(path)[:count]:
+        try:
+            task = task_of(row, reading)
+            check_instructions(task, row.place)
+            tasks.append(task)
+        except DataError as error:
+            if on_bad_row == "error":
+                raise _with_row(error, row) from error.__cause__
+    return tasks
+
+
+def _with_row(error: DataError, row: Row) -> DataError:
+    """The error with the row that it is about, shortened, on a line of its own."""
+    if isinstance(row.value, DataError):  # no JSON; the error quotes it
+        return error
+    return DataError(f"{error}\n  the row: {shortened(row.value)}")
+
+
+def shortened(value: Any) -> str:
+    """Returns a row as JSON, its texts and itself cut to what fits on a screen."""
+    text = json.dumps(_cut(value), ensure_ascii=False, default=str)
+    text = text.encode(errors="backslashreplace").decode()  # a lone surrogate cannot be printed
+    return text if len(text) <= ROW_CHARACTERS else f"{text[:ROW_CHARACTERS]} ..."
+
+
+def _cut(value: Any) -> Any:
+    if isinstance(value, str):
+        return value if len(value) <= CELL_CHARACTERS else f"{value[:CELL_CHARACTERS]}..."
+    if isinstance(value, Mapping):
+        return {str(name): _cut(cell) for name, cell in value.items()}
+    return [_cut(cell) for cell in value] if isinstance(value, list) else value
 
 
 def check_instructions(task: Task, place: str) -> None:

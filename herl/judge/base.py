@@ -6,11 +6,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from herl.errors import DataError
 from herl.judge.aggregation import weighted
 from herl.judge.budget import Budget
 from herl.types import Judgement, Rollout, Rubric, Task, Verdict
 
 NO_ANSWER = "the thinking never ended, so there is no answer"
+NEEDS_VERDICTS = (
+    "judge: hindsight needs verdicts on each criterion, but a holistic judge gives one score for the whole "
+    "answer: use algorithm=grpo, or a judge with verdicts (another judge.mode of judge=llm; a function that "
+    "returns {'criterion id': True, ...} for rows with a rubric)"
+)
 
 
 class Aggregation(Protocol):
@@ -33,6 +39,12 @@ class Judge(ABC):
     holistic: bool = False
     """True for a judge that returns one reward and no verdicts. Hindsight cannot use such a judge."""
 
+    advice: str = (
+        "judge=llm lets a language model judge by the texts of a rubric; judge=function calls your own "
+        "function, which needs no rubric if it returns one number"
+    )
+    """Names judges for rows that this one cannot judge. It is shown once, below these rows."""
+
     def __init__(self, aggregation: Aggregation = weighted) -> None:
         self.aggregation = aggregation
 
@@ -45,6 +57,19 @@ class Judge(ABC):
             BudgetSpent: a paid call would exceed the budget. The run stops.
             ConfigError: no call can ever succeed, e.g. because the key is wrong. The run stops.
         """
+
+    def check_task(self, task: Task) -> None:
+        """Checks that answers to a task can be judged at all. Called with rows of the run's data, in order,
+        before a model loads (`herl.judge.check_rows`).
+
+        By default a task needs a rubric, unless the judge is holistic. Override it to ask for more.
+
+        Raises:
+            DataError: names the criterion or the column, and what was expected of it.
+            ConfigError: no row can be judged, e.g. because a function is broken.
+        """
+        if not self.holistic:
+            require_rubric(task)
 
     def prepare(self) -> None:  # noqa: B027  # nothing to do is the right default
         """Loads models and starts servers, in the main thread of every rank. Safe to call twice."""
@@ -93,3 +118,11 @@ class Judge(ABC):
             reward=self.aggregation(task.rubric, verdicts),
             usage=usage or {},
         )
+
+
+def require_rubric(task: Task) -> None:
+    """Raises a DataError if a task has no criteria; lists the columns that may hold them."""
+    if not task.rubric.criteria:
+        columns = ", ".join(map(str, task.meta))
+        hint = f": if one of its other columns ({columns}) is one, set data.train.fields={{rubric: COLUMN}}"
+        raise DataError("it has no rubric" + (hint if columns else ""))

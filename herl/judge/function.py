@@ -1,48 +1,158 @@
-"""Judges with a plain Python function, sync or async: (task, text) -> verdicts by criterion id, or a number.
+"""Judges with a plain Python function, sync or async, which is called once for each answer.
 
-    def my_reward(task, text):
-        return {"food": "fish" in text, "length": len(text.split()) <= 16}
+It returns one number for the answer, or a verdict for each criterion of the row's rubric:
 
-Select it with `judge=function judge.function=my_module.my_reward`. True and False are verdicts, a number in
-[0, 1] is a graded verdict, and None abstains. A single number for the whole answer is a reward without
-verdicts, which hindsight cannot use. Synchronous functions run in threads, so a slow one blocks nothing.
+    # my_rewards.py
+    def exact(task, text, solution):  # rows like {"prompt": "6 x 7?", "solution": "42"}
+        return float(solution in text)
+
+    def brief(task, text, rollout):  # rows like {"prompt": "Why?", "rubric": ["Is brief.", "Has an end."]}
+        words = len(text.split())
+        return {"c1": max(0.0, 1 - words / 100), "c2": rollout.finish_reason == "stop"}
+
+    HERL_ALLOW_TARGETS=my_rewards herl fit judge=function judge.function=my_rewards.exact algorithm=grpo ...
+
+The first two arguments are the `Task` and the answer's text. Any further argument is filled in by its name:
+a column of the row, a field of its `meta`, `prompt` (the last user message), `reference`, or `rollout`.
+`**columns` takes all columns.
+
+    task.request        the last user message: "6 x 7?"
+    task.messages       the whole conversation: ({"role": "user", "content": "6 x 7?"},)
+    task.rubric         its criteria, each with id ("c1" if the row has no ids), text, weight and category
+    task.reference      a good answer, or None
+    task.meta           the row's `meta` and the columns that no field takes: {"solution": "42"}
+    task.id             the row's id, or its line number
+    rollout.text        the answer, the same as `text`; without the thinking before it
+    rollout.thinking    that thinking, or ""
+    rollout.token_ids   everything that was sampled, thinking included
+    rollout.logprobs    the log-probability of each of them, in nats
+    rollout.finish_reason   "stop", or "length" if the answer was cut off
+
+A number, or True and False, is the reward of the whole answer. Such a judge is holistic: it needs no rubric,
+and hindsight cannot use it (algorithm=grpo). In verdicts by criterion id, True and False are verdicts, a
+number in [0, 1] is a graded one, and None abstains. A `Judgement` says everything itself.
+
+Synchronous functions run in threads, so a slow one blocks nothing. Before the run, the function is called
+once with a row and a made-up answer: what it raises or returns then is seen at once, and decides whether the
+judge is holistic.
 """
 
 from __future__ import annotations
 
 import asyncio
 import inspect
-import typing
+import linecache
+import os
+import traceback
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any
 
-from herl.errors import JudgeError
+from herl.errors import ConfigError, DataError, JudgeError
 from herl.judge.aggregation import weighted
-from herl.judge.base import Aggregation, Judge
+from herl.judge.base import Aggregation, Judge, require_rubric
 from herl.targets import configured
 from herl.types import Judgement, Rollout, Task, Verdict
 
-Function = Callable[[Task, str], Any]
+Function = Callable[..., Any]
+MADE_UP = "This is a made-up answer."
+"""The answer that a function is tried on before the run."""
+MAY_RETURN = """
+  0.5, True                      a number: the reward of the whole answer (with algorithm=grpo)
+  {"c1": True, "c2": 0.5}        verdicts by criterion id: True, False, a number in [0, 1], or None to abstain
+  Judgement(rollout_id=rollout.id, verdicts=(), reward=0.5)   with `rollout` among the function's arguments"""
+_holistic: dict[Function, bool] = {}
+"""Functions that were named in a configuration and tried in this process -> whether they are holistic."""
 
 
 class FunctionJudge(Judge):
     """Calls a function for each answer. An exception in it is reported under its name; the answer abstains.
 
     Args:
-        function: The function, or its path such as "my_module.my_reward". A function annotated to return a
-            float or an int is holistic.
+        function: The function, or its path such as "my_module.my_reward". It is holistic if it returns a
+            number, which is known once it was called.
         met_at: Smallest value in [0, 1] at which a graded criterion counts as met.
         aggregation: How verdicts and weights become the reward.
     """
+
+    advice = (
+        "judge=function passes each row's columns to the function by its argument names. A function that "
+        "returns one number needs no rubric; one that returns verdicts does (herl/judge/function.py)"
+    )
 
     def __init__(
         self, function: str | Function, met_at: float = 1.0, aggregation: Aggregation = weighted
     ) -> None:
         super().__init__(aggregation)
         self._function = configured("judge.function", function) if isinstance(function, str) else function
+        if not callable(self._function):
+            kind = type(self._function).__name__
+            raise ConfigError(f"judge.function: expected a function, got '{function}', which is a {kind}")
         self._name = f"{self._function.__module__}.{getattr(self._function, '__qualname__', function)}"
+        self._named, self._takes_all = _columns_of(self._function, self._name)
         self._met_at = met_at
-        self.holistic = _return_type(self._function) in (float, int)
+        self._remembered = isinstance(function, str)  # so that the run does not try it again
+        self._tried = self._remembered and self._function in _holistic
+        self.holistic = self._tried and _holistic[self._function]
+
+    def check_task(self, task: Task) -> None:
+        """Checks that a row has the columns that the function asks for, and a rubric if it needs one. The
+        first row is also tried: the function is called once, with a made-up answer.
+
+        Raises:
+            ConfigError: the function raised, with the line where; or it returned something unusable.
+            DataError: a column or the rubric is missing.
+        """
+        self._arguments(task, _made_up(task))
+        if not self._tried:
+            self._try(task)
+        super().check_task(task)
+
+    def _try(self, task: Task) -> None:
+        rollout = _made_up(task)
+        call = f"It was called once, with row '{task.id}' and the made-up answer {MADE_UP!r}, before the run."
+        try:
+            result = asyncio.run(self._call(task, rollout))
+        except DataError:
+            raise
+        except Exception as error:  # a user's function may raise anything
+            told = f"{self._name} raised {type(error).__name__}: {error}"
+            raise ConfigError(f"judge.function: {told}\n{self._line_of(error)}\n{call}") from error
+        try:
+            judgement = self._judgement(task, rollout, result)
+        except JudgeError as error:
+            hint = " herl calls it for one answer at a time." if isinstance(result, list | tuple) else ""
+            hint = " Does it end without a return?" if result is None else hint
+            raise ConfigError(
+                f"judge.function: {error}.{hint} It may return one of{MAY_RETURN}\n{call}"
+            ) from error
+        self._learn(judgement)
+        if judgement.verdicts:
+            require_rubric(task)
+            expected = [criterion.id for criterion in task.rubric.criteria]
+            got = [verdict.criterion_id for verdict in judgement.verdicts]
+            if sorted(got) != sorted(expected):
+                raise ConfigError(
+                    f"judge.function: {self._name}: expected one verdict for each criterion of row "
+                    f"'{task.id}', {expected}, got {got}. Criteria without an id are named c1, c2, ... in "
+                    f"the row's order\n{call}"
+                )
+
+    def _learn(self, judgement: Judgement) -> None:
+        self._tried = True
+        self.holistic = judgement.reward is not None and not judgement.verdicts
+        if self._remembered:
+            _holistic[self._function] = self.holistic
+
+    def _line_of(self, error: Exception) -> str:
+        """The innermost line of the function's own file: its place and its text."""
+        frames = traceback.extract_tb(error.__traceback__)
+        file = getattr(getattr(self._function, "__code__", None), "co_filename", None)
+        own = [frame for frame in frames if frame.filename == file] or list(frames)
+        last = own[-1]
+        path = os.path.relpath(last.filename)
+        shown = last.filename if path.startswith("..") else path
+        return f"  {shown}:{last.lineno}: {linecache.getline(last.filename, last.lineno or 0).strip()}"
 
     async def judge(self, task: Task, rollout: Rollout) -> Judgement:
         """Returns the function's verdicts, or its number as the reward.
@@ -51,26 +161,53 @@ class FunctionJudge(Judge):
             JudgeError: the function raised, or its result has an unexpected type or value.
         """
         try:
-            if inspect.iscoroutinefunction(self._function):
-                result = await self._function(task, rollout.text)
-            else:
-                result = await asyncio.to_thread(self._function, task, rollout.text)
+            result = await self._call(task, rollout)
         except Exception as error:  # a user's function may raise anything
             raise JudgeError(f"{self._name} raised {type(error).__name__}: {error}", "function") from error
+        judgement = self._judgement(task, rollout, result)
+        if not self._tried:
+            self._learn(judgement)
+        return judgement
+
+    async def _call(self, task: Task, rollout: Rollout) -> Any:
+        columns = self._arguments(task, rollout)
+        if inspect.iscoroutinefunction(self._function):
+            return await self._function(task, rollout.text, **columns)
+        result = await asyncio.to_thread(self._function, task, rollout.text, **columns)
+        return await result if inspect.isawaitable(result) else result
+
+    def _arguments(self, task: Task, rollout: Rollout) -> dict[str, Any]:
+        """The function's arguments after the first two."""
+        known = {"prompt": task.request, "reference": task.reference, **task.meta, "rollout": rollout}
+        for name, required in self._named.items():
+            if required and name not in known:
+                columns = ", ".join(map(str, task.meta)) or "none"
+                raise DataError(
+                    f"{name}: {self._name} has an argument of this name, but the row has no such column; its "
+                    f"columns beside prompt and rubric: {columns}"
+                )
+        named = {name: known[name] for name in self._named if name in known}
+        return {str(name): cell for name, cell in task.meta.items()} | named if self._takes_all else named
+
+    def _judgement(self, task: Task, rollout: Rollout, result: Any) -> Judgement:
+        if isinstance(result, Judgement):
+            return result
         if isinstance(result, Mapping):
             return self.verdict_sum(task, rollout, [self._verdict(name, v) for name, v in result.items()])
-        if isinstance(result, int | float):
-            return Judgement(rollout_id=rollout.id, verdicts=(), reward=float(result))
+        number = _python_number(result)
+        if isinstance(number, Real):
+            return Judgement(rollout_id=rollout.id, verdicts=(), reward=float(number))
+        got = "None" if result is None else f"{type(result).__name__} {repr(result)[:80]}"
         raise JudgeError(
-            f"{self._name}: expected a number or verdicts by criterion id, got {type(result).__name__}",
-            "function",
+            f"{self._name}: expected a number or verdicts by criterion id, got {got}", "function"
         )
 
     def _verdict(self, criterion_id: str, value: Any) -> Verdict:
+        value = _python_number(value)
         if value is None or isinstance(value, bool):
             return Verdict(criterion_id=str(criterion_id), met=value)
-        if isinstance(value, int | float) and 0.0 <= value <= 1.0:
-            return Verdict(criterion_id=str(criterion_id), met=value >= self._met_at, score=float(value))
+        if isinstance(value, Real) and 0.0 <= (score := float(value)) <= 1.0:
+            return Verdict(criterion_id=str(criterion_id), met=score >= self._met_at, score=score)
         raise JudgeError(
             f"{self._name}: expected True, False, None or a number in [0, 1] for '{criterion_id}', "
             f"got {value!r}",
@@ -78,9 +215,37 @@ class FunctionJudge(Judge):
         )
 
 
-def _return_type(function: Function) -> Any:
-    """The annotated return type; None if unknown."""
+def _columns_of(function: Function, name: str) -> tuple[dict[str, bool], bool]:
+    """Returns the names of a function's arguments after the first two, with whether they are required; and
+    whether it takes any others.
+
+    Raises:
+        ConfigError: it cannot be called with a task and a text.
+    """
     try:
-        return typing.get_type_hints(function).get("return")
-    except (NameError, TypeError):
-        return None
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some functions written in C have none
+        return {}, False
+    parameters = list(signature.parameters.values())
+    kinds = [parameter.kind for parameter in parameters]
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if len(positional) < 2 and inspect.Parameter.VAR_POSITIONAL not in kinds:
+        raise ConfigError(
+            f"judge.function: expected a function of a task and the text of one answer, such as "
+            f"def {name.rpartition('.')[2]}(task, text, **columns), got {name}{signature}"
+        )
+    keywords = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
+    named = {p.name: p.default is p.empty for p in (*positional[2:], *keywords)}
+    return named, inspect.Parameter.VAR_KEYWORD in kinds
+
+
+def _made_up(task: Task) -> Rollout:
+    return Rollout(
+        id="trial/0", task_id=task.id, group_id="trial", prompt_ids=(), token_ids=(), logprobs=(),
+        text=MADE_UP, finish_reason="stop", policy_version=0, index=0,
+    )  # fmt: skip
+
+
+def _python_number(value: Any) -> Any:
+    """A number of NumPy, or a tensor with one element and no axes, as Python's; anything else unchanged."""
+    return value.item() if hasattr(value, "item") and getattr(value, "ndim", None) == 0 else value

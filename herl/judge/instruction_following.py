@@ -24,7 +24,7 @@ from unittest import mock
 
 from herl.cache_folder import cache_folder
 from herl.checks.instructions import argument_fault
-from herl.errors import ConfigError
+from herl.errors import ConfigError, DataError
 from herl.judge import ifbench_custom_fixes, ifbench_fixes, ifeval_fixes
 from herl.judge.aggregation import weighted
 from herl.judge.base import Aggregation, Judge
@@ -42,10 +42,29 @@ class InstructionFollowingJudge(Judge):
             first line, last line or asterisks (IFEval's "loose").
     """
 
+    advice = (
+        "judge=instruction_following reads checks of the kind 'instruction', as in IFEval's rows. judge=rule "
+        "applies the other kinds, judge=mix both, and judge=llm needs only the criteria's texts"
+    )
+
     def __init__(self, aggregation: Aggregation = weighted, strict: bool = True) -> None:
         super().__init__(aggregation)
         self.strict = strict
         self._checkers = load_checkers()
+
+    def check_task(self, task: Task) -> None:
+        """Checks that a rubric has a verifiable instruction.
+
+        Raises:
+            DataError: it has none, so every answer would abstain.
+        """
+        super().check_task(task)
+        checks = [criterion.check or {} for criterion in task.rubric.criteria]
+        if not any("instruction_id" in check for check in checks):
+            kind = checks[0].get("kind")
+            got = f"one of the kind '{kind}'" if kind else "no check"
+            first = task.rubric.criteria[0].id
+            raise DataError(f"criterion '{first}': expected a check of the kind 'instruction', got {got}")
 
     async def judge(self, task: Task, rollout: Rollout) -> Judgement:
         """Returns a verdict per criterion; a criterion without a verifiable instruction abstains."""

@@ -6,16 +6,19 @@ A judge that fails removes only its own criteria, or its own vote, from the rewa
 from __future__ import annotations
 
 import asyncio
-from abc import ABC
+import logging
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from herl.errors import ConfigError, JudgeError, JudgeStop
+from herl.errors import ConfigError, DataError, JudgeError, JudgeStop
 from herl.judge.aggregation import weighted
-from herl.judge.base import Aggregation, Judge
+from herl.judge.base import Aggregation, Judge, require_rubric
 from herl.judge.budget import Budget
 from herl.types import Criterion, Judgement, Rollout, Rubric, Task, Verdict
+
+logger = logging.getLogger(__name__)
 
 
 class JudgeGroup(Judge, ABC):
@@ -26,17 +29,51 @@ class JudgeGroup(Judge, ABC):
         aggregation: How the verdicts of all judges become the reward.
     """
 
+    advice = (
+        "Add a judge that fits: judge=mix +judge@judge.judges.model=llm judge.default=model sends criteria "
+        "without a route to a language model"
+    )
+
     def __init__(self, judges: Mapping[str, Judge], aggregation: Aggregation = weighted) -> None:
         super().__init__(aggregation)
         for name, judge in judges.items():
-            if judge.holistic:
-                raise ConfigError(
-                    f"judge.judges.{name}: expected a judge with a verdict per criterion, "
-                    "got one with a single score"
-                )
+            _refuse_holistic(name, judge)
         if not judges:
             raise ConfigError("judge.judges: expected at least one judge, got none")
         self.judges = dict(judges)
+        self._warned = False
+
+    @abstractmethod
+    def shares(self, task: Task) -> dict[str, list[Criterion]]:
+        """Returns which criteria of a task each judge judges, by the judge's name."""
+
+    def check_task(self, task: Task) -> None:
+        """Checks that some judge can judge its criteria. Warns of criteria that will abstain.
+
+        Raises:
+            DataError: none can, so every answer would abstain.
+        """
+        require_rubric(task)
+        faults: list[str] = []
+        shares = self.shares(task)
+        for name, criteria in shares.items():
+            try:
+                self.judges[name].check_task(replace(task, rubric=Rubric(criteria=tuple(criteria))))
+            except DataError as error:
+                faults.append(f"judge '{name}': {error}")
+            _refuse_holistic(name, self.judges[name])  # a function shows it when it is tried
+        if not shares:
+            raise DataError(f"criterion '{task.rubric.criteria[0].id}': no route leads to a judge")
+        if len(faults) == len(shares):
+            raise DataError("; ".join(faults))
+        if faults and not self._warned:
+            self._warned = True
+            logger.warning(
+                "row '%s' has criteria that one of its judges cannot judge; it abstains, and the reward "
+                "rests on the other judges: %s. Rows like this one are not reported again",
+                task.id,
+                "; ".join(faults),
+            )
 
     def prepare(self) -> None:
         """Prepares every judge."""
@@ -107,14 +144,12 @@ class RoutedJudge(JudgeGroup):
 
     async def judge(self, task: Task, rollout: Rollout) -> Judgement:
         """Returns the verdicts of all judges, each on its own criteria."""
-        shares: dict[str, list[Criterion]] = {}
-        for criterion in task.rubric.criteria:
-            name = self._route(criterion)
-            if name is not None:
-                shares.setdefault(name, []).append(criterion)
         usage: Counter[str] = Counter()
         parts = await asyncio.gather(
-            *(self.verdicts(name, task, criteria, rollout, usage) for name, criteria in shares.items())
+            *(
+                self.verdicts(name, task, criteria, rollout, usage)
+                for name, criteria in self.shares(task).items()
+            )
         )
         found = {criterion_id: verdict for part in parts for criterion_id, verdict in part.items()}
         verdicts = [
@@ -122,6 +157,15 @@ class RoutedJudge(JudgeGroup):
             for c in task.rubric.criteria
         ]
         return self.verdict_sum(task, rollout, verdicts, dict(usage))
+
+    def shares(self, task: Task) -> dict[str, list[Criterion]]:
+        """Returns the criteria by the judge that their route leads to."""
+        shares: dict[str, list[Criterion]] = {}
+        for criterion in task.rubric.criteria:
+            name = self._route(criterion)
+            if name is not None:
+                shares.setdefault(name, []).append(criterion)
+        return shares
 
     def _route(self, criterion: Criterion) -> str | None:
         kind = str((criterion.check or {}).get("kind", ""))
@@ -169,6 +213,10 @@ class WeightedJudges(JudgeGroup):
             usage = Counter({name: n for name, n in usage.items() if not name.startswith("abstained_")})
         return self.verdict_sum(task, rollout, verdicts, dict(usage))
 
+    def shares(self, task: Task) -> dict[str, list[Criterion]]:
+        """Returns all criteria for every judge."""
+        return {name: list(task.rubric.criteria) for name in self.judges}
+
     def _mean(self, criterion_id: str, verdicts: Mapping[str, Verdict | None]) -> Verdict:
         values = {
             name: float(verdict.met) if verdict.score is None else verdict.score
@@ -183,3 +231,10 @@ class WeightedJudges(JudgeGroup):
         total = sum(self._weights[name] for name in values)
         mean = sum(self._weights[name] * value for name, value in values.items()) / total
         return Verdict(criterion_id=criterion_id, met=mean >= self._met_at, score=mean, reason=reason)
+
+
+def _refuse_holistic(name: str, judge: Judge) -> None:
+    if judge.holistic:
+        raise ConfigError(
+            f"judge.judges.{name}: expected a judge with a verdict per criterion, got one with a single score"
+        )

@@ -28,7 +28,7 @@ from herl.checks import (
     read_check,
     without_nulls,
 )
-from herl.errors import HerlError, JudgeError
+from herl.errors import DataError, HerlError, JudgeError
 from herl.judge.aggregation import weighted
 from herl.judge.base import Aggregation, Judge
 from herl.targets import located
@@ -47,11 +47,54 @@ class RuleJudge(Judge):
         python_modules: Modules whose functions `python` checks may call.
     """
 
+    advice = (
+        "judge=rule applies the checks of a rubric (herl/checks/kinds.py lists the kinds). judge=llm lets a "
+        "language model judge by the criteria's texts, judge=function calls your own function, "
+        "judge=instruction_following checks IFEval's instructions, and judge=mix combines judges"
+    )
+
     def __init__(self, aggregation: Aggregation = weighted, python_modules: Sequence[str] = ()) -> None:
         super().__init__(aggregation)
         self._python_modules = tuple(python_modules)
         self._read: dict[str, Check | HerlError] = {}
         self._warned = False
+        self._warned_of_abstention = False
+
+    def check_task(self, task: Task) -> None:
+        """Checks that a rubric has a check that this judge applies. Warns of criteria that will abstain.
+
+        Raises:
+            DataError: it has none, so every answer would abstain.
+        """
+        super().check_task(task)
+        faults = {c.id: fault for c in task.rubric.criteria if (fault := self._fault(c)) is not None}
+        if not faults:
+            return
+        first, fault = next(iter(faults.items()))
+        if len(faults) == len(task.rubric.criteria):
+            raise DataError(f"criterion '{first}' {fault}")
+        if not self._warned_of_abstention:
+            self._warned_of_abstention = True
+            logger.warning(
+                "row '%s': criterion '%s' %s. It always abstains, so the reward rests on the other criteria. "
+                "Rows like this one are not reported again. %s",
+                task.id,
+                first,
+                fault,
+                self.advice,
+            )
+
+    def _fault(self, criterion: Criterion) -> str | None:
+        """Why the judge would abstain on this criterion of any answer; None if it would not."""
+        if not criterion.check:
+            return "has no check"
+        try:
+            check = self._typed(criterion.check)
+            if isinstance(check, Python):
+                self._function(check.path)
+        except HerlError as error:
+            return f"has a check that cannot be applied: {error}"
+        return None
 
     async def judge(self, task: Task, rollout: Rollout) -> Judgement:
         """Returns a verdict per criterion; criteria without a usable check abstain.
@@ -135,7 +178,7 @@ def _read(check: Mapping[str, Any] | None) -> Check | HerlError:
     except HerlError as error:
         return error
     if not check:
-        return JudgeError("the criterion has no check, which the rule judge needs; judge=llm reads criteria")
+        return JudgeError("the criterion has no check, which judge=rule needs; judge=llm needs none")
     if found is None or isinstance(found, Instruction):
         return JudgeError(f"the rule judge does not apply checks of the kind '{(check or {}).get('kind')}'")
     return found

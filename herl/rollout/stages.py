@@ -12,6 +12,7 @@ from herl.distributed import gather, together
 from herl.errors import ConfigError
 from herl.hindsight import HindsightBuilder, NoHindsight
 from herl.judge import JudgeRunner
+from herl.judge.base import NEEDS_VERDICTS
 from herl.models.chat_template import Today
 from herl.replay import NoReplay, Replay
 from herl.sampler import Sampler
@@ -155,11 +156,16 @@ class Stages:
             raise ConfigError(
                 "replay.of=revisions needs hindsight; use replay.of=best, or choose a hindsight builder"
             )
+        self.check_verdicts()
+
+    def check_verdicts(self) -> None:
+        """Checks that the judge gives verdicts if hindsight needs them.
+
+        Raises:
+            ConfigError: the judge is holistic.
+        """
         if self.judge_runner.judge.holistic and self.hindsight.needs_verdicts:
-            raise ConfigError(
-                "judge: hindsight needs verdicts on each criterion, but a holistic judge gives one score "
-                "for the whole answer: use algorithm=grpo, or another judge.mode"
-            )
+            raise ConfigError(NEEDS_VERDICTS)
 
     def open(self) -> None:
         """Opens the judge runner, and agrees with the other ranks on the run's date."""

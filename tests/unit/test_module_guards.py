@@ -128,6 +128,16 @@ def test_kl_to_the_reference_has_an_alarm(tmp_path):
     assert module.counts["alarms_kl"] == 1
 
 
+def test_steps_that_are_too_large_are_told_with_what_to_lower(tmp_path, caplog):
+    module = watched(tmp_path, Alarms(kl_to_old_above=-1.0, clipped_above=-1.0, patience=2), epochs=1)
+    assert module.counts["alarms_kl_to_old"] == 1, "no patience: one such step is enough"
+    assert "update/kl_to_old was above -1 in a batch, now" in caplog.text
+    assert "lower optimizer.lr (usual for 0.5B to 7B: 1e-6 for all weights, 1e-5 for LoRA)" in caplog.text
+    module = watched(tmp_path, Alarms(clipped_above=-1.0, patience=2), epochs=2)
+    assert module.counts["alarms_clipped"] == 1
+    assert "update/clip_fraction_low + update/clip_fraction_high was above -1 for 2" in caplog.text
+
+
 def test_an_alarm_ends_the_run_if_it_is_told_to(tmp_path):
     with pytest.raises(TrainingError, match="train/identical_groups was above 0.9 for 2 batches in a row"):
         watched(tmp_path, Alarms(patience=2, stop=True), SAME)

@@ -16,7 +16,7 @@ from statistics import fmean
 
 from herl.errors import ConfigError, JudgeError, check_at_least
 from herl.judge.aggregation import weighted
-from herl.judge.base import Aggregation, Judge
+from herl.judge.base import Aggregation, Judge, require_rubric
 from herl.judge.budget import Budget
 from herl.judge.llm.chat import Chat, ChatRequest
 from herl.judge.llm.client import JudgeClient, Limits
@@ -88,6 +88,10 @@ class LLMJudge(Judge):
         self._votes = votes
         self._temperature = temperature
         self._max_tokens = max_tokens
+
+    def check_task(self, task: Task) -> None:
+        """Checks that there is a rubric, which every mode shows to the model."""
+        require_rubric(task)
 
     def prepare(self) -> None:
         """Prepares the model, unless replies come only from the cache."""

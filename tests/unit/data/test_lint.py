@@ -119,7 +119,7 @@ def test_records_and_bad_rows_are_read_from_a_runs_folder(tmp_path):
     )
     [finding] = bad_rows(tmp_path)
     assert (finding.level, finding.kind, finding.where) == ("error", "bad row", "x:1")
-    assert finding.detail == "no prompt"
+    assert finding.detail == "no prompt\n  the row: {}"
 
 
 def test_a_prompt_that_the_model_cannot_read_is_a_finding_each():

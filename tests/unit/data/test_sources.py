@@ -140,7 +140,7 @@ def test_bad_rows_may_go_into_quarantine(tmp_path, caplog):
     [
         ("a.json", "{broken", r"a.json: expected JSON, got something else"),
         ("a.json", '{"rows": 1}', r"a.json: expected a list of rows, got dict"),
-        ("a.csv", "prompt\nHi\n", r"a.csv:2: rubric: Field required, got nothing"),
+        ("a.csv", "rubric\nHi\n", r"a.csv:2: rubric: expected a list of criteria, .*, got the text 'Hi'"),
         ("a.parquet", "no parquet", r"a.parquet: expected Parquet, got something else"),
         ("b.jsonl", "\xff\xfe", r"b.jsonl:1: expected one JSON object per line"),
     ],
@@ -168,17 +168,35 @@ def test_where_keeps_tasks_by_meta(tmp_path):
     [
         ("{broken", r"rows.jsonl:1: expected one JSON object per line, got '{broken'"),
         ("[1]", r"rows.jsonl:1: expected a JSON object, got list"),
-        (NATIVE | {"rubric": []}, r"rows.jsonl:1: rubric: List should have at least 1 item"),
-        (NATIVE | {"rubrik": 1}, r"rows.jsonl:1: rubrik: Extra inputs are not permitted, got 1"),
+        (
+            NATIVE | {"rubric": []},
+            r"rows.jsonl:1: rubric: expected a list of criteria, .*, got an empty list",
+        ),
+        (
+            NATIVE | {"rubrik": 1},
+            r"rows.jsonl:1: rubrik: unknown field 'rubrik'; expected one of id, messages, prompt, rubric, "
+            r".*Did you mean 'rubric'\? .* move it into `meta`; to drop it, data.train.ignore=\[rubrik\]",
+        ),
+        (
+            NATIVE | {"rubric": [{"text": "x", "score": 1}]},
+            r"rows.jsonl:1: rubric.0.score: unknown field 'score'; expected one of text, id, weight, ",
+        ),
+        (NATIVE | {"rubric": [5]}, r"rubric.0: expected a text, or an object with a text, got the number 5"),
+        (NATIVE | {"messages": "Hi"}, r"messages: expected a list of messages .*, got the text 'Hi'"),
+        (NATIVE | {"messages": [{"role": "user"}]}, r"messages.0.content: expected a text, got n"),
+        (NATIVE | {"id": [1]}, r"id: expected a text or a whole number, got the list \[1\]"),
+        (NATIVE | {"meta": 3}, r"meta: expected an object, got the number 3"),
+        (IFEVAL | {"kwargs": 3}, r"kwargs: expected a list with an object of arguments .*got the number 3"),
+        (IFEVAL | {"instruction_id_list": [3]}, r"instruction_id_list.0: expected a text, got the number 3"),
         (NATIVE | {"prompt": "x"}, r"either 'messages' or 'prompt'"),
-        ({"prompt": "x"}, r"rows.jsonl:1: rubric: Field required, got nothing"),
+        ({"answer": "x"}, r"rows.jsonl:1: answer: unknown field 'answer'; expected one of id, messages, "),
         (
             NATIVE | {"messages": [{"role": "assistant", "content": "x"}]},
             r"expected the last role to be 'user', got 'assistant'",
         ),
         (
             NATIVE | {"rubric": [{"text": "x", "weight": "heavy"}]},
-            r"rows.jsonl:1: rubric.0.weight: Input should be a valid number, .*got 'heavy'",
+            r"rows.jsonl:1: rubric.0.weight: expected a number, got the text 'heavy'",
         ),
         (
             NATIVE | {"rubric": [{"text": "x"}, {"text": "Advertises.", "weight": -1}]},
@@ -195,6 +213,34 @@ def test_where_keeps_tasks_by_meta(tmp_path):
 def test_a_bad_row_names_file_line_field_expected_and_got(tmp_path, row, message):
     with pytest.raises(DataError, match=message):
         read_tasks(write(tmp_path, row))
+
+
+def test_an_error_shows_the_row_shortened(tmp_path):
+    row = NATIVE | {
+        "id": "long",
+        "reference": "x" * 500,
+        "rubric": [{"text": "y" * 500, "weight": "heavy"}] * 9,
+    }
+    with pytest.raises(DataError) as caught:
+        read_tasks(write(tmp_path, row))
+    [first, shown] = str(caught.value).splitlines()
+    assert first.endswith("rubric.0.weight: expected a number, got the text 'heavy'")
+    assert shown.startswith('  the row: {"id": "long", ')
+    assert shown.endswith(" ...")
+    assert f'"{"y" * 60}..."' in shown
+    assert len(shown) < 330
+
+
+def test_a_row_without_a_rubric_keeps_its_columns_for_the_judge(tmp_path):
+    rows = [{"prompt": "6 x 7?", "solution": "42", "level": 1}, {"question": "Why?", "answer": None}]
+    first, second = read_tasks(write(tmp_path, *rows))
+    assert (first.request, first.rubric.criteria) == ("6 x 7?", ())
+    assert first.meta == {"solution": "42", "level": 1}
+    assert (second.request, second.meta) == ("Why?", {})
+    [named] = read_tasks(write(tmp_path, {"q": "Hi", "meta": {"a": 1}, "b": 2}), fields={"prompt": "q"})
+    assert (named.request, named.meta) == ("Hi", {"a": 1, "b": 2})
+    with pytest.raises(DataError, match="rows.jsonl:1: context: expected a column that the prompt does not"):
+        read_tasks(write(tmp_path, {"prompt": "Sum up.", "context": "A long text."}))
 
 
 def test_missing_files_and_unknown_endings(tmp_path):
@@ -239,7 +285,7 @@ def test_columns_that_are_not_used_are_listed_once(tmp_path, caplog):
     tasks = read_tasks(write(tmp_path, row, row))
     assert tasks.unused_columns == ("canary", "rank")
     assert [one.getMessage() for one in caplog.records] == [
-        f"{tmp_path / 'rows.jsonl'}: these columns are not used: canary, rank"
+        f"{tmp_path / 'rows.jsonl'}: these columns are not used, except by a judge=function that names them: canary, rank"
     ]
 
 

@@ -1,9 +1,11 @@
 import sys
 import threading
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from herl import ConfigError
+from herl import ConfigError, DataError, Judgement, Rubric
 from herl.judge import JudgeRunner
 from herl.judge.function import FunctionJudge
 from herl.testing import check_judge, make_rollout, make_task
@@ -50,8 +52,10 @@ def test_coroutines_grades_and_abstentions():
 
 
 def test_one_number_is_a_reward_without_verdicts():
-    assert FunctionJudge(length).holistic
-    assert check_judge(FunctionJudge(length)).reward == 0.4
+    judge = FunctionJudge(length)
+    judge.check_task(TASK)
+    assert judge.holistic
+    assert check_judge(judge).reward == 0.4
     judgement = judge_one(length)
     assert (judgement.reward, judgement.verdicts) == (0.4, ())
 
@@ -103,3 +107,123 @@ def test_functions_are_named_in_the_configuration_by_their_path(tmp_path, monkey
     sys.modules.pop("my_rewards")
     with pytest.raises(ConfigError, match=r"judge.function: cannot import 'my_rewards.bad'"):
         FunctionJudge("my_rewards.bad")
+
+
+PROMPT_ONLY = replace(TASK, rubric=Rubric(criteria=()), meta={"solution": "fish", "level": 3})
+
+
+def claims_a_number(task, text) -> float:
+    return by_word(task, text)
+
+
+def says_nothing(task, text):
+    return 1.0
+
+
+def says_all(task, text, rollout):
+    return Judgement(rollout_id=rollout.id, verdicts=(), reward=0.5)
+
+
+def two_wrong(task, text):
+    return {"fish": True, "lake": True}
+
+
+@pytest.mark.parametrize(
+    ("function", "holistic"),
+    [
+        (by_word, False),
+        (later, False),
+        (length, True),
+        (claims_a_number, False),
+        (says_nothing, True),
+        (lambda task, text: True, True),
+        (lambda task, text: np.float32(0.5), True),
+        (says_all, True),
+    ],
+)
+def test_what_a_function_returns_decides_whether_it_is_holistic(function, holistic):
+    judge = FunctionJudge(function)
+    judge.check_task(TASK)
+    assert judge.holistic == holistic
+    assert judge_one(function).reward is not None
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (
+            crashes,
+            r"judge.function: .*crashes raised ZeroDivisionError: division by zero\n"
+            r"  .*test_function.py:\d+: return {\"fish\": 1 / 0}\nIt was called once, with row 'task' and the made-up",
+        ),
+        (
+            lambda task, text: [1.0],
+            r"got list \[1.0\]. herl calls it for one answer at a time. It may return one of",
+        ),
+        (
+            lambda task, text: None,
+            r"got None. Does it end without a return\? It may return one of\n  0.5, True",
+        ),
+        (wrong, r"expected True, False, None or a number in \[0, 1\] for 'fish', got 'yes'"),
+        (
+            two_wrong,
+            r"one verdict for each criterion of row 'task', \['fish', 'river'\], got \['fish', 'lake'\]",
+        ),
+    ],
+)
+def test_a_function_is_tried_once_and_its_mistake_names_its_line(function, words):
+    with pytest.raises(ConfigError, match=words):
+        FunctionJudge(function).check_task(TASK)
+
+
+def test_a_function_is_called_for_the_first_row_only():
+    seen = []
+
+    def counts(task, text):
+        seen.append(task.id)
+        return 1.0
+
+    judge = FunctionJudge(counts)
+    for name in ("a", "b"):
+        judge.check_task(replace(PROMPT_ONLY, id=name))
+    assert seen == ["a"]
+
+
+def test_columns_reach_the_function_by_the_names_of_its_arguments():
+    got = {}
+
+    def solves(task, text, solution, reference, prompt, *, level=0, missing=7, rollout):
+        got.update(solution=solution, reference=reference, prompt=prompt, level=level, missing=missing)
+        return float(solution in rollout.text)
+
+    def takes_all(task, text, **columns):
+        got.update(columns)
+        return 0.25
+
+    task = replace(PROMPT_ONLY, reference="It eats fish.")
+    with JudgeRunner(FunctionJudge(solves)) as runner:
+        assert runner.submit(task, make_rollout("fish")).result().judgement.reward == 1.0
+    assert got == {
+        "solution": "fish", "reference": "It eats fish.", "prompt": task.request, "level": 3, "missing": 7,
+    }  # fmt: skip
+    got.clear()
+    assert check_judge(FunctionJudge(takes_all), PROMPT_ONLY).reward == 0.25
+    assert got == PROMPT_ONLY.meta
+
+
+def test_a_missing_column_and_a_missing_rubric_are_errors_of_the_row():
+    asks = FunctionJudge(lambda task, text, gold: 1.0)
+    with pytest.raises(DataError, match="gold: .* but the row has no such column; .*: solution, level"):
+        asks.check_task(PROMPT_ONLY)
+    with pytest.raises(
+        DataError, match=r"it has no rubric: if one of its other columns \(solution, level\) is"
+    ):
+        FunctionJudge(lambda task, text: {}).check_task(PROMPT_ONLY)
+
+
+@pytest.mark.parametrize(
+    "function", [lambda text: 1.0, lambda completions, **columns: [1.0], lambda: 1.0, "herl.errors"]
+)
+def test_a_function_takes_a_task_and_a_text(function):
+    with pytest.raises(ConfigError, match="judge.function: expected a function"):
+        FunctionJudge(function)

@@ -1,0 +1,114 @@
+"""Checks that need no torch and take a second or two: the first rows, and whether they fit the judge.
+
+`herl.config.build` checks all rows again, but only once torch, Lightning and the tokenizer are loaded. What
+would take long here is left to it: large files, data from a hub, and judges that import more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from herl.config.check import check
+from herl.data.rows import HUB
+from herl.data.sources import first_tasks
+from herl.errors import ConfigError, HerlError
+from herl.judge.base import NEEDS_VERDICTS, Judge
+from herl.judge.check_rows import check_rows
+from herl.targets import configured
+from herl.types import Task
+
+MAX_BYTES = 16 * 2**20
+"""Larger files are read once only, by the run itself."""
+MAX_ROWS = 1000
+READERS = ("herl.data.sources.read_tasks", "herl.data.prompts.held_out")
+LIGHT = (
+    "herl.judge.rule.",
+    "herl.judge.function.",
+    "herl.judge.instruction_following.",
+    "herl.judge.mix.",
+    "herl.judge.aggregation.",
+)
+"""Judges and their parts that need no torch."""
+
+
+def check_early(config: DictConfig) -> None:
+    """Checks the rows of a composed configuration, and whether its judge can judge them.
+
+    Raises:
+        ConfigError: a setting of rows or judge is wrong, or the function of judge=function is.
+        DataError: a row cannot be used, or cannot be judged.
+    """
+    if OmegaConf.select(config, "prompt") is not None:  # typed on the command line
+        return
+    if OmegaConf.select(config, "benchmark.data") is not None:  # brings its own rows and judge
+        return
+    try:
+        data = OmegaConf.to_container(config.data, resolve=True)
+        judge = OmegaConf.to_container(config.judge, resolve=True)
+    except OmegaConfBaseException:  # the check of the whole configuration will say so
+        return
+    splits = _first_rows(data) if isinstance(data, Mapping) else {}
+    targets = list(_targets(judge))
+    if not splits or not all(target.startswith(LIGHT) for target in targets):
+        return
+    check(OmegaConf.create({"judge": judge}))
+    made = _made(config.judge)
+    check_rows(splits, made)
+    if made.holistic and _needs_verdicts(config):
+        raise ConfigError(NEEDS_VERDICTS)
+
+
+def _first_rows(data: Mapping[Any, Any]) -> dict[str, Sequence[Task]]:
+    """The first rows of the files that the data names, by split."""
+    splits: dict[str, Sequence[Task]] = {}
+    for name, node in {"": data, **data}.items():
+        if not isinstance(node, Mapping) or node.get("_target_") not in READERS:
+            continue
+        check(OmegaConf.create({"data": {name: node} if name else node}))
+        arguments = {str(key): value for key, value in node.items() if not str(key).startswith("_")}
+        if _is_soon_read(str(arguments["path"])):
+            splits[str(name)] = first_tasks(arguments.pop("path"), MAX_ROWS, **arguments)
+    return splits
+
+
+def _is_soon_read(path: str) -> bool:
+    """Whether a path is a file of a moderate size. A file that is missing is: the error comes at once."""
+    file = Path(path).expanduser()
+    return (
+        not path.startswith(HUB)
+        and not file.is_dir()
+        and (not file.exists() or file.stat().st_size <= MAX_BYTES)
+    )
+
+
+def _targets(node: Any) -> Iterator[str]:
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            yield str(node["_target_"])
+        for child in node.values():
+            yield from _targets(child)
+    elif isinstance(node, list):
+        for child in node:
+            yield from _targets(child)
+
+
+def _made(node: DictConfig) -> Judge:
+    try:
+        made: Judge = instantiate(node, _convert_="all")
+    except InstantiationException as error:
+        if isinstance(error.__cause__, HerlError):
+            raise error.__cause__ from error
+        raise
+    return made
+
+
+def _needs_verdicts(config: DictConfig) -> bool:
+    target = str(OmegaConf.select(config, "hindsight._target_"))
+    return target.startswith("herl.") and bool(configured("hindsight._target_", target).needs_verdicts)

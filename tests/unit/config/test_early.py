@@ -1,0 +1,68 @@
+import json
+import subprocess
+import sys
+
+import pytest
+from omegaconf import OmegaConf
+
+from herl import ConfigError, DataError
+from herl.config.early import check_early
+
+REVISION = {"_target_": "herl.hindsight.revision.RevisionBuilder"}
+RULE = {"_target_": "herl.judge.rule.RuleJudge"}
+READ = "herl.data.sources.read_tasks"
+
+
+def config(tmp_path, row, judge=RULE, **data):
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    rows = {"_target_": READ, "path": str(tmp_path / "rows.jsonl")}
+    module = {"_target_": "herl.data.RubricDataModule", "train": rows, "heldout": rows} | data
+    return OmegaConf.create({"data": module, "judge": judge, "hindsight": REVISION})
+
+
+def test_rows_that_the_judge_cannot_judge_are_found(tmp_path):
+    with pytest.raises(DataError, match="row '1': criterion 'c1' has no check"):
+        check_early(config(tmp_path, {"prompt": "Hi", "rubric": ["Greets."]}))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ({"_target_": READ, "path": "???"}, "data.train.path: expected a value, got none"),
+        ({"_target_": READ, "path": "none.jsonl"}, "none.jsonl: expected a file of prompts"),
+        ({"_target_": READ, "path": "none.jsonl", "file": 1}, "data.train.file: unknown key"),
+    ],
+)
+def test_mistakes_in_the_settings_of_rows_are_found(tmp_path, rows, message):
+    with pytest.raises((ConfigError, DataError), match=message):
+        check_early(config(tmp_path, {"prompt": "Hi", "rubric": ["Greets."]}, train=rows))
+
+
+def test_hindsight_with_a_function_that_returns_a_number_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "early_reward.py").write_text(
+        "def f(task, text, answer):\n    return float(answer in text)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("HERL_ALLOW_TARGETS", "early_reward")
+    judge = {"_target_": "herl.judge.function.FunctionJudge", "function": "early_reward.f"}
+    made = config(tmp_path, {"prompt": "6 x 7?", "answer": "42"}, judge)
+    with pytest.raises(ConfigError, match="hindsight needs verdicts on each criterion.*algorithm=grpo"):
+        check_early(made)
+    made.hindsight = {"_target_": "herl.hindsight.NoHindsight"}
+    check_early(made)
+
+
+def test_what_would_take_long_is_left_to_the_run(tmp_path):
+    chat = {"_target_": "herl.judge.llm.judge.LLMJudge"}
+    check_early(config(tmp_path, {"prompt": "Hi", "rubric": ["Greets."]}, chat))
+    hub = {"_target_": READ, "path": "hf:owner/name"}
+    check_early(config(tmp_path, {"prompt": "Hi"}, train=hub, heldout=hub))
+
+
+def test_nothing_heavy_is_imported():
+    code = (
+        "import sys, herl.config.early, herl.judge.mix, herl.judge.rule, herl.judge.function; "
+        "print([name for name in ('torch', 'lightning', 'transformers') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
