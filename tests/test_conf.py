@@ -125,19 +125,6 @@ def test_components_subclass_their_interface(group):
         assert issubclass(get_object(config[group]._target_), INTERFACES[group]), choice
 
 
-def test_every_key_has_a_comment_or_says_itself():
-    """A number in a component's configuration carries a comment: its unit or its effect."""
-    plain = {"lr", "weight_decay", "temperature", "top_p", "max_new_tokens", "devices", "prompts_per_batch",
-             "max_epochs", "log_every_n_steps", "save_top_k", "seed"}  # fmt: skip
-    for path in conf_dir().glob("*/*.yaml"):
-        if path.parent.name in ("experiment", "algorithm"):
-            continue
-        for line in path.read_text().splitlines():
-            key, _, value = line.strip().partition(": ")
-            if value[:1].isdigit() and key not in plain:
-                assert "#" in value, f"{path.name}: {line}"
-
-
 @pytest.mark.parametrize(
     ("chosen", "shown"),
     [
