@@ -122,8 +122,8 @@ class Book:
             yield from _table([f"{key}={value}" for key, value, _ in common], [said for _, _, said in common])
         yield ""
         options = (
-            f"herl explain KEY, GROUP or GROUP=CHOICE says more. `herl {verb} ... --cfg job` prints the whole "
-            f"configuration, `-m key=1,2` runs a sweep, `--config-dir FOLDER` adds components of yours, and "
+            f"herl explain KEY, GROUP or GROUP=CHOICE says more. `herl {verb} ... --cfg job` prints the "
+            f"whole configuration, `-m key=1,2` runs a sweep, `--config-dir FOLDER` adds components of yours, and "
             f"`herl {verb} --hydra-help` lists Hydra's other options."
         )
         yield from _wrapped(options, "")
