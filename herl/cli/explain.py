@@ -123,7 +123,8 @@ class Book:
         yield ""
         options = (
             f"herl explain KEY, GROUP or GROUP=CHOICE says more. `herl {verb} ... --cfg job` prints the "
-            f"whole configuration, `-m key=1,2` runs a sweep, `--config-dir FOLDER` adds components of yours, and "
+            "whole configuration, `-m key=1,2` runs a sweep, `--config-dir FOLDER` adds your "
+            "components, and "
             f"`herl {verb} --hydra-help` lists Hydra's other options."
         )
         yield from _wrapped(options, "")

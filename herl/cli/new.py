@@ -1,4 +1,4 @@
-"""herl new FOLDER: a folder to start from, which runs at once on a CPU with the model that ships with herl."""
+"""herl new FOLDER: a folder to start from. It runs at once, with the model that ships with herl."""
 
 from __future__ import annotations
 
@@ -44,6 +44,4 @@ def new(arguments: Sequence[str]) -> None:
     print(f"{folder}/")
     for name, about in FILES.items():
         print(f"  {name:<{width}}  {about}")
-    print(
-        f"\nTry it: bash {folder / 'commands.sh'}, or its commands one by one. They take a few minutes on a CPU."
-    )
+    print(f"\nTry it: bash {folder / 'commands.sh'}, or its commands one by one; a few minutes.")
