@@ -40,6 +40,7 @@ NEEDED = {
     ("data", "file"): ["data.train.path=a.jsonl", "data.heldout.path=b.jsonl"],
     ("judge", "llm"): ["judge.chat.base_url=http://x/v1", "judge.chat.model=m"],
     ("judge", "function"): ["judge.function=my_module.my_reward"],
+    ("experiment", "own_function"): ["judge.function=my_module.my_reward"],
 }
 """Values that a choice cannot supply itself."""
 
@@ -61,7 +62,8 @@ def test_every_benchmark_checks(verb, benchmark):
 @pytest.mark.parametrize("experiment", choices("experiment"))
 def test_a_benchmark_goes_with_every_experiment(experiment, monkeypatch):
     """An experiment sets data and judge, but the benchmark's take precedence."""
-    config = composed("test", "benchmark=ifbench", f"experiment={experiment}")
+    needed = NEEDED.get(("experiment", experiment), [])
+    config = composed("test", "benchmark=ifbench", f"experiment={experiment}", *needed)
     check(config)
     monkeypatch.setattr("herl.cli.commands.make", lambda node: node._target_)
     benchmarked, data = _benchmarked(config, None)

@@ -50,9 +50,7 @@ def ifbench(max_prompts: int | None = 48, prompts_per_batch: int = 16, seed: int
     """
     path = cached_ifbench()
     if not path.is_file():
-        raise ConfigError(
-            f"benchmark=ifbench: expected the prompts in {path}; run `herl fetch ifbench` first"
-        )
+        raise ConfigError(f"benchmark=ifbench: expected {path}; run `herl fetch ifbench` first")
     tasks = read_tasks(path, source="ifbench")
     return _module(_spread(tasks, max_prompts), prompts_per_batch, seed)
 
