@@ -46,7 +46,7 @@ class ConfFile:
     Args:
         group: Config group such as `judge/chat`; "" for a verb and for files that are parts of one.
         choice: Name of the file without its ending.
-        about: The comment at its top; "" if there is none.
+        about: The comment at its top; "" if it has no comment.
         extends: Files of the same group that it starts from.
         chooses: Group -> choice, from its defaults list.
         entries: Its keys, in order.

@@ -51,7 +51,7 @@ def test_a_word_is_explained(said, word, expected):
     ("word", "message"),
     [
         ("rollout.atempts_per_prompt", "Did you mean 'rollout.attempts_per_prompt'?"),
-        ("juge", "Did you mean 'judge'?"),
+        ("strategi", "Did you mean 'strategy'?"),
         ("judge=lmm", "expected one of function, .*Did you mean 'llm'?"),
         ("kl_coeff", "Did you mean 'kl_coef'?"),
         ("max_new_tokens", "expected one key, got the end of .*rollout.attempt.max_new_tokens"),
