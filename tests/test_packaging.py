@@ -40,7 +40,11 @@ def test_wheel_carries_package_configuration_prompt_and_assets(wheel):
         "herl/hindsight/revision.txt",
         "herl/hindsight/rewrite.txt",
         "herl/assets/animals.jsonl",
+        "herl/assets/new/experiment/mine.yaml",
+        "herl/assets/new/rows.jsonl",
         "herl/assets/tiny/model.safetensors",
+        "herl/conf/README.md",
+        "herl/data/README.md",
         "herl/assets/tiny/tokenizer.json",
     } <= names
     assert not any(name.startswith(("tests/", "tools/")) for name in names)

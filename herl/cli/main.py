@@ -32,7 +32,12 @@ VERBS = {
     "export": "write a checkpoint as a Hugging Face folder",
     "inspect": "browse the answers that a run recorded",
     "lint": "look for errors and oddities in prompts and rubrics",
+    "explain": "what a key, a group or a choice means, and its default",
+    "new": "a folder to start from: rows, a reward function, a run",
+    "fetch": "get smollm2 (a model) or ifbench (a benchmark)",
 }
+WITHOUT_HYDRA = {"explain": "herl.cli.explain", "new": "herl.cli.new", "fetch": "herl.cli.fetch"}
+"""Modules of verbs that take words instead of a configuration; each has a function named as its verb."""
 LIGHT = {"inspect": "herl.records.inspect"}
 """Modules of verbs that need no model and skip `herl.cli.commands`, which takes seconds to import."""
 RUNS = ("fit", "validate", "test", "improve")
@@ -55,7 +60,9 @@ usage: herl VERB [key=value ...] [hydra options]
   herl export run=runs/... out=my_model     for transformers and vLLM
   herl fit --cfg job                        the whole configuration, without running it
   herl fit --config-dir my_conf judge=mine  a component of your own
-  herl fit --help                           all configuration groups"""
+  herl fit --help                           the groups, and the keys that most runs set
+  herl explain rollout.attempts_per_prompt  what a key means
+  herl new my_task                          ten rows, a reward function, five commands"""
 
 
 NOTHING = """herl fit trains a model on prompts, and needs to be told which:
@@ -81,6 +88,15 @@ def main() -> None:
         print(HELP.format(verbs=listed))
     elif verb in ("-V", "--version"):
         print(f"herl {version('herl')}")
+    elif verb in WITHOUT_HYDRA:
+        try:
+            getattr(import_module(WITHOUT_HYDRA[verb]), verb)(sys.argv[2:])
+        except HerlError as error:
+            fail(str(error))
+    elif verb in VERBS and {"-h", "--help"} & set(sys.argv[2:]):
+        from herl.cli.explain import verb_help
+
+        verb_help(verb)
     elif verb in VERBS:
         if not sys.argv[1].startswith("--config-name="):
             if verb == "fit" and says_nothing(sys.argv[2:]):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -19,19 +18,13 @@ from pydantic import ConfigDict, PydanticSchemaGenerationError, PydanticUserErro
 from pydantic import ValidationError as PydanticValidationError
 from pydantic_core import SchemaError
 
+from herl.config import conf_dir as conf_dir
 from herl.config.renamed import renamed_key
 from herl.config.type_names import described
 from herl.errors import ConfigError, did_you_mean
 from herl.targets import configured
 
 HYDRA_KEYS = {"_target_": str, "_partial_": bool, "_recursive_": bool, "_convert_": str, "_args_": list}
-
-
-def conf_dir() -> Path:
-    """Returns the shipped configuration's folder: in the wheel, or next to the package in a checkout."""
-    package = Path(__file__).parents[1]
-    inside = package / "conf"
-    return inside if inside.is_dir() else package.parent / "conf"
 
 
 def check(config: DictConfig) -> None:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from herl.cache_folder import cache_folder
+from herl.cache_folder import cached_ifbench
 from herl.data.datamodule import RubricDataModule
 from herl.data.formats import NegativeWeight, Reading, task_of
 from herl.data.rows import Row
@@ -48,9 +48,9 @@ def ifbench(max_prompts: int | None = 48, prompts_per_batch: int = 16, seed: int
     Raises:
         ConfigError: the prompts have not been fetched.
     """
-    path = cache_folder() / "data" / "ifbench" / "IFBench_test.jsonl"
+    path = cached_ifbench()
     if not path.is_file():
-        raise ConfigError(f"benchmark=ifbench: expected the prompts in {path}; run tools/fetch_ifbench first")
+        raise ConfigError(f"benchmark=ifbench: expected {path}; run `herl fetch ifbench` first")
     tasks = read_tasks(path, source="ifbench")
     return _module(_spread(tasks, max_prompts), prompts_per_batch, seed)
 

@@ -22,7 +22,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from herl.cache_folder import cache_folder
+from herl.cache_folder import cached_model
 from herl.errors import ConfigError
 from herl.models import shared_attention
 from herl.models.body import body
@@ -169,7 +169,7 @@ class PretrainedModel:
         for folder in (
             Path(self.path).expanduser(),
             SHIPPED / self.path,
-            cache_folder() / "models" / self.path,
+            cached_model(self.path),
         ):
             if (folder / "config.json").is_file():
                 return str(folder)
@@ -178,7 +178,7 @@ class PretrainedModel:
         raise ConfigError(
             f"model.path: expected a folder with a config.json, a name on the Hugging Face hub, or one "
             f"of {sorted(p.parent.name for p in SHIPPED.glob('*/config.json'))}, got '{self.path}'. "
-            "For smollm2-135m-instruct run tools/fetch_smollm2 first."
+            "For smollm2-135m-instruct run `herl fetch smollm2` first."
         )
 
 

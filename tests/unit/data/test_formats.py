@@ -187,7 +187,7 @@ def test_a_field_map_names_what_nobody_could_guess():
 
 
 def test_ifbench_prompts_read_as_they_are():
-    """tools/fetch_ifbench fetches them."""
+    """`herl fetch ifbench` fetches them."""
     tasks = read_tasks(cache_folder() / "data" / "ifbench" / "IFBench_test.jsonl")
     assert len(tasks) == 294
     criteria = [criterion for task in tasks for criterion in task.rubric.criteria]

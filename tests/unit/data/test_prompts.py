@@ -32,7 +32,7 @@ def test_ifbench_has_its_294_prompts_and_says_where_it_comes_from(monkeypatch, t
     assert {task.source for task in data.heldout} == {"ifbench"}
     assert len(ifbench().heldout) == 48
     monkeypatch.setenv("HERL_CACHE", str(tmp_path))
-    with pytest.raises(ConfigError, match="run tools/fetch_ifbench first"):
+    with pytest.raises(ConfigError, match="run `herl fetch ifbench` first"):
         ifbench()
 
 

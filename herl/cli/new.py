@@ -1,0 +1,47 @@
+"""herl new FOLDER: a folder to start from. It runs at once, with the model that ships with herl."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from herl.errors import ConfigError
+
+USAGE = (
+    "usage: herl new FOLDER\n\nWrites rows, a reward function with its test, a run and five commands into it."
+)
+FILES = {
+    "rows.jsonl": "ten prompts, each with its rubric: put yours here",
+    "heldout.jsonl": "four prompts that only measure",
+    "reward.py": "the judge: a verdict for each criterion",
+    "test_reward.py": "its test",
+    "experiment/mine.yaml": "the run: model, data, judge and settings, with comments",
+    "commands.sh": "lint, dry run, fit, inspect, export",
+}
+
+
+def new(arguments: Sequence[str]) -> None:
+    """Writes the files, and prints what they are.
+
+    Raises:
+        ConfigError: there is not exactly one argument, or the folder is not empty.
+    """
+    if {"-h", "--help"} & set(arguments):
+        print(USAGE)
+        return
+    if len(arguments) != 1:
+        raise ConfigError(f"new: expected the name of a folder, got {' '.join(arguments) or 'nothing'}")
+    folder = Path(arguments[0])
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"new: expected a new or empty folder, got '{folder}', which exists already")
+    with as_file(files("herl").joinpath("assets", "new")) as source:
+        for name in FILES:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source / name, folder / name)
+    width = max(map(len, FILES))
+    print(f"{folder}/")
+    for name, about in FILES.items():
+        print(f"  {name:<{width}}  {about}")
+    print(f"\nTry it: bash {folder / 'commands.sh'}, or its commands one by one; a few minutes.")
