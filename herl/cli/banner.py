@@ -78,7 +78,8 @@ def _budget(run: Run) -> Iterator[str]:
 def banner(lines: Mapping[str, str], width: int = WIDTH) -> list[str]:
     """Returns one line for each fact, `name  value`, none wider than `width`.
 
-    Facts without a value are left out. A value that is too long keeps its end, since the end of a path tells runs apart.
+    Facts without a value are left out. A value that is too long keeps its end, since the end of a path tells
+    runs apart.
     """
     kept = {name: " ".join(value.split()) for name, value in lines.items() if value.strip()}
     column = max((cell_len(name) for name in kept), default=0) + 2

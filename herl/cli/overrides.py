@@ -51,6 +51,7 @@ def _split(verb: str, arguments: list[str]) -> tuple[list[str], list[str]]:
     options: list[str] = []
     overrides: list[str] = []
     folders: list[str] = []
+    place = 0  # of the first folder among the overrides
     for word in arguments:
         before = options[-1] if options else ""
         if before in VALUED or (before in INFO and "=" not in word):
@@ -60,12 +61,13 @@ def _split(verb: str, arguments: list[str]) -> tuple[list[str], list[str]]:
         elif word.startswith("-"):
             options.append(word)
         elif verb in POSITIONAL and "=" not in word:
+            place = place if folders else len(overrides)
             folders.append(f"'{word}'")
         else:
             overrides.append(word)
     if folders:
         listed = f"[{','.join(folders)}]" if verb == "compare" else folders[-1]
-        overrides.insert(0, f"{POSITIONAL[verb]}={listed}")
+        overrides.insert(place, f"{POSITIONAL[verb]}={listed}")
     if options and options[-1] in INFO:
         options[-1] = "--info=all"  # otherwise it would consume the first override
     return options, overrides

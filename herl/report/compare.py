@@ -66,22 +66,17 @@ def draw(runs: Sequence[RunFiles], path: Path) -> None:
 
     figure = Figure(figsize=(7, 4.2), dpi=120, layout="constrained")
     axes = figure.add_subplot()
-    colors = colormaps["tab10"].colors
-    for number, (run, marker, color) in enumerate(zip(runs, cycle(MARKERS), cycle(colors)), 1):
+    colors = colormaps["tab10"]
+    for number, (run, marker) in enumerate(zip(runs, cycle(MARKERS), strict=False), 1):
+        color = colors((number - 1) % 10)
         if len(run.curve) < 2:
             continue
         answers = [place for place, _ in run.curve]
         rows = [row for _, row in run.curve]
         label = f"{number}: {_label(run, runs)}".replace("$", r"\$")
         axes.plot(answers, [row.mean for row in rows], color=color, marker=marker, markersize=4, label=label)
-        axes.fill_between(
-            answers,
-            [row.low for row in rows],
-            [row.high for row in rows],
-            color=color,
-            alpha=0.12,
-            linewidth=0,
-        )
+        ends = [row.low for row in rows], [row.high for row in rows]
+        axes.fill_between(answers, *ends, color=color, alpha=0.12, linewidth=0)
     axes.set_xlabel("sampled answers")
     axes.set_ylabel("held-out reward, 95 % interval")
     axes.grid(alpha=0.3)
@@ -126,7 +121,7 @@ def _table(runs: Sequence[RunFiles]) -> Table:
 
 
 def _settings_table(differing: Mapping[str, Sequence[str]]) -> Table:
-    table = Table(title="settings that differ")
+    table = Table(title="settings that differ", title_style="italic", min_width=24)
     table.add_column("", overflow="fold")
     runs = len(next(iter(differing.values())))
     if runs <= 4:

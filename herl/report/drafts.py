@@ -58,19 +58,19 @@ def examples(folder: Path) -> list[Shown]:
     newest = find(folder, Query(order="last", max_answers=_NEWEST))
     candidates = [
         ("The revision that gained most", find(folder, Query(order="improved", max_answers=1))),
-        ("The newest revision", [one for one in newest if one.draft]),
         ("The revision that lost most", find(folder, Query(order="broken", max_answers=1))),
+        ("The newest revision", [one for one in newest if one.draft]),
     ]
     if not candidates[0][1]:
         candidates = [
             ("The best answer", find(folder, Query(order="best", max_answers=1))),
-            ("The newest answer", newest),
             ("The worst answer", find(folder, Query(order="worst", max_answers=1))),
+            ("The newest answer", newest),
         ]
     shown: dict[str, Shown] = {}
     for title, found in candidates:
-        if found and _is_as_said(title, found[0]):
-            shown.setdefault(found[0].answer["id"], _shown(title, found[0]))
+        new = [one for one in found if one.answer["id"] not in shown and _is_as_said(title, one)]
+        shown |= {one.answer["id"]: _shown(title, one) for one in new[:1]}
     return list(shown.values())
 
 

@@ -55,7 +55,7 @@ def write_report(folder: Path) -> list[str]:
         DataError: the folder is not a run's, or its records are damaged.
     """
     run = read_run(folder)
-    said = [visible(sentence) for sentence in story(run, revision_gains(folder))]
+    said = [visible(sentence) for sentence in story(run, revision_gains(folder).tolist())]
     (folder / REPORT).write_text(_page(run, said), encoding="utf-8")
     return said
 
@@ -77,12 +77,13 @@ def _page(run: RunFiles, said: list[str]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    judge = visible(judge_cost(run))
     overall, criteria = bars(run, criterion_texts(run.folder))
     pages.filters |= {"interval": interval, "visible": visible}
     return pages.get_template("report.html.jinja").render(
         title=run.folder.resolve().name,
         headline=said[0],
-        story=[one for one in said[1:] if not one.startswith("Alarm") and one != judge_cost(run)],
+        story=[one for one in said[1:] if not one.startswith("Alarm") and one != judge],
         alarms=[one for one in said if one.startswith("Alarm")],
         facts=_facts(run),
         chart=chart(run.curve) if run.trained else None,
@@ -91,7 +92,7 @@ def _page(run: RunFiles, said: list[str]) -> str:
         criteria=criteria[:MAX_BARS],
         all_criteria=len(criteria),
         examples=examples(run.folder),
-        judge=judge_cost(run),
+        judge=judge,
         commands=_commands(run),
         settings={visible(key): visible(value) for key, value in run.settings.items()},
     )

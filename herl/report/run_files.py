@@ -14,12 +14,12 @@ from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from yaml import YAMLError  # type: ignore[import-untyped]  # omegaconf brings it, without types
 
 from herl.errors import DataError
 
 _SECRET = r"api_?key|secret|passw\w*|credentials?|authorization|bearer|headers|\btoken"
-_SECRET_KEY = re.compile(rf"(?i){_SECRET}$")
+_SECRET_KEY = re.compile(rf"(?i)({_SECRET})$")
 _SECRET_INSIDE = re.compile(rf"(?i)({_SECRET})['\"]?\s*[:=]")
 _SECRET_VALUE = re.compile(r"\b(sk|hf|ghp|xox[bp]|glpat)[-_][A-Za-z0-9_-]{8,}|://[^/\s@]+:[^/\s@]+@")
 HIDDEN = "(hidden)"
@@ -63,7 +63,7 @@ class RunFiles:
     choices: Mapping[str, str]
     """The option chosen in each group, as {"algorithm": "herl"}."""
     config: Any
-    """config.yaml, or an empty configuration."""
+    """config.yaml as plain values, in which nothing is resolved: a reference may lead to a secret."""
 
     @property
     def trained(self) -> bool:
@@ -81,8 +81,8 @@ class RunFiles:
             return self.settings[key]
         if key in self.choices:
             return self.choices[key]
-        value = OmegaConf.select(self.config, key, default="")
-        return without_secret(key, str(value))
+        value = _at(self.config, key)
+        return "" if value is None else without_secret(key, str(value))
 
 
 def read_run(folder: Path) -> RunFiles:
@@ -103,15 +103,14 @@ def read_run(folder: Path) -> RunFiles:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: expected the summary that a run writes: {error!r}") from error
     given = _yaml(folder / ".hydra" / "overrides.yaml")
-    overrides = [str(one) for one in given] if OmegaConf.is_list(given) else []
-    hydra = _yaml(folder / ".hydra" / "hydra.yaml")
-    choices = OmegaConf.select(hydra, "hydra.runtime.choices", default={})
+    overrides = [str(one) for one in given] if isinstance(given, list) else []
+    choices = _at(_yaml(folder / ".hydra" / "hydra.yaml"), "hydra.runtime.choices")
     return RunFiles(
         folder=folder,
         summary=summary,
         validations=validations,
         settings=dict(_setting(one) for one in overrides if not one.startswith(_HOW_STARTED)),
-        choices={str(key): str(value) for key, value in choices.items()},
+        choices={str(key): str(value) for key, value in (choices or {}).items()},
         config=_yaml(folder / "config.yaml"),
     )
 
@@ -151,6 +150,13 @@ def _rows(rows: Any) -> dict[str, Result]:
 
 def _yaml(path: Path) -> Any:
     try:
-        return OmegaConf.load(path)
-    except (OSError, YAMLError, OmegaConfBaseException):
-        return OmegaConf.create({})  # shown as missing
+        return OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException):
+        return {}  # shown as missing
+
+
+def _at(plain: Any, key: str) -> Any:
+    """The value at a dotted key; None if there is none."""
+    for name in key.split("."):
+        plain = plain.get(name) if isinstance(plain, Mapping) else None
+    return plain
