@@ -19,6 +19,7 @@ from herl.errors import ConfigError
 from herl.report.run_files import RunFiles, read_run
 from herl.report.story import count, duration
 
+_MAX_LABEL = 48
 MARKERS = "osD^vPX*"
 """Curves differ in marker too, for readers who cannot tell the colors apart."""
 
@@ -54,7 +55,7 @@ def show(runs: Sequence[RunFiles], picture: Path | None, console: Console | None
 def different_settings(runs: Sequence[RunFiles]) -> dict[str, list[str]]:
     """Returns the settings in which runs differ, among those given to any of them, and each run's value."""
     given = list(dict.fromkeys(key for run in runs for key in run.settings))
-    values = {key: [run.setting(key) for run in runs] for key in given}
+    values = {key: [run.setting(key) or "-" for run in runs] for key in given}
     return {key: listed for key, listed in values.items() if len(set(listed)) > 1}
 
 
@@ -149,7 +150,7 @@ def _label(run: RunFiles, runs: Sequence[RunFiles]) -> str:
     differing = different_settings(runs)
     place = next(number for number, one in enumerate(runs) if one is run)
     said = " ".join(f"{key}={values[place]}" for key, values in differing.items())
-    return (said or _name(run, runs))[:60]
+    return said if 0 < len(said) <= _MAX_LABEL else _name(run, runs)[:_MAX_LABEL]
 
 
 def _judge(judge: Mapping[str, Any]) -> str:
