@@ -1,4 +1,4 @@
-"""The picture at the top of TensorBoard: the rewards of held-out prompts, attempts and revisions over the run."""
+"""The picture at the top of TensorBoard: rewards of held-out prompts, attempts and revisions over the run."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _WINDOWS = 12
 def reward_picture(history: Mapping[str, Sequence[tuple[int, float, int]]], x_label: str) -> np.ndarray:
     """Returns the picture, [height, width, 3], 8 bits per channel.
 
-    A point is one batch, and its area is the number of answers in it. Lines average over neighbors weighted by
-    those numbers, so that a batch with two revisions does not look like a collapse.
+    A point is one batch, and its area is the number of answers in it. Lines average over neighbors weighted
+    by those numbers, so that a batch with two revisions does not look like a collapse.
 
     Args:
         history: (x, mean reward, number of answers) in order, for each of `SERIES`.
