@@ -107,8 +107,9 @@ def layout(module: HerlModule, heldout: Iterable[Trajectory]) -> dict[str, dict[
 class Dashboard(HerlCallback):
     """Writes to the run's TensorBoard logger on rank 0; does nothing without one.
 
-    It writes a picture of the rewards, heat maps of the criteria, histograms, revisions with their drafts, and
-    the answers to a few held-out prompts, always the same ones. Model and judge text is shown literally, never as markup.
+    It writes a picture of the rewards, heat maps of the criteria, histograms, revisions with their drafts,
+    and the answers to a few held-out prompts, always the same ones. Model and judge text is shown literally,
+    never as markup.
 
     Args:
         every_n_batches: Batches between pictures and texts during training.

@@ -87,6 +87,7 @@ def _page(run: RunFiles, said: list[str]) -> str:
         alarms=[one for one in said if one.startswith("Alarm")],
         facts=_facts(run),
         chart=chart(run.curve) if run.trained else None,
+        trained=run.trained,
         labels=("before", "after") if run.trained else ("plain attempt", "best answer"),
         overall=overall,
         criteria=criteria[:MAX_BARS],
