@@ -156,7 +156,7 @@ def _yaml(path: Path) -> Any:
 
 
 def _at(plain: Any, key: str) -> Any:
-    """The value at a dotted key; None if there is none."""
+    """Returns the value at a dotted key, or None."""
     for name in key.split("."):
         plain = plain.get(name) if isinstance(plain, Mapping) else None
     return plain

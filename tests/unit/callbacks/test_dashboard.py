@@ -116,7 +116,8 @@ def run(tmp_path_factory):
 def test_pictures_histograms_texts_and_the_first_page_are_there(run):
     _, _, _, events = run
     tags = events.Tags()
-    assert {"criteria/train", "criteria/heldout"} >= set(tags["images"])
+    assert {"0_story/rewards", "criteria/train", "criteria/heldout"} >= set(tags["images"])
+    assert min(tags["images"] + tags["scalars"] + tags["histograms"] + tags["tensors"]) == "0_story/rewards"
     assert "criteria/train" in tags["images"]
     assert {"distribution/reward", "distribution/answer_tokens"} <= set(tags["histograms"])
     texts = {tag.removesuffix("/text_summary") for tag in tags["tensors"] if tag.endswith("text_summary")}
