@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from statistics import fmean
 from typing import Any
 
 import lightning as L
@@ -14,6 +15,7 @@ from torch.utils.tensorboard.writer import SummaryWriter
 from herl.callbacks.base import HerlCallback
 from herl.callbacks.heat_map import heat_map
 from herl.callbacks.markup import answer_markdown, revision_markdown
+from herl.callbacks.reward_picture import SERIES, reward_picture
 from herl.errors import check_at_least
 from herl.hindsight import NoHindsight
 from herl.metrics.rubric import rewards, rubric_metrics
@@ -28,6 +30,9 @@ def _chart(*curves: str) -> list[Any]:
     list "Matches" under the chart explains them."""
     return ["Multiline", [f"^{curve}$" for curve in curves]]
 
+
+STORY_PICTURE = "0_story/rewards"
+"""Sorts before all other tags, so the picture is the first card on TensorBoard's first page."""
 
 LAYOUT: dict[str, dict[str, list[Any]]] = {
     "1 Does it learn?": {
@@ -102,8 +107,9 @@ def layout(module: HerlModule, heldout: Iterable[Trajectory]) -> dict[str, dict[
 class Dashboard(HerlCallback):
     """Writes to the run's TensorBoard logger on rank 0; does nothing without one.
 
-    It writes heat maps of the criteria, histograms, revisions with their drafts, and the answers to a few
-    held-out prompts, always the same ones. Model and judge text is shown literally, never as markup.
+    It writes a picture of the rewards, heat maps of the criteria, histograms, revisions with their drafts,
+    and the answers to a few held-out prompts, always the same ones. Model and judge text is shown literally,
+    never as markup.
 
     Args:
         every_n_batches: Batches between pictures and texts during training.
@@ -118,17 +124,20 @@ class Dashboard(HerlCallback):
         self.heldout_prompts = heldout_prompts
         self.max_criteria = max_criteria
         self.history: dict[str, list[tuple[int, dict[str, float]]]] = {"train": [], "heldout": []}
+        self.rewards: dict[str, list[tuple[int, float, int]]] = {name: [] for name in SERIES}
+        """(x, mean reward, number of answers) of each batch and validation."""
         self.batches = 0
         self._heldout: tuple[Trajectory, ...] = ()  # from the last validation
         self._shown = -1  # x of the last held-out answers
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the shares by criterion so far, since heat maps show the whole run."""
-        return {"history": self.history, "batches": self.batches}
+        """Returns the rewards and the shares by criterion so far, since pictures show the whole run."""
+        return {"history": self.history, "rewards": self.rewards, "batches": self.batches}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores them."""
         self.history, self.batches = state_dict["history"], state_dict["batches"]
+        self.rewards |= state_dict.get("rewards", {})  # older checkpoints have none
 
     def on_start(self, trainer: L.Trainer, module: HerlModule) -> None:
         for writer in _writers(trainer):
@@ -137,6 +146,8 @@ class Dashboard(HerlCallback):
     def on_step(self, trainer: L.Trainer, module: HerlModule, step: Step) -> None:
         groups, place = step.collection.groups, module.counts[module.log_over]
         self._remember("train", place, step.metrics)
+        self._add("train", place, (one for group in groups for one in group.attempts))
+        self._add("revision", place, (one for group in groups for one in group.revisions))
         self.batches += 1
         if (self.batches - 1) % self.every_n_batches:
             return
@@ -164,6 +175,7 @@ class Dashboard(HerlCallback):
         self._heldout, place = trajectories, module.counts[module.log_over]
         plain = [(one.task, one.answers[0]) for one in trajectories]
         self._remember("heldout", place, rubric_metrics("heldout", plain))
+        self._add("heldout", place, (judged for _, judged in plain))
         first_of = {one.task.id: one for one in reversed(trajectories)}
         shown = list(reversed(first_of.values()))[: self.heldout_prompts]
         for writer in _writers(trainer) if self._shown < place else ():
@@ -182,12 +194,21 @@ class Dashboard(HerlCallback):
         if shares and len(shares) <= self.max_criteria and (not past or past[-1][0] < place):
             past.append((place, shares))
 
+    def _add(self, name: str, place: int, answers: Iterable[Judged]) -> None:
+        got, past = rewards(answers), self.rewards[name]
+        if got and (not past or past[-1][0] < place):
+            past.append((place, fmean(got), len(got)))
+
     def _draw(self, trainer: L.Trainer, module: HerlModule) -> None:
+        over = module.log_over.replace("_", " ")
         for writer in _writers(trainer):
+            if max(map(len, self.rewards.values())) > 1:
+                picture = reward_picture(self.rewards, over)
+                writer.add_image(STORY_PICTURE, picture, module.counts[module.log_over], dataformats="HWC")
             for family, past in self.history.items():
                 if len(past) > 1:
                     title = f"{family}: share of answers that fulfill each criterion"
-                    picture = heat_map(past, title, module.log_over.replace("_", " "))
+                    picture = heat_map(past, title, over)
                     place = module.counts[module.log_over]
                     writer.add_image(f"criteria/{family}", picture, place, dataformats="HWC")
 

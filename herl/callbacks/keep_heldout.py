@@ -1,12 +1,14 @@
-"""Keeps the answers of the last validation for the caller that requested it, and the result of the first."""
+"""Keeps the answers of the last validation for the caller that requested it, and the results of all."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import lightning as L
 
 from herl.callbacks.base import HerlCallback
+from herl.evaluation.intervals import OVERALL, evaluation_rows
 from herl.module import HerlModule
 from herl.rollout.improve import Trajectory
 
@@ -19,16 +21,29 @@ class KeepHeldout(HerlCallback):
         self.before: dict[str, Any] = {}
         """Reward and an example of the validation before training. Checkpoints keep them, since a resumed run
         cannot repeat it."""
+        self.validations: list[dict[str, Any]] = []
+        """The results of the plain attempts, validation by validation: {"answers_sampled", "optimizer_steps",
+        "rows"}. Between the first and the last, only the rows over all criteria are kept."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the result before training."""
-        return {"before": self.before}
+        """Returns the result before training, and those of all validations."""
+        return {"before": self.before, "validations": self.validations}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores it."""
+        """Restores them."""
         self.before = state_dict["before"]
+        self.validations = list(state_dict.get("validations", ()))  # older checkpoints have none
 
     def on_heldout(
         self, trainer: L.Trainer, module: HerlModule, trajectories: tuple[Trajectory, ...]
     ) -> None:
         self.trajectories = trajectories
+        rows = [asdict(row) for row in evaluation_rows((one.task, one.answers[0]) for one in trajectories)]
+        if not rows:
+            return
+        place = {name: module.counts[name] for name in ("answers_sampled", "optimizer_steps")}
+        past = [one for one in self.validations if one["answers_sampled"] < place["answers_sampled"]]
+        past[1:] = [
+            one | {"rows": [row for row in one["rows"] if row["name"] in OVERALL]} for one in past[1:]
+        ]
+        self.validations = [*past, {**place, "rows": rows}]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
@@ -17,6 +19,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 from rich.text import Text
 
 from herl.callbacks.base import HerlCallback
@@ -32,11 +35,13 @@ DOING = {
     "judge": "judging",
     "revise": "revising",
     "update": "updating",
-    "refresh": "refreshing the sampler",
-    "probe": "probing the sampler",
-    "validate": "held-out prompts",
+    "refresh": "refreshing",
+    "probe": "probing",
+    "validate": "held-out",
 }
 """The clock's phases in words."""
+_PHASE_WIDTH = max(map(len, DOING.values())) + len(" 99 s")
+"""One width for all phases, so that columns do not come and go with them."""
 
 
 class ProgressBar(HerlCallback, LightningProgressBar):
@@ -108,35 +113,31 @@ class ProgressBar(HerlCallback, LightningProgressBar):
         self._started = self._spoke = time.monotonic()
         if not self._enabled or not self.console.is_terminal:
             return
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.percentage:>3.0f} %"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            _PhaseColumn(module.clock),
-            TextColumn("{task.fields[speed]}"),
-            TextColumn("{task.fields[rewards]}", markup=False),
+        self._progress = _FittedProgress(
+            _columns(module.clock),
             console=self.console,
             refresh_per_second=4,
             transient=True,
             speed_estimate_period=600,
         )
-        self._progress.add_task(what, total=1.0, rewards="", speed="")
+        self._progress.add_task(what, total=1.0, rewards="", reward="", speed="")
         self._progress.update(self._progress.task_ids[0], completed=share)
         self._progress.start()
 
     def _show(self, trainer: L.Trainer, share: float, where: str) -> None:
         seen = trainer.callback_metrics
-        rewards = ", ".join(
-            f"{name.removesuffix('/reward')} {float(seen[name]):.3f}" for name in SHOWN if name in seen
-        )
+        each = [f"{name.removesuffix('/reward')} {float(seen[name]):.3f}" for name in SHOWN if name in seen]
+        rewards = ", ".join(each)
         rate = seen.get("throughput/answers_per_second")
         speed = "" if rate is None else f"{float(rate):.3g} answers/s"
         if self._progress is not None:
             self._progress.update(
-                self._progress.task_ids[0], completed=share, description=where, rewards=rewards, speed=speed
+                self._progress.task_ids[0],
+                completed=share,
+                description=where,
+                rewards=rewards,
+                reward=each[-1] if each else "",
+                speed=speed,
             )
         elif self._enabled and time.monotonic() - self._spoke >= self.seconds_between_lines:
             self._spoke = time.monotonic()
@@ -151,6 +152,62 @@ class ProgressBar(HerlCallback, LightningProgressBar):
             self._progress = None
 
 
+_LINES = (
+    "where bar share elapsed left phase speed rewards",
+    "where share elapsed left phase speed rewards",
+    "where share left phase speed rewards",
+    "where share left phase rewards",
+    "where share left phase reward",
+    "where share left reward",
+    "share left reward",
+    "share reward",
+    "share",
+)
+"""The columns of the live line, from the widest to the narrowest; the first that fits is shown. `reward` is
+the last of `rewards`: the held-out one, once there is one."""
+
+
+def _columns(clock: PhaseClock) -> dict[str, ProgressColumn]:
+    return {
+        "where": TextColumn("{task.description}", markup=False),
+        "bar": BarColumn(bar_width=24),
+        "share": TextColumn("{task.percentage:>3.0f} %"),
+        "elapsed": TimeElapsedColumn(),
+        "left": _TimeLeftColumn(),
+        "phase": _PhaseColumn(clock),
+        "speed": TextColumn("{task.fields[speed]}"),
+        "rewards": TextColumn("{task.fields[rewards]}", markup=False),
+        "reward": TextColumn("{task.fields[reward]}", markup=False),
+    }
+
+
+class _FittedProgress(Progress):
+    """Leaves out columns that the screen is too narrow for, instead of cutting all of them off."""
+
+    def __init__(self, columns: Mapping[str, ProgressColumn], **settings: Any) -> None:
+        self._named = columns
+        super().__init__(*columns.values(), **settings)
+
+    def make_tasks_table(self, tasks: Iterable[Task]) -> Table:
+        tasks = list(tasks)
+        if not tasks:  # drawn by the constructor, before there is a console
+            return super().make_tasks_table(tasks)
+        unlimited = self.console.options.update(max_width=10_000)
+        for line in _LINES:
+            self.columns = tuple(self._named[name] for name in line.split())
+            table = super().make_tasks_table(tasks)
+            if self.console.measure(table, options=unlimited).maximum <= self.console.width:
+                break
+        return table
+
+
+class _TimeLeftColumn(TimeRemainingColumn):
+    """The time left, with the word that tells it from the time elapsed."""
+
+    def render(self, task: Task) -> Text:
+        return Text.assemble("left ", super().render(task))
+
+
 class _PhaseColumn(ProgressColumn):
     """Shows the current phase and how long it has lasted."""
 
@@ -161,6 +218,7 @@ class _PhaseColumn(ProgressColumn):
     def render(self, task: Task) -> Text:
         phase = self._clock.phase
         if not phase:
-            return Text("")
+            return Text(" " * _PHASE_WIDTH)
         spent = time.perf_counter() - self._clock.since
-        return Text(f"{DOING.get(phase, phase)} {spent:.0f} s", style="cyan")
+        said = f"{DOING.get(phase, phase)} {spent:.0f} s"
+        return Text(said.ljust(_PHASE_WIDTH), style="cyan")

@@ -1,6 +1,6 @@
 """One function per verb, which builds from the configuration, runs, and returns a result.
 
-fit              held-out reward -> training -> held-out reward -> summary.json
+fit              held-out reward -> training -> held-out reward -> summary.json, report.html
 validate, test   held-out answers -> numbers with intervals -> summary.json, answers.jsonl
 improve          answers -> revisions, round by round -> the same, and improve.png
 export           checkpoint -> a folder that transformers and vLLM load
@@ -28,6 +28,7 @@ from rich.text import Text
 
 from herl.callbacks import BestCheckpoint
 from herl.callbacks.stop_on_signal import requeue
+from herl.cli.banner import show_banner
 from herl.cli.summary import finish, log_hyperparameters, show_rows
 from herl.config.build import Run, build, check_checkpoint, make, quiet, resumed_from
 from herl.config.check import check
@@ -56,6 +57,7 @@ def fit(config: DictConfig) -> dict[str, Any]:
     run.module.clock.began = started
     run.module.model.check_trainable()
     check_checkpoint("resume", resume, run)
+    show_banner(config, run)
     with run.closing():
         results: dict[str, Any] = {"heldout_reward_before": None}
         last = None
@@ -73,7 +75,7 @@ def fit(config: DictConfig) -> dict[str, Any]:
             _keep_if_best(run, results["heldout_reward_after"])
         except (JudgeStop, RunStopped) as stop:
             results |= {"stopped": str(stop)} | _best(run)
-            summary = finish(config, run, results | _counts(run))
+            summary = finish(config, run, results | _measured(run))
             if isinstance(stop, BudgetSpent):  # requested by the user
                 return summary
             if isinstance(stop, RunStopped) and run.trainer.is_global_zero:
@@ -84,7 +86,7 @@ def fit(config: DictConfig) -> dict[str, Any]:
     first = run.heldout.before.get("example")
     if first and last:
         results["example"] = {"request": first[0], "before": first[1], "after": last[1]}
-    return finish(config, run, results | _counts(run))
+    return finish(config, run, results | _measured(run))
 
 
 def validate(config: DictConfig) -> dict[str, Any]:
@@ -203,6 +205,11 @@ def _reward(run: Run) -> float | None:
     """Held-out reward of the last validation; None without held-out prompts."""
     reward = run.trainer.callback_metrics.get("heldout/reward")
     return None if reward is None else float(reward)
+
+
+def _measured(run: Run) -> dict[str, Any]:
+    """The counts of a training run and the results of its validations."""
+    return {**_counts(run), "validations": run.heldout.validations}
 
 
 def _counts(run: Run) -> dict[str, int]:

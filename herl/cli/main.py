@@ -31,6 +31,7 @@ VERBS = {
     "improve": "let a model revise its own answers, without training",
     "export": "write a checkpoint as a Hugging Face folder",
     "inspect": "browse the answers that a run recorded",
+    "compare": "runs side by side, with intervals, and their curves in a picture",
     "lint": "look for errors and oddities in prompts and rubrics",
     "explain": "what a key, a group or a choice means, and its default",
     "new": "a folder to start from: rows, a reward function, a run",
@@ -38,7 +39,7 @@ VERBS = {
 }
 WITHOUT_HYDRA = {"explain": "herl.cli.explain", "new": "herl.cli.new", "fetch": "herl.cli.fetch"}
 """Modules of verbs that take words instead of a configuration; each has a function named as its verb."""
-LIGHT = {"inspect": "herl.records.inspect"}
+LIGHT = {"inspect": "herl.records.inspect", "compare": "herl.report.compare"}
 """Modules of verbs that need no model and skip `herl.cli.commands`, which takes seconds to import."""
 RUNS = ("fit", "validate", "test", "improve")
 """Verbs that judge answers; rows and judge are checked before the heavy imports."""
@@ -57,6 +58,7 @@ usage: herl VERB [key=value ...] [hydra options]
   herl test benchmark=ifbench model=smollm2
   herl improve                              answers revised at test time, round by round
   herl inspect runs/...                     drafts and revisions side by side
+  herl compare runs/... runs/...            a table with intervals, and compare.png
   herl export run=runs/... out=my_model     for transformers and vLLM
   herl fit --cfg job                        the whole configuration, without running it
   herl fit --config-dir my_conf judge=mine  a component of your own

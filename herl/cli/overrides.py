@@ -17,6 +17,8 @@ VALUED = CONFIG_DIR | {"-c", "--cfg", "-p", "--package", "-cp", "--config-path",
 """Hydra options with a value."""
 INFO = {"-i", "--info"}
 """Hydra options with an optional value."""
+POSITIONAL = {"inspect": "run", "compare": "runs"}
+"""Verbs that take folders of runs without a key, and the key they stand for."""
 BENCHMARK_KEYS = {
     "aggregation": "benchmark.judge",
     "data": "benchmark.data",
@@ -39,11 +41,10 @@ def for_hydra(verb: str, arguments: list[str]) -> list[str]:
         _check_benchmark(overrides)
     if verb == "improve":
         overrides = [quoted(one) for one in overrides]
-    if verb != "inspect":
+    if verb not in POSITIONAL:
         overrides, lines = translated(overrides)
         for line in lines:
             print(line, file=sys.stderr)
-    if verb != "inspect":
         options = [*_options_of_run(options, overrides), *options]
         overrides = [*_overrides_of_run(overrides), *overrides]
     return [*options, *overrides]  # Hydra wants the overrides to be contiguous
@@ -59,9 +60,12 @@ def says_nothing(arguments: list[str]) -> bool:
 
 
 def _split(verb: str, arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Splits arguments into options, with their values, and overrides; adapts `herl inspect RUN --json`."""
+    """Splits arguments into options, with their values, and overrides; adapts `herl inspect RUN --json` and
+    `herl compare RUN RUN`."""
     options: list[str] = []
     overrides: list[str] = []
+    folders: list[str] = []
+    place = 0  # of the first folder among the overrides
     for word in arguments:
         before = options[-1] if options else ""
         if before in VALUED or (before in INFO and "=" not in word):
@@ -70,8 +74,14 @@ def _split(verb: str, arguments: list[str]) -> tuple[list[str], list[str]]:
             overrides.append("json=true")
         elif word.startswith("-"):
             options.append(word)
+        elif verb in POSITIONAL and "=" not in word:
+            place = place if folders else len(overrides)
+            folders.append(f"'{word}'")
         else:
-            overrides.append(f"run='{word}'" if verb == "inspect" and "=" not in word else word)
+            overrides.append(word)
+    if folders:
+        listed = f"[{','.join(folders)}]" if verb == "compare" else folders[-1]
+        overrides.insert(place, f"{POSITIONAL[verb]}={listed}")
     if options and options[-1] in INFO:
         options[-1] = "--info=all"  # otherwise it would consume the first override
     return options, overrides

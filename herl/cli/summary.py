@@ -1,4 +1,4 @@
-"""Output at the end of a run: summary.json, its configuration, hyperparameters, tables on the screen."""
+"""Output at the end of a run: summary.json, configuration, report, hyperparameters, tables on the screen."""
 
 from __future__ import annotations
 
@@ -19,17 +19,23 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from herl.callbacks.markup import plain
 from herl.config.build import Run
 from herl.evaluation.intervals import OVERALL, Row, find_row
 from herl.judge import JudgeRunner
+from herl.report.page import REPORT, try_report
 
 PACKAGES = ("herl", "torch", "lightning", "transformers", "hydra-core")
+HIDDEN = ("experiment", "algorithm", "versions", "results", "validations")
+"""Parts of a summary that the screen does not show."""
+STORY = "0_story/what_happened"
+"""TensorBoard's tag for the run in words: no tag sorts before it."""
 MAX_ROWS = 20
 """Maximum number of criteria on the screen; all are in summary.json."""
 
 
 def finish(config: DictConfig, run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes the configuration and summary of a run, prints the summary, and returns it."""
+    """Writes the configuration, summary and report of a run, prints the summary, and returns it."""
     summary = _summary(config, run, results)
     if not run.trainer.is_global_zero:
         return summary
@@ -37,8 +43,19 @@ def finish(config: DictConfig, run: Run, results: Mapping[str, Any]) -> dict[str
     with environment_unread():
         OmegaConf.save(config, folder / "config.yaml", resolve=True)
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    said = try_report(folder)
+    _first_card(run, said)
     _show(summary, folder)
     return summary
+
+
+def _first_card(run: Run, said: Sequence[str]) -> None:
+    """Shows the sentences of the report as the first text in TensorBoard."""
+    for logger in run.trainer.loggers if said else ():
+        if isinstance(logger, TensorBoardLogger):
+            text = "\n\n".join([f"**{plain(said[0])}**", *map(plain, said[1:])])
+            logger.experiment.add_text(STORY, text, run.module.counts[run.module.log_over])
+            logger.experiment.flush()
 
 
 def _summary(config: DictConfig, run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
@@ -50,11 +67,18 @@ def _summary(config: DictConfig, run: Run, results: Mapping[str, Any]) -> dict[s
         "algorithm": choices.get("algorithm"),
         "seed": config.seed,
         **results,
+        **({"alarms": alarms} if (alarms := _alarms(run.module.counts)) else {}),
         "judge": _judge_summary(run.module.stages.judge_runner),
         "processes": run.trainer.world_size,
         "seconds": seconds,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
     }
+
+
+def _alarms(counts: Mapping[str, int]) -> dict[str, int]:
+    """How often each alarm went off."""
+    prefix = "alarms_"
+    return {name.removeprefix(prefix): n for name, n in counts.items() if name.startswith(prefix) and n}
 
 
 @contextmanager
@@ -117,9 +141,9 @@ def _show(summary: Mapping[str, Any], folder: Path) -> None:
     """Prints the summary as a table."""
     table = Table("", "", show_header=False, title=f"herl: {summary['experiment']}, {summary['algorithm']}")
     for name, value in summary.items():
-        if name in ("experiment", "algorithm", "versions", "results") or value in (None, {}):
+        if name in HIDDEN or value in (None, {}):
             continue
-        if name in ("seconds", "judge"):
+        if name in ("seconds", "judge", "alarms"):
             parts = {key: _listed(part) if isinstance(part, Mapping) else part for key, part in value.items()}
             value = _listed(parts)
         if name == "example":
@@ -132,6 +156,8 @@ def _show(summary: Mapping[str, Any], folder: Path) -> None:
     table.add_row("folder", Text(str(folder), overflow="fold"))
     console = Console()
     console.print(table)
+    if (folder / REPORT).is_file():
+        console.print(f"Report: {folder / REPORT}", soft_wrap=True)
     if (folder / "tensorboard").is_dir():
         console.print(f"Curves: tensorboard --logdir {folder}", soft_wrap=True)
     if (folder / "records").is_dir() or (folder / "answers.jsonl").is_file():

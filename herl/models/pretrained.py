@@ -111,6 +111,16 @@ class PretrainedModel:
         """
         return int(self._text_config().vocab_size)
 
+    def parameters(self) -> int:
+        """Returns the number of the model's parameters, without adapters and without loading any.
+
+        Raises:
+            ConfigError: there is no such model.
+        """
+        self._text_config()
+        with torch.device("meta"):
+            return untrained(AutoConfig.from_pretrained(self.source())).num_parameters()
+
     def skeleton(self) -> PreTrainedModel:
         """Returns the model with uninitialized weights, to be filled from another process."""
         config = AutoConfig.from_pretrained(self.source())

@@ -130,6 +130,20 @@ def find(folder: Path, query: Query) -> list[Found]:
     ]
 
 
+def gains(folder: Path) -> np.ndarray:
+    """Returns the reward of each recorded revision minus its draft's, [revisions], where both were judged.
+
+    Raises:
+        DataError: the folder has no recorded answers.
+    """
+    found = [
+        pc.subtract(batch.column("reward"), batch.column("parent_reward")).drop_null().to_numpy()
+        for path in record_files(folder)
+        for batch in _batches(path)
+    ]
+    return np.concatenate(found) if found else np.empty(0)
+
+
 def _nothing(query: Query) -> str:
     """Returns a message that suggests a query with results."""
     hints = []

@@ -66,7 +66,7 @@ def test_help_is_quick_and_loads_neither_torch_nor_hydra(tmp_path):
     [
         (
             ["fti"],
-            "unknown verb 'fti'; expected one of fit, validate, test, improve, export, inspect, lint, explain, new, fetch. Did you mean 'fit'?",
+            "unknown verb 'fti'; expected one of fit, validate, test, improve, export, inspect, compare, lint, explain, new, fetch. Did you mean 'fit'?",
         ),
         (
             ["fit", "trainer.max_epoch=1"],

@@ -89,7 +89,9 @@ def test_pictures_texts_and_hyperparameters_are_there(run):
     events = EventAccumulator(str(run / "tensorboard"), size_guidance={"images": 0, "tensors": 0})
     events.Reload()
     tags = events.Tags()
-    assert {"criteria/heldout", "criteria/train"} <= set(tags["images"])
+    assert {"0_story/rewards", "criteria/heldout", "criteria/train"} <= set(tags["images"])
+    assert "0_story/what_happened/text_summary" in tags["tensors"]
+    assert "The held-out reward" in (run / "report.html").read_text()
     assert "revision/most_improved/text_summary" in tags["tensors"]
     assert "final/heldout_reward_after" in tags["scalars"]
     plugin = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content

@@ -14,6 +14,7 @@ from herl.callbacks import BestCheckpoint, Dashboard, RecordAnswers
 from herl.callbacks.dashboard import LAYOUT, layout
 from herl.callbacks.heat_map import heat_map
 from herl.callbacks.markup import answer_markdown, plain, revision_markdown
+from herl.callbacks.reward_picture import reward_picture, smooth
 from herl.data import RubricDataModule
 from herl.hindsight.revision import RevisionBuilder
 from herl.records.inspect import Query, find
@@ -115,7 +116,8 @@ def run(tmp_path_factory):
 def test_pictures_histograms_texts_and_the_first_page_are_there(run):
     _, _, _, events = run
     tags = events.Tags()
-    assert {"criteria/train", "criteria/heldout"} >= set(tags["images"])
+    assert {"0_story/rewards", "criteria/train", "criteria/heldout"} >= set(tags["images"])
+    assert min(tags["images"] + tags["scalars"] + tags["histograms"] + tags["tensors"]) == "0_story/rewards"
     assert "criteria/train" in tags["images"]
     assert {"distribution/reward", "distribution/answer_tokens"} <= set(tags["histograms"])
     texts = {tag.removesuffix("/text_summary") for tag in tags["tensors"] if tag.endswith("text_summary")}
@@ -202,3 +204,18 @@ def test_the_limit_of_records_is_said_once(tmp_path, caplog):
     lines = (tmp_path / "records" / "answers-00000.jsonl").read_text().splitlines()
     assert len(lines) == 8
     assert caplog.text.count("8 answers are recorded; later ones are not") == 1
+
+
+def test_a_batch_with_few_answers_does_not_look_like_a_collapse():
+    means, counts = np.array([0.8, 0.8, 0.1, 0.8, 0.8]), np.array([64, 64, 2, 64, 64])
+    assert smooth(means, counts, 1).min() > 0.78
+    assert np.allclose(smooth(means, counts, 0), means)
+
+
+def test_the_picture_of_rewards_tells_its_curves_apart_and_needs_none_of_them():
+    many = [(step, step / 50, 1 + step % 7) for step in range(50)]
+    empty = reward_picture({"heldout": [], "train": [], "revision": []}, "x")
+    drawn = reward_picture({"heldout": many[::10], "train": many, "revision": many[:1]}, "x")
+    assert empty.shape == drawn.shape
+    colors = {tuple(color) for color in drawn.reshape(-1, 3)}
+    assert {(31, 119, 180), (127, 127, 127), (255, 127, 14)} <= colors

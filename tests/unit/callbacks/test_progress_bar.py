@@ -2,9 +2,12 @@ import io
 
 import lightning as L
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 
 from herl.callbacks import AnswerBudget, ProgressBar
+from herl.callbacks.progress_bar import _columns, _FittedProgress
+from herl.clock import PhaseClock
 from herl.data import RubricDataModule
 from herl.hindsight.revision import RevisionBuilder
 from tests.support.training import TASKS, module_of
@@ -63,3 +66,27 @@ def test_a_run_is_as_far_as_the_limit_that_it_meets_first(tmp_path):
     )  # fmt: skip
     trainer.fit(module_of(), RubricDataModule(TASKS, prompts_per_batch=2))
     assert shares == pytest.approx([8 / 24, 16 / 24, 1.0])
+
+
+def test_a_narrow_screen_drops_whole_columns_and_keeps_the_held_out_reward():
+    facts = {
+        "description": "epoch 10/10, batch 118/120", "speed": "19.4 answers/s", "reward": "heldout 0.660",
+        "rewards": "train 0.727, revision 0.873, heldout 0.660",
+    }  # fmt: skip
+    clock, shown = PhaseClock(), {}
+    clock.phase = "refresh"
+    for width in (200, 150, 120, 100, 80, 60, 40, 20):
+        console = Console(file=io.StringIO(), width=width, force_terminal=False)
+        progress = _FittedProgress(_columns(clock), console=console)
+        progress.add_task(total=1.0, completed=0.5, **facts)
+        console.print(progress.get_renderable())
+        shown[width] = console.file.getvalue().removesuffix("\n")
+        assert "\n" not in shown[width]
+        assert "…" not in shown[width]
+        assert cell_len(shown[width]) <= width
+        assert "heldout 0.660" in shown[width]
+    for word in ("epoch 10/10, batch 118/120", "50 %", "left", "refreshing 0 s"):
+        assert word in shown[80]
+    assert "train 0.727" in shown[120]
+    assert "answers/s" in shown[150]
+    assert "━" in shown[200]

@@ -1,0 +1,108 @@
+"""The lines at the start of a run: what is trained on what, and where to watch it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch.loggers import TensorBoardLogger
+from omegaconf import DictConfig, OmegaConf
+from rich.cells import cell_len, set_cell_size
+from rich.console import Console
+
+from herl.callbacks import AnswerBudget
+from herl.config.build import Run
+from herl.report.run_files import without_secret
+from herl.report.story import count
+
+WIDTH = 80
+
+
+def show_banner(config: DictConfig, run: Run) -> None:
+    """Prints what a run will do, on standard error of the first rank."""
+    if not run.trainer.is_global_zero:
+        return
+    console = Console(stderr=True, width=WIDTH)
+    for line in banner(_facts(config, run)):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _facts(config: DictConfig, run: Run) -> dict[str, str]:
+    choices = HydraConfig.get().runtime.choices
+    folder = from_here(Path(config.output_dir))
+    model, hindsight = run.module.model, choices.get("hindsight")
+    device = run.trainer.strategy.root_device.type
+    curves = any(isinstance(logger, TensorBoardLogger) for logger in run.trainer.loggers)
+    revised = f", hindsight {hindsight}" if run.module.stages.hindsight.revises else ""
+    return {
+        "model": f"{model.path}, {rounded(model.parameters())} parameters"
+        f"{', LoRA' if model.lora else ''}, {run.trainer.precision} on {device}",
+        "data": ", ".join([str(choices.get("data")), *_rows(run.data)]),
+        "judge": ", ".join([str(choices.get("judge")), *_judge(config)]),
+        "algorithm": f"{choices.get('algorithm')}{revised}, seed {config.seed}",
+        "budget": ", ".join(_budget(run)),
+        "folder": folder,
+        "curves": f"tensorboard --logdir {folder}" if curves else "",
+    }
+
+
+def _rows(data: Any) -> Iterator[str]:
+    for name, words in (("train", "rows to train on"), ("heldout", "held out")):
+        if hasattr(data, name):  # a data module of the user's own may name them otherwise
+            yield f"{count(len(getattr(data, name)))} {words}"
+
+
+def _judge(config: DictConfig) -> Iterator[str]:
+    """The judge's model or function, wherever the judge keeps its name."""
+    for key in ("judge.chat.model", "judge.chat.path", "judge.function", "judge.model"):
+        value = OmegaConf.select(config, f"module.{key}", default=None)
+        if isinstance(value, str):
+            yield without_secret(key, value)
+
+
+def _budget(run: Run) -> Iterator[str]:
+    trainer = run.trainer
+    if trainer.max_epochs not in (None, -1):
+        yield f"{trainer.max_epochs} {'epoch' if trainer.max_epochs == 1 else 'epochs'}"
+    if trainer.max_steps != -1:
+        yield f"{count(trainer.max_steps)} optimizer steps"
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # Lightning sets it without a type
+        if isinstance(callback, AnswerBudget) and callback.answers is not None:
+            yield f"at most {count(callback.answers)} sampled answers"
+
+
+def banner(lines: Mapping[str, str], width: int = WIDTH) -> list[str]:
+    """Returns one line for each fact, `name  value`, none wider than `width`.
+
+    Facts without a value are left out. A value that is too long keeps its end, since the end of a path tells
+    runs apart.
+    """
+    kept = {name: " ".join(value.split()) for name, value in lines.items() if value.strip()}
+    column = max((cell_len(name) for name in kept), default=0) + 2
+    return [f"{set_cell_size(name, column)}{_fitted(value, width - column)}" for name, value in kept.items()]
+
+
+def from_here(folder: Path) -> str:
+    """Returns a folder for a command line: relative if it is below the current one, and quoted if need be."""
+    below = folder.resolve().is_relative_to(Path.cwd())
+    return shlex.quote(os.path.relpath(folder) if below else str(folder))
+
+
+def rounded(number: float) -> str:
+    """Returns a large number in three digits, as 135M."""
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.0f}"
+
+
+def _fitted(value: str, width: int) -> str:
+    if cell_len(value) <= width:
+        return value
+    while cell_len(value) > width - 3:
+        value = value[1:]
+    return f"...{value}"

@@ -1,0 +1,163 @@
+"""`herl compare RUN RUN ...`: runs side by side, and a picture of their held-out curves.
+
+Sweeps end with the same table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from herl.errors import ConfigError
+from herl.report.run_files import RunFiles, read_run
+from herl.report.story import count, duration
+
+_MAX_LABEL = 48
+MARKERS = "osD^vPX*"
+"""Curves differ in marker too, for readers who cannot tell the colors apart."""
+
+
+def compare(config: DictConfig) -> None:
+    """Prints the table of the given runs and writes their picture."""
+    folders = [Path(str(one)) for one in config.runs]
+    runs = [read_run(path) for folder in folders for path in of_sweep(folder) or [folder]]
+    if len(runs) < 2:
+        raise ConfigError(
+            f"runs: expected at least two runs, or a sweep of them, got {len(runs)}: herl compare RUN RUN ..."
+        )
+    show(runs, None if config.out is None else Path(str(config.out)))
+
+
+def show(runs: Sequence[RunFiles], picture: Path | None, console: Console | None = None) -> None:
+    """Prints runs side by side, and writes the picture of those that have a held-out curve.
+
+    Raises:
+        ConfigError: the picture's file has no ending that names a format, or its folder does not exist.
+    """
+    console = console or Console()
+    console.print(_table(runs))
+    if differing := different_settings(runs):
+        console.print(_settings_table(differing))
+    elif len({run.folder.resolve() for run in runs}) > 1:
+        console.print("The runs were given the same settings.")
+    if picture is not None and any(len(run.curve) > 1 for run in runs):
+        draw(runs, picture)
+        console.print(f"Held-out curves: {picture}", soft_wrap=True, markup=False, highlight=False)
+
+
+def different_settings(runs: Sequence[RunFiles]) -> dict[str, list[str]]:
+    """Returns the settings in which runs differ, among those given to any of them, and each run's value."""
+    given = list(dict.fromkeys(key for run in runs for key in run.settings))
+    values = {key: [run.setting(key) or "-" for run in runs] for key in given}
+    return {key: listed for key, listed in values.items() if len(set(listed)) > 1}
+
+
+def draw(runs: Sequence[RunFiles], path: Path) -> None:
+    """Draws the held-out reward of runs over sampled answers, with 95 % intervals."""
+    from matplotlib import colormaps
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.2), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    colors = colormaps["tab10"]
+    for number, (run, marker) in enumerate(zip(runs, cycle(MARKERS), strict=False), 1):
+        color = colors((number - 1) % 10)
+        if len(run.curve) < 2:
+            continue
+        answers = [place for place, _ in run.curve]
+        rows = [row for _, row in run.curve]
+        label = f"{number}: {_label(run, runs)}".replace("$", r"\$")
+        axes.plot(answers, [row.mean for row in rows], color=color, marker=marker, markersize=4, label=label)
+        ends = [row.low for row in rows], [row.high for row in rows]
+        axes.fill_between(answers, *ends, color=color, alpha=0.12, linewidth=0)
+    axes.set_xlabel("sampled answers")
+    axes.set_ylabel("held-out reward, 95 % interval")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    FigureCanvasAgg(figure)
+    try:
+        figure.savefig(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"out: expected a picture's file, as in compare.png, got {path}: {error}"
+        ) from error
+
+
+def of_sweep(folder: Path) -> list[Path]:
+    """Returns the folders of a sweep's runs that have ended; of a single run, its own."""
+    if (folder / "summary.json").is_file():
+        return [folder]
+    jobs = [path.parent for path in folder.glob("*/summary.json")]
+    return sorted(jobs, key=lambda job: (len(job.name), job.name))
+
+
+def _table(runs: Sequence[RunFiles]) -> Table:
+    table = Table(title="held-out reward: mean and 95 % interval, by bootstrap over prompts")
+    table.add_column("", justify="right")
+    table.add_column("run", overflow="fold")
+    for name in ("before", "after", "answers", "time", "judge"):
+        table.add_column(name, justify="right", no_wrap=name != "after")
+    for number, run in enumerate(runs, 1):
+        curve, summary = run.curve, run.summary
+        before = curve[0][1].mean if len(curve) > 1 else summary.get("heldout_reward_before")
+        after = curve[-1][1] if curve else None
+        mean = summary.get("heldout_reward_after", summary.get("heldout_reward"))
+        cells = [
+            _number(before),
+            f"{after.mean:.3f} [{after.low:.2f}, {after.high:.2f}]" if after else _number(mean),
+            count(summary.get("answers_sampled", summary.get("heldout_answers", 0))),
+            duration(summary.get("seconds", {}).get("total", 0.0)),
+            _judge(summary.get("judge", {})),
+        ]
+        table.add_row(str(number), Text(_name(run, runs)), *cells)
+    return table
+
+
+def _settings_table(differing: Mapping[str, Sequence[str]]) -> Table:
+    table = Table(title="settings that differ", title_style="italic", min_width=24)
+    table.add_column("", overflow="fold")
+    runs = len(next(iter(differing.values())))
+    if runs <= 4:
+        for number in range(1, runs + 1):
+            table.add_column(str(number), overflow="fold")
+        for key, values in differing.items():
+            table.add_row(Text(key), *(Text(value) for value in values))
+        return table
+    for key in differing:
+        table.add_column(Text(key), overflow="fold")
+    for number, values in enumerate(zip(*differing.values(), strict=True), 1):
+        table.add_row(str(number), *(Text(value) for value in values))
+    return table
+
+
+def _name(run: RunFiles, runs: Sequence[RunFiles]) -> str:
+    """Returns a run's folder without the folders that all runs share."""
+    places = [one.folder.resolve() for one in runs]
+    shared = [set(names) for names in zip(*(place.parts for place in places), strict=False)]
+    depth = next((number for number, names in enumerate(shared) if len(names) > 1), len(shared))
+    return str(Path(*run.folder.resolve().parts[depth:])) if depth < len(shared) else run.folder.name
+
+
+def _label(run: RunFiles, runs: Sequence[RunFiles]) -> str:
+    differing = different_settings(runs)
+    place = next(number for number, one in enumerate(runs) if one is run)
+    said = " ".join(f"{key}={values[place]}" for key, values in differing.items())
+    return said if 0 < len(said) <= _MAX_LABEL else _name(run, runs)[:_MAX_LABEL]
+
+
+def _judge(judge: Mapping[str, Any]) -> str:
+    if judge.get("cost"):
+        return f"{judge['cost']:.4g}"
+    return f"{count(judge['calls'])} calls" if judge.get("calls") else "-"
+
+
+def _number(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else "-"

@@ -1,0 +1,140 @@
+"""Picks the recorded answers that a report shows: the revisions that gained and lost most, and the newest."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from herl.errors import DataError
+from herl.records.inspect import MARKS, Found, Query, find, gains, word_diff
+from herl.records.lines import read_records
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+MAX_CHARACTERS = 2000
+"""Limit for one text; the rest is cut off."""
+_NEWEST = 200
+_RECORDS_FOR_NAMES = 2000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """A criterion with the verdicts on draft and revision."""
+
+    criterion: str
+    weight: str
+    draft: str
+    """One of `MARKS`, or "" if there is no draft."""
+    answer: str
+    reason: str
+    """The judge's reason for the verdict on the answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """An answer to show, beside its draft if it is a revision."""
+
+    title: str
+    request: str
+    draft: tuple[tuple[str, str], ...]
+    """(kind, words): kind is "same", "gone" or "new". Empty if there is no draft."""
+    answer: tuple[tuple[str, str], ...]
+    draft_reward: str
+    reward: str
+    lines: tuple[Line, ...]
+
+
+def examples(folder: Path) -> list[Shown]:
+    """Returns up to three revisions with their drafts; without revisions, up to three answers.
+
+    Args:
+        folder: A run's folder. The result is empty if it has no recorded answers.
+    """
+    if not _has_records(folder):
+        return []
+    newest = find(folder, Query(order="last", max_answers=_NEWEST))
+    candidates = [
+        ("The revision that gained most", find(folder, Query(order="improved", max_answers=1))),
+        ("The revision that lost most", find(folder, Query(order="broken", max_answers=1))),
+        ("The newest revision", [one for one in newest if one.draft]),
+    ]
+    if not candidates[0][1]:
+        candidates = [
+            ("The best answer", find(folder, Query(order="best", max_answers=1))),
+            ("The worst answer", find(folder, Query(order="worst", max_answers=1))),
+            ("The newest answer", newest),
+        ]
+    shown: dict[str, Shown] = {}
+    for title, found in candidates:
+        new = [one for one in found if one.answer["id"] not in shown and _is_as_said(title, one)]
+        shown |= {one.answer["id"]: _shown(title, one) for one in new[:1]}
+    return list(shown.values())
+
+
+def revision_gains(folder: Path) -> np.ndarray:
+    """Returns the reward of each recorded revision minus its draft's, [revisions]."""
+    return gains(folder) if _has_records(folder) else np.empty(0)
+
+
+def criterion_texts(folder: Path) -> dict[str, str]:
+    """Returns the text of each criterion id, where the first records agree on one."""
+    if not _has_records(folder):
+        return {}
+    texts: dict[str, set[str]] = {}
+    for record in islice(read_records(folder), _RECORDS_FOR_NAMES):
+        for verdict in record["verdicts"]:
+            texts.setdefault(verdict["criterion_id"], set()).add(verdict["criterion"])
+    return {name: visible(*said) for name, said in texts.items() if len(said) == 1}
+
+
+def visible(text: str) -> str:
+    """Returns a text, cut if it is long, without control characters: they could reorder what is beside it."""
+    if len(text) > MAX_CHARACTERS:
+        text = f"{text[:MAX_CHARACTERS]} ... ({len(text)} characters)"
+    return _CONTROL.sub("", text)
+
+
+def _has_records(folder: Path) -> bool:
+    return any((folder / "records").glob("answers*.jsonl")) or any(folder.glob("answers*.jsonl"))
+
+
+def _is_as_said(title: str, found: Found) -> bool:
+    """Whether the revision that lost most lost anything, and the one that gained most gained."""
+    if found.draft is None:
+        return True
+    gain = (found.answer["reward"] or 0.0) - (found.draft["reward"] or 0.0)
+    return gain > 0 if title.endswith("gained most") else gain < 0 or not title.endswith("lost most")
+
+
+def _shown(title: str, found: Found) -> Shown:
+    answer, draft = found.answer, found.draft
+    try:
+        before = {v["criterion_id"]: v for v in (draft or {}).get("verdicts", ())}
+        changes = word_diff(visible(draft["text"]) if draft else "", visible(answer["text"]))
+        return Shown(
+            title=title,
+            request=visible(answer["request"]),
+            draft=tuple((kind, words) for kind, words in changes if kind != "new"),
+            answer=tuple((kind if draft else "same", words) for kind, words in changes if kind != "gone"),
+            draft_reward=_number(draft["reward"]) if draft else "",
+            reward=_number(answer["reward"]),
+            lines=tuple(
+                Line(
+                    criterion=visible(verdict["criterion"]),
+                    weight=f"{abs(verdict['weight']):g}",
+                    draft=MARKS[before.get(verdict["criterion_id"], {}).get("fulfilled")][0] if draft else "",
+                    answer=MARKS[verdict["fulfilled"]][0],
+                    reason=visible(verdict["reason"] or ""),
+                )
+                for verdict in answer["verdicts"]
+            ),
+        )
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{answer.get('id')}: expected an answer as a run records it: {error!r}") from error
+
+
+def _number(reward: float | None) -> str:
+    return "not judged" if reward is None else f"{reward:.2f}"

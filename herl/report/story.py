@@ -1,0 +1,158 @@
+"""A run in words: the sentences at the top of report.html, which are TensorBoard's first card too.
+
+A change is called a rise or a fall only if neither interval contains the other mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from herl.report.run_files import Result, RunFiles
+
+ALARMS = {
+    "entropy": "the policy's entropy was very low: it samples nearly the same answers again and again",
+    "truncated": "most attempts were cut off at the token limit",
+    "identical": "in most groups, all attempts were identical",
+    "zero_signal": "most groups carried no gradient",
+    "kl": "the policy was far from the reference",
+}
+"""What an alarm means, by its name in `callbacks.alarms`."""
+
+
+def headline(run: RunFiles) -> str:
+    """Returns what became of the held-out reward, in a sentence."""
+    curve = run.curve
+    if not run.trained:
+        return _evaluated([result for _, result in curve])
+    seconds = run.summary.get("seconds", {}).get("total")
+    spent = f"{count(run.summary['answers_sampled'])} sampled answers"
+    spent += f" ({duration(seconds)})" if seconds is not None else ""
+    if not curve:
+        return (
+            f"The run took {spent}. Nothing tells whether the model improved, "
+            "since no held-out answers were measured."
+        )
+    (started, first), (_, last) = curve[0], curve[-1]
+    if len(curve) == 1:
+        return f"The held-out reward was {interval(first)} after {count(started)} sampled answers."
+    if started == 0:
+        return _change("The held-out reward", first, last, f"in {spent}")
+    return _change(f"From {count(started)} answers on, the held-out reward", first, last, f"in {spent}")
+
+
+def story(run: RunFiles, gains: Sequence[float] = ()) -> list[str]:
+    """Returns the headline and the sentences after it.
+
+    Args:
+        run: What the run left.
+        gains: Reward of each recorded revision minus its draft's.
+    """
+    return [
+        headline(run),
+        *(f"The run was stopped: {_sentence(str(why))}" for why in (run.summary.get("stopped"),) if why),
+        *_best(run),
+        *_revisions(run, gains),
+        judge_cost(run),
+        *alarms(run),
+    ]
+
+
+def alarms(run: RunFiles) -> list[str]:
+    """Returns a sentence for each kind of alarm that went off."""
+    return [
+        f"Alarm ({times} {'time' if times == 1 else 'times'}): {ALARMS.get(name, name)}."
+        for name, times in run.summary.get("alarms", {}).items()
+    ]
+
+
+def judge_cost(run: RunFiles) -> str:
+    """Returns what judging cost, in a sentence."""
+    judge = run.summary.get("judge", {})
+    parts = [
+        f"{count(judge[name])} {words}"
+        for name, words in (
+            ("calls", "calls"),
+            ("tokens", "tokens"),
+            ("cache_hits", "replies from the cache"),
+        )
+        if judge.get(name)
+    ]
+    seconds = run.summary.get("seconds", {}).get("judge", 0.0)
+    said = f"Judging took {', '.join(parts)}" if parts else "Judging made no calls to a model"
+    if judge.get("cost"):
+        said += f" and cost {judge['cost']:.4g}"
+    said += f"; the run waited {duration(seconds)} for it."
+    if causes := judge.get("abstained"):
+        listed = ", ".join(f"{cause} ({count(times)})" for cause, times in causes.items())
+        said += f" Verdicts that could not be reached: {listed}."
+    return said
+
+
+def interval(result: Result) -> str:
+    """Returns a mean with its 95 % interval."""
+    return f"{result.mean:.2f} [{result.low:.2f}, {result.high:.2f}]"
+
+
+def count(number: float) -> str:
+    """Returns a whole number with a space between its thousands."""
+    return f"{number:,.0f}".replace(",", "\N{NO-BREAK SPACE}")
+
+
+def duration(seconds: float) -> str:
+    """Returns a time in the unit that fits."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def moved(first: Result, last: Result) -> int:
+    """Returns 1 for a rise, -1 for a fall, and 0 where the intervals cannot tell."""
+    if last.low > first.mean and first.high < last.mean:
+        return 1
+    return -1 if last.high < first.mean and first.low > last.mean else 0
+
+
+def _change(what: str, first: Result, last: Result, spent: str) -> str:
+    if not (sign := moved(first, last)):
+        return (
+            f"{what} did not change clearly {spent}: it was {interval(first)} before and {interval(last)} "
+            "after, and the 95 % intervals cannot tell the two apart."
+        )
+    verb = "rose" if sign > 0 else "fell"
+    return f"{what} {verb} from {interval(first)} to {interval(last)} {spent}."
+
+
+def _evaluated(rounds: Sequence[Result]) -> str:
+    if not rounds:
+        return "No held-out answer was measured."
+    if len(rounds) == 1:
+        return f"The held-out reward is {interval(rounds[0])}, over {count(rounds[0].count)} answers."
+    revisions = f"with up to {len(rounds) - 1} revision{'s' if len(rounds) > 2 else ''} of each answer"
+    return _change("The reward of the best answer", rounds[0], rounds[-1], revisions)
+
+
+def _best(run: RunFiles) -> list[str]:
+    """Names the best validation if the last one is clearly worse."""
+    if not run.trained or len(run.curve) < 2:
+        return []
+    answers, best = max(run.curve, key=lambda one: one[1].mean)
+    if moved(best, run.curve[-1][1]) >= 0:
+        return []
+    return [f"It was best after {count(answers)} answers, at {interval(best)}; that checkpoint is kept."]
+
+
+def _revisions(run: RunFiles, gains: Sequence[float]) -> list[str]:
+    if not len(gains):
+        return []
+    gained = np.asarray(gains)
+    made = run.summary.get("revisions_sampled", len(gained))
+    return [
+        f"{count(made)} of the answers were revisions: {np.mean(gained > 0):.0%} earned more than their "
+        f"draft, {np.mean(gained < 0):.0%} less, and the mean change was {np.mean(gained):+.2f}."
+    ]
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith(".") else f"{text}."

@@ -1,0 +1,259 @@
+"""A run's folder in words, as a page, and beside other runs."""
+
+import json
+from html.parser import HTMLParser
+
+import pytest
+from omegaconf import OmegaConf
+from rich.console import Console
+
+from herl.cli.compare_sweep import CompareSweep
+from herl.cli.main import LIGHT
+from herl.errors import ConfigError, DataError
+from herl.report import compare
+from herl.report.drafts import examples
+from herl.report.page import bars, try_report, write_report
+from herl.report.run_files import HIDDEN, Result, read_run, without_secret
+from herl.report.story import headline, moved, story
+from tests.support.injections import INJECTIONS
+
+EVIL = (
+    *INJECTIONS,
+    "<script>alert(1)</script>",
+    "{{ 7 * 7 }}{% raw %}",
+    "\u202eevil",
+    "</style><b>x",
+    "'\"><img src=x>",
+)
+
+
+def row(name, mean, spread=0.05):
+    return {
+        "name": name, "mean": mean, "low": mean - spread, "high": mean + spread, "count": 72, "revisions": 0,
+        "judge": "",
+    }  # fmt: skip
+
+
+def answer(number, reward, parent=None, text="It eats fish.", reason="", wish="Names a fish."):
+    verdict = {
+        "criterion_id": "fish",
+        "criterion": wish,
+        "weight": 2.0,
+        "met": True,
+        "fulfilled": reward > 0.5,
+    }
+    return {
+        "id": f"a{number}", "task_id": "t", "parent_id": parent and parent["id"], "origin": "hindsight",
+        "request": "Describe the otter.", "text": text, "has_answer": True, "policy_version": number,
+        "reward": reward, "parent_reward": parent and parent["reward"],
+        "verdicts": [verdict | {"score": None, "reason": reason}],
+    }  # fmt: skip
+
+
+def a_run(folder, means=(0.35, 0.6, 0.8), overrides=(), answers=(), choices=(), **summary):
+    (folder / ".hydra").mkdir(parents=True)
+    OmegaConf.save(OmegaConf.create(list(overrides)), folder / ".hydra" / "overrides.yaml")
+    chosen = {"algorithm": "herl", "judge": "rule"} | dict(choices)
+    OmegaConf.save({"hydra": {"runtime": {"choices": chosen}}}, folder / ".hydra" / "hydra.yaml")
+    OmegaConf.save({"seed": 0, "optimizer": {"lr": 0.001}}, folder / "config.yaml")
+    validations = [
+        {"answers_sampled": 400 * i, "optimizer_steps": i,
+         "rows": [row("reward", mean), row("criteria_met", mean), row("criterion/fish", mean**2)]}
+        for i, mean in enumerate(means)
+    ]  # fmt: skip
+    counts = {"answers_sampled": 4948, "revisions_sampled": 340, "optimizer_steps": 9}
+    made = {"experiment": "none", "algorithm": "herl", "seed": 0, **counts, "validations": validations}
+    made |= {"judge": {}, "seconds": {"judge": 3.0, "total": 216.0}} | summary
+    (folder / "summary.json").write_text(json.dumps(made))
+    if answers:
+        (folder / "records").mkdir()
+        lines = "".join(json.dumps(one) + "\n" for one in answers)
+        (folder / "records" / "answers-00000.jsonl").write_text(lines)
+    return folder
+
+
+class Page(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.text, self.tags, self.links = "", [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.links += [value for name, value in attrs if name in ("src", "href", "onerror", "onclick")]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "sign"),
+    [((0.3, 0.05), (0.5, 0.05), 1), ((0.5, 0.05), (0.3, 0.05), -1), ((0.3, 0.2), (0.4, 0.2), 0),
+     ((0.3, 0.05), (0.4, 0.2), 0), ((0.3, 0.2), (0.4, 0.05), 0)],
+)  # fmt: skip
+def test_a_change_is_told_only_where_both_intervals_tell_it(first, last, sign):
+    made = [Result(mean=m, low=m - spread, high=m + spread, count=9) for m, spread in (first, last)]
+    assert moved(*made) == sign
+
+
+@pytest.mark.parametrize(
+    ("means", "said"),
+    [
+        ((0.35, 0.8), "The held-out reward rose from 0.35 [0.30, 0.40] to 0.80 [0.75, 0.85] in 4\u00a0948 sampled answers (4 min)."),
+        ((0.8, 0.35), "The held-out reward fell from 0.80"),
+        ((0.35, 0.36), "The held-out reward did not change clearly"),
+        ((0.35,), "The held-out reward was 0.35 [0.30, 0.40] after 0 sampled answers."),
+        ((), "Nothing tells whether the model improved"),
+    ],
+)  # fmt: skip
+def test_the_headline_says_what_became_of_the_reward(tmp_path, means, said):
+    assert said in headline(read_run(a_run(tmp_path / "run", means)))
+
+
+def test_an_evaluation_is_told_by_its_rounds(tmp_path):
+    rows = [row("reward", 0.3) | {"revisions": 0}, row("reward", 0.6) | {"revisions": 1},
+            row("reward", 0.9) | {"judge": "other"}]  # fmt: skip
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "summary.json").write_text(json.dumps({"heldout_reward": 0.3, "results": rows}))
+    said = write_report(folder)[0]
+    assert said.startswith("The reward of the best answer rose from 0.30 [0.25, 0.35] to 0.60")
+    assert said.endswith("with up to 1 revision of each answer.")
+
+
+def test_the_story_tells_of_stops_alarms_costs_and_a_better_checkpoint(tmp_path):
+    judge = {"calls": 1200, "tokens": 90000, "cost": 0.1234, "abstained": {"timeout": 3}}
+    folder = a_run(
+        tmp_path / "run", (0.3, 0.9, 0.5), judge=judge, alarms={"entropy": 2}, stopped="stopped by Ctrl-C"
+    )
+    said = "\n".join(story(read_run(folder), [0.5, -0.1, 0.2, 0.0]))
+    for part in (
+        "The run was stopped: stopped by Ctrl-C.", "It was best after 400 answers, at 0.90",
+        "340 of the answers were revisions: 50% earned more than their draft, 25% less",
+        "Judging took 1\u00a0200 calls, 90\u00a0000 tokens and cost 0.1234", "timeout (3)", "Alarm (2 times)",
+    ):  # fmt: skip
+        assert part in said
+
+
+@pytest.mark.parametrize("text", EVIL)
+def test_no_text_of_a_model_row_or_judge_becomes_markup(tmp_path, text):
+    draft = answer(1, 0.2, text=text)
+    revision = answer(2, 0.9, draft, text=f"new {text}", reason=text, wish=text)
+    folder = a_run(
+        tmp_path / "run", answers=[draft, revision], overrides=[f"data.note={text}"], stopped=text,
+        judge={"calls": 1, "abstained": {text: 1}},
+    )  # fmt: skip
+    write_report(folder)
+    page = Page((folder / "report.html").read_text())
+    assert set(page.tags) <= {
+        "html", "head", "meta", "title", "style", "body", "h1", "h2", "h3", "p", "dl", "div", "dt", "dd", "svg",
+        "line", "text", "polygon", "polyline", "circle", "span", "i", "b", "article", "del", "ins", "table",
+        "thead", "tbody", "tr", "td", "th", "code", "br",
+    }  # fmt: skip
+    assert page.tags.count("b") == 3  # the three bars
+    assert not page.links
+    assert "\u202e" not in page.text
+
+
+def test_the_page_holds_curve_criteria_drafts_settings_and_commands_and_no_network(tmp_path):
+    first, second = answer(1, 0.2, text="It eats fish."), answer(3, 0.8, text="It is brown.")
+    answers = [first, answer(2, 0.9, first, "It eats trout."), second, answer(4, 0.1, second, "It is.")]
+    folder = a_run(tmp_path / "my run", answers=answers, overrides=["seed=1", "judge.api_key=sk-123456789"])
+    (folder / "checkpoints").mkdir()
+    write_report(folder)
+    source = (folder / "report.html").read_text()
+    page = Page(source)
+    for part in (
+        "Names a fish.", "The revision that gained most", "The revision that lost most", "0.12 → ",
+        f"herl export run='{folder}' out=my_model", "seed", HIDDEN,
+    ):  # fmt: skip
+        assert part in page.text
+    assert page.tags.count("article") == 2  # the newest revision is the one that lost most
+    assert page.tags.count("circle") == 3
+    assert "sk-123456789" not in source
+    assert "http" not in source.replace("http-equiv", "")
+    assert "<script" not in source
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "hidden"),
+    [
+        ("judge.chat.api_key", "abc", True), ("logger.wandb.token", "abc", True), ("x.password", "p", True),
+        ("judge.chat", "{api_key:abc}", True), ("judge.chat.base_url", "https://me:pw@host/v1", True),
+        ("data.note", "hf_abcdefghijkl", True), ("judge.chat.api_key_env", "OPENAI_API_KEY", False),
+        ("rollout.attempt.max_new_tokens", "64", False), ("judge.chat.base_url", "http://node7:8000/v1", False),
+    ],
+)  # fmt: skip
+def test_secrets_are_hidden_and_other_settings_are_not(key, value, hidden):
+    assert (without_secret(key, value) == HIDDEN) == hidden
+
+
+def test_references_to_the_environment_stay_references(tmp_path, monkeypatch):
+    monkeypatch.setenv("MY_NAME", "confidential")
+    folder = a_run(tmp_path / "run", overrides=["data.note=${oc.env:MY_NAME}"])
+    (folder / "config.yaml").write_text("model: {path: '${oc.env:MY_NAME}'}")
+    write_report(folder)
+    assert "confidential" not in (folder / "report.html").read_text()
+    assert read_run(folder).setting("model.path") == "${oc.env:MY_NAME}"
+
+
+def test_a_run_without_revisions_shows_answers_and_one_without_records_none(tmp_path):
+    shown = examples(a_run(tmp_path / "a", answers=[answer(1, 0.2), answer(2, 0.9)]))
+    assert [(one.title, one.reward, one.draft) for one in shown] == [
+        ("The best answer", "0.90", ()), ("The worst answer", "0.20", ())
+    ]  # fmt: skip
+    assert examples(a_run(tmp_path / "b")) == []
+
+
+def test_criteria_that_changed_most_come_first(tmp_path):
+    run = read_run(a_run(tmp_path / "run"))
+    overall, criteria = bars(run, {"fish": "Names a fish."})
+    assert [bar.name for bar in overall] == ["Reward", "Criteria met"]
+    assert [(bar.name, round(bar.change, 2)) for bar in criteria] == [("Names a fish.", 0.52)]
+
+
+def test_a_report_that_cannot_be_written_is_a_warning(tmp_path, caplog):
+    assert try_report(tmp_path) == []
+    assert "cannot write" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("folders", "error", "said"),
+    [((), ConfigError, "at least two runs"), (("a",), ConfigError, "at least two runs"),
+     (("a", "none"), DataError, "there is no such folder"), (("a", "."), DataError, "finished run with summary.json")],
+)  # fmt: skip
+def test_what_cannot_be_compared_is_named(tmp_path, monkeypatch, folders, error, said):
+    monkeypatch.chdir(tmp_path)
+    a_run(tmp_path / "deep" / "a")
+    (tmp_path / "a").symlink_to(tmp_path / "deep" / "a")
+    (tmp_path / "deep" / "a" / "b").mkdir()
+    chosen = ["a/b" if one == "." else one for one in folders]
+    with pytest.raises(error, match=said):
+        compare.compare(OmegaConf.create({"runs": chosen, "out": None}))
+
+
+def test_runs_stand_side_by_side_with_the_settings_that_differ(tmp_path, capsys):
+    one = a_run(tmp_path / "one", overrides=["seed=0", "optimizer.lr=0.01", "hydra.run.dir=x"])
+    two = a_run(
+        tmp_path / "two", (0.3, 0.5), ["seed=0", "algorithm=grpo"], choices={"algorithm": "grpo"}.items()
+    )
+    picture = tmp_path / "both.png"
+    compare.show([read_run(one), read_run(two)], picture, Console(width=80))
+    said = capsys.readouterr().out
+    assert max(map(len, said.splitlines()[:12])) <= 80
+    for part in ("0.800 [0.75, 0.85]", "0.500 [0.45, 0.55]", "grpo", "0.001", "4\u00a0948"):
+        assert part in said
+    assert "seed" not in said
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "matplotlib" not in LIGHT["compare"]
+
+
+def test_a_sweep_ends_with_the_table_of_its_runs(tmp_path, capsys, monkeypatch):
+    for number in (10, 2):
+        a_run(tmp_path / str(number), overrides=[f"seed={number}"])
+    (tmp_path / "failed").mkdir()
+    monkeypatch.setattr("herl.cli.compare_sweep.HydraConfig.set_config", lambda self, config: None)
+    CompareSweep().on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))
+    said = capsys.readouterr().out
+    assert said.index("│ 2") < said.index("│ 10")
+    assert (tmp_path / "compare.png").is_file()
