@@ -28,6 +28,7 @@ import torch
 from lightning.fabric.utilities.load import _load_distributed_checkpoint
 
 SHORT = (
+    "experiment=embedded",
     "trainer.max_epochs=3",
     "trainer.limit_train_batches=6",
     "trainer.limit_val_batches=1",

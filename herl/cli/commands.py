@@ -240,7 +240,8 @@ def _checkpoint(config: DictConfig) -> str | None:
     if config.checkpoint is not None:
         return str(config.checkpoint)
     if config.run is None:
-        found = max(Path("runs").glob("*/checkpoints/*.ckpt"), key=lambda path: path.lstat().st_mtime, default=None)
+        written = Path("runs").glob("*/checkpoints/*.ckpt")
+        found = max(written, key=lambda path: path.lstat().st_mtime, default=None)
         newest = f"; the newest run here is {found.parents[1]}" if found else ""
         logger.warning("run= and checkpoint= are not given: uses %s, untrained%s", config.model.path, newest)
         return None

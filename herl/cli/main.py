@@ -69,14 +69,14 @@ usage: herl VERB [key=value ...] [hydra options]
 
 NOTHING = """herl fit trains a model on prompts, and needs to be told which:
 
-  herl fit experiment=embedded       the embedded task: a tiny model, a minute on two CPU cores
-  herl fit experiment=smollm2_if     SmolLM2-135M on verifiable instructions
+  herl fit experiment=embedded     a tiny model: a minute on two CPU cores
+  herl fit experiment=smollm2_if   SmolLM2-135M (herl fetch smollm2)
   herl fit data=my.jsonl model=Qwen/Qwen2.5-0.5B-Instruct judge=llm judge.chat.model=...
-                                     your own rows, a tenth of them held out; a model of the hub or a folder
-  herl fit --config-dir my_conf experiment=mine
+                                   your own rows; a tenth is held out
+  herl new my_run                  a folder to start from
 
-Add dry_run=true to try a few batches, and to see time, memory and cost first. `herl --help` lists the other
-verbs, and `herl fit --help` all settings."""
+Add dry_run=true to try a few batches, and to see time, memory and cost first.
+`herl --help` lists the other verbs, `herl fit --help` the settings."""
 """What a bare `herl fit` prints."""
 
 
@@ -101,7 +101,7 @@ def main() -> None:
         verb_help(verb)
     elif verb in VERBS:
         if not sys.argv[1].startswith("--config-name="):
-            if verb == "fit" and says_nothing(sys.argv[2:]):
+            if verb == "fit" and not sys.argv[2:]:
                 print(NOTHING, file=sys.stderr)
                 raise SystemExit(2)
             try:
@@ -132,6 +132,8 @@ def _run_hydra(verb: str) -> None:
         try:
             if verb in RUNS:
                 import_module("herl.config.early").check_early(config)
+            if verb == "fit" and says_nothing(sys.argv[2:]):
+                fail(NOTHING)
             commands = import_module(LIGHT.get(verb, "herl.cli.commands"))
             getattr(commands, verb)(config)
         except RunStopped as stop:

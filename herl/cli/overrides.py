@@ -52,9 +52,7 @@ def for_hydra(verb: str, arguments: list[str]) -> list[str]:
 
 def says_nothing(arguments: list[str]) -> bool:
     """Whether the arguments of `herl fit` name neither an experiment nor data nor a model."""
-    options, overrides = _split("fit", arguments)
-    if {option.partition("=")[0] for option in options} & {"--cfg", "-c", "--help", "-h", "--hydra-help", *INFO}:
-        return False
+    _, overrides = _split("fit", arguments)
     named = {re.split(r"[.@]", _key(one), maxsplit=1)[0] for one in overrides}
     return not named & {"experiment", "data", "model", "model_name_or_path"}
 

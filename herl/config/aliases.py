@@ -95,8 +95,8 @@ _NUMBER = re.compile(r"(0?\.\d+|0)$")
 def meant(override: str) -> list[str]:
     """Returns the overrides that one on the command line stands for; usually itself.
 
-    >>> meant("lr=1e-5"), meant("model=Qwen/Qwen2.5-0.5B"), meant("data=my.jsonl"), meant("seed=1")
-    (['optimizer.lr=1e-5'], ['model.path=Qwen/Qwen2.5-0.5B'], ['data=file', 'data.train.path=my.jsonl'], ['seed=1'])
+    >>> meant("lr=1e-5"), meant("model=Qwen/Qwen2.5-0.5B"), meant("data=my.jsonl")
+    (['optimizer.lr=1e-5'], ['model.path=Qwen/Qwen2.5-0.5B'], ['data=file', 'data.train.path=my.jsonl'])
     """
     key, equals, value = override.partition("=")
     bare = value.strip("'\"")

@@ -30,8 +30,7 @@ class RubricDataModule(L.LightningDataModule):
         heldout: Prompts used only for validation.
         heldout_share: Share of the training prompts, in [0, 1), that are held out if `heldout` is empty. Rows
             with the same prompt stay together.
-        heldout_seed: Seed of that choice, for each prompt by itself: added rows move no other prompt to the other
-            side, except near the limit.
+        heldout_seed: Seed of that choice. It hardly changes when rows are added.
         prompts_per_batch: Prompts per rollout batch.
         seed: Determines the order of prompts, together with the epoch.
     """
@@ -173,7 +172,7 @@ def split_off(tasks: Sequence[Task], share: float, seed: int) -> tuple[Part, Par
     count = max(1, round(share * len(different)))
     if count >= len(different):
         raise ConfigError(
-            f"data.heldout_share: expected at least two different prompts to hold out a share of {share}, got "
+            f"data.heldout_share: expected at least two prompts to hold out a share of {share}, got "
             f"{len(different)}: add rows, name data.heldout.path, or set data.heldout_share=0"
         )
     held = set(sorted(different, key=lambda prompt: derive_seed(seed, prompt))[:count])

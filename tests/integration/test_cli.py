@@ -18,6 +18,7 @@ from tests.support.runs import CONTINUES_ELSEWHERE, HERL, herl_here
 pytestmark = CONTINUES_ELSEWHERE
 PLUGIN = Path(__file__).parents[1] / "plugin"
 SMALL = (
+    "experiment=embedded",
     "trainer.max_epochs=1",
     "trainer.limit_train_batches=2",
     "trainer.limit_val_batches=1",
@@ -58,7 +59,7 @@ def test_help_is_quick_and_loads_neither_torch_nor_hydra(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     print(f"{time.perf_counter() - started:.2f} s")
     assert done.returncode == 0, done.stderr
-    assert "herl fit algorithm=grpo" in done.stdout
+    assert "herl fit experiment=embedded algorithm=grpo" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -78,7 +79,10 @@ def test_help_is_quick_and_loads_neither_torch_nor_hydra(tmp_path):
             ["fit", "sampler=vllm", "trainer.limit_val_batches=1", "sampler.max_num_seq=4"],
             "unknown key 'sampler.max_num_seq'. Did you mean 'sampler.max_num_seqs'?",
         ),
-        (["fit", "algorithm=gpro"], "Could not find 'algorithm/gpro'"),
+        (
+            ["fit", "algorithm=gpro"],
+            "algorithm: expected one of critique, dpo, grpo, herl, reference, sft, got 'gpro'. Did you mean 'grpo'?",
+        ),
         (
             ["fit", "trainer.max_epochs=three"],
             "trainer.max_epochs: expected a whole number or null, got 'three'",
@@ -98,26 +102,29 @@ def test_help_is_quick_and_loads_neither_torch_nor_hydra(tmp_path):
             "judge._target_: expected an object from herl, lightning, torch.optim, got 'os.system'",
         ),
         (
-            ["fit", "resume=auto"],
+            ["fit", "experiment=embedded", "resume=auto"],
             "resume=auto needs hydra.run.dir=FOLDER, the same at every start",
         ),
         (["fit", "model.path=nowhere"], "model.path: expected a folder with a config.json"),
-        (["fit", "data=file", "data.train.path=x.jsonl"], "data.heldout.path: expected a value, got none"),
+        (["fit", "data=file"], "data.train.path: expected a value, got none"),
         (
             ["fit", "data=file", "data.train.path=x.jsonl", "data.heldout.path=x.jsonl"],
             "herl: error: x.jsonl: expected a file",
         ),
-        (["fit", "trainer.accelerator=gpu"], "herl: error: trainer: No supported gpu backend found!"),
         (
-            ["fit", "strategy=fsdp", "trainer.precision=16-mixed"],
+            ["fit", "experiment=embedded", "trainer.accelerator=gpu"],
+            "herl: error: trainer: No supported gpu backend found!",
+        ),
+        (
+            ["fit", "experiment=embedded", "strategy=fsdp", "trainer.precision=16-mixed"],
             "herl: error: trainer: The `ModelParallelStrategy` does not support",
         ),
         (
-            ["fit", "rollout.attempt.max_new_tokens=512"],
+            ["fit", "experiment=embedded", "rollout.attempt.max_new_tokens=512"],
             "rollout.attempt.max_new_tokens: expected less than 512 (the model's limit",
         ),
         (
-            ["fit", "rollout.heldout.temperature=0"],
+            ["fit", "experiment=embedded", "rollout.heldout.temperature=0"],
             "module.validation_attempts: expected 1 with rollout.heldout.temperature=0",
         ),
         (
@@ -129,7 +136,7 @@ def test_help_is_quick_and_loads_neither_torch_nor_hydra(tmp_path):
             "rollout.heldout.max_new_tokens=8: no effect with benchmark=ifbench, which brings its own",
         ),
         (
-            ["fit", "-m", "trainer.devices=2", "seed=0,1"],
+            ["fit", "-m", "experiment=embedded", "trainer.devices=2", "seed=0,1"],
             "trainer.devices: expected 1 in a sweep (-m), got 2 processes",
         ),
     ],
@@ -144,7 +151,7 @@ def test_a_mistake_gets_a_clear_error(tmp_path, arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["fit", "trainer.max_epoch=1"], 1, "herl: unknown key 'trainer.max_epoch'. Did you mean"),
+        (["fit", "trainer.max_epoch=1"], 1, "herl: error: unknown key 'trainer.max_epoch'. Did you mean"),
         (["fit", "model.path=nowhere"], 2, "herl: error: model.path: expected a folder with a config.json"),
     ],
 )
@@ -217,7 +224,7 @@ def test_a_slurm_job_is_put_back_into_the_queue_once_its_checkpoint_is_there(tmp
     command.chmod(0o755)
     changed = {"PATH": f"{command.parent}:{os.environ['PATH']}", "SLURM_JOB_ID": "77"}
     process = subprocess.Popen(
-        [*HERL, "fit", "trainer.max_epochs=100", f"hydra.run.dir={folder}"],
+        [*HERL, "fit", "experiment=embedded", "trainer.max_epochs=100", f"hydra.run.dir={folder}"],
         cwd=tmp_path, env=os.environ | changed, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:

@@ -15,7 +15,7 @@ from tests.support.runs import herl_here
 
 def test_a_dry_run_shows_prompts_and_estimates_and_writes_nothing_but_its_report(tmp_path):
     done = herl_here(
-        "fit", "dry_run=true", "rollout.attempt.max_new_tokens=32", "cost.gpu=h100", "cost.price=2",
+        "fit", "experiment=embedded", "dry_run=true", "rollout.attempt.max_new_tokens=32", "cost.gpu=h100", "cost.price=2",
         f"hydra.run.dir={tmp_path}/run", cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
@@ -108,6 +108,12 @@ def test_a_command_in_this_process_leaves_loggers_as_they_were(tmp_path):
         return [(logger.level, list(logger.handlers), logger.disabled) for logger in loggers]
 
     before = state()
-    done = herl_here("fit", "rollout.attempt.max_new_tokens=512", f"hydra.run.dir={tmp_path}", cwd=tmp_path)
+    done = herl_here(
+        "fit",
+        "experiment=embedded",
+        "rollout.attempt.max_new_tokens=512",
+        f"hydra.run.dir={tmp_path}",
+        cwd=tmp_path,
+    )
     assert "expected less than 512" in done.stderr, "the command has configured its logging"
     assert state() == before

@@ -18,6 +18,7 @@ from tests.support.runs import HERL, curves, environment, herl_here, summary
 
 README = Path(__file__).parents[2] / "README.md"
 RUN = (
+    "experiment=embedded",
     "trainer.limit_train_batches=6", "trainer.max_epochs=1", "trainer.limit_val_batches=2",
     "trainer.val_check_interval=3", "rollout.attempts_per_prompt=4", "rollout.attempt.max_new_tokens=32",
     "logger=[tensorboard,csv]", "loss.kl_coef=0.01", "callbacks.dashboard.every_n_batches=2", "seed=7", "bonus=improvement",
@@ -137,7 +138,13 @@ def test_validate_takes_over_settings_and_the_best_checkpoint_of_a_run(run, tmp_
 
 
 def test_a_model_improves_its_answers_without_training(tmp_path):
-    shown = herl("improve", "trainer.limit_val_batches=3", f"hydra.run.dir={tmp_path}", cwd=tmp_path)
+    shown = herl(
+        "improve",
+        "experiment=embedded",
+        "trainer.limit_val_batches=3",
+        f"hydra.run.dir={tmp_path}",
+        cwd=tmp_path,
+    )
     assert "mended" in shown
     reward = {r["revisions"]: r for r in summary(tmp_path)["results"] if r["name"] == "reward"}
     assert reward[0]["high"] < reward[1]["low"]
@@ -286,7 +293,7 @@ def test_an_exported_model_says_where_it_comes_from(exported):
         (["export", "checkpoint=no.ckpt"], "checkpoint: expected a checkpoint written by herl fit, got 'no.ckpt'"),
         (["inspect"], "run: expected the folder of a run"),
         (["inspect", "."], "expected the folder of a run with recorded answers"),
-        (["improve", "algorithm=grpo"], "validation_revisions: expected 0 with a hindsight builder that writes no"),
+        (["improve", "experiment=embedded", "algorithm=grpo"], "validation_revisions: expected 0 with a hindsight builder that writes no"),
         (["improve", "prompt=Hello"], "rubric: expected criteria to judge the answer by, got none"),
     ],
 )  # fmt: skip

@@ -13,7 +13,7 @@ RISE = 0.12  # a correct loss: 0.21. With a flipped sign, zero advantages or a m
 @pytest.mark.slow
 def test_the_heldout_reward_rises(tmp_path):
     command = [
-        sys.executable, "-m", "herl", "fit", f"callbacks.answer_budget.answers={ANSWERS}", f"hydra.run.dir={tmp_path}",
+        sys.executable, "-m", "herl", "fit", "experiment=embedded", f"callbacks.answer_budget.answers={ANSWERS}", f"hydra.run.dir={tmp_path}",
     ]  # fmt: skip
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

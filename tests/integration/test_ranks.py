@@ -109,7 +109,7 @@ def test_a_consolidated_checkpoint_goes_on_without_sharding(tmp_path, uninterrup
 
 def test_a_sharded_checkpoint_without_sharding_is_a_clear_error(tmp_path, half_way):
     checkpoint = half_way / "checkpoints" / "last.ckpt"
-    done = herl_here("fit", f"resume={checkpoint}", cwd=tmp_path)
+    done = herl_here("fit", "experiment=embedded", f"resume={checkpoint}", cwd=tmp_path)
     assert done.returncode == 2
     assert "got the sharded checkpoint" in done.stderr
     assert "add strategy=fsdp" in done.stderr

@@ -11,7 +11,10 @@ from herl.config.check import conf_dir
 
 
 def composed(verb="fit", *overrides, output_dir="out"):
-    """Returns the configuration of a verb, with Hydra's own part resolved and taken out."""
+    """Returns the configuration of a verb, with Hydra's own part resolved and taken out. The experiment is the
+    embedded one unless another is given."""
+    if not any(override.startswith("experiment=") for override in overrides):
+        overrides = ("experiment=embedded", *overrides)
     config = deepcopy(_composed(verb, *overrides, f"output_dir={output_dir}"))
     HydraConfig.instance().set_config(config)
     OmegaConf.set_struct(config, False)

@@ -22,6 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from herl.cli.main import main
 
 SMALL = (
+    "experiment=embedded",
     "trainer.max_epochs=1",
     "trainer.limit_train_batches=5",
     "trainer.limit_val_batches=1",

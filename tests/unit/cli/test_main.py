@@ -125,3 +125,13 @@ def test_a_run_of_an_older_version_brings_objects_by_their_new_paths(handed_over
         "model._target_=herl.models.pretrained.PretrainedModel",
         "judge._target_='mine.loss.Loss'",
     ]
+
+
+@pytest.mark.parametrize("choices", [{"experiment": "embedded"}, {"experiment": "none"}, {}])
+def test_a_run_keeps_the_experiment_that_was_the_default_when_it_was_started(handed_over, tmp_path, choices):
+    run = a_run(tmp_path / "run", "seed=7")
+    kept = OmegaConf.load(run / ".hydra" / "hydra.yaml")
+    kept.hydra.runtime.choices = choices
+    OmegaConf.save(kept, run / ".hydra" / "hydra.yaml")
+    chosen = ["experiment=embedded"] if choices.get("experiment") == "embedded" else []
+    assert handed_over("validate", f"run={run}") == [*chosen, "seed=7", f"run={run}"]

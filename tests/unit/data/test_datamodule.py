@@ -196,3 +196,28 @@ def test_every_prompt_of_a_large_file_counts():
     tasks = [make_task(id=str(i)) for i in range(1000)]
     swapped = [*tasks[:500], tasks[501], tasks[500], *tasks[502:]]
     assert fingerprint(tasks, max_tasks=None) != fingerprint(swapped, max_tasks=None)
+
+
+def test_a_share_of_the_prompts_is_held_out_by_prompt_and_without_regard_to_order():
+    tasks = [make_task(id=str(n), request=f"Prompt {n // 2}.") for n in range(40)]  # each prompt twice
+    data = RubricDataModule(tasks, heldout_share=0.25, seed=1)
+    train, held = ({task.request for task in part} for part in (data.train, data.heldout))
+    assert (len(data.train), len(data.heldout)) == (30, 10)
+    assert not train & held
+    other = RubricDataModule(tasks[::-1], heldout_share=0.25, seed=2)
+    assert {task.request for task in other.heldout} == held
+    assert {
+        task.request for task in RubricDataModule(tasks, heldout_share=0.25, heldout_seed=1).heldout
+    } != held
+    assert [task.id for task in data.heldout[:2]] == [data.heldout[0].id, data.heldout[1].id]
+
+
+def test_own_held_out_prompts_go_before_a_share():
+    data = RubricDataModule([make_task(id="a")], [make_task(id="b")], heldout_share=0.5)
+    assert [task.id for task in data.heldout] == ["b"]
+
+
+@pytest.mark.parametrize(("count", "share"), [(1, 0.1), (5, 1.0), (5, -0.1)])
+def test_a_share_that_leaves_nothing_is_an_error(count, share):
+    with pytest.raises(ConfigError, match="data.heldout_share: expected"):
+        RubricDataModule([make_task(id=str(n), request=f"{n}?") for n in range(count)], heldout_share=share)

@@ -55,7 +55,8 @@ def _fit(bench: Bench, name: str, *overrides: str) -> dict[str, float]:
     """Runs `herl fit`, reports its seconds and returns its summary. A failed run ends the section."""
     run = bench.scratch / "runs" / name
     device = "gpu" if bench.full else "cpu"
-    command = [sys.executable, "-m", "herl", "fit", f"trainer.accelerator={device}", *overrides]
+    settings = ["experiment=embedded", f"trainer.accelerator={device}", *overrides]
+    command = [sys.executable, "-m", "herl", "fit", *settings]
     started = time.perf_counter()
     done = subprocess.run([*command, f"hydra.run.dir={run}"], capture_output=True, text=True)
     if done.returncode:
