@@ -14,7 +14,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError  # type: ignore[import-untyped]  # omegaconf brings it, without types
+from yaml import YAMLError  # omegaconf brings it
 
 from herl.errors import DataError
 
