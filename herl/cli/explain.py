@@ -85,8 +85,11 @@ class Book:
             yield f"'{word}' is now '{new}'."
         name, equals, choice = new.lstrip("+~").partition("=")
         group = name if name in self.groups else name.replace(".", "/")
+        head, _, tail = name.rpartition(".")
         if equals and group in self.groups:
             yield from self._choice(group, choice)
+        elif tail in self.groups.get(head, {}) and name not in self.places:  # callbacks.alarms
+            yield from self._choice(head, tail)
         elif group in self.groups:
             yield from self._group(group)
         else:

@@ -133,6 +133,7 @@ def _run_hydra(verb: str) -> None:
             if verb in RUNS:
                 import_module("herl.config.early").check_early(config)
             if verb == "fit" and says_nothing(sys.argv[2:]):
+                import_module("herl.config.check").check(config)  # mistakes first
                 fail(NOTHING)
             commands = import_module(LIGHT.get(verb, "herl.cli.commands"))
             getattr(commands, verb)(config)

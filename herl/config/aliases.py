@@ -126,8 +126,10 @@ def translated(overrides: list[str]) -> tuple[list[str], list[str]]:
     """Returns overrides with `meant` applied, and a line for each one that changed."""
     found: list[str] = []
     lines = []
+    of_file = not any(re.match(r"data=(?!file$)\w+$", override) for override in overrides)
     for override in overrides:
-        instead = meant(override)
+        own = override.startswith("data.path=") and not of_file  # a key of data=heldout
+        instead = [override] if own else meant(override)
         if instead != [override]:
             lines.append(f"herl: '{override}' is read as '{' '.join(instead)}'")
         found += [one for one in instead if one == override or one not in (*found, *overrides)]

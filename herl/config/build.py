@@ -18,7 +18,7 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import CUDAAccelerator
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from transformers.utils import logging as transformers_logging
 
 from herl.callbacks.keep_heldout import KeepHeldout
@@ -83,7 +83,8 @@ def build(
     data = make(config.data) if data is None else data
     module: HerlModule = make(config.module)
     splits = {name: getattr(data, name, ()) for name in ("train", "heldout")}
-    check_rows(splits, module.stages.judge_runner.judge)
+    if OmegaConf.select(config, "prompt") is None:  # an answer to a typed prompt is shown, judged or not
+        check_rows(splits, module.stages.judge_runner.judge)
     module.stages.check_verdicts()  # whether a function gives verdicts is known once it was tried
     check_prompts(splits, module.stages.tokenizer, module.model.vocab_size())
     heldout = KeepHeldout()

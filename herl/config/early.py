@@ -73,7 +73,7 @@ def _first_rows(data: Mapping[Any, Any]) -> dict[str, Sequence[Task]]:
             continue
         check(OmegaConf.create({"data": {name: node} if name else node}))
         arguments = {str(key): value for key, value in node.items() if not str(key).startswith("_")}
-        if _is_soon_read(str(arguments["path"])):
+        if arguments["path"] is not None and _is_soon_read(str(arguments["path"])):
             splits[str(name)] = first_tasks(arguments.pop("path"), MAX_ROWS, **arguments)
     return splits
 

@@ -165,6 +165,8 @@ def _as_native(value: Mapping[str, Any], reading: Reading) -> tuple[dict[str, An
             return dict(value), set(value)  # validation will name what is missing
     elif isinstance(native["rubric"], dict):  # {"criteria": [...]}
         native["rubric"] = first(native["rubric"], "criteria", ("rubric", "rubrics", "items"))
+        if native["rubric"] is None:
+            raise DataError(f"rubric: expected a list of criteria, got {value[columns['rubric']]!r:.80}")
     if isinstance(native.get("rubric"), list):
         native["rubric"] = [foreign_criterion(c, RowCriterion.model_fields) for c in native["rubric"]]
     if "messages" in native:

@@ -32,10 +32,10 @@ def said(capsys):
         ("judge=local", ["judge.votes=1", "judge.mode=per_criterion"]),  # what it extends, and its own
         ("data.train.path", ["must be set with data=file"]),
         ("resume", ["by default in herl fit"]),
-        ("callbacks.alarms", ["Its keys:", "callbacks.alarms.patience=5"]),
+        ("callbacks.alarms", ["callbacks=alarms", "callbacks.alarms.patience=5"]),
         ("module.judge.votes", ["judge.votes\n"]),  # the module's parts are groups
         ("kl_coef", ["loss.kl_coef\n"]),  # the end of one key only
-        ("rollout.heldout.top_p", ["the same as rollout.attempt.top_p"]),
+        ("rollout.heldout.top_p", ["the same as validation.sampling.top_p"]),
         ("memory", ["'memory' is now 'replay'", "replay=CHOICE"]),
         ("memory=replay", ["replay=buffer  (conf/replay/buffer.yaml)"]),
         ("algorithm=critique", ["It chooses hindsight=revision", "loss.gamma=0.1"]),
@@ -73,7 +73,7 @@ def test_the_help_of_a_verb_fits_on_80_columns(verb, capsys):
     text = capsys.readouterr().out
     assert text.startswith(f"herl {verb}")
     assert max(map(len, text.splitlines())) <= 80
-    assert ("judge/chat" in text) == (verb != "inspect")
+    assert ("judge/chat" in text) == (verb not in ("inspect", "compare"))
     assert ("ifbench" in text) == (verb in ("test", "improve"))
 
 

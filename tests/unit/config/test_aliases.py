@@ -63,6 +63,11 @@ def test_a_choice_given_by_hand_is_not_repeated():
     ]
 
 
+def test_a_key_of_the_chosen_data_is_no_alias():
+    assert translated(["data=heldout", "data.path=p.jsonl"]) == (["data=heldout", "data.path=p.jsonl"], [])
+    assert translated(["data=file", "data.path=p.jsonl"])[0] == ["data=file", "data.train.path=p.jsonl"]
+
+
 def test_own_data_and_model_get_no_value_of_an_experiment():
     """A file in conf/experiment must not be chosen unless the user names it."""
     own = composed("data=file", "data.train.path=my.jsonl", "model.path=Qwen/Qwen2.5-0.5B-Instruct")
