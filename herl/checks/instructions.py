@@ -23,9 +23,14 @@ class Argument:
     fits: Callable[[Any], bool]
 
 
+def whole(value: Any) -> Any:
+    """Turns 5.0 into 5: tables store whole numbers as floats in columns with missing values."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def _is_whole(value: Any, least: int) -> bool:
-    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
-    return whole and not isinstance(value, bool) and value >= least
+    number = whole(value)
+    return isinstance(number, int) and not isinstance(number, bool) and number >= least
 
 
 def _is_text(value: Any) -> bool:

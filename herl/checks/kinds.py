@@ -35,6 +35,7 @@ import regex
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from herl.checks import json_text, numbers, patterns
+from herl.checks.instructions import whole
 
 _SENTENCE_END = re.compile(r"[.!?\u2026]+(?=[\"'\u201d\u2019)\]*_]*(?:\s|$))|[\u3002\uff01\uff1f]+|$")
 _ABBREVIATION = re.compile(
@@ -47,11 +48,6 @@ def _visible(text: str) -> str:
     if not text.strip():
         raise ValueError("it has nothing but white space")
     return text
-
-
-def _whole(value: Any) -> Any:
-    """Turns 5.0 into 5: tables store whole numbers as floats in columns with missing values."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _readable(pattern: str) -> str:
@@ -74,7 +70,7 @@ Phrase = Annotated[str, AfterValidator(_visible), Field(description="a text that
 Texts = Annotated[list[Text], Field(min_length=1, description="a list of texts")]
 Pattern = Annotated[str, Field(min_length=1, description="a pattern"), AfterValidator(_readable)]
 Count = Annotated[
-    int, BeforeValidator(_whole), Field(strict=True, ge=0, description="a whole number, at least 0")
+    int, BeforeValidator(whole), Field(strict=True, ge=0, description="a whole number, at least 0")
 ]
 
 

@@ -27,7 +27,7 @@ ABOUT_WORDS = frozenset(
     """.split()  # noqa: SIM905 (a table of words)
 )
 """Last words in the names of columns that say something about a prompt: "question_source", "prompt_id"."""
-COUNT_WORDS = frozenset("num n number count total has is".split())  # noqa: SIM905
+COUNT_WORDS = frozenset({"num", "n", "number", "count", "total", "has", "is"})
 """First words in the names of such columns: "num_turns"."""
 
 
@@ -91,6 +91,5 @@ def _texts(cell: Any) -> list[str]:
         return [t for name, part in cell.items() if name not in ("role", "from") for t in _texts(part)]
     if isinstance(cell, list | tuple):
         return [text for part in cell for text in _texts(part)]
-    if cell is None or isinstance(cell, bool | int | float):
-        return []
-    return [text] if (text := str(cell).strip()) else []
+    text = cell.strip() if isinstance(cell, str) else ""
+    return [text] if text else []

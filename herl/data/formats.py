@@ -26,6 +26,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from herl.checks import read_check
+from herl.checks.instructions import whole
 from herl.data.cells import OWN, OWN_IN_JSON, check_unicode, decoded, present
 from herl.data.columns import check_unused
 from herl.data.foreign import (
@@ -287,7 +288,7 @@ def instruction_criterion(
     Without a text, the criterion states the instruction's name and arguments. The suffix distinguishes the
     ids of two instructions of the same kind.
     """
-    given = {key: _whole(value) for key, value in kwargs.items() if value is not None}
+    given = {key: whole(value) for key, value in kwargs.items() if value is not None}
     arguments = ", ".join(f"{key.replace('_', ' ')}: {value}" for key, value in given.items())
     name = instruction.replace(":", ": ").replace("_", " ")
     return Criterion(
@@ -296,8 +297,3 @@ def instruction_criterion(
         category=instruction.split(":")[0],
         check={"kind": "instruction", "instruction_id": instruction, "kwargs": given},
     )
-
-
-def _whole(value: Any) -> Any:
-    """Turns 5.0 into 5: tables store whole numbers as floats in columns with missing values."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value

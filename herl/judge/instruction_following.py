@@ -23,7 +23,7 @@ from typing import Any
 from unittest import mock
 
 from herl.cache_folder import cache_folder
-from herl.checks.instructions import argument_fault
+from herl.checks.instructions import argument_fault, whole
 from herl.errors import ConfigError, DataError
 from herl.judge import ifbench_custom_fixes, ifbench_fixes, ifeval_fixes
 from herl.judge.aggregation import weighted
@@ -77,7 +77,7 @@ class InstructionFollowingJudge(Judge):
         instruction_id, kwargs = check.get("instruction_id"), check.get("kwargs") or {}
         if (fault := argument_fault(instruction_id, kwargs)) is not None:
             return Verdict(criterion_id=criterion.id, met=None, reason=fault)
-        arguments = {name: _whole(value) for name, value in kwargs.items() if value is not None}
+        arguments = {name: whole(value) for name, value in kwargs.items() if value is not None}
         try:
             met: bool | None = self._follows(self._check(str(instruction_id), arguments), answer)
         except Exception as error:  # answers make checkers raise all kinds of errors
@@ -100,11 +100,6 @@ class InstructionFollowingJudge(Judge):
 
         variants = [answer] if self.strict else get_loose_transformations(answer)
         return any(bool(variant.strip()) and check(variant) for variant in variants)
-
-
-def _whole(value: Any) -> Any:
-    """A whole number that a column of numbers with gaps made a float is an int again."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _is_of_machine(error: Exception) -> bool:

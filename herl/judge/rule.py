@@ -17,6 +17,7 @@ import logging
 import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from herl.checks import (
@@ -159,7 +160,8 @@ class RuleJudge(Judge):
             raise
         except Exception as error:
             place = traceback.extract_tb(error.__traceback__)[-1]
-            reason = f"{check.path} raised {type(error).__name__} in line {place.lineno} of {place.filename}"
+            file = Path(place.filename).name
+            reason = f"{check.path} raised {type(error).__name__} in line {place.lineno} of {file}"
             raise BrokenByAnswerError(reason) from error
 
     def _function(self, path: str) -> Callable[..., object]:

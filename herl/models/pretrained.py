@@ -241,7 +241,8 @@ def make_savable(model: PreTrainedModel) -> None:
     the token ids are kept.
     """
     found = model.generation_config
-    if found is None or (fault := _fault(found)) is None:
+    fault = None if found is None else _fault(found)
+    if found is None or fault is None:
         return
     found.do_sample = True
     kept = "it now has do_sample=true"

@@ -160,8 +160,8 @@ def _by_ids(
     """Only the thinking at the beginning is split off: an answer may speak of the tags."""
     tags = [token for token in token_ids if token in (start, end)]
     begun = _next(tokenizer, token_ids, 0) == start
-    inside = bool(is_open) or begun or (is_open is None and tags[:1] == [end])
-    if not inside:
+    never_opened = is_open is None and tags[:1] == [end]  # the first tag closes what no tag has opened
+    if not (is_open or begun or never_opened):
         return None
     thinking: list[int] = []
     for place, token in enumerate(token_ids):
