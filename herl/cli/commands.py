@@ -240,7 +240,9 @@ def _checkpoint(config: DictConfig) -> str | None:
     if config.checkpoint is not None:
         return str(config.checkpoint)
     if config.run is None:
-        written = Path("runs").glob("*/checkpoints/*.ckpt")
+        written = [
+            path for level in ("*", "*/*") for path in Path("runs").glob(f"{level}/checkpoints/*.ckpt")
+        ]
         found = max(written, key=lambda path: path.lstat().st_mtime, default=None)
         newest = f"; the newest run here is {found.parents[1]}" if found else ""
         logger.warning("run= and checkpoint= are not given: uses %s, untrained%s", config.model.path, newest)

@@ -117,7 +117,10 @@ def _run_hydra(verb: str) -> None:
     import hydra
 
     from herl.cli.run_folder import release
+    from herl.cli.run_name import register
     from herl.config.check import conf_dir
+
+    register()
 
     # Lightning starts more processes from sys.argv, so the verb must survive there as a Hydra option.
     sys.argv[1:] = [f"--config-name={verb}", *sys.argv[2:]]

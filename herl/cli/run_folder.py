@@ -24,6 +24,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from herl.cli.run_name import swept
 from herl.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -69,12 +70,19 @@ def _claim(config: DictConfig, key: str) -> None:
             OmegaConf.update(config, key, str(folder))
             if key == "hydra.sweep.dir":  # each job composes its configuration again
                 config.hydra.overrides.hydra.append(f"{key}={_quoted(str(folder))}")
+                if not any(str(one).startswith("hydra.sweep.subdir=") for one in given):
+                    config.hydra.overrides.hydra.append(_subfolders(list(config.hydra.overrides.task)))
     try:
         hold(folder)
     except ConfigError as error:  # Hydra turns an Exception of a callback into a warning
         from herl.cli.main import fail
 
         fail(str(error))
+
+
+def _subfolders(overrides: list[str]) -> str:
+    """The override by which the runs of a sweep are named after their number and what the sweep varies."""
+    return "hydra.sweep.subdir='${hydra.job.num}_${run_changes:" + ",".join(swept(overrides)) + "}'"
 
 
 def _created(folder: Path) -> Path:

@@ -96,7 +96,7 @@ def of_sweep(folder: Path) -> list[Path]:
     if (folder / "summary.json").is_file():
         return [folder]
     jobs = [path.parent for path in folder.glob("*/summary.json")]
-    return sorted(jobs, key=lambda job: (len(job.name), job.name))
+    return sorted(jobs, key=lambda job: (len(job.name.partition("_")[0]), job.name))  # 2_... before 10_...
 
 
 def _table(runs: Sequence[RunFiles]) -> Table:

@@ -23,7 +23,7 @@ def config(tmp_path, *given):
     hydra = {
         "run": {"dir": str(tmp_path / "runs" / "now")},
         "sweep": {"dir": str(tmp_path / "runs" / "now_sweep")},
-        "overrides": {"hydra": list(given)},
+        "overrides": {"hydra": list(given), "task": ["seed=0,1", "algorithm=herl"]},
     }
     made = OmegaConf.create({"hydra": hydra})
     OmegaConf.set_readonly(made.hydra, True)
@@ -41,7 +41,10 @@ def test_runs_of_one_second_get_folders_of_their_own(tmp_path):
         made = config(tmp_path)
         ClaimFolder().on_multirun_start(made)
         assert os.path.basename(made.hydra.sweep.dir) == expected
-        assert made.hydra.overrides.hydra == [f"hydra.sweep.dir='{made.hydra.sweep.dir}'"]
+        assert OmegaConf.to_container(made.hydra.overrides, resolve=False)["hydra"] == [
+            f"hydra.sweep.dir='{made.hydra.sweep.dir}'",
+            "hydra.sweep.subdir='${hydra.job.num}_${run_changes:seed}'",
+        ]
 
 
 def test_a_folder_that_a_run_writes_into_is_refused_until_it_ends(tmp_path, capsys):
