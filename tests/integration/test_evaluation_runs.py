@@ -16,7 +16,7 @@ from herl.models.chat_template import render
 from herl.models.pretrained import PretrainedModel
 from tests.support.runs import HERL, curves, environment, herl_here, summary
 
-README = Path(__file__).parents[2] / "README.md"
+GUIDE = Path(__file__).parents[2] / "herl" / "callbacks" / "README.md"
 RUN = (
     "experiment=embedded",
     "trainer.limit_train_batches=6", "trainer.max_epochs=1", "trainer.limit_val_batches=2",
@@ -39,8 +39,8 @@ def run(tmp_path_factory):
 
 
 def curve_table():
-    """(names in the first cell, words in the second) of each row of the README's table of curves."""
-    table = README.read_text().split("<!-- curves -->")[1].split("\n\n")[0]
+    """(names in the first cell, words in the second) of each row of the guide's table of curves."""
+    table = GUIDE.read_text().split("<!-- curves -->")[1].split("\n\n")[0]
     rows = re.findall(r"^\| (`.+?`) \| (.+) \|$", table, flags=re.MULTILINE)
     return [tuple(re.findall(r"`([^`]+)`", cell) for cell in row) for row in rows]
 
@@ -57,7 +57,7 @@ RARE = {
     "update/logprob", "update/preference_loss",  # of sft and dpo
     "replay/recalled<name>", "replay/joined<name>",  # no replay
 }  # fmt: skip
-"""Curves of the README that a default run does not have."""
+"""Curves of the guide that a default run does not have."""
 UNLISTED = re.compile(r"(final|hp_\w+)/|(train|revision|heldout)_criterion/|.*/seconds_max|throughput/")
 
 
@@ -74,10 +74,10 @@ def test_a_run_has_every_curve_of_the_readme_and_the_readme_every_curve(run):
             tags = {family + word for family in families}
             if re.fullmatch(r"[a-z][a-z0-9_]*[a-z0-9]", word) and not tags & (found | RARE):
                 missing.append(word)
-    assert not missing, "in the README, but not in the run"
+    assert not missing, "in the guide, but not in the run"
     families = {name.split("/")[0] for names, _ in curve_table() for name in names}
     strange = [tag for tag in found if tag.split("/")[0] not in families and not UNLISTED.match(tag)]
-    assert not strange, "in the run, but not in the README"
+    assert not strange, "in the run, but not in the guide"
 
 
 def test_the_first_page_shows_curves_that_are_there(run):
