@@ -162,7 +162,9 @@ def _show(summary: Mapping[str, Any], folder: Path) -> None:
         console.print(f"Curves: tensorboard --logdir {folder}", soft_wrap=True)
     if (folder / "records").is_dir() or (folder / "answers.jsonl").is_file():
         console.print(f"Answers: herl inspect {folder}", soft_wrap=True)
-    if (folder / "checkpoints").is_dir():
+    if summary.get("optimizer_steps") == 0:
+        console.print("No optimizer step was taken, so there is nothing to export.")
+    elif (folder / "checkpoints").is_dir():
         console.print(f"Export: herl export run={folder} out=my_model", soft_wrap=True)
 
 

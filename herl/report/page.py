@@ -154,12 +154,13 @@ def _commands(run: RunFiles) -> list[tuple[str, str]]:
     folder = run.folder
     here = folder.resolve().is_relative_to(Path.cwd())
     name = shlex.quote(os.path.relpath(folder) if here else str(folder.resolve()))
+    trained = (folder / "checkpoints").is_dir() and bool(run.summary.get("optimizer_steps"))
     known = [
         ("Read its answers", "herl inspect {}", any(folder.glob("records/*.jsonl"))),
         ("Read its answers", "herl inspect {}", (folder / "answers.jsonl").is_file()),
         ("See all curves", "tensorboard --logdir {}", (folder / "tensorboard").is_dir()),
-        ("Measure it again", "herl validate run={}", (folder / "checkpoints").is_dir()),
-        ("Use the model", "herl export run={} out=my_model", (folder / "checkpoints").is_dir()),
+        ("Measure it again", "herl validate run={}", trained),
+        ("Use the model", "herl export run={} out=my_model", trained),
         ("Compare it", "herl compare {} OTHER_RUN", run.trained),
     ]
     return [(purpose, command.format(name)) for purpose, command, works in known if works]

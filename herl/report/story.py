@@ -17,6 +17,8 @@ ALARMS = {
     "identical": "in most groups, all attempts were identical",
     "zero_signal": "most groups carried no gradient",
     "kl": "the policy was far from the reference",
+    "kl_to_old": "one batch moved the policy very far; lower optimizer.lr",
+    "clipped": "the loss clipped many tokens, because steps were too large; lower optimizer.lr",
 }
 """What an alarm means, by its name in `callbacks.alarms`."""
 
