@@ -17,6 +17,7 @@ from statistics import median, median_low
 from typing import Any
 
 from omegaconf import DictConfig
+from rich.box import HEAVY_HEAD, Box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -210,6 +211,7 @@ def show(report: Mapping[str, Any], path: Path) -> None:
         "phase",
         "one batch, s",
         "the run, s",
+        box=_box(console),
         title=f"{report['batches']} batches, {report['answers']} answers",
     )
     for name, spent in report["run_seconds"].items():
@@ -231,9 +233,14 @@ def show(report: Mapping[str, Any], path: Path) -> None:
         console.print(Text(f"{name}: {_words(value)}"), soft_wrap=True)
 
 
+def _box(console: Console) -> Box | None:
+    """Frames are for terminals; a pipe gets plain lines."""
+    return HEAVY_HEAD if console.is_terminal else None
+
+
 def _show_gpus(console: Console, report: Mapping[str, Any]) -> None:
     table = Table(
-        "phase", "one batch, s", "of one GPU", "GiB",
+        "phase", "one batch, s", "of one GPU", "GiB", box=_box(console),
         title=f"{report['parameters'] / 1e9:.2f} billion parameters on {report['devices']} x {report['gpu']}",
     )  # fmt: skip
     left = [(name, f"{value:.3f}") for name, value in report["batch_seconds"].items()]

@@ -6,6 +6,7 @@ configuration -> data and its lint -> a few batches, the longest update, some va
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from copy import deepcopy
 from pathlib import Path
@@ -116,6 +117,9 @@ class _Watch(HerlCallback):
                 usage=usage_of(answers),
             )
         )
+        if trainer.is_global_zero:
+            spent = sum(step.seconds.values())
+            print(f"herl: batch {len(tried.batches)} of {BATCHES}: {spent:.1f} s", file=sys.stderr)
         decode = module.stages.tokenizer.decode
         if groups:
             tried.prompt = str(decode(list(groups[0].prompt_ids)))

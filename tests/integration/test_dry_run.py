@@ -43,6 +43,8 @@ def test_a_dry_run_shows_prompts_and_estimates_and_writes_nothing_but_its_report
     assert report["memory_gib"]["memory_gib"] > 0.1
     assert "It misses:" in done.stdout
     assert f"{report['batches']} batches" in done.stdout
+    assert "herl: batch 1 of 4: " in done.stderr
+    assert not set("━│┃") & set(done.stdout), "a pipe gets plain lines"
 
 
 def test_one_batch_is_enough_to_try(tmp_path):

@@ -58,7 +58,8 @@ def test_a_clock_adds_up_phases_also_when_they_raise():
 
 def test_metrics_of_nothing_are_left_out():
     empty = Collection(groups=(), experiences=(), dropped={"prompts": 2})
-    assert collection_metrics(empty) == {"train/dropped_prompts": 2.0}
+    counts = {"train/groups": 0.0, "hindsight/revisions": 0.0}  # not means
+    assert collection_metrics(empty) == {"train/dropped_prompts": 2.0} | counts
 
 
 def test_seeds_are_a_hash_of_all_parts_with_their_order_and_type():
