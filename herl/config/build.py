@@ -112,7 +112,9 @@ def make(node: DictConfig, **arguments: Any) -> Any:
     except InstantiationException as error:
         if isinstance(error.__cause__, HerlError):
             raise error.__cause__ from error
-        refused = isinstance(error.__cause__, MisconfigurationException | TypeError | ValueError)
+        refused = isinstance(
+            error.__cause__, MisconfigurationException | ModuleNotFoundError | TypeError | ValueError
+        )
         if refused and str(node._target_).startswith("lightning."):
             raise ConfigError(f"{node._get_full_key(None)}: {error.__cause__}") from error
         raise

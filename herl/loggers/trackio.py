@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Mapping
-from importlib.util import find_spec
 from typing import Any
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
@@ -41,8 +40,11 @@ class TrackioLogger(Logger):
         **options: Any,
     ) -> None:
         super().__init__()
-        if find_spec("trackio") is None:
-            raise ConfigError("logger=trackio requires the package trackio: pip install trackio")
+        try:
+            from trackio import init
+        except ImportError as error:
+            raise ConfigError(f"logger=trackio requires trackio: pip install trackio ({error})") from error
+        self._init = init
         self._project = project
         self._options = options | {"name": name, "space_id": space_id, "private": private, "embed": False}
         self._run: Any = None
@@ -63,9 +65,7 @@ class TrackioLogger(Logger):
     def experiment(self) -> Any:
         """Returns the `trackio.Run`, which begins with the first call."""
         if self._run is None:
-            import trackio
-
-            self._run = trackio.init(self._project, **self._options)
+            self._run = self._init(self._project, **self._options)
         return self._run
 
     @rank_zero_only
