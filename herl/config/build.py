@@ -96,7 +96,7 @@ def build(
         accelerator=accelerator,
         precision=config.trainer.precision or default_precision(accelerator),
         callbacks=[heldout, *callbacks, *make(config.callbacks).values()],
-        logger=list(make(config.logger).values()) or False,
+        logger=[make(one) for one in config.logger.values()] or False,
     )
     check_trainer(trainer)  # before other processes are started
     _check_sweep(trainer)

@@ -1,6 +1,7 @@
 """Uploads an exported model to the Hugging Face Hub.
 
-The token is huggingface_hub's own: HF_TOKEN, or the one of `hf auth login`. herl never stores or shows it, even if the Hub's answer repeats it.
+The token is huggingface_hub's own: HF_TOKEN, or the one of `hf auth login`. herl never stores or shows it,
+even if an answer of the Hub repeats it.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def push(folder: Path, files: Collection[str], repository: str, *, private: bool
     """Uploads files of a folder in one commit, and returns the repository's address.
 
     Args:
-        folder: An exported model. It stays as it is, whatever happens.
+        folder: An exported model. It is left unchanged, even by an error.
         files: The files to upload, relative to the folder.
         repository: owner/name; created if needed.
         private: Whether to create it as a private one. An existing public one is then an error.

@@ -11,7 +11,7 @@ class FakeHub:
 
     Args:
         token: The token that it requires.
-        private: Whether a repository that is there already is private; None if there is none.
+        private: Whether a repository that is there already is private; None without one.
         refuse: Part of a path -> the status of its answer.
     """
 

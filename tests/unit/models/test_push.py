@@ -106,7 +106,7 @@ def test_no_network_is_one_line(folder, login):
 
 
 @pytest.mark.parametrize(
-    "name", ["otter", "me/otter/model", "me/ot ter", "me/", "/otter", "me/..", "https://x/y", ""]
+    "name", ["otter", "me/otter/model", "me/otter two", "me/", "/otter", "me/..", "https://x/y", ""]
 )
 def test_a_malformed_name_is_an_error(name, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "secret-token")
