@@ -1,4 +1,4 @@
-"""TensorBoard's extras beside the curves: an overview page, pictures, histograms and texts."""
+"""What loggers show beside the curves: an overview page, pictures, histograms, texts and tables."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.tensorboard.writer import SummaryWriter
 
+from herl.callbacks.answer_tables import answer_table, revision_table
 from herl.callbacks.base import HerlCallback
 from herl.callbacks.heat_map import heat_map
 from herl.callbacks.markup import answer_markdown, revision_markdown
 from herl.callbacks.reward_picture import SERIES, reward_picture
 from herl.errors import check_at_least
 from herl.hindsight import NoHindsight
+from herl.loggers import write_picture, write_table
 from herl.metrics.rubric import rewards, rubric_metrics
 from herl.metrics.step import Step
 from herl.module import HerlModule
@@ -108,24 +110,36 @@ def layout(module: HerlModule, heldout: Iterable[Trajectory]) -> dict[str, dict[
 
 
 class Dashboard(HerlCallback):
-    """Writes to the run's TensorBoard logger on rank 0; does nothing without one.
+    """Writes to the run's loggers on rank 0, each in its own way.
 
-    It writes a picture of the rewards, heat maps of the criteria, histograms, revisions with their drafts,
-    and the answers to a few held-out prompts, always the same ones. Model and judge text is shown literally,
-    never as markup.
+    TensorBoard gets a picture of the rewards, heat maps of the criteria, histograms, revisions with their
+    drafts, and the answers to a few held-out prompts, always the same ones. W&B, MLflow and Trackio get the
+    picture, a table of answers and a table of drafts with their revisions. Model and judge text is shown
+    literally, never as markup. Other loggers get curves only.
 
     Args:
-        every_n_batches: Batches between pictures and texts during training.
-        heldout_prompts: Held-out prompts whose answers are shown after each validation.
+        every_n_batches: Batches between pictures, texts and tables of revisions during training.
+        heldout_prompts: Held-out prompts whose answers TensorBoard shows after each validation.
         max_criteria: Heat maps are drawn for at most this many criteria.
+        table_rows: Maximum number of rows in a table; 0 for no tables.
     """
 
-    def __init__(self, every_n_batches: int = 20, heldout_prompts: int = 3, max_criteria: int = 64) -> None:
+    def __init__(
+        self,
+        every_n_batches: int = 20,
+        heldout_prompts: int = 3,
+        max_criteria: int = 64,
+        table_rows: int = 32,
+    ) -> None:
         check_at_least("callbacks.dashboard", 1, every_n_batches=every_n_batches)
-        check_at_least("callbacks.dashboard", 0, heldout_prompts=heldout_prompts, max_criteria=max_criteria)
+        check_at_least(
+            "callbacks.dashboard", 0,
+            heldout_prompts=heldout_prompts, max_criteria=max_criteria, table_rows=table_rows,
+        )  # fmt: skip
         self.every_n_batches = every_n_batches
         self.heldout_prompts = heldout_prompts
         self.max_criteria = max_criteria
+        self.table_rows = table_rows
         self.history: dict[str, list[tuple[int, dict[str, float]]]] = {"train": [], "heldout": []}
         self.rewards: dict[str, list[tuple[int, float, int]]] = {name: [] for name in SERIES}
         """(x, mean reward, number of answers) of each batch and validation."""
@@ -159,6 +173,8 @@ class Dashboard(HerlCallback):
         lengths = [len(one.rollout.token_ids) - one.rollout.thinking_tokens for one in attempts]
         thoughts = [one.rollout.thinking_tokens for one in attempts if one.rollout.thinking_tokens]
         pairs = sorted(_revisions(groups), key=lambda pair: _gain(*pair))
+        drafts = revision_table(_both_ends(pairs, self.table_rows), module.log_over, place)
+        write_table(trainer, "revision/drafts", drafts, place)
         for writer in _writers(trainer):
             if got := rewards(attempts):
                 writer.add_histogram("distribution/reward", np.array(got), place)
@@ -180,10 +196,14 @@ class Dashboard(HerlCallback):
         self._remember("heldout", place, rubric_metrics("heldout", plain))
         self._add("heldout", place, (judged for _, judged in plain))
         first_of = {one.task.id: one for one in reversed(trajectories)}
-        shown = list(reversed(first_of.values()))[: self.heldout_prompts]
-        for writer in _writers(trainer) if self._shown < place else ():
-            for number, one in enumerate(shown, 1):
-                writer.add_text(f"heldout/prompt_{number}", answer_markdown(one.task, one.answers[0]), place)
+        first = list(reversed(first_of.values()))
+        if self._shown < place:
+            answers = answer_table(first[: self.table_rows], module.log_over, place)
+            write_table(trainer, "heldout/answers", answers, place)
+            for writer in _writers(trainer):
+                for number, one in enumerate(first[: self.heldout_prompts], 1):
+                    text = answer_markdown(one.task, one.answers[0])
+                    writer.add_text(f"heldout/prompt_{number}", text, place)
         self._shown = place
         if trainer.state.fn != TrainerFn.FITTING:
             self._draw(trainer, module)
@@ -203,17 +223,21 @@ class Dashboard(HerlCallback):
             past.append((place, fmean(got), len(got)))
 
     def _draw(self, trainer: L.Trainer, module: HerlModule) -> None:
-        over = module.log_over.replace("_", " ")
+        if not trainer.is_global_zero or not trainer.loggers:
+            return
+        over, place = module.log_over.replace("_", " "), module.counts[module.log_over]
+        if max(map(len, self.rewards.values())) > 1:
+            picture = reward_picture(self.rewards, over)
+            write_picture(trainer, STORY_PICTURE, picture, place)
+            for writer in _writers(trainer):
+                writer.add_image(STORY_PICTURE, picture, place, dataformats="HWC")
         for writer in _writers(trainer):
-            if max(map(len, self.rewards.values())) > 1:
-                picture = reward_picture(self.rewards, over)
-                writer.add_image(STORY_PICTURE, picture, module.counts[module.log_over], dataformats="HWC")
             for family, past in self.history.items():
                 if len(past) > 1:
                     title = f"{family}: share of answers that fulfill each criterion"
-                    picture = heat_map(past, title, over)
-                    place = module.counts[module.log_over]
-                    writer.add_image(f"criteria/{family}", picture, place, dataformats="HWC")
+                    writer.add_image(
+                        f"criteria/{family}", heat_map(past, title, over), place, dataformats="HWC"
+                    )
 
 
 def _writers(trainer: L.Trainer) -> list[SummaryWriter]:
@@ -236,3 +260,11 @@ def _revisions(groups: Iterable[Group]) -> Iterator[tuple[Task, Judged, Judged]]
 def _gain(task: Task, draft: Judged, revision: Judged) -> float:
     before, after = rewards([draft, revision])
     return after - before
+
+
+def _both_ends(pairs: list[tuple[Task, Judged, Judged]], limit: int) -> list[tuple[Task, Judged, Judged]]:
+    """The pairs that gained most, then those that lost most, at most `limit` together."""
+    if len(pairs) > limit:
+        most = (limit + 1) // 2
+        pairs = pairs[: limit - most] + pairs[len(pairs) - most :]
+    return pairs[::-1]

@@ -15,10 +15,15 @@ MAX_CHARACTERS = 4000
 
 def plain(text: str) -> str:
     """Returns one line of Markdown source that shows a text literally, with all markup escaped."""
+    shown = _PUNCTUATION.sub(lambda found: f"&#{ord(found[0])};", visible(text))
+    return re.sub(r"\s*\n\s*", "<br>", shown.strip()) or "(nothing)"
+
+
+def visible(text: str) -> str:
+    """Returns a text of limited length, in valid Unicode without control characters; keeps markup."""
     if len(text) > MAX_CHARACTERS:
         text = f"{text[:MAX_CHARACTERS]} ... ({len(text)} characters)"
-    shown = _PUNCTUATION.sub(lambda found: f"&#{ord(found[0])};", _CONTROL.sub("", text))
-    return re.sub(r"\s*\n\s*", "<br>", shown.strip()) or "(nothing)"
+    return _CONTROL.sub("", text).encode("utf-8", "replace").decode()
 
 
 def sign(good: bool | None) -> str:

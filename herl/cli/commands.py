@@ -3,7 +3,7 @@
 fit              held-out reward -> training -> held-out reward -> summary.json, report.html
 validate, test   held-out answers -> numbers with intervals -> summary.json, answers.jsonl
 improve          answers -> revisions, round by round -> the same, and improve.png
-export           checkpoint -> a folder that transformers and vLLM load
+export           checkpoint -> a folder that transformers and vLLM load, or a repository on the Hub
 lint             prompts and rubrics -> lint.json
 """
 
@@ -39,6 +39,7 @@ from herl.errors import BudgetSpent, ConfigError, DataError, JudgeStop, RunStopp
 from herl.evaluation.evaluate import evaluate, rounds_picture, rounds_table, trajectory_records
 from herl.evaluation.intervals import Row
 from herl.models.export import load_checkpoint, model_card, save_pretrained
+from herl.models.push import check_push, push
 from herl.records.lines import read_records, write_lines
 from herl.rollout.check_prompts import checked_prompt
 
@@ -257,8 +258,11 @@ def _checkpoint(config: DictConfig) -> str | None:
 
 
 def export(config: DictConfig) -> Path:
-    """Writes a checkpoint as a Hugging Face folder and returns the folder."""
+    """Writes a checkpoint as a Hugging Face folder, uploads it if asked to, and returns the folder."""
     check(config)
+    repository = None if config.push is None else str(config.push)
+    if repository is not None:
+        check_push(repository)
     quiet()
     checkpoint = _checkpoint(config)
     model = make(config.model)
@@ -266,11 +270,23 @@ def export(config: DictConfig) -> Path:
     if checkpoint is not None:
         load_checkpoint(policy, checkpoint)
     folder = Path(config.out)
+    before = _stamps(folder) if repository is not None else {}
     save_pretrained(policy, tokenizer, folder, adapter=config.adapter)
-    card = model_card(model.path, checkpoint, adapter=config.adapter)
+    card = model_card(model.path, checkpoint, adapter=config.adapter, repository=repository)
     (folder / "README.md").write_text(card, encoding="utf-8")
-    Console().print(f"{checkpoint or model.path} -> {folder}", soft_wrap=True, markup=False)
+    console = Console()
+    console.print(f"{checkpoint or model.path} -> {folder}", soft_wrap=True, markup=False)
+    if repository is not None:
+        written = [name for name, stamp in _stamps(folder).items() if before.get(name) != stamp]
+        address = push(folder, written, repository, private=config.private)
+        console.print(f"{folder} -> {address}", soft_wrap=True, markup=False)
     return folder
+
+
+def _stamps(folder: Path) -> dict[str, int]:
+    """When each file was written last: what else lies in a folder must not be uploaded with the model."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.stat().st_mtime_ns for path in files}
 
 
 def lint(config: DictConfig) -> list[Finding]:

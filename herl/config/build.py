@@ -96,7 +96,7 @@ def build(
         accelerator=accelerator,
         precision=config.trainer.precision or default_precision(accelerator),
         callbacks=[heldout, *callbacks, *make(config.callbacks).values()],
-        logger=list(make(config.logger).values()) or False,
+        logger=[make(one) for one in config.logger.values()] or False,
     )
     check_trainer(trainer)  # before other processes are started
     _check_sweep(trainer)
@@ -112,7 +112,9 @@ def make(node: DictConfig, **arguments: Any) -> Any:
     except InstantiationException as error:
         if isinstance(error.__cause__, HerlError):
             raise error.__cause__ from error
-        refused = isinstance(error.__cause__, MisconfigurationException | TypeError | ValueError)
+        refused = isinstance(
+            error.__cause__, MisconfigurationException | ModuleNotFoundError | TypeError | ValueError
+        )
         if refused and str(node._target_).startswith("lightning."):
             raise ConfigError(f"{node._get_full_key(None)}: {error.__cause__}") from error
         raise

@@ -55,7 +55,7 @@ tags: [herl, rubric-rewards, hindsight-experience]
 ```python
 from transformers import pipeline
 
-answer = pipeline("text-generation", "path/to/this/folder")
+answer = pipeline("text-generation", "{place}")
 print(answer([{{"role": "user", "content": "..."}}])[0]["generated_text"][-1]["content"])
 ```
 """
@@ -183,13 +183,16 @@ def _write(
     tokenizer.save_pretrained(folder)
 
 
-def model_card(base: str, checkpoint: str | None, *, adapter: bool = False) -> str:
+def model_card(
+    base: str, checkpoint: str | None, *, adapter: bool = False, repository: str | None = None
+) -> str:
     """Returns a model card with facts about the run that wrote a checkpoint.
 
     Args:
         base: Path or name of the model that training started from.
         checkpoint: A checkpoint in its run's folder, whose `summary.json` holds the facts; None for the base.
         adapter: Whether only the adapters are exported.
+        repository: The model's place on the Hugging Face Hub, owner/name, if it has one.
     """
     name = Path(base).name if Path(base).is_dir() else base
     rows = []
@@ -200,6 +203,7 @@ def model_card(base: str, checkpoint: str | None, *, adapter: bool = False) -> s
     return CARD.format(
         library="peft" if adapter else "transformers",
         base=name,
+        place=repository or "path/to/this/folder",
         title=f"{name}, trained with herl" if checkpoint else name,
         text=(TRAINED if checkpoint else UNTRAINED).format(base=name, version=version("herl")),
         rows="\n".join(rows),

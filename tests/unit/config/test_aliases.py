@@ -16,6 +16,8 @@ def composed(*overrides):
 def test_every_alias_stands_for_a_key_and_hides_none():
     files = [f"data.{split}.path=x.jsonl" for split in ("train", "heldout")]
     keys = set(known_keys(composed("lora=lora", "judge=llm", "data=file", *files)))
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        keys |= set(known_keys(compose("export", ["output_dir=x"])))
     aliases = ALIASES | ADAPTERS
     assert {name for name in aliases.values() if not name.startswith("hydra.")} <= keys
     assert not (set(aliases) | set(CHOICES)) & keys - {"output_dir"}, "output_dir is set by hydra.run.dir"
