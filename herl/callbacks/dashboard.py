@@ -27,30 +27,29 @@ from herl.rollout.improve import Trajectory
 from herl.types import Group, Judged, Task
 
 
-def _chart(*curves: str) -> list[Any]:
-    """A chart of these curves. TensorBoard draws all curves of a run in one color with different markers; the
-    list "Matches" under the chart explains them."""
-    return ["Multiline", [f"^{curve}$" for curve in curves]]
+def _chart(curve: str) -> list[Any]:
+    """A chart of one curve: TensorBoard draws all curves of a run in one color, so two could not be told
+    apart. The colors tell the runs apart."""
+    return ["Multiline", [f"^{curve}$"]]
 
 
-STORY_PICTURE = "0_story/rewards"
-"""Sorts before all other tags, so the picture is the first card on TensorBoard's first page."""
+REWARDS_PICTURE = "0_story/1_rewards"
+"""These tags sort before all others: the pictures are the first cards on TensorBoard's first page."""
+CRITERIA_PICTURES = {"heldout": "0_story/2_criteria_heldout", "train": "0_story/3_criteria_train"}
 
 LAYOUT: dict[str, dict[str, list[Any]]] = {
     "1 Does it learn?": {
         "Reward: held-out": _chart("heldout/reward"),
-        "Reward: attempts, revisions": _chart("train/reward", "revision/reward"),
+        "Reward: attempts": _chart("train/reward"),
+        "Reward: revisions": _chart("revision/reward"),
         "Criteria met: held-out": _chart("heldout/criteria_met"),
-        "Criteria met: attempts, revisions": _chart("train/criteria_met", "revision/criteria_met"),
-        "Perfect answers: held-out, attempts": _chart("heldout/perfect", "train/perfect"),
-        "Tokens of an answer: held-out, attempts": _chart("heldout/answer_tokens", "train/answer_tokens"),
+        "Criteria met: attempts": _chart("train/criteria_met"),
+        "Criteria met: revisions": _chart("revision/criteria_met"),
+        "Perfect answers: held-out": _chart("heldout/perfect"),
+        "Perfect answers: attempts": _chart("train/perfect"),
+        "Tokens of an answer: attempts": _chart("train/answer_tokens"),
     },
-    "2 What does it learn? (by criterion and category; heat maps under Images)": {
-        "Held-out, by criterion": _chart("heldout_criterion/.*"),
-        "Attempts, by criterion": _chart("train_criterion/.*"),
-        "Held-out, by category": _chart("heldout_category/.*"),
-    },
-    "3 Does hindsight help?": {
+    "2 Does hindsight help?": {
         "Uplift: reward of a revision minus its draft's": _chart("hindsight/uplift"),
         "Missed criteria mended": _chart("hindsight/mended"),
         "Met criteria broken": _chart("hindsight/broken"),
@@ -58,48 +57,45 @@ LAYOUT: dict[str, dict[str, list[Any]]] = {
         "Share of revised groups that a revision joined": _chart("hindsight/accepted"),
         "Number of revisions, over which these are": _chart("hindsight/revisions"),
         "Revisions' share of the gradient": _chart("hindsight/gradient_share"),
-        "Revisions: words changed, copies": _chart("hindsight/edit_distance", "hindsight/copies"),
+        "Share of words that a revision changed": _chart("hindsight/edit_distance"),
+        "Share of revisions that copy their draft": _chart("hindsight/copies"),
         "Bonus paid": _chart("bonus/mean"),
         "Groups that only the bonus tells apart": _chart("bonus/alone"),
     },
-    "4 Is the policy healthy?": {
+    "3 Is the policy healthy?": {
         "Entropy": _chart("update/entropy"),
         "KL to the policy before the batch": _chart("update/kl_to_old"),
         "KL to the reference": _chart("update/kl_to_reference"),
         "KL between sampler and trainer": _chart("update/mismatch_kl"),
         "Gradient norm": _chart("update/grad_norm"),
         "Learning rate": _chart("update/learning_rate"),
-        "Tokens clipped, below and above": _chart("update/clip_fraction_low", "update/clip_fraction_high"),
+        "Tokens clipped below": _chart("update/clip_fraction_low"),
+        "Tokens clipped above": _chart("update/clip_fraction_high"),
         "Share of groups without signal": _chart("train/zero_signal_groups"),
         "Number of groups, over which this is": _chart("train/groups"),
-        "Truncated attempts, abstained verdicts": _chart("train/truncated", "train/abstained"),
+        "Truncated attempts": _chart("train/truncated"),
+        "Abstained verdicts": _chart("train/abstained"),
     },
-    "5 Where does the time go?": {
+    "4 Where does the time go?": {
         "Seconds of a step": _chart("time/step"),
-        "Seconds of a step: sample, judge, revise": _chart("time/sample", "time/judge", "time/revise"),
-        "Seconds of a step: update, refresh, probe": _chart("time/update", "time/refresh", "time/probe"),
-        "Tokens per second: sampled, trained": _chart(
-            "throughput/sampled_tokens_per_second", "throughput/trained_tokens_per_second"
-        ),
+        **{
+            f"Seconds of a step: {phase}": _chart(f"time/{phase}")
+            for phase in ("sample", "judge", "revise", "update", "refresh", "probe")
+        },
+        "Tokens per second: sampled": _chart("throughput/sampled_tokens_per_second"),
+        "Tokens per second: trained": _chart("throughput/trained_tokens_per_second"),
     },
 }
 """Sections and charts of TensorBoard's page "Custom Scalars"."""
 
 
-def layout(module: HerlModule, heldout: Iterable[Trajectory]) -> dict[str, dict[str, list[Any]]]:
-    """Returns `LAYOUT` without the charts for which this run has no curves.
-
-    Args:
-        module: The run's module.
-        heldout: Trajectories of the validation before training.
-    """
+def layout(module: HerlModule) -> dict[str, dict[str, list[Any]]]:
+    """Returns `LAYOUT` without the charts for which this run has no curves."""
     absent = []
-    if not any(c.category for one in heldout for c in one.task.rubric.criteria):
-        absent.append("^heldout_category/")
     if not module.loss.needs_reference:
         absent.append("^update/kl_to_reference")
     if isinstance(module.stages.hindsight, NoHindsight):
-        absent += ["^hindsight/", "^bonus/"]
+        absent += ["^hindsight/", "^revision/", "^bonus/"]
     kept = {
         section: {
             title: chart for title, chart in charts.items() if not chart[1][0].startswith(tuple(absent))
@@ -158,7 +154,7 @@ class Dashboard(HerlCallback):
 
     def on_start(self, trainer: L.Trainer, module: HerlModule) -> None:
         for writer in _writers(trainer):
-            writer.add_custom_scalars(layout(module, self._heldout))
+            writer.add_custom_scalars(layout(module))
 
     def on_step(self, trainer: L.Trainer, module: HerlModule, step: Step) -> None:
         groups, place = step.collection.groups, module.counts[module.log_over]
@@ -226,18 +222,17 @@ class Dashboard(HerlCallback):
         if not trainer.is_global_zero or not trainer.loggers:
             return
         over, place = module.log_over.replace("_", " "), module.counts[module.log_over]
+        pictures = {}
         if max(map(len, self.rewards.values())) > 1:
-            picture = reward_picture(self.rewards, over)
-            write_picture(trainer, STORY_PICTURE, picture, place)
+            pictures[REWARDS_PICTURE] = reward_picture(self.rewards, over)
+        for family, past in self.history.items():
+            if len(past) > 1:
+                title = f"{family}: share of answers that fulfill each criterion"
+                pictures[CRITERIA_PICTURES[family]] = heat_map(past, title, over)
+        for tag, picture in pictures.items():
+            write_picture(trainer, tag, picture, place)
             for writer in _writers(trainer):
-                writer.add_image(STORY_PICTURE, picture, place, dataformats="HWC")
-        for writer in _writers(trainer):
-            for family, past in self.history.items():
-                if len(past) > 1:
-                    title = f"{family}: share of answers that fulfill each criterion"
-                    writer.add_image(
-                        f"criteria/{family}", heat_map(past, title, over), place, dataformats="HWC"
-                    )
+                writer.add_image(tag, picture, place, dataformats="HWC")
 
 
 def _writers(trainer: L.Trainer) -> list[SummaryWriter]:

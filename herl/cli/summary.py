@@ -28,7 +28,7 @@ from herl.report.page import REPORT, try_report
 PACKAGES = ("herl", "torch", "lightning", "transformers", "hydra-core")
 HIDDEN = ("experiment", "algorithm", "versions", "results", "validations")
 """Parts of a summary that the screen does not show."""
-STORY = "0_story/what_happened"
+STORY = "0_story/0_what_happened"
 """TensorBoard's tag for the run in words: no tag sorts before it."""
 MAX_ROWS = 20
 """Maximum number of criteria on the screen; all are in summary.json."""

@@ -92,4 +92,4 @@ def test_a_run_writes_answers_after_each_validation_and_drafts_every_n_batches(t
     drafts = next(data[0] for key, _, data, _ in logger.tables if key == "revision/drafts")
     assert drafts[3] == "fish river"
     assert logger.pictures
-    assert {key for key, _ in logger.pictures} == {"0_story/rewards"}
+    assert {key for key, _ in logger.pictures} == {"0_story/1_rewards", "0_story/3_criteria_train"}

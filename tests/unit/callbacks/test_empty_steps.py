@@ -79,7 +79,8 @@ def test_every_callback_takes_an_empty_step(tmp_path, monkeypatch, case):
 
 def test_every_metric_takes_nothing():
     nothing = Collection(groups=(), experiences=(), dropped={"prompts": 2, "revision_prompts": 0})
-    assert collection_metrics(nothing) == {"train/dropped_prompts": 2.0}
+    counts = {"train/groups": 0.0, "hindsight/revisions": 0.0}  # not means
+    assert collection_metrics(nothing) == {"train/dropped_prompts": 2.0} | counts
     assert collection_counts(nothing)["answers_sampled"] == 0
     assert rubric_metrics("train", []) == {}
     assert judge_metrics([]) == {}
