@@ -23,7 +23,7 @@ LONGEST = 60
 """Characters of a name; changes that do not fit are left out."""
 LONGEST_VALUE = 24
 NAMED = ("experiment", "data", "algorithm", "data.train.path")
-"""Settings that a name has in a place of their own."""
+"""Settings that come first in a name, without their keys."""
 UNNAMED = (
     "hydra",
     "resume",
