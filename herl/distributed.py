@@ -6,10 +6,9 @@ every rank knows the whole batch and computes the same groups, advantages and me
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
-from typing import TypeVar
-
-import torch.distributed as dist
+from typing import Any, TypeVar
 
 from herl.errors import HerlError
 
@@ -18,20 +17,20 @@ T = TypeVar("T")
 
 def rank() -> int:
     """Returns the index of this process in the run, from 0."""
-    return dist.get_rank() if _several() else 0
+    return _torch().get_rank() if _several() else 0
 
 
 def world_size() -> int:
     """Returns the number of processes of the run."""
-    return dist.get_world_size() if _several() else 1
+    return _torch().get_world_size() if _several() else 1
 
 
 def gather(value: T) -> list[T]:
     """Returns every rank's value, in rank order, on every rank. All ranks must call it."""
     if not _several():
         return [value]
-    values: list[T | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
+    values: list[T | None] = [None] * world_size()
+    _torch().all_gather_object(values, value)
     return values  # type: ignore[return-value]  # all places are filled
 
 
@@ -67,4 +66,11 @@ def _portable(error: Exception) -> HerlError:
 
 
 def _several() -> bool:
-    return dist.is_available() and dist.is_initialized()
+    distributed = _torch()
+    return distributed is not None and distributed.is_available() and distributed.is_initialized()
+
+
+def _torch() -> Any:
+    """torch.distributed, or None while nothing has imported it: this process is alone then. The checks before
+    a run do without torch, which takes seconds to import."""
+    return sys.modules.get("torch.distributed")

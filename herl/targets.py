@@ -72,8 +72,9 @@ def located(key: str, path: str) -> Any:
     Raises:
         ConfigError: the import fails; names the key and the error that the import raised.
     """
-    from hydra.utils import get_object
+    from hydra.utils import get_object, log
 
+    log.disabled = True  # it would print the error a second time
     try:
         return get_object(path)
     except Exception as error:  # importing a user's module may raise anything

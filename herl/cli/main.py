@@ -115,6 +115,7 @@ def main() -> None:
 
 def _run_hydra(verb: str) -> None:
     import hydra
+    from hydra.core.hydra_config import HydraConfig
 
     from herl.cli.run_folder import release
     from herl.cli.run_name import register
@@ -134,7 +135,8 @@ def _run_hydra(verb: str) -> None:
         started, sys.stderr = True, shown
         try:
             if verb in RUNS:
-                import_module("herl.config.early").check_early(config)
+                typed = list(HydraConfig.get().overrides.task)
+                import_module("herl.config.early").check_early(config, typed)
             if verb == "fit" and says_nothing(sys.argv[2:]):
                 import_module("herl.config.check").check(config)  # mistakes first
                 fail(NOTHING)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -41,11 +41,13 @@ def check(config: DictConfig) -> None:
     assert isinstance(plain, dict)
     problems = [problem for key, value in plain.items() for problem in _node_problems(str(key), value)]
     # A node that interpolates another repeats its mistakes: each is reported once.
-    mistakes = list(dict.fromkeys(p for p in problems if p.partition(".")[2] not in problems))
-    if len(mistakes) == 1:
-        raise ConfigError(mistakes[0])
-    if mistakes:
-        raise ConfigError(f"{len(mistakes)} mistakes:" + "".join(f"\n  {mistake}" for mistake in mistakes))
+    if found := list(dict.fromkeys(p for p in problems if p.partition(".")[2] not in problems)):
+        raise ConfigError(mistakes(found))
+
+
+def mistakes(found: Sequence[str]) -> str:
+    """Returns a message that lists all mistakes."""
+    return found[0] if len(found) == 1 else f"{len(found)} mistakes:" + "".join(f"\n  {one}" for one in found)
 
 
 def known_keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
@@ -94,12 +96,17 @@ def _target_problems(key: str, node: Mapping[str, Any]) -> Iterator[str]:
     hints = _hints(target)
     for name in (name for name in given if name in hints):
         try:
-            _check_value(f"{key}.{name}", given[name], hints[name])
+            check_value(f"{key}.{name}", given[name], hints[name])
         except ConfigError as error:
             yield str(error)
 
 
-def _check_value(key: str, value: Any, hint: Any) -> None:
+def check_value(key: str, value: Any, hint: Any) -> None:
+    """Checks a value of a configuration by a type.
+
+    Raises:
+        ConfigError: names the key, what the type expects and the value.
+    """
     if isinstance(value, Mapping) and "_target_" in value:
         made = configured(f"{key}._target_", value["_target_"])
         wanted = tuple(h for h in (hint, *typing.get_args(hint)) if inspect.isclass(h)) or (object,)

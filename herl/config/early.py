@@ -1,7 +1,7 @@
-"""Checks that need no torch and take a second or two: the first rows, and whether they fit the judge.
+"""Checks that need no torch and take a second or two: what was typed, the model, the first rows, the judge.
 
-`herl.config.build` checks all rows again, but only once torch, Lightning and the tokenizer are loaded. What
-would take long here is left to it: large files, data from a hub, and judges that import more.
+`herl.config.build` checks everything, but only once torch, Lightning and the tokenizer are loaded. What would
+take long here is left to it: large files, data from a hub, and components that import more.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from herl.config.check import check
+from herl.config.check import check, check_value, mistakes
+from herl.config.signatures import argument_type
 from herl.data.rows import HUB
 from herl.data.sources import first_tasks
 from herl.errors import ConfigError, HerlError
 from herl.judge.base import NEEDS_VERDICTS, Judge
 from herl.judge.check_rows import check_rows
+from herl.models.source import check_source
 from herl.targets import configured
 from herl.types import Task
 
@@ -36,15 +38,58 @@ LIGHT = (
     "herl.judge.aggregation.",
 )
 """Judges and their parts that need no torch."""
+LIGHT_PARTS = (
+    "herl.types.",
+    "herl.rollout.stages.",
+    "herl.hindsight.",
+    "herl.bonus.",
+    "herl.judge.llm.endpoint.",
+)
+"""Other components that need none, and whose settings have limits."""
 
 
-def check_early(config: DictConfig) -> None:
-    """Checks the rows of a composed configuration, and whether its judge can judge them.
+def check_early(config: DictConfig, typed: Sequence[str] = ()) -> None:
+    """Checks what was typed, the model's place, and whether the judge can judge the rows.
+
+    Args:
+        config: A composed configuration.
+        typed: The overrides of the command line.
 
     Raises:
-        ConfigError: a setting of rows or judge is wrong, or the function of judge=function is.
+        ConfigError: a setting is wrong, there is no such model, or the function of judge=function fails.
         DataError: a row cannot be used, or cannot be judged.
     """
+    _check_typed(config, [one.lstrip("+").partition("=")[0] for one in typed])
+    if OmegaConf.select(config, "model._target_") == "herl.models.pretrained.PretrainedModel":
+        check_source(str(config.model.path))
+    _check_rows(config)
+
+
+def _check_typed(config: DictConfig, keys: Sequence[str]) -> None:
+    """Checks the values of keys by the types in the source, and their limits where that needs no torch."""
+    if missing := sorted(OmegaConf.missing_keys(config)):
+        raise ConfigError(f"{missing[0]}: expected a value, got none: herl explain {missing[0]}")
+    problems = []
+    for key in keys:
+        parent, _, name = key.rpartition(".")
+        try:
+            node = OmegaConf.to_container(OmegaConf.select(config, parent), resolve=True) if parent else None
+        except (OmegaConfBaseException, ValueError):  # the check of the whole configuration will say so
+            continue
+        if isinstance(node, dict) and name in node and isinstance(node.get("_target_"), str):
+            try:
+                check_value(key, node[name], argument_type(node["_target_"], name))
+                if node["_target_"].startswith(LIGHT_PARTS):
+                    instantiate(node, _convert_="all")
+            except ConfigError as error:
+                problems.append(str(error))
+            except InstantiationException as error:
+                problems += [str(error.__cause__)] if isinstance(error.__cause__, HerlError) else []
+    if problems:
+        raise ConfigError(mistakes(list(dict.fromkeys(problems))))
+
+
+def _check_rows(config: DictConfig) -> None:
     if OmegaConf.select(config, "prompt") is not None:  # typed on the command line
         return
     if OmegaConf.select(config, "benchmark.data") is not None:  # brings its own rows and judge
@@ -55,11 +100,12 @@ def check_early(config: DictConfig) -> None:
     except OmegaConfBaseException:  # the check of the whole configuration will say so
         return
     splits = _first_rows(data) if isinstance(data, Mapping) else {}
-    targets = list(_targets(judge))
-    if not splits or not all(target.startswith(LIGHT) for target in targets):
+    if not all(target.startswith(LIGHT) for target in _targets(judge)):
         return
     check(OmegaConf.create({"judge": judge}))
     made = _made(config.judge)
+    if not splits:
+        return
     check_rows(splits, made)
     if made.holistic and _needs_verdicts(config):
         raise ConfigError(NEEDS_VERDICTS)

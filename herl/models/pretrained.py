@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -22,13 +21,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from herl.cache_folder import cached_model
 from herl.errors import ConfigError
 from herl.models import shared_attention
 from herl.models.body import body
 from herl.models.lora import Lora
-
-SHIPPED = Path(__file__).parents[1] / "assets"
+from herl.models.source import model_source
 
 logger = logging.getLogger(__name__)
 
@@ -176,20 +173,7 @@ class PretrainedModel:
         Raises:
             ConfigError: there is no such model.
         """
-        for folder in (
-            Path(self.path).expanduser(),
-            SHIPPED / self.path,
-            cached_model(self.path),
-        ):
-            if (folder / "config.json").is_file():
-                return str(folder)
-        if self.path.count("/") == 1 and not self.path.startswith(("/", ".", "~")):
-            return self.path  # owner/name on the hub
-        raise ConfigError(
-            f"model.path: expected a folder with a config.json, a name on the Hugging Face hub, or one "
-            f"of {sorted(p.parent.name for p in SHIPPED.glob('*/config.json'))}, got '{self.path}'. "
-            "For smollm2-135m-instruct run `herl fetch smollm2` first."
-        )
+        return model_source(self.path)
 
 
 def auto_class(config: PreTrainedConfig) -> type[Any]:

@@ -94,6 +94,10 @@ class Endpoint(Chat):
         extra_body: Mapping[str, Any] | None = None,
         identity: str | None = None,
     ) -> None:
+        if "://" not in base_url:
+            raise ConfigError(
+                "judge.chat.base_url: expected a URL such as http://localhost:8000/v1, got one without http://"
+            )
         address = urlsplit(base_url)
         if address.scheme not in ("http", "https") or "@" in address.netloc or address.query:
             raise ConfigError(

@@ -3,7 +3,7 @@
 import pytest
 from transformers import AutoTokenizer
 
-from herl.models.pretrained import SHIPPED
+from herl.models.source import SHIPPED
 from herl.sampler.answer import finished_answer
 from herl.types import SampleRequest, Sampling
 
