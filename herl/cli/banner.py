@@ -16,18 +16,21 @@ from rich.console import Console
 
 from herl.callbacks import AnswerBudget
 from herl.config.build import Run
+from herl.dry_run.memory import memory_line
 from herl.report.run_files import without_secret
 from herl.report.story import count
+from herl.update.run_memory import RunMemory
 
 WIDTH = 80
 
 
-def show_banner(config: DictConfig, run: Run) -> None:
+def show_banner(config: DictConfig, run: Run, memory: RunMemory | None = None) -> None:
     """Prints what a run will do, on standard error of the first rank."""
     if not run.trainer.is_global_zero:
         return
     console = Console(stderr=True, width=WIDTH)
-    for line in banner(_facts(config, run)):
+    needs = {"memory": memory_line(memory) if memory else ""}
+    for line in banner(_facts(config, run) | needs):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
