@@ -29,12 +29,11 @@ def show_banner(config: DictConfig, run: Run, memory: RunMemory | None = None) -
     if not run.trainer.is_global_zero:
         return
     console = Console(stderr=True, width=WIDTH)
-    needs = {"memory": memory_line(memory) if memory else ""}
-    for line in banner(_facts(config, run) | needs):
+    for line in banner(_facts(config, run, memory)):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _facts(config: DictConfig, run: Run) -> dict[str, str]:
+def _facts(config: DictConfig, run: Run, memory: RunMemory | None) -> dict[str, str]:
     choices = HydraConfig.get().runtime.choices
     folder = from_here(Path(config.output_dir))
     model, hindsight = run.module.model, choices.get("hindsight")
@@ -48,6 +47,7 @@ def _facts(config: DictConfig, run: Run) -> dict[str, str]:
         "judge": ", ".join([str(choices.get("judge")), *_judge(config)]),
         "algorithm": f"{choices.get('algorithm')}{revised}, seed {config.seed}",
         "budget": ", ".join(_budget(run)),
+        "memory": memory_line(memory) if memory else "",
         "folder": folder,
         "curves": f"tensorboard --logdir {folder}" if curves else "",
     }

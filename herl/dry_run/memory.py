@@ -48,6 +48,7 @@ def memory_of(run: Run, *, trains: bool = True) -> RunMemory | None:
     longest = max((len(render_prompt(run.module.stages.tokenizer, task)) for task in some), default=0)
     return run_memory(
         run.module,
+        run.trainer,
         getattr(data, "prompts_per_batch", 1),
         min(longest or plan.max_prompt_tokens, plan.max_prompt_tokens),
         trains=trains,

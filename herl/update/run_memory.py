@@ -94,23 +94,29 @@ Gib = Callable[[Plan], Mapping[str, float]]
 
 
 def run_memory(
-    module: Configured, prompts_per_batch: int, prompt_tokens: int, *, trains: bool = True
+    module: Configured,
+    trainer: L.Trainer,
+    prompts_per_batch: int,
+    prompt_tokens: int,
+    *,
+    trains: bool = True,
 ) -> RunMemory:
     """Returns the memory that a run needs on this machine or on each GPU, and what is free.
 
     Args:
-        module: The run's module, with its trainer. No model needs to be loaded.
+        module: The run's module. No model needs to be loaded.
+        trainer: The run's trainer.
         prompts_per_batch: Prompts that are answered together, by all ranks.
         prompt_tokens: Tokens of the longest prompt.
         trains: False for a run that only evaluates.
     """
     outline = module.model.outline()
-    size, trainer = size_of(outline), module.trainer
+    size = size_of(outline)
     on_cpu = trainer.strategy.root_device.type == "cpu"
     settings = settings_of(module, outline)
     if not trains:
         settings = replace(settings, trained_share=0.0, frozen_bytes=outline.dtype.itemsize)
-    plan = _plan(module, settings, prompts_per_batch, prompt_tokens, trains=trains, on_cpu=on_cpu)
+    plan = _plan(module, trainer, settings, prompts_per_batch, prompt_tokens, trains=trains, on_cpu=on_cpu)
     gib = _of_cpu(size) if on_cpu else _of_gpu(size, trainer)
     free = free_gib(trainer.strategy.root_device)
     found = RunMemory(parts=gib(plan), free=free)
@@ -186,6 +192,7 @@ def _changes(
 
 def _plan(
     module: Configured,
+    trainer: L.Trainer,
     settings: Settings,
     prompts_per_batch: int,
     prompt_tokens: int,
@@ -193,7 +200,7 @@ def _plan(
     trains: bool,
     on_cpu: bool,
 ) -> Plan:
-    trainer, updater, rollout = module.trainer, module.updater, module.stages.plan
+    updater, rollout = module.updater, module.stages.plan
     processes = Processes(
         here=trainer.num_devices if on_cpu else 1,
         world_size=trainer.world_size,
