@@ -5,13 +5,17 @@ import os
 import subprocess
 import sys
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
+import torch
 from lightning.fabric.strategies.launchers import subprocess_script
 
-from herl.dry_run.memory import complaint, killed_ranks, memory_line, warn_of_memory
+from herl.config.build import build
+from herl.dry_run.memory import complaint, killed_ranks, memory_line, memory_of, warn_of_memory
 from herl.errors import TrainingError
 from herl.update.run_memory import Change, RunMemory
+from tests.support.configuration import composed
 
 PARTS = {"activations": 21.8, "moments": 3.7, "weights": 1.84, "logits": 0.1}
 FITS = RunMemory(parts=PARTS, free=30.0)
@@ -48,7 +52,7 @@ def test_a_run_that_does_not_fit_says_what_is_large_and_what_to_lower(caplog, ch
 
 def test_lines_fit_the_screen():
     changes = tuple(Change(override=f"model.gradient_checkpointing={n}", gib=111.1) for n in range(5))
-    memory = RunMemory(parts={name: 1111.1 for name in ("a" * 30, "b" * 30)}, free=222.2, changes=changes)
+    memory = RunMemory(parts=dict.fromkeys(("a" * 30, "b" * 30), 1111.1), free=222.2, changes=changes)
     assert all(len(line) <= 80 for line in complaint(memory))
 
 
@@ -87,3 +91,15 @@ def test_it_is_said_too_before_lightning_ends_the_other_processes(killed, monkey
     with killed_ranks(run_of(killed), FITS):
         subprocess_script._ChildProcessObserver(main_pid=0, child_processes=[killed])._run()
     assert [record.getMessage() for record in caplog.records if WORDS in record.getMessage()]
+
+
+def test_the_memory_is_known_before_a_model_is_loaded(tmp_path):
+    run = build(composed("fit", output_dir=str(tmp_path)))
+    trained, measured = memory_of(run), memory_of(run, trains=False)
+    assert run.module.policy is None
+    assert 0.0 < measured.total < trained.total < 1.0 < trained.free
+    on_cuda = mock.patch.object(type(run.trainer.strategy), "root_device", torch.device("cuda"))
+    with on_cuda, mock.patch("torch.cuda.mem_get_info", return_value=(2**31, 2**32)):
+        on_a_card = memory_of(run)
+    assert on_a_card.free == 2.0
+    assert on_a_card.total > on_a_card.parts["reserve"] > 1.0
