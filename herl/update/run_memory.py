@@ -30,8 +30,8 @@ ENGINE_GIB = 1.0
 WORTH_SAYING = 0.97
 """A change is suggested if it lowers the memory to this share or less."""
 
-MOST_CHANGES = 3
-"""Most changes that are suggested together."""
+MAX_CHANGES = 3
+"""Changes that are suggested together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +129,7 @@ def advised(found: RunMemory, plan: Plan, gib: Gib, *, on_cpu: bool, lora: bool)
     """Returns a run's memory with the settings that lower it, those that lower it most first.
 
     Args:
-        found: The memory of the run as it is, which exceeds what is free.
+        found: The memory of the run, which exceeds what is free.
         plan: The run.
         gib: The memory of a plan.
         on_cpu: Whether the run is on a CPU.
@@ -150,7 +150,7 @@ def advised(found: RunMemory, plan: Plan, gib: Gib, *, on_cpu: bool, lora: bool)
     if fitting or not single:
         return replace(found, changes=fitting)
     steps: list[Change] = []
-    while len(steps) < MOST_CHANGES and (more := changes(plan)) and (not steps or steps[-1].gib > found.free):
+    while len(steps) < MAX_CHANGES and (more := changes(plan)) and (not steps or steps[-1].gib > found.free):
         change, plan = more[0]
         key = change.override.partition("=")[0]
         steps = [step for step in steps if step.override.partition("=")[0] != key] + [change]

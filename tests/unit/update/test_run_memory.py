@@ -89,5 +89,5 @@ def test_shards_need_less_than_copies():
 
 def test_a_run_without_updates_needs_neither_gradients_nor_moments():
     parts = gib(replace(PLAN, budget=0, settings=Settings(trained_share=0.0)))
-    assert set(parts) == {"weights", "sampler"}
+    assert set(parts) == {"weights", "sampler", "other"}
     assert sum(parts.values()) < sum(gib(PLAN).values()) / 2
