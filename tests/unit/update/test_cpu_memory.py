@@ -40,7 +40,7 @@ MEASURED = [
 def test_the_formulas_hold_at_the_measured_points(point):
     _, measured, size, row, settings = point
     estimated = sum(cpu_gib(size, row, settings, Sampling(), Processes()).values())
-    assert 0.9 <= estimated / measured <= 1.3
+    assert 0.9 <= estimated / measured <= 1.35
 
 
 def test_sampling_takes_a_second_copy_of_the_weights():
