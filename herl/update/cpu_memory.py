@@ -13,10 +13,10 @@ Left out: what a process takes before it loads a model, judges, and servers that
 
 The peaks of two updates were measured, minus the memory of the process before them. A table in
 `tests/unit/update/test_cpu_memory.py` has them: SmolLM2-135M, Qwen2.5-0.5B and six layers of it. The formulas
-are at most 10 % below and a third above, with one exception: six layers of 0.5B, with recomputed activations and
-1830 tokens, took 9.3 GiB, by the formulas 5.6. Blocks of half a GiB, the gradients of a head with a vocabulary
-of 152 000, leave holes in the heap, which malloc keeps (`herl.models.malloc`). The same run took 4.8 with
-MALLOC_TRIM_THRESHOLD_=2147483647 and MALLOC_MMAP_THRESHOLD_=268435456.
+are at most 10 % below and a third above, with one exception. Six layers of 0.5B, with recomputed activations
+and 1830 tokens, took 9.3 GiB, by the formulas 5.6: blocks of half a GiB, the gradients of a head with a
+vocabulary of 152 000, leave holes in the heap, which malloc keeps (`herl.models.malloc`). The same run took
+4.8 with MALLOC_TRIM_THRESHOLD_=2147483647 and MALLOC_MMAP_THRESHOLD_=268435456.
 Not measured: several processes, engines, other families.
 """
 
