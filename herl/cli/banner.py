@@ -16,22 +16,24 @@ from rich.console import Console
 
 from herl.callbacks import AnswerBudget
 from herl.config.build import Run
+from herl.dry_run.memory import memory_line
 from herl.report.run_files import without_secret
 from herl.report.story import count
+from herl.update.run_memory import RunMemory
 
 WIDTH = 80
 
 
-def show_banner(config: DictConfig, run: Run) -> None:
+def show_banner(config: DictConfig, run: Run, memory: RunMemory | None = None) -> None:
     """Prints what a run will do, on standard error of the first rank."""
     if not run.trainer.is_global_zero:
         return
     console = Console(stderr=True, width=WIDTH)
-    for line in banner(_facts(config, run)):
+    for line in banner(_facts(config, run, memory)):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _facts(config: DictConfig, run: Run) -> dict[str, str]:
+def _facts(config: DictConfig, run: Run, memory: RunMemory | None) -> dict[str, str]:
     choices = HydraConfig.get().runtime.choices
     folder = from_here(Path(config.output_dir))
     model, hindsight = run.module.model, choices.get("hindsight")
@@ -45,6 +47,7 @@ def _facts(config: DictConfig, run: Run) -> dict[str, str]:
         "judge": ", ".join([str(choices.get("judge")), *_judge(config)]),
         "algorithm": f"{choices.get('algorithm')}{revised}, seed {config.seed}",
         "budget": ", ".join(_budget(run)),
+        "memory": memory_line(memory) if memory else "",
         "folder": folder,
         "curves": f"tensorboard --logdir {folder}" if curves else "",
     }

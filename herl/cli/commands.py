@@ -34,6 +34,7 @@ from herl.config.build import Run, build, check_checkpoint, make, quiet, resumed
 from herl.config.check import check
 from herl.data.lint import BAD_ROW, Finding, bad_rows, findings
 from herl.data.prompts import typed_prompt
+from herl.dry_run.memory import killed_ranks, memory_of, warn_of_memory
 from herl.dry_run.trial import dry_run
 from herl.errors import BudgetSpent, ConfigError, DataError, JudgeStop, RunStopped
 from herl.evaluation.evaluate import evaluate, rounds_picture, rounds_table, trajectory_records
@@ -58,8 +59,10 @@ def fit(config: DictConfig) -> dict[str, Any]:
     run.module.clock.began = started
     run.module.model.check_trainable()
     check_checkpoint("resume", resume, run)
-    show_banner(config, run)
-    with run.closing():
+    memory = memory_of(run)
+    show_banner(config, run, memory)
+    warn_of_memory(memory)
+    with run.closing(), killed_ranks(run, memory):
         results: dict[str, Any] = {"heldout_reward_before": None}
         last = None
         try:
@@ -142,7 +145,9 @@ def _evaluated(config: DictConfig, data: Any = None) -> tuple[Run, list[Row]]:
     run.module.trains = False
     judges = {str(name): make(node) for name, node in config.further_judges.items()}
     check_checkpoint("checkpoint", checkpoint, run)
-    with run.closing(), _kept_answers(config, run):
+    memory = memory_of(run, trains=False)
+    warn_of_memory(memory)
+    with run.closing(), killed_ranks(run, memory), _kept_answers(config, run):
         rows = evaluate(
             run.validate(checkpoint),
             run.module.validation_revisions,

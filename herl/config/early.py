@@ -6,9 +6,11 @@ take long here is left to it: large files, data from a hub, and components that 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
@@ -69,24 +71,35 @@ def _check_typed(config: DictConfig, keys: Sequence[str]) -> None:
     """Checks the values of keys by the types in the source, and their limits where that needs no torch."""
     if missing := sorted(OmegaConf.missing_keys(config)):
         raise ConfigError(f"{missing[0]}: expected a value, got none: herl explain {missing[0]}")
-    problems = []
+    problems: list[str] = []
     for key in keys:
         parent, _, name = key.rpartition(".")
-        try:
-            node = OmegaConf.to_container(OmegaConf.select(config, parent), resolve=True) if parent else None
-        except (OmegaConfBaseException, ValueError):  # the check of the whole configuration will say so
-            continue
-        if isinstance(node, dict) and name in node and isinstance(node.get("_target_"), str):
+        node = _plain(config, parent)
+        if name in node and (target := node.get("_target_")):
             try:
-                check_value(key, node[name], argument_type(node["_target_"], name))
-                if node["_target_"].startswith(LIGHT_PARTS):
-                    instantiate(node, _convert_="all")
+                check_value(key, node[name], argument_type(str(target), name))
             except ConfigError as error:
                 problems.append(str(error))
+    for place in (
+        {key[: dot.start()] for key in keys for dot in re.finditer(r"\.", key)} if not problems else ()
+    ):
+        node = _plain(config, place)
+        if str(node.get("_target_")).startswith(LIGHT_PARTS):
+            try:
+                instantiate(node, _convert_="all")
             except InstantiationException as error:
                 problems += [str(error.__cause__)] if isinstance(error.__cause__, HerlError) else []
     if problems:
-        raise ConfigError(mistakes(list(dict.fromkeys(problems))))
+        raise ConfigError(mistakes(problems))
+
+
+def _plain(config: DictConfig, key: str) -> dict[Any, Any]:
+    """A part of the configuration; {} if it is no mapping, or has a mistake that a later check names."""
+    with suppress(OmegaConfBaseException, ValueError):
+        node = OmegaConf.select(config, key) if key else None
+        if isinstance(node, DictConfig):
+            return cast(dict[Any, Any], OmegaConf.to_container(node, resolve=True))
+    return {}
 
 
 def _check_rows(config: DictConfig) -> None:

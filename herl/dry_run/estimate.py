@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
 from statistics import median, median_low
@@ -25,8 +25,8 @@ from rich.text import Text
 from herl.callbacks.answer_budget import AnswerBudget
 from herl.config.build import Run, make
 from herl.types import Judged
-from herl.update.card_needs import longest_micro_batch
-from herl.update.gpu_cost import GPU, Engine, ModelSize, Settings, Work, estimate
+from herl.update.card_needs import longest_micro_batch, settings_of
+from herl.update.gpu_cost import GPU, Engine, ModelSize, Work, estimate
 
 BATCHES = 4
 """Batches in the trial; the first is a warm-up."""
@@ -135,8 +135,6 @@ def gpu_estimate(
     """Returns seconds, hours, price and GiB of the same batches on other GPUs, by formulas."""
     module, batch, devices = run.module, tried.typical(), config.cost.devices
     assert module.policy is not None
-    parameters = [(p.numel(), p.requires_grad) for p in module.policy.parameters()]
-    trained = sum(n for n, learns in parameters if learns) / sum(n for n, _ in parameters)
     plan = module.stages.plan
     work = Work(
         answers=batch.answers,
@@ -146,13 +144,9 @@ def gpu_estimate(
         micro_batch_tokens=longest_micro_batch(plan, module.updater.micro_batch_tokens),
         judge_seconds=batch.seconds.get("judge", 0.0),
     )
-    settings = Settings(
+    settings = replace(
+        settings_of(module, module.policy),
         updates_per_batch=config.module.updates_per_batch,
-        reference=module.loss.needs_reference,
-        second_model=module.loss.needs_reference and trained == 1.0,
-        trained_share=trained,
-        checkpointing=module.model.gradient_checkpointing,
-        compiled=module.model.compile is not False,
         engine=ENGINES.get(config.sampler._target_, "transformers"),
         sleep=config.sampler.get("sleep", False) is not False,  # null: if it shares the trainer's GPU
         tensor_parallel=config.sampler.get("tensor_parallel_size", 1),

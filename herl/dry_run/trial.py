@@ -30,6 +30,7 @@ from herl.dry_run.estimate import (
     show,
     usage_of,
 )
+from herl.dry_run.memory import killed_ranks, memory_of, warn_of_memory
 from herl.metrics.step import Step
 from herl.metrics.throughput import memory
 from herl.models.chat_template import render_prompt
@@ -49,7 +50,9 @@ def dry_run(config: DictConfig) -> dict[str, Any]:
     tried = Tried()
     run = build(_trial_of(config), callbacks=[_Watch(tried)])  # called before the refresh
     found = _lint(run)
-    with run.closing():
+    memory = memory_of(run)
+    warn_of_memory(memory)
+    with run.closing(), killed_ranks(run, memory):
         run.trainer.fit(run.module, run.data)
         before = dict(run.module.clock.seconds)  # the model is warm by now
         trajectories = run.validate()

@@ -118,12 +118,20 @@ class PretrainedModel:
         with torch.device("meta"):
             return untrained(AutoConfig.from_pretrained(self.source())).num_parameters()
 
-    def skeleton(self) -> PreTrainedModel:
-        """Returns the model with uninitialized weights, to be filled from another process."""
+    def outline(self) -> PreTrainedModel:
+        """Returns the model with its adapters, but without memory for any weight (on the meta device).
+
+        Raises:
+            ConfigError: there is no such model, or it is not one that can be trained on text.
+        """
+        self._text_config()
         config = AutoConfig.from_pretrained(self.source())
         with torch.device("meta"):
-            model: PreTrainedModel = untrained(config, getattr(torch, self.dtype))
-            model = self._prepared(model)
+            return self._prepared(untrained(config, getattr(torch, self.dtype)))
+
+    def skeleton(self) -> PreTrainedModel:
+        """Returns the model with uninitialized weights, to be filled from another process."""
+        model = self.outline()
         model.to_empty(device="cpu")
         model.tie_weights()
         return model

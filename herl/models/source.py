@@ -59,6 +59,7 @@ def check_source(path: str) -> None:
     try:
         urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS).close()
     except urllib.error.HTTPError as error:
+        error.close()
         if error.code in (401, 403, 404):
             raise ConfigError(
                 f"model.path: expected a folder or a model on {constants.ENDPOINT}, got '{path}', which is "

@@ -102,7 +102,7 @@ class VLLMSampler(StreamingSampler):
         self._sleeps = False
         self._asleep: set[str] = set()  # parts of the engine whose memory is free
         self._restarts_left = restarts
-        self._kv_cache_gib = kv_cache_gib
+        self.kv_cache_gib = kv_cache_gib
         self._block_size = block_size
         self._enforce_eager = enforce_eager
         given = {
@@ -185,7 +185,7 @@ class VLLMSampler(StreamingSampler):
         self._device_type = "cpu" if cpu else "cuda"
         if not cpu:
             _check_device()
-        kv_cache_gib = self._kv_cache_gib or (1.0 if cpu else None)
+        kv_cache_gib = self.kv_cache_gib or (1.0 if cpu else None)
         if kv_cache_gib is not None:
             arguments["kv_cache_memory_bytes"] = int(kv_cache_gib * GIB)
         if cpu:

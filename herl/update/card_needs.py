@@ -6,6 +6,7 @@ context and memory by them. Memory is estimated by `herl.update.gpu_cost`; nothi
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Protocol
 
 import lightning as L
@@ -18,7 +19,7 @@ from herl.models.lora import has_adapters
 from herl.models.pretrained import PretrainedModel
 from herl.rollout.stages import RolloutPlan, Stages
 from herl.sampler import CardNeeds, RunLimits
-from herl.update.gpu_cost import GIB, Settings, model_size, update_gib
+from herl.update.gpu_cost import GIB, ModelSize, Settings, model_size, update_gib
 from herl.update.loss.base import Loss
 from herl.update.updater import Updater
 
@@ -75,32 +76,66 @@ def longest_micro_batch(plan: RolloutPlan, micro_batch_tokens: int | str) -> int
     return min(prompt + answer * plan.attempts_per_prompt, max(budget, prompt + answer))
 
 
-def _card_needs(module: Configured, policy: PreTrainedModel, trains: bool) -> CardNeeds:
-    model, strategy, reference = module.model, module.trainer.strategy, module.loss.needs_reference
-    size = model_size(model.path)
-    parts = module.trainer.world_size if isinstance(strategy, FSDPStrategy) else 1
+def settings_of(module: Configured, policy: PreTrainedModel) -> Settings:
+    """Returns the run's settings that the formulas for memory and time need, without those of its sampler.
+
+    Args:
+        module: The run's module.
+        policy: Its policy, or the outline of it.
+    """
     counts = [(parameter.numel(), parameter.requires_grad) for parameter in policy.parameters()]
-    learns = sum(n for n, learns in counts if learns) / sum(n for n, _ in counts) if trains else 0.0
-    settings = Settings(
+    learns = sum(n for n, learns in counts if learns) / sum(n for n, _ in counts)
+    reference = module.loss.needs_reference
+    return Settings(
         reference=reference,
         second_model=reference and not has_adapters(policy),
         trained_share=learns,
-        checkpointing=model.gradient_checkpointing,
-        compiled=model.compile is not False,
+        checkpointing=module.model.gradient_checkpointing,
+        compiled=module.model.compile is not False,
         frozen_bytes=policy.dtype.itemsize if learns < 1.0 else 4,
     )
-    given = module.updater.micro_batch_tokens
-    tokens = longest_micro_batch(module.stages.plan, given) if trains else 0
-    update = update_gib(size, tokens, settings, parts)
-    gradients = 4 * size.parameters * learns / parts / GIB
-    if isinstance(strategy, DDPStrategy) and module.trainer.world_size > 1:
-        update["weights_gradients_moments"] += gradients  # DDP keeps its own copies
-    resident = update["weights_gradients_moments"] - gradients  # gradients are freed after each step
-    if isinstance(strategy, FSDPStrategy) and strategy.cpu_offload:
-        resident = update["weights_gradients_moments"] = 0.0
+
+
+def trainer_gib(
+    size: ModelSize, tokens: float, settings: Settings, *, shards: int, copies: bool, offloads: bool
+) -> dict[str, float]:
+    """Returns the GiB that the trainer takes of its GPU at the peak of an update, by use.
+
+    Args:
+        size: The size of the model.
+        tokens: Tokens of the longest row.
+        settings: The run's settings; a run without updates trains a share of 0.
+        shards: GPUs that share weights, gradients and moments.
+        copies: Whether DDP keeps its own copies of gradients.
+        offloads: Whether weights, gradients and moments are in host memory.
+    """
+    update = update_gib(size, tokens, settings, shards)
+    if copies:
+        update["weights_gradients_moments"] += 4 * size.parameters * settings.trained_share / GIB
+    if offloads:
+        update["weights_gradients_moments"] = 0.0
+    return update
+
+
+def _card_needs(module: Configured, policy: PreTrainedModel, trains: bool) -> CardNeeds:
+    size, settings, trainer = model_size(module.model.path), settings_of(module, policy), module.trainer
+    if not trains:
+        settings = replace(settings, trained_share=0.0, frozen_bytes=policy.dtype.itemsize)
+    tokens = longest_micro_batch(module.stages.plan, module.updater.micro_batch_tokens) if trains else 0
+    strategy, several = trainer.strategy, trainer.world_size
+    shards = several if isinstance(strategy, FSDPStrategy) else 1
+    update = trainer_gib(
+        size,
+        tokens,
+        settings,
+        shards=shards,
+        copies=isinstance(strategy, DDPStrategy) and several > 1,
+        offloads=isinstance(strategy, FSDPStrategy) and strategy.cpu_offload,
+    )
+    gradients = 4 * size.parameters * settings.trained_share / shards / GIB  # freed after each step
     return CardNeeds(
         parameters=size.parameters,
         kv_bytes=size.kv_bytes,
-        resident_gib=resident,
+        resident_gib=max(0.0, update["weights_gradients_moments"] - gradients),
         update_gib=sum(update.values()),
     )

@@ -7,6 +7,7 @@ from omegaconf import OmegaConf
 
 from herl import ConfigError, DataError
 from herl.config.early import check_early
+from tests.support.configuration import composed
 
 REVISION = {"_target_": "herl.hindsight.revision.RevisionBuilder"}
 RULE = {"_target_": "herl.judge.rule.RuleJudge"}
@@ -66,3 +67,33 @@ def test_nothing_heavy_is_imported():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        (["optimizer.lr=abc"], "optimizer.lr: expected a number or a Tensor, got 'abc'"),
+        (["trainer.max_epochs=1.5"], "trainer.max_epochs: expected a whole number or null, got 1.5"),
+        (["rollout.attempts_per_prompt=0"], "rollout: expected attempts_per_prompt"),
+        (["rollout.attempt.temperature=-1"], "rollout.attempt: expected temperature >= 0"),
+        (["rollout.attempt.temperature=warm", "seed=x"], "rollout.attempt.temperature: expected a number"),
+        (["judge=llm"], "judge.chat.base_url: expected a value, got none"),
+        (["judge=llm", "judge.chat.base_url=localhost:8000", "judge.chat.model=m"], "expected a URL such as"),
+        (["judge=function", "judge.function=no_such.reward"], "judge.function: expected an object from herl"),
+        (["model.path=./nowhere"], "model.path: expected a folder with a config.json"),
+    ],
+)
+def test_what_was_typed_is_checked(typed, message):
+    with pytest.raises(ConfigError, match=message):
+        check_early(composed("fit", "experiment=embedded", *typed), typed)
+
+
+def test_sound_values_pass():
+    typed = [
+        "optimizer.lr=1e-5",
+        "trainer.devices=auto",
+        "module.micro_batch_tokens=auto",
+        "lora=lora",
+        "model.lora.rank=4",
+    ]
+    check_early(composed("fit", "experiment=embedded", *typed), typed)
