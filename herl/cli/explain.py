@@ -85,10 +85,10 @@ class Book:
         if new != word:
             yield f"'{word}' is now '{new}'."
         name, equals, choice = new.lstrip("+~").partition("=")
-        known = name in self.groups or (name in self.places and name != "output_dir")
-        if not known and (read := list(aliases.explained(name))):
-            for line, _ in read:
-                yield from _wrapped(line, "")
+        read = [] if name in self.groups else list(aliases.explained(name))
+        for line, _ in read:
+            yield from _wrapped(line, "")
+        if read and name not in self.places:
             for key in dict.fromkeys(key for _, key in read if key):
                 yield from self._group(key) if key in self.groups else self._key(key)
             return

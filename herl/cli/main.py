@@ -86,7 +86,7 @@ NOT_NAMED = {
     "data": """herl: error: no data is named, and there is no default. Add one of
   data=my.jsonl                      your own rows; a tenth is held out
   data=hf:owner/name:train           rows on the Hugging Face hub
-  data=instructions                  verifiable instructions, with judge=instruction_following
+  data=instructions                  takes judge=instruction_following
   data=animals                       what model=tiny writes about""",
 }
 """What `herl fit` prints if only the other is named."""

@@ -65,7 +65,11 @@ def for_hydra(verb: str, arguments: list[str]) -> list[str]:
     _say(lines)
     if verb in ("test", "improve"):
         _check_benchmark(overrides)
-    return [*options, *_carried_over(past, overrides), *overrides]  # Hydra wants the overrides to be contiguous
+    return [
+        *options,
+        *_carried_over(past, overrides),
+        *overrides,
+    ]  # Hydra wants the overrides to be contiguous
 
 
 def _say(lines: list[str]) -> None:
@@ -78,7 +82,7 @@ def _say(lines: list[str]) -> None:
 
 
 def lacking(arguments: list[str]) -> tuple[str, ...]:
-    """Returns what `herl fit` cannot do without and is not named in arguments of `for_hydra`: data, model, or both.
+    """Returns which of data and model arguments of `for_hydra` do not name, although `herl fit` needs both.
 
     An experiment names both. Nothing is lacking if no run would start.
     """

@@ -104,10 +104,10 @@ OTHER_UNITS = {
     "hub_model_id": "a run uploads nothing: herl export run=... push=owner/name",
     "logging_steps": f"it counts optimizer steps: set trainer.log_every_n_steps, which {_BATCHES}",
     "num_iterations": f"it counts passes over a batch: set {_UPDATES}",
-    "per_device_eval_batch_size": "it counts answers on a device: set sampler.batch_size, which counts answers "
-    "that are written at once",
-    "per_device_train_batch_size": "it counts answers on a device: set data.prompts_per_batch, which counts the "
-    "prompts of all devices, or module.micro_batch_tokens, which counts the tokens of a forward pass",
+    "per_device_eval_batch_size": "it counts answers on a device: set sampler.batch_size, which counts "
+    "answers that are written at once",
+    "per_device_train_batch_size": "it counts answers on a device: set data.prompts_per_batch, which counts "
+    "the prompts of all devices, or module.micro_batch_tokens, which counts the tokens of a forward pass",
     "ppo_epochs": f"it counts passes over a batch: set {_UPDATES}",
     "ppo_mini_batch_size": f"it counts prompts: set {_UPDATES}",
     "push_to_hub": "a run uploads nothing: herl export run=... push=owner/name",
@@ -252,12 +252,12 @@ def choices(overrides: Sequence[str]) -> dict[str, str]:
 
 
 def explained(alias: str) -> Iterator[tuple[str, str]]:
-    """Yields a line about each thing that an alias stands for, with the key or group to explain; nothing if none."""
+    """Yields a line about each thing that an alias stands for, with its key or group ("" for none)."""
     if alias in OTHER_UNITS:
         yield f"'{alias}' is not a setting of herl, since {OTHER_UNITS[alias]}.", ""
     training, measuring = CommandLine().keys(alias), CommandLine(verb="validate").keys(alias)
     for key in training:
-        yield f"'{alias}' is read as '{key}'.", "output_dir" if alias == "output_dir" else key
+        yield f"'{alias}' is read as '{key}'.", key
     for key in set(measuring) - set(training):
         yield f"herl {', '.join(MEASURES)}: '{alias}' is read as '{key}'.", ""
     for value, setting in CHOICES.get(alias, {}).items():
@@ -292,5 +292,7 @@ def _heldout(override: str, value: str, bare: str) -> list[str]:
     except ValueError:
         return [override]
     if not all(0 <= share < 1 for share in shares):
-        raise ConfigError(f"data.heldout: expected a share of the training prompts below 1, or a file, got {bare}")
+        raise ConfigError(
+            f"data.heldout: expected a share of the training prompts below 1, or a file, got {bare}"
+        )
     return [f"data.heldout_share={value}"]

