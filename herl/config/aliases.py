@@ -107,7 +107,7 @@ OTHER_UNITS = {
     "per_device_eval_batch_size": "it counts answers on a device: set sampler.batch_size, which counts "
     "answers that are written at once",
     "per_device_train_batch_size": "it counts answers on a device: set data.prompts_per_batch, which counts "
-    "the prompts of all devices, or module.micro_batch_tokens, which counts the tokens of a forward pass",
+    "prompts of all devices, or module.micro_batch_tokens, which counts tokens of a forward pass",
     "ppo_epochs": f"it counts passes over a batch: set {_UPDATES}",
     "ppo_mini_batch_size": f"it counts prompts: set {_UPDATES}",
     "push_to_hub": "a run uploads nothing: herl export run=... push=owner/name",
@@ -154,7 +154,7 @@ class CommandLine:
     own_experiment: bool = False
 
     def has_key(self, alias: str) -> bool:
-        """Returns whether the group that an alias such as judge.model begins with is the one it belongs to."""
+        """Returns whether an alias such as judge.model means a component that ships with herl."""
         group, dot, _ = alias.partition(".")
         if not dot or group == "lora" or not (conf_dir() / group).is_dir():
             return True
