@@ -115,7 +115,7 @@ OTHER_UNITS = {
     "steps_per_generation": f"it counts forward passes: set {_UPDATES}",
     "warmup_ratio": "it is a share of the run: set module.warmup_steps, which counts optimizer steps",
 }
-"""Settings of other programs that have no key with the same meaning: why not, and which key to set instead."""
+"""Settings of other programs that have no key with the same meaning: why not, and which key to set."""
 
 MEASURES = ("validate", "test", "improve")
 """Verbs that draw held-out answers only, so that a short name means the setting of these."""
