@@ -11,6 +11,7 @@ import itertools
 import textwrap
 from collections.abc import Iterator, Sequence
 
+from herl.config import aliases
 from herl.config.comments import ConfFile, Entry, read_files
 from herl.config.renamed import renamed
 from herl.errors import ConfigError, did_you_mean
@@ -84,6 +85,13 @@ class Book:
         if new != word:
             yield f"'{word}' is now '{new}'."
         name, equals, choice = new.lstrip("+~").partition("=")
+        read = [] if name in self.groups else list(aliases.explained(name))
+        for line, _ in read:
+            yield from _wrapped(line, "")
+        if read and name not in self.places:
+            for key in dict.fromkeys(key for _, key in read if key):
+                yield from self._group(key) if key in self.groups else self._key(key)
+            return
         group = name if name in self.groups else name.replace(".", "/")
         head, _, tail = name.rpartition(".")
         if equals and group in self.groups:

@@ -18,7 +18,7 @@ from signal import SIGINT
 from typing import TYPE_CHECKING, NoReturn
 
 from herl.cli.openmp import spin_briefly
-from herl.cli.overrides import for_hydra, says_nothing
+from herl.cli.overrides import for_hydra, lacking
 from herl.errors import ConfigError, HerlError, RunStopped, did_you_mean
 
 if TYPE_CHECKING:
@@ -56,12 +56,12 @@ usage: herl VERB [key=value ...] [hydra options]
   herl fit data=my.jsonl model=Qwen/Qwen2.5-0.5B-Instruct
   herl validate run=runs/...                a run's best checkpoint, with that run's settings
   herl test benchmark=ifbench model=smollm2
-  herl improve                              answers revised at test time, round by round
+  herl improve run=runs/...                 answers revised at test time, round by round
   herl inspect runs/...                     drafts and revisions side by side
   herl compare runs/... runs/...            a table with intervals, and compare.png
   herl export run=runs/... out=my_model     for transformers and vLLM
   herl fit --cfg job                        the whole configuration, without running it
-  herl fit --config-dir my_conf judge=mine  a component of your own
+  herl fit --config-dir . experiment=mine   a run or components of your own
   herl fit --help                           the groups, and the keys that most runs set
   herl explain rollout.attempts_per_prompt  what a key means
   herl new my_task                          ten rows, a reward function, five commands"""
@@ -77,7 +77,19 @@ NOTHING = """herl fit trains a model on prompts, and needs to be told which:
 
 Add dry_run=true to try a few batches, and to see time, memory and cost first.
 `herl --help` lists the other verbs, `herl fit --help` the settings."""
-"""What a bare `herl fit` prints."""
+"""What `herl fit` prints if neither data nor a model is named."""
+NOT_NAMED = {
+    "model": """herl: error: no model is named, and there is no default. Add one of
+  model=Qwen/Qwen2.5-0.5B-Instruct   a name on the Hugging Face hub, or a folder
+  model=smollm2                      SmolLM2-135M (herl fetch smollm2)
+  model=tiny                         ships with herl, and writes about animals only""",
+    "data": """herl: error: no data is named, and there is no default. Add one of
+  data=my.jsonl                      your own rows; a tenth is held out
+  data=hf:owner/name:train           rows on the Hugging Face hub
+  data=instructions                  takes judge=instruction_following
+  data=animals                       what model=tiny writes about""",
+}
+"""What `herl fit` prints if only the other is named."""
 
 
 def main() -> None:
@@ -101,13 +113,13 @@ def main() -> None:
         verb_help(verb)
     elif verb in VERBS:
         if not sys.argv[1].startswith("--config-name="):
-            if verb == "fit" and not sys.argv[2:]:
-                print(NOTHING, file=sys.stderr)
-                raise SystemExit(2)
             try:
                 sys.argv[2:] = for_hydra(verb, sys.argv[2:])
             except ConfigError as error:
                 fail(str(error))
+            if verb == "fit" and (names := lacking(sys.argv[2:])):
+                print(NOTHING if len(names) == 2 else NOT_NAMED[names[0]], file=sys.stderr)
+                raise SystemExit(2)
         _run_hydra(verb)
     else:
         fail(f"unknown verb '{verb}'; expected one of {', '.join(VERBS)}." + did_you_mean(verb, VERBS))
@@ -137,9 +149,6 @@ def _run_hydra(verb: str) -> None:
             if verb in RUNS:
                 typed = list(HydraConfig.get().overrides.task)
                 import_module("herl.config.early").check_early(config, typed)
-            if verb == "fit" and says_nothing(sys.argv[2:]):
-                import_module("herl.config.check").check(config)  # mistakes first
-                fail(NOTHING)
             commands = import_module(LIGHT.get(verb, "herl.cli.commands"))
             getattr(commands, verb)(config)
         except RunStopped as stop:

@@ -7,7 +7,8 @@ import re
 import sys
 
 from herl.cli.prose import quoted
-from herl.config.aliases import translated
+from herl.config import conf_dir
+from herl.config.aliases import CommandLine, choices, translated
 from herl.errors import ConfigError
 
 NOT_OF_A_RUN = ("hydra.", "resume=", "dry_run=", "cost.", "run=", "json=")
@@ -19,13 +20,22 @@ INFO = {"-i", "--info"}
 """Hydra options with an optional value."""
 POSITIONAL = {"inspect": "run", "compare": "runs"}
 """Verbs that take folders of runs without a key, and the key they stand for."""
+SWEEPS = {"-m", "--multirun"}
+SHOWS = {"-c", "--cfg", "-i", "--info", "-sc", "--shell-completion", "--version", "--hydra-help"}
+"""Hydra options that show something instead of starting a run."""
+OTHER_CONF = {"-cp", "--config-path", "-cn", "--config-name"}
+"""Hydra options that replace conf/fit.yaml, which may then name everything."""
 BENCHMARK_KEYS = {
     "aggregation": "benchmark.judge",
     "data": "benchmark.data",
     "judge": "benchmark.judge",
     "module.judge": "benchmark.judge",
+    "rollout.attempt.temperature": "benchmark.heldout.temperature",
+    "rollout.attempt.top_p": "benchmark.heldout.top_p",
     "rollout.heldout": "benchmark.heldout",
+    "validation.sampling": "benchmark.heldout",
     "module.validation_attempts": "benchmark.attempts",
+    "validation.attempts": "benchmark.attempts",
 }
 """Keys that a benchmark overrides, and the keys it takes its values from."""
 
@@ -37,24 +47,54 @@ def for_hydra(verb: str, arguments: list[str]) -> list[str]:
         ConfigError: run= does not name a run, an override would have no effect, or a rubric is unclear.
     """
     options, overrides = _split(verb, arguments)
-    if verb in ("test", "improve"):
-        _check_benchmark(overrides)
+    if verb in POSITIONAL:
+        return [*options, *overrides]
     if verb == "improve":
         overrides = [quoted(one) for one in overrides]
-    if verb not in POSITIONAL:
-        overrides, lines = translated(overrides)
-        for line in lines:
+    past = _past(overrides)
+    options = [*_options_of_run(options, overrides), *options]
+    names = {one.partition("=")[0] for one in options}
+    chosen = choices([*past, *overrides])
+    line = CommandLine(
+        verb=verb,
+        choices=chosen,
+        sweeps=bool(names & SWEEPS),
+        own_experiment=bool(names & CONFIG_DIR) and "experiment" in chosen,
+    )
+    overrides, lines = translated(overrides, line)
+    _say(lines)
+    if verb in ("test", "improve"):
+        _check_benchmark(overrides)
+    return [
+        *options,
+        *_carried_over(past, overrides),
+        *overrides,
+    ]  # Hydra wants the overrides to be contiguous
+
+
+def _say(lines: list[str]) -> None:
+    """Prints lines on stderr, once for all ranks of a run."""
+    if lines:
+        from herl.cli.run_folder import is_first_process
+
+        for line in lines if is_first_process() else []:
             print(line, file=sys.stderr)
-        options = [*_options_of_run(options, overrides), *options]
-        overrides = [*_overrides_of_run(overrides), *overrides]
-    return [*options, *overrides]  # Hydra wants the overrides to be contiguous
 
 
-def says_nothing(arguments: list[str]) -> bool:
-    """Whether the arguments of `herl fit` name neither an experiment nor data nor a model."""
-    _, overrides = _split("fit", arguments)
-    named = {re.split(r"[.@]", _key(one), maxsplit=1)[0] for one in overrides}
-    return not named & {"experiment", "data", "model", "model_name_or_path"}
+def lacking(arguments: list[str]) -> tuple[str, ...]:
+    """Returns which of data and model arguments of `for_hydra` do not name, although `herl fit` needs both.
+
+    An experiment names both. Nothing is lacking if no run would start.
+    """
+    options, overrides = _split("fit", arguments)
+    if {one.partition("=")[0] for one in options} & (SHOWS | OTHER_CONF):
+        return ()
+    given = dict(one.lstrip("+").partition("=")[::2] for one in overrides)
+    named = {key for key, value in given.items() if value.strip("'\"") not in ("", "none", "null")}
+    if "experiment" in named:
+        return ()
+    needed = {"data": {"data", "data._target_"}, "model": {"model", "model.path", "model._target_"}}
+    return tuple(name for name, keys in needed.items() if not keys & named)
 
 
 def _split(verb: str, arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -115,21 +155,25 @@ def _hydra_of_run(overrides: list[str]) -> str | None:
     return kept
 
 
-def _overrides_of_run(overrides: list[str]) -> list[str]:
-    """The run's overrides, minus the groups this command line sets itself."""
+def _past(overrides: list[str]) -> list[str]:
+    """The overrides that a run was started with (run=FOLDER), by today's names."""
     if not (kept := _hydra_of_run(overrides)):
         return []
     from omegaconf import OmegaConf
 
-    from herl.config.check import conf_dir
     from herl.config.renamed import renamed
 
-    keys = {_key(one) for one in overrides}
-    # Settings of the old choice do not fit the new one.
-    chosen = {key for key in keys if (conf_dir() / key).is_dir()}
     past = [renamed(str(one)) for one in OmegaConf.load(os.path.join(kept, "overrides.yaml"))]
     if not any(one.startswith("experiment=") for one in past):
         past = [*_experiment_of_run(kept), *past]
+    return past
+
+
+def _carried_over(past: list[str], overrides: list[str]) -> list[str]:
+    """The run's overrides, minus the groups this command line sets itself."""
+    keys = {_key(one) for one in overrides}
+    # Settings of the old choice do not fit the new one.
+    chosen = {key for key in keys if (conf_dir() / key).is_dir()}
     return [
         override
         for override in past

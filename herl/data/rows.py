@@ -277,6 +277,6 @@ def _datasets() -> Any:
     except ImportError as error:
         raise ConfigError(
             "data: large Parquet files and hub data sets need the extra 'datasets' "
-            f"(pip install 'herl[datasets]'): {error}"
+            f"(pip install datasets): {error}"
         ) from error
     return datasets

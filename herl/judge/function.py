@@ -10,7 +10,8 @@ It returns one number for the answer, or a verdict for each criterion of the row
         words = len(text.split())
         return {"c1": max(0.0, 1 - words / 100), "c2": rollout.finish_reason == "stop"}
 
-    HERL_ALLOW_TARGETS=my_rewards herl fit judge=function judge.function=my_rewards.exact algorithm=grpo ...
+    export HERL_ALLOW_TARGETS=my_rewards
+    herl fit data=my.jsonl model=... judge=function judge.function=my_rewards.exact algorithm=grpo
 
 The first two arguments are the `Task` and the answer's text. Any further argument is filled in by its name:
 a column of the row, a field of its `meta`, `prompt` (the last user message), `reference`, or `rollout`.

@@ -125,7 +125,8 @@ def load_checkers() -> dict[str, Any]:
         import nltk
     except ImportError as error:
         raise ConfigError(
-            f"judge: instruction_following needs the extra 'judge' (pip install 'herl[judge]'): {error}"
+            "judge: instruction_following needs the extra 'judge' (pip install '.[judge]' in a checkout): "
+            f"{error}"
         ) from error
     nltk.data.path.insert(0, str(_sentence_data()))
     with mock.patch.object(nltk, "download"):  # the import would try to download five data sets

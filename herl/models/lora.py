@@ -49,7 +49,7 @@ class Lora:
         try:
             from peft import LoraConfig
         except ImportError as error:
-            raise ConfigError("model.lora needs peft: pip install 'herl[lora]'") from error
+            raise ConfigError("model.lora needs peft: pip install peft") from error
         targets = self.target_modules
         config = LoraConfig(
             r=self.rank,

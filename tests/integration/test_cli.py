@@ -70,45 +70,72 @@ def test_help_is_quick_and_loads_neither_torch_nor_hydra(tmp_path):
             "unknown verb 'fti'; expected one of fit, validate, test, improve, export, inspect, compare, lint, explain, new, fetch. Did you mean 'fit'?",
         ),
         (
-            ["fit", "trainer.max_epoch=1"],
+            ["fit", "experiment=embedded", "trainer.max_epoch=1"],
             "unknown key 'trainer.max_epoch'. Did you mean 'trainer.max_epochs'?",
         ),
-        (["fit", "los.gamma=1"], "unknown key 'los.gamma'. Did you mean 'loss.gamma'?"),
-        (["fit", "strategi=fsdp"], "unknown key 'strategi'. Did you mean 'strategy'?"),
         (
-            ["fit", "sampler=vllm", "trainer.limit_val_batches=1", "sampler.max_num_seq=4"],
+            ["fit", "experiment=embedded", "los.gamma=1"],
+            "unknown key 'los.gamma'. Did you mean 'loss.gamma'?",
+        ),
+        (["fit", "experiment=embedded", "strategi=fsdp"], "unknown key 'strategi'. Did you mean 'strategy'?"),
+        (
+            [
+                "fit",
+                "experiment=embedded",
+                "sampler=vllm",
+                "trainer.limit_val_batches=1",
+                "sampler.max_num_seq=4",
+            ],
             "unknown key 'sampler.max_num_seq'. Did you mean 'sampler.max_num_seqs'?",
         ),
         (
-            ["fit", "algorithm=gpro"],
+            ["fit", "experiment=embedded", "algorithm=gpro"],
             "algorithm: expected one of critique, dpo, grpo, herl, reference, sft, got 'gpro'. Did you mean 'grpo'?",
         ),
         (
-            ["fit", "trainer.max_epochs=three"],
+            ["fit", "experiment=embedded", "trainer.max_epochs=three"],
             "trainer.max_epochs: expected a whole number or null, got 'three'",
         ),
-        (["fit", "loss.clip_low=wide"], "loss.clip_low: expected a number, got 'wide'"),
         (
-            ["fit", "selection.placement=replace_best"],
+            ["fit", "experiment=embedded", "loss.clip_low=wide"],
+            "loss.clip_low: expected a number, got 'wide'",
+        ),
+        (
+            ["fit", "experiment=embedded", "selection.placement=replace_best"],
             "selection.placement: expected one of append, replace_worst",
         ),
-        (["fit", "+loss.gama=1"], "loss.gama: unknown key; expected one of clip_low"),
+        (["fit", "experiment=embedded", "+loss.gama=1"], "loss.gama: unknown key; expected one of clip_low"),
         (
-            ["fit", "judge._target_=herl.bonus.NoBonus", "~judge.aggregation", "~judge.python_modules"],
+            [
+                "fit",
+                "experiment=embedded",
+                "judge._target_=herl.bonus.NoBonus",
+                "~judge.aggregation",
+                "~judge.python_modules",
+            ],
             "module.judge: expected a Judge",
         ),
         (
-            ["fit", "judge._target_=os.system", "~judge.aggregation", "~judge.python_modules"],
+            [
+                "fit",
+                "experiment=embedded",
+                "judge._target_=os.system",
+                "~judge.aggregation",
+                "~judge.python_modules",
+            ],
             "judge._target_: expected an object from herl, lightning, torch.optim, got 'os.system'",
         ),
         (
             ["fit", "experiment=embedded", "resume=auto"],
             "resume=auto needs hydra.run.dir=FOLDER, the same at every start",
         ),
-        (["fit", "model.path=nowhere"], "model.path: expected a folder with a config.json"),
-        (["fit", "data=file"], "data.train.path: expected a value, got none"),
         (
-            ["fit", "data=file", "data.train.path=x.jsonl", "data.heldout.path=x.jsonl"],
+            ["fit", "experiment=embedded", "model.path=nowhere"],
+            "model.path: expected a folder with a config.json",
+        ),
+        (["fit", "model=tiny", "data=file"], "data.train.path: expected a value, got none"),
+        (
+            ["fit", "model=tiny", "data=file", "data.train.path=x.jsonl", "data.heldout.path=x.jsonl"],
             "herl: error: x.jsonl: expected a file",
         ),
         (
@@ -151,8 +178,16 @@ def test_a_mistake_gets_a_clear_error(tmp_path, arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["fit", "trainer.max_epoch=1"], 1, "herl: error: unknown key 'trainer.max_epoch'. Did you mean"),
-        (["fit", "model.path=nowhere"], 2, "herl: error: model.path: expected a folder with a config.json"),
+        (
+            ["fit", "experiment=embedded", "trainer.max_epoch=1"],
+            1,
+            "herl: error: unknown key 'trainer.max_epoch'. Did you mean",
+        ),
+        (
+            ["fit", "experiment=embedded", "model.path=nowhere"],
+            2,
+            "herl: error: model.path: expected a folder with a config.json",
+        ),
     ],
 )
 def test_a_users_process_ends_with_a_code_and_no_traceback(tmp_path, arguments, code, message):

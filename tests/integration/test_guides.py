@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from herl.cli.explain import explain, verb_help
 from herl.cli.fetch import WHEELS
 from herl.cli.main import VERBS, WITHOUT_HYDRA
-from herl.cli.overrides import VALUED, for_hydra
+from herl.cli.overrides import VALUED, for_hydra, lacking
 from herl.config import conf_dir
 from herl.config.check import check
 
@@ -64,6 +64,8 @@ def compose_and_check(verb, arguments):
     for word in arguments:
         if word.startswith("run="):
             a_run(Path(word.removeprefix("run=")))
+    if verb == "fit" and "..." not in arguments:
+        assert not lacking(for_hydra(verb, arguments)), "herl fit would ask for data and a model"
     words = for_hydra(verb, [word for word in arguments if "..." not in word or word.startswith("run")])
     overrides, folders = [], []
     sweeps = "-m" in words

@@ -4,7 +4,7 @@ r"""Measures a GRPO step of herl against one of TRL's GRPOTrainer: same model, p
     python tools/bench/step_vs_trl.py --prompts 1 --answers 8 --new-tokens 64 --words 400 \
         --micro-batch-tokens 2048  # long prompts: a row must hold a whole group
 
-Install TRL with `pip install 'herl[bench]'`. herl samples with vLLM and, in a separate row, with transformers
+Install TRL with `pip install '.[bench]'`. herl samples with vLLM and, in a separate row, with transformers
 like TRL. Each trainer runs in separate processes, which alternate, with two warm-up steps and then --steps
 measured ones; the table shows medians over all of them. All answers have the full length, since the model's
 end token is replaced by one that is hardly ever sampled. Memory is the peak of the process. Both use float32,

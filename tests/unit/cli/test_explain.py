@@ -7,6 +7,7 @@ import pytest
 
 from herl.cli.explain import COMMON, Book, explain, verb_help
 from herl.cli.main import VERBS, WITHOUT_HYDRA
+from herl.config.aliases import ADAPTERS, ALIASES, meant
 from herl.errors import ConfigError
 
 
@@ -47,6 +48,21 @@ def test_a_word_is_explained(said, word, expected):
         assert part in text
 
 
+@pytest.mark.parametrize("alias", [*ALIASES, *ADAPTERS, "output_dir"])
+def test_an_alias_is_explained_as_the_key_that_typing_it_sets(alias):
+    text = " ".join(Book().explained(alias))
+    for one in meant(f"{alias}=1"):
+        key = one.removesuffix("=1")
+        assert key in text or "=" in key, "lora=lora"
+
+
+def test_words_that_are_read_as_choices_are_explained_too(said):
+    assert "'use_vllm=true' is read as 'sampler=vllm'" in said("use_vllm")
+    assert "judge.function" in said("reward")
+    assert "validation.attempts" in said("n")
+    assert "validation.val_check_interval" in said("eval_steps")
+
+
 @pytest.mark.parametrize(
     ("word", "message"),
     [
@@ -54,7 +70,7 @@ def test_a_word_is_explained(said, word, expected):
         ("strategi", "Did you mean 'strategy'?"),
         ("judge=lmm", "expected one of function, .*Did you mean 'llm'?"),
         ("kl_coeff", "Did you mean 'kl_coef'?"),
-        ("max_new_tokens", "expected one key, got the end of .*rollout.attempt.max_new_tokens"),
+        ("concurrency", "expected one key, got the end of .*judge.limits.concurrency"),
     ],
 )
 def test_an_unknown_word_is_an_error_with_a_suggestion(said, word, message):

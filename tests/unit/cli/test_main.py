@@ -1,11 +1,13 @@
 """The command line transforms its arguments before Hydra sees them."""
 
+import re
 import sys
 
 import pytest
 from omegaconf import OmegaConf
 
 from herl.cli import main as cli
+from herl.cli.overrides import for_hydra, lacking
 
 
 @pytest.fixture
@@ -15,6 +17,7 @@ def handed_over(monkeypatch):
     def read(*arguments):
         monkeypatch.setattr(sys, "argv", ["herl", *arguments])
         monkeypatch.setattr(cli, "_run_hydra", lambda verb: None)
+        monkeypatch.setattr(cli, "lacking", lambda words: ())
         cli.main()
         return sys.argv[2:]
 
@@ -84,7 +87,8 @@ def test_a_config_dir_that_a_run_no_longer_finds_is_named(handed_over, tmp_path,
     "given",
     [
         "judge=rule", "++judge=rule", "data.train_size=3", "~data", "+judge@judge.judges.a=rule", "aggregation=gated",
-        "module.validation_attempts=4", "rollout.heldout.temperature=1.0",
+        "module.validation_attempts=4", "rollout.heldout.temperature=1.0", "validation.attempts=4",
+        "validation.sampling.temperature=0.7", "rollout.attempt.temperature=0.7",
     ],
 )  # fmt: skip
 def test_what_a_benchmark_would_overrule_is_refused(handed_over, capsys, given):
@@ -92,6 +96,20 @@ def test_what_a_benchmark_would_overrule_is_refused(handed_over, capsys, given):
         handed_over("test", "benchmark=ifbench", given)
     said = capsys.readouterr().err
     assert f"error: {given}: no effect with benchmark=ifbench, which brings its own: set benchmark." in said
+
+
+@pytest.mark.parametrize(
+    ("given", "key"),
+    [
+        ("reward=my.f", "judge"),
+        ("n=4", "validation.attempts"),
+        ("temperature=0.7", "validation.sampling.temperature"),
+    ],
+)
+def test_a_benchmark_overrules_short_names_too(handed_over, capsys, given, key):
+    with pytest.raises(SystemExit):
+        handed_over("test", "benchmark=ifbench", given)
+    assert re.search(f"error: {key}=.*: no effect with benchmark=ifbench", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(
@@ -135,3 +153,62 @@ def test_a_run_keeps_the_experiment_that_was_the_default_when_it_was_started(han
     OmegaConf.save(kept, run / ".hydra" / "hydra.yaml")
     chosen = ["experiment=embedded"] if choices.get("experiment") == "embedded" else []
     assert handed_over("validate", f"run={run}") == [*chosen, "seed=7", f"run={run}"]
+
+
+@pytest.mark.parametrize(
+    ("given", "missing"),
+    [
+        ([], ("data", "model")),
+        (["seed=1"], ("data", "model")),
+        (["batch_size=4"], ("data", "model")),
+        (["experiment=none", "dry_run=true"], ("data", "model")),
+        (["resume=auto", "hydra.run.dir=x"], ("data", "model")),
+        (["data.regime=loose", "model.dtype=float32"], ("data", "model")),
+        (["data=my.jsonl"], ("model",)),
+        (["data.path=my.jsonl", "lora.rank=4"], ("model",)),
+        (["model=Qwen/Qwen2.5-0.5B"], ("data",)),
+        (["-m", "model=tiny", "seed=0,1"], ("data",)),
+        (["data=my.jsonl", "model=tiny"], ()),
+        (["-m", "data=a.jsonl,b.jsonl", "model_name_or_path=m"], ()),
+        (["--config-dir", "mine", "data=mine", "model=tiny"], ()),
+        (["++experiment='embedded'", "resume=auto"], ()),
+        (["experiment=smollm2_if", "-m", "seed=0,1"], ()),
+        (["--cfg", "job"], ()),
+        (["--info"], ()),
+        (["--config-name=mine"], ()),
+    ],
+)
+def test_a_fit_needs_an_experiment_or_data_and_a_model(given, missing):
+    assert lacking(for_hydra("fit", given)) == missing
+
+
+@pytest.mark.parametrize("given", [[], ["seed=1"], ["data=my.jsonl"], ["model=tiny"]])
+def test_what_is_lacking_is_said_before_hydra_makes_a_folder(monkeypatch, capsys, given):
+    monkeypatch.setattr(sys, "argv", ["herl", "fit", *given])
+    monkeypatch.setattr(cli, "_run_hydra", lambda verb: pytest.fail("a run started"))
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    said = capsys.readouterr().err
+    assert stop.value.code == 2
+    [named] = [
+        key
+        for key in ("herl fit experiment=embedded", "no model is named", "no data is named")
+        if key in said
+    ]
+    assert ("model=tiny" in said) == (named != "herl fit experiment=embedded")
+    assert len(said.splitlines()) <= 12
+    assert max(map(len, said.splitlines())) <= 90
+
+
+def test_a_short_name_is_announced_by_the_first_rank_only(handed_over, monkeypatch, capsys):
+    assert handed_over("fit", "lr=1") == ["optimizer.lr=1"]
+    assert capsys.readouterr().err == "herl: 'lr=1' is read as 'optimizer.lr=1'\n"
+    monkeypatch.setenv("RANK", "1")
+    assert handed_over("fit", "lr=1") == ["optimizer.lr=1"]
+    assert capsys.readouterr().err == ""
+
+
+def test_what_a_run_chose_decides_what_a_short_name_means(handed_over, tmp_path):
+    run = a_run(tmp_path / "run", "judge=mine", "lora=mine")
+    given = handed_over("validate", f"run={run}", "judge.model=b", "lora.rank=4")
+    assert given == ["judge=mine", "lora=mine", f"run={run}", "judge.model=b", "model.lora.rank=4"]
