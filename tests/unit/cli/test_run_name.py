@@ -27,6 +27,19 @@ from herl.config.check import conf_dir
             "animals_herl",
         ),
         ("fit", ["judge.chat.model='a b/$(c)'"], "animals_herl_model=c"),
+        ("fit", ["judge.chat.arguments=[--some,value]", "+x.y={a:b}", "x.host=me@host"], "animals_herl"),
+        ("fit", ["+judge.pass=hunter2", "+optimizer.amsgrad=true"], "animals_herl_amsgrad=true"),
+        ("fit", ["data=file", "data.train.path=https://h/rows?token=abc"], "file_herl"),
+        (
+            "validate",
+            [f"run=runs/2026-01-31_12-00-00_my_rows_grpo_{'lr=1e-5_' * 9}"],
+            "validate_2026-01-31_12-00-00_my_rows_grpo_lr=1e-5_lr=1e-5_lr"[:LONGEST],
+        ),
+        (
+            "validate",
+            ["run=runs/2026-01-31_12-00-00_my_rows_grpo_lr=1e-5_seed=1"],
+            "validate_2026-01-31_12-00-00_my_rows_grpo_lr=1e-5_seed=1",
+        ),
     ],
 )
 def test_a_name_says_what_a_run_is_about(verb, typed, expected):
