@@ -23,7 +23,7 @@ class KeepHeldout(HerlCallback):
         cannot repeat it."""
         self.validations: list[dict[str, Any]] = []
         """The results of the plain attempts, validation by validation: {"answers_sampled", "optimizer_steps",
-        "rows", "heldout"}, the last of which is `prompt_rewards`. Between the first and the last, only the rows
+        "rows", "heldout"}, the last of which is `prompt_rewards`. Between the first and the last, only rows
         over all criteria are kept."""
 
     def state_dict(self) -> dict[str, Any]:

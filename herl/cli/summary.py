@@ -119,7 +119,7 @@ def log_hyperparameters(config: DictConfig, run: Run, metrics: Mapping[str, Any]
     hydra = HydraConfig.get()
     given = {override.lstrip("+~").partition("=")[0] for override in hydra.overrides.task}
     named = {"seed", "optimizer.lr"} | given
-    parameters = {key: _harmless(key, value) for key, value in _leaves(plain) if key in named}
+    parameters = {key: harmless(key, value) for key, value in _leaves(plain) if key in named}
     choices = hydra.runtime.choices
     parameters |= {
         name: str(choices[name]) for name in ("algorithm", "experiment", *given) if name in choices
@@ -135,8 +135,8 @@ def log_hyperparameters(config: DictConfig, run: Run, metrics: Mapping[str, Any]
             logger.save()
 
 
-def _harmless(key: str, value: str | int | float | bool) -> str | int | float | bool:
-    """A setting as trackers may show it to others."""
+def harmless(key: str, value: str | int | float | bool) -> str | int | float | bool:
+    """Returns a setting as trackers may show it to others: itself, or "(hidden)"."""
     return value if (text := str(value)) == without_secret(key, text) else HIDDEN_VALUE
 
 
