@@ -1,7 +1,7 @@
 """Names the folders of runs after their data and what was changed, so that a list of runs can be read.
 
-    runs/2026-01-31_12-00-00_my_rows_grpo_lr=1e-5_seed=1          a training run
-    outputs/2026-01-31_12-30-00_validate_2026-01-31_12-00-00_my_rows_grpo_lr=1e-5_seed=1   another verb on it
+    runs/2026-01-31_12-00-00_my_rows_grpo_lr-1e-5_seed-1          a training run
+    outputs/2026-01-31_12-30-00_validate_2026-01-31_12-00-00_my_rows_grpo_lr-1e-5_seed-1   another verb on it
 
 OmegaConf resolvers do it: `${run_root:}` and `${run_name:}` in conf/run.yaml, and `${run_changes:KEY,...}`,
 which names the runs of a sweep after what it varies. TensorBoard reads `runs`, so other verbs stay out of it.
@@ -55,7 +55,7 @@ def run_name(verb: str, choices: Mapping[str, str], overrides: Sequence[str]) ->
 
     >>> typed = ["data.train.path=in/rows.jsonl", "optimizer.lr=1e-5"]
     >>> run_name("fit", {"data": "file", "algorithm": "grpo"}, typed)
-    'rows_grpo_lr=1e-5'
+    'rows_grpo_lr-1e-5'
     >>> run_name("validate", {"data": "animals"}, ["optimizer.lr=1e-5", "run=runs/first"])
     'validate_first'
     """
@@ -91,7 +91,7 @@ def _changes(given: Mapping[str, str]) -> Iterator[str]:
 def _change(key: str, value: str) -> Iterator[str]:
     if _is_nameable(key, value):
         name = re.split(r"[./@]", key)[-1]
-        yield _short(value) if name == "path" else f"{name}={_short(value)}"
+        yield _short(value) if name == "path" else f"{name}-{_short(value)}"
 
 
 def _is_nameable(key: str, value: str) -> bool:
@@ -113,8 +113,8 @@ def _given(overrides: Sequence[str]) -> dict[str, str]:
 
 
 def _short(value: str, longest: int = LONGEST_VALUE) -> str:
-    """The last part of a path, in characters that need no quotes in a shell."""
-    return re.sub(r"[^A-Za-z0-9.+=_-]+", "-", PurePath(value).name).strip("-")[:longest]
+    """The last part of a path, in characters that need no quotes in a shell or in `run=FOLDER`: no `=`."""
+    return re.sub(r"[^A-Za-z0-9.+_-]+", "-", PurePath(value).name).strip("-")[:longest]
 
 
 def _joined(parts: Sequence[str]) -> str:
