@@ -1,6 +1,7 @@
 """Prompts as text files with {fields}, filled in one pass, so braces in a model's text stay text.
 
-`defuse` keeps a spelled-out control token such as <|im_end|> in material from becoming the token itself."""
+`defuse` keeps a spelled-out control token such as <|im_end|> in material from becoming the token itself, and
+`visible` keeps control characters of models and foreign files from a terminal or a page."""
 
 from __future__ import annotations
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _FIELD = re.compile(r"\{(\w+)\}")
+_CONTROL = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"
+)  # all but tab and newline: escape sequences of terminals, and marks that reorder what is beside them
 _JOINER = "\u2060"  # WORD JOINER: invisible, and no tokenizer's control token contains it
 _NAMED = (
     "im_(?:start|end|sep|user|assistant|system|middle)|endof(?:text|prompt|turn)|eot_id|eom_id|eot|eom|eos"
@@ -82,6 +86,26 @@ def defuse(text: str, tokens: Collection[str] | None = None) -> str:
             return text
         pattern = re.compile("|".join(map(re.escape, whole)))
     return pattern.sub(lambda match: f"{match[0][0]}{_JOINER}{match[0][1:]}", text)
+
+
+def visible(text: str, longest: int | None = None) -> str:
+    """Returns a text as it can be shown: valid Unicode without control characters. Markup stays.
+
+    >>> visible("\\x1b[31mred \\ud83d")
+    '[31mred ?'
+
+    Args:
+        text: What a model, a row or a file of a run says.
+        longest: Limit in characters; the rest is cut off. None for no limit.
+    """
+    if longest is not None and len(text) > longest:
+        text = f"{text[:longest]} ... ({len(text)} characters)"
+    return _CONTROL.sub("", valid(text))
+
+
+def valid(text: str) -> str:
+    """Returns a text with `?` for each half of a surrogate pair, which no file in UTF-8 can hold."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> frozenset[str]:

@@ -8,7 +8,7 @@ from typing import Any
 import lightning as L
 
 from herl.callbacks.base import HerlCallback
-from herl.evaluation.intervals import OVERALL, evaluation_rows
+from herl.evaluation.intervals import OVERALL, evaluation_rows, prompt_rewards
 from herl.module import HerlModule
 from herl.rollout.improve import Trajectory
 
@@ -23,7 +23,8 @@ class KeepHeldout(HerlCallback):
         cannot repeat it."""
         self.validations: list[dict[str, Any]] = []
         """The results of the plain attempts, validation by validation: {"answers_sampled", "optimizer_steps",
-        "rows"}. Between the first and the last, only the rows over all criteria are kept."""
+        "rows", "heldout"}, the last of which is `prompt_rewards`. Between the first and the last, only rows
+        over all criteria are kept."""
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the result before training, and those of all validations."""
@@ -38,12 +39,16 @@ class KeepHeldout(HerlCallback):
         self, trainer: L.Trainer, module: HerlModule, trajectories: tuple[Trajectory, ...]
     ) -> None:
         self.trajectories = trajectories
-        rows = [asdict(row) for row in evaluation_rows((one.task, one.answers[0]) for one in trajectories)]
+        plain = [(one.task, one.answers[0]) for one in trajectories]
+        rows = [asdict(row) for row in evaluation_rows(plain)]
         if not rows:
             return
         place = {name: module.counts[name] for name in ("answers_sampled", "optimizer_steps")}
         past = [one for one in self.validations if one["answers_sampled"] < place["answers_sampled"]]
-        past[1:] = [
-            one | {"rows": [row for row in one["rows"] if row["name"] in OVERALL]} for one in past[1:]
-        ]
-        self.validations = [*past, {**place, "rows": rows}]
+        past[1:] = [_shortened(one) for one in past[1:]]
+        self.validations = [*past, {**place, "rows": rows, "heldout": prompt_rewards(plain)}]
+
+
+def _shortened(validation: dict[str, Any]) -> dict[str, Any]:
+    kept = {name: value for name, value in validation.items() if name != "heldout"}
+    return kept | {"rows": [row for row in validation["rows"] if row["name"] in OVERALL]}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 
-from herl.records.inspect import MARKS, word_diff
+from herl import prompt_text
+from herl.records.inspect import MARKS, reward_text, word_diff
 from herl.types import Judged, Task
 
 _PUNCTUATION = re.compile(r"[!-/:-@\[-`{-~]")
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e\u2066-\u2069]")
 MAX_CHARACTERS = 4000
 """Limit for one text; the rest is cut off."""
 
@@ -21,9 +21,7 @@ def plain(text: str) -> str:
 
 def visible(text: str) -> str:
     """Returns a text of limited length, in valid Unicode without control characters; keeps markup."""
-    if len(text) > MAX_CHARACTERS:
-        text = f"{text[:MAX_CHARACTERS]} ... ({len(text)} characters)"
-    return _CONTROL.sub("", text).encode("utf-8", "replace").decode()
+    return prompt_text.visible(text, MAX_CHARACTERS)
 
 
 def sign(good: bool | None) -> str:
@@ -43,7 +41,7 @@ def answer_markdown(task: Task, judged: Judged) -> str:
         [
             f"**Prompt** {plain(task.request)}",
             *thinking,
-            f"**Answer** (reward {_number(judged.judgement.reward)}) {plain(rollout.text)}",
+            f"**Answer** (reward {reward_text(judged.judgement.reward)}) {plain(rollout.text)}",
             "\n".join(["| verdict | criterion | weight |", "|---|---|---|", *rows]),
         ]
     )
@@ -62,8 +60,8 @@ def revision_markdown(task: Task, draft: Judged, revision: Judged) -> str:
         for c in task.rubric.criteria
     ]
     head = [
-        f"| **{plain(task.request)}** | draft: {_number(draft.judgement.reward)} "
-        f"| revision: {_number(revision.judgement.reward)} |",
+        f"| **{plain(task.request)}** | draft: {reward_text(draft.judgement.reward)} "
+        f"| revision: {reward_text(revision.judgement.reward)} |",
         "|---|---|---|",
         f"| | {' '.join(before)} | {' '.join(after)} |",
     ]
@@ -85,7 +83,3 @@ def _verdict(task: Task, judged: Judged, criterion_id: str) -> str:
 
 def _marked(text: str, changed: bool) -> str:
     return f"<strong>{plain(text)}</strong>" if changed else plain(text)
-
-
-def _number(reward: float | None) -> str:
-    return "not judged" if reward is None else f"{reward:.2f}"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,11 +15,15 @@ from rich.console import Console
 from herl.callbacks import AnswerBudget
 from herl.config.build import Run
 from herl.dry_run.memory import memory_line
-from herl.report.run_files import without_secret
+from herl.prompt_text import visible
+from herl.report.commands import curves, from_here
+from herl.report.secret import without_secret
 from herl.report.story import count
 from herl.update.run_memory import RunMemory
 
 WIDTH = 80
+WHOLE = ("folder", "curves")
+"""Lines that may be wider: half of a folder or a command is of no use."""
 
 
 def show_banner(config: DictConfig, run: Run, memory: RunMemory | None = None) -> None:
@@ -30,15 +32,15 @@ def show_banner(config: DictConfig, run: Run, memory: RunMemory | None = None) -
         return
     console = Console(stderr=True, width=WIDTH)
     for line in banner(_facts(config, run, memory)):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(visible(line), markup=False, highlight=False, soft_wrap=True)
 
 
 def _facts(config: DictConfig, run: Run, memory: RunMemory | None) -> dict[str, str]:
     choices = HydraConfig.get().runtime.choices
-    folder = from_here(Path(config.output_dir))
+    folder = Path(config.output_dir)
     model, hindsight = run.module.model, choices.get("hindsight")
     device = run.trainer.strategy.root_device.type
-    curves = any(isinstance(logger, TensorBoardLogger) for logger in run.trainer.loggers)
+    charted = any(isinstance(logger, TensorBoardLogger) for logger in run.trainer.loggers)
     revised = f", hindsight {hindsight}" if run.module.stages.hindsight.revises else ""
     return {
         "model": f"{model.path}, {rounded(model.parameters())} parameters"
@@ -48,8 +50,8 @@ def _facts(config: DictConfig, run: Run, memory: RunMemory | None) -> dict[str, 
         "algorithm": f"{choices.get('algorithm')}{revised}, seed {config.seed}",
         "budget": ", ".join(_budget(run)),
         "memory": memory_line(memory) if memory else "",
-        "folder": folder,
-        "curves": f"tensorboard --logdir {folder}" if curves else "",
+        "folder": from_here(folder),
+        "curves": curves(folder) if charted else "",
     }
 
 
@@ -79,20 +81,21 @@ def _budget(run: Run) -> Iterator[str]:
 
 
 def banner(lines: Mapping[str, str], width: int = WIDTH) -> list[str]:
-    """Returns one line for each fact, `name  value`, none wider than `width`.
+    """Returns one line for each fact, `name  value`, none wider than `width` except those of `WHOLE`.
 
     Facts without a value are left out. A value that is too long keeps its end, since the end of a path tells
-    runs apart.
+    models and data apart.
     """
-    kept = {name: " ".join(value.split()) for name, value in lines.items() if value.strip()}
+    kept = {
+        name: value if name in WHOLE else " ".join(value.split())
+        for name, value in lines.items()
+        if value.strip()
+    }
     column = max((cell_len(name) for name in kept), default=0) + 2
-    return [f"{set_cell_size(name, column)}{_fitted(value, width - column)}" for name, value in kept.items()]
-
-
-def from_here(folder: Path) -> str:
-    """Returns a folder for a command line: relative if it is below the current one, and quoted if need be."""
-    below = folder.resolve().is_relative_to(Path.cwd())
-    return shlex.quote(os.path.relpath(folder) if below else str(folder))
+    return [
+        set_cell_size(name, column) + (value if name in WHOLE else _fitted(value, width - column))
+        for name, value in kept.items()
+    ]
 
 
 def rounded(number: float) -> str:

@@ -38,9 +38,10 @@ from herl.dry_run.memory import killed_ranks, memory_of, warn_of_memory
 from herl.dry_run.trial import dry_run
 from herl.errors import BudgetSpent, ConfigError, DataError, JudgeStop, RunStopped
 from herl.evaluation.evaluate import evaluate, rounds_picture, rounds_table, trajectory_records
-from herl.evaluation.intervals import Row
+from herl.evaluation.intervals import Row, prompt_rewards
 from herl.models.export import load_checkpoint, model_card, save_pretrained
 from herl.models.push import check_push, push
+from herl.prompt_text import visible
 from herl.records.lines import read_records, write_lines
 from herl.rollout.check_prompts import checked_prompt
 
@@ -126,7 +127,7 @@ def improve(config: DictConfig) -> dict[str, Any]:
         rounds_picture(rows, picture)
         console.print(f"Score by round: {picture}", soft_wrap=True)
         if data is not None:
-            console.print(Text(trajectories[0].best().rollout.text))
+            console.print(Text(visible(trajectories[0].best().rollout.text)))
     return finish(config, run, _results(run, rows))
 
 
@@ -196,6 +197,10 @@ def _results(run: Run, rows: list[Row]) -> dict[str, Any]:
         "heldout_tokens": sum(len(judged.rollout.token_ids) for judged in answers),
         **dropped,  # prompts that were too long, which the results exclude
         "results": [asdict(row) for row in rows],
+        "heldout": [
+            prompt_rewards((one.task, one.best(number)) for one in run.heldout.trajectories)
+            for number in sorted({row.revisions for row in rows})
+        ],
     }
 
 
@@ -335,7 +340,7 @@ def _show_findings(found: list[Finding], prompts: int, path: Path) -> None:
     kinds = Counter((finding.level, finding.kind) for finding in found)
     for (level, kind), times in sorted(kinds.items()):
         example = next(finding for finding in found if (finding.level, finding.kind) == (level, kind))
-        shown = Text(f"{example.where}: {example.detail}".partition("\n")[0][:200])
+        shown = Text(visible(f"{example.where}: {example.detail}".partition("\n")[0][:200]))
         table.add_row(Text(level, style="red" if level == "error" else "yellow"), kind, str(times), shown)
     _show_bad_rows([finding for finding in found if finding.kind == BAD_ROW])
     console = Console()
@@ -347,6 +352,6 @@ def _show_bad_rows(found: list[Finding]) -> None:
     """Prints the first bad rows with their place, the field and the reason."""
     console = Console()
     for finding in found[:BAD_ROWS_SHOWN]:
-        console.print(Text(f"{finding.where}: {finding.detail}"), soft_wrap=True)
+        console.print(Text(visible(f"{finding.where}: {finding.detail}")), soft_wrap=True)
     if len(found) > BAD_ROWS_SHOWN:
         console.print(f"and {len(found) - BAD_ROWS_SHOWN} more bad rows")

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NoReturn
 from herl.cli.openmp import spin_briefly
 from herl.cli.overrides import for_hydra, lacking
 from herl.errors import ConfigError, HerlError, RunStopped, did_you_mean
+from herl.prompt_text import visible
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -197,7 +198,7 @@ def _explain(verb: str, said: str) -> None:
         lines = [line for line in said.splitlines() if line.strip() and not line.startswith(advice)]
         print("\n".join(lines), file=sys.stderr)
     for line in suggested:
-        print(f"herl: error: {line}", file=sys.stderr)
+        print(f"herl: error: {visible(line)}", file=sys.stderr)
 
 
 def _suggestions(verb: str) -> Iterator[str]:
@@ -235,5 +236,5 @@ def _suggestions(verb: str) -> Iterator[str]:
 
 def fail(message: str) -> NoReturn:
     """Prints an error and ends the process with code 2."""
-    print(f"herl: error: {message}", file=sys.stderr)
+    print(f"herl: error: {visible(message)}", file=sys.stderr)
     raise SystemExit(2)

@@ -1,7 +1,7 @@
 """Names the folders of runs after their data and what was changed, so that a list of runs can be read.
 
-    runs/2026-01-31_12-00-00_my_rows_grpo_lr=1e-5_seed=1          a training run
-    outputs/2026-01-31_12-30-00_validate_2026-01-31_12-00-00_my_rows...  another verb, on that run
+    runs/2026-01-31_12-00-00_my_rows_grpo_lr-1e-5_seed-1          a training run
+    outputs/2026-01-31_12-30-00_validate_2026-01-31_12-00-00_my_rows_grpo_lr-1e-5_seed-1   another verb on it
 
 OmegaConf resolvers do it: `${run_root:}` and `${run_name:}` in conf/run.yaml, and `${run_changes:KEY,...}`,
 which names the runs of a sweep after what it varies. TensorBoard reads `runs`, so other verbs stay out of it.
@@ -17,7 +17,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from herl.report.run_files import HIDDEN, without_secret
+from herl.report.secret import HIDDEN, plain_value, without_secret
 
 LONGEST = 60
 """Characters of a name; changes that do not fit are left out."""
@@ -55,16 +55,17 @@ def run_name(verb: str, choices: Mapping[str, str], overrides: Sequence[str]) ->
 
     >>> typed = ["data.train.path=in/rows.jsonl", "optimizer.lr=1e-5"]
     >>> run_name("fit", {"data": "file", "algorithm": "grpo"}, typed)
-    'rows_grpo_lr=1e-5'
+    'rows_grpo_lr-1e-5'
     >>> run_name("validate", {"data": "animals"}, ["optimizer.lr=1e-5", "run=runs/first"])
     'validate_first'
     """
-    given = dict(_key_value(one) for one in overrides)
+    given = _given(overrides)
     parts = [] if verb == "fit" else [verb]
     if given.get("run"):
-        return _joined([*parts, _short(given["run"], LONGEST)])
+        return _joined([*parts, _short(given["run"], LONGEST - len(verb) - 1)])
     experiment = choices.get("experiment", "none")
-    data = given.get("data.train.path", choices.get("data", ""))
+    path = given.get("data.train.path", "")
+    data = path if path and _is_nameable("data.train.path", path) else choices.get("data", "")
     parts.append(experiment if experiment != "none" else PurePath(data).stem)
     parts.append(choices.get("algorithm", ""))
     return _joined([*map(_short, parts), *_changes(given)])
@@ -88,19 +89,32 @@ def _changes(given: Mapping[str, str]) -> Iterator[str]:
 
 
 def _change(key: str, value: str) -> Iterator[str]:
-    if without_secret(key, value) != HIDDEN:
+    if _is_nameable(key, value):
         name = re.split(r"[./@]", key)[-1]
-        yield _short(value) if name == "path" else f"{name}={_short(value)}"
+        yield _short(value) if name == "path" else f"{name}-{_short(value)}"
 
 
-def _key_value(override: str) -> tuple[str, str]:
-    key, _, value = override.partition("=")
-    return key.lstrip("+~"), value.strip("'\"")
+def _is_nameable(key: str, value: str) -> bool:
+    """Whether a value may stand in a folder's name, which gets copied about: never a secret, and no list,
+    mapping or address, since those may hide one."""
+    return without_secret(key, value) != HIDDEN and not re.search(r"^[\[{]|[:@?]", value)
+
+
+def _given(overrides: Sequence[str]) -> dict[str, str]:
+    """The settings that were typed. Of keys that herl does not have (`+key`), only those with a number: what
+    any other value holds is unknown."""
+    pairs = {}
+    for override in overrides:
+        key, _, value = override.partition("=")
+        value = value.strip("'\"")
+        if not key.startswith("+") or isinstance(plain_value(value), int | float):
+            pairs[key.lstrip("+~")] = value
+    return pairs
 
 
 def _short(value: str, longest: int = LONGEST_VALUE) -> str:
-    """The last part of a path, in characters that need no quotes in a shell."""
-    return re.sub(r"[^A-Za-z0-9.+=_-]+", "-", PurePath(value).name).strip("-")[:longest]
+    """The last part of a path, in characters that need no quotes in a shell or in `run=FOLDER`: no `=`."""
+    return re.sub(r"[^A-Za-z0-9.+_-]+", "-", PurePath(value).name).strip("-")[:longest]
 
 
 def _joined(parts: Sequence[str]) -> str:
@@ -117,7 +131,7 @@ def _root(*, _root_: Any) -> str:
 
 
 def _changes_of(*keys: str, _root_: Any) -> str:
-    given = dict(_key_value(one) for one in _root_.hydra.overrides.task)
+    given = _given(_root_.hydra.overrides.task)
     return _joined([part for key in keys if key in given for part in _change(key, given[key])])
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,11 +22,17 @@ from herl.callbacks.markup import plain
 from herl.config.build import Run
 from herl.evaluation.intervals import OVERALL, Row, find_row
 from herl.judge import JudgeRunner
+from herl.prompt_text import visible
+from herl.report.commands import commands, from_here
 from herl.report.page import REPORT, try_report
+from herl.report.secret import HIDDEN as HIDDEN_VALUE
+from herl.report.secret import without_secret
 
 PACKAGES = ("herl", "torch", "lightning", "transformers", "hydra-core")
-HIDDEN = ("experiment", "algorithm", "versions", "results", "validations")
+HIDDEN = ("experiment", "algorithm", "versions", "results", "validations", "heldout")
 """Parts of a summary that the screen does not show."""
+SHOWN = ("Answers", "Curves", "Export")
+"""Commands that the screen shows; report.html has more."""
 STORY = "0_story/0_what_happened"
 """TensorBoard's tag for the run in words: no tag sorts before it."""
 MAX_ROWS = 20
@@ -113,7 +118,8 @@ def log_hyperparameters(config: DictConfig, run: Run, metrics: Mapping[str, Any]
     assert isinstance(plain, dict)
     hydra = HydraConfig.get()
     given = {override.lstrip("+~").partition("=")[0] for override in hydra.overrides.task}
-    parameters = {key: value for key, value in _leaves(plain) if key in {"seed", "optimizer.lr"} | given}
+    named = {"seed", "optimizer.lr"} | given
+    parameters = {key: harmless(key, value) for key, value in _leaves(plain) if key in named}
     choices = hydra.runtime.choices
     parameters |= {
         name: str(choices[name]) for name in ("algorithm", "experiment", *given) if name in choices
@@ -127,6 +133,11 @@ def log_hyperparameters(config: DictConfig, run: Run, metrics: Mapping[str, Any]
             logger.log_hyperparams(parameters)
             logger.log_metrics(final, step=run.module.counts[run.module.log_over])
             logger.save()
+
+
+def harmless(key: str, value: str | int | float | bool) -> str | int | float | bool:
+    """Returns a setting as trackers may show it to others: itself, or "(hidden)"."""
+    return value if (text := str(value)) == without_secret(key, text) else HIDDEN_VALUE
 
 
 def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, str | int | float | bool]]:
@@ -149,32 +160,24 @@ def _show(summary: Mapping[str, Any], folder: Path) -> None:
         if name == "example":
             value = "\n".join(f"{when}: {text}" for when, text in value.items())
         if name == "best_checkpoint":
-            value = _from_here(Path(value))
+            value = from_here(Path(value))
         shown = f"{value:.3f}" if isinstance(value, float) else str(value)
-        table.add_row(name.replace("_", " "), Text(shown, overflow="fold"))
-    folder = _from_here(folder)
-    table.add_row("folder", Text(str(folder), overflow="fold"))
+        table.add_row(name.replace("_", " "), Text(visible(shown), overflow="fold"))
+    table.add_row("folder", Text(from_here(folder), overflow="fold"))
     console = Console()
     console.print(table)
     if (folder / REPORT).is_file():
-        console.print(f"Report: {folder / REPORT}", soft_wrap=True)
-    if (folder / "tensorboard").is_dir():
-        console.print(f"Curves: tensorboard --logdir {folder}", soft_wrap=True)
-    if (folder / "records").is_dir() or (folder / "answers.jsonl").is_file():
-        console.print(f"Answers: herl inspect {folder}", soft_wrap=True)
+        console.print(f"Report: {from_here(folder / REPORT)}", soft_wrap=True, markup=False)
+    for command in commands(folder, summary.get("optimizer_steps")):
+        if command.name in SHOWN:
+            console.print(f"{command.name}: {command.line}", soft_wrap=True, markup=False)
     if summary.get("optimizer_steps") == 0:
         console.print("No optimizer step was taken, so there is nothing to export.")
-    elif (folder / "checkpoints").is_dir():
-        console.print(f"Export: herl export run={folder} out=my_model", soft_wrap=True)
 
 
 def _listed(values: Mapping[str, Any]) -> str:
     shown = {name: f"{value:g}" if isinstance(value, float) else value for name, value in values.items()}
     return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in shown.items())
-
-
-def _from_here(path: Path) -> Path:
-    return Path(os.path.relpath(path)) if path.is_relative_to(Path.cwd()) else path
 
 
 def show_rows(rows: Sequence[Row]) -> None:
@@ -201,7 +204,7 @@ def show_rows(rows: Sequence[Row]) -> None:
     for group in filter(None, groups):
         for name in group:
             cells = [Text(_cell(find_row(rows, name, revisions, judge))) for judge, revisions in columns]
-            table.add_row(Text(name), *cells, str(row.count) if (row := first[name]) else "")
+            table.add_row(Text(visible(name)), *cells, str(row.count) if (row := first[name]) else "")
         table.add_section()
     console = Console()
     console.print(table)

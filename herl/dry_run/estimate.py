@@ -24,6 +24,7 @@ from rich.text import Text
 
 from herl.callbacks.answer_budget import AnswerBudget
 from herl.config.build import Run, make
+from herl.prompt_text import visible
 from herl.types import Judged
 from herl.update.card_needs import longest_micro_batch, settings_of
 from herl.update.gpu_cost import GPU, Engine, ModelSize, Work, estimate
@@ -199,7 +200,7 @@ def show(report: Mapping[str, Any], path: Path) -> None:
     for name in ("prompt", "revision_prompt"):
         if report[name]:
             console.rule(f"a {name.replace('_', ' ')} as the model sees it")
-            console.print(Text(report[name]))
+            console.print(Text(visible(report[name])))
     console.rule("estimate")
     table = Table(
         "phase",

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from hashlib import blake2b
+from statistics import fmean
+from typing import Any
 
 import numpy as np
 
 from herl.metrics.rubric import Pair, fulfilled, is_perfect
 
 RESAMPLES = 2000
+MAX_PROMPT_REWARDS = 4096
+"""Most prompts whose rewards a summary lists; means over more are precise enough without pairing."""
 OVERALL = ("reward", "clipped_reward", "perfect", "criteria_met", "abstained")
 """Rows over all criteria. `perfect` is a benchmark's prompt-level accuracy, `criteria_met` is the
 instruction-level one. `clipped_reward` is the mean reward clipped to [0, 1], which is HealthBench's score
@@ -83,6 +88,26 @@ def evaluation_rows(
         mean = next(row for row in rows if row.name == "reward")
         rows.insert(rows.index(mean) + 1, _clipped(mean))
     return rows
+
+
+def prompt_rewards(pairs: Iterable[Pair]) -> dict[str, Any]:
+    """Returns a fingerprint of the prompts, and the mean reward by prompt: what a paired comparison needs.
+
+    Args:
+        pairs: Each answer with its task; answers to one prompt count as one.
+
+    Returns:
+        {"fingerprint", "rewards": [prompts]}, in the order of the prompts. A reward is None where nothing was
+        judged; "rewards" is left out above `MAX_PROMPT_REWARDS` prompts.
+    """
+    earned: dict[tuple[str, str], list[float]] = {}
+    for task, judged in pairs:
+        found = earned.setdefault((task.id, task.request), [])
+        if judged.judgement.reward is not None:
+            found.append(judged.judgement.reward)
+    known = blake2b(repr(list(earned)).encode(), digest_size=8).hexdigest()
+    rewards = [round(fmean(found), 6) if found else None for found in earned.values()]
+    return {"fingerprint": known} | ({"rewards": rewards} if len(rewards) <= MAX_PROMPT_REWARDS else {})
 
 
 def _clipped(row: Row) -> Row:

@@ -24,7 +24,8 @@ from rich.table import Table
 from rich.text import Text
 
 from herl.errors import ConfigError, DataError
-from herl.records.lines import record_files, whole_bytes
+from herl.prompt_text import visible
+from herl.records.lines import checked, record_files, whole_bytes
 
 Order = Literal["worst", "best", "improved", "broken", "first", "last"]
 _VERDICT = pa.struct([("criterion_id", pa.string()), ("fulfilled", pa.bool_())])
@@ -228,7 +229,7 @@ def _read_lines(files: Sequence[Path], places: set[tuple[int, int]]) -> dict[tup
         with files[number].open("rb") as lines:
             for place, line in enumerate(lines):
                 if place in wanted:
-                    found[number, place] = json.loads(line)
+                    found[number, place] = checked(json.loads(line), f"{files[number]}:{place + 1}")
     return found
 
 
@@ -238,10 +239,10 @@ def _read_drafts(files: Sequence[Path], wanted: set[tuple[int, str]]) -> dict[st
     for number in sorted({place for file, _ in wanted for place in (file - 1, file) if place >= 0}):
         keys = {id: f'"id": {json.dumps(id)},'.encode() for file, id in wanted if number in (file - 1, file)}
         with files[number].open("rb") as lines:
-            for line in lines:
+            for place, line in enumerate(lines, 1):
                 for id, key in keys.items():
                     if key in line[: len(key) + 2]:
-                        found[id] = json.loads(line)
+                        found[id] = checked(json.loads(line), f"{files[number]}:{place}")
     return found
 
 
@@ -254,21 +255,21 @@ def show(found: Sequence[Found]) -> None:
             f"{name} {answer[name]:.3f}" for name in ("bonus", "advantage") if answer.get(name)
         )
         facts = [answer["task_id"], f"after {answer['policy_version']} optimizer steps", earned]
-        console.rule(Text(", ".join(filter(None, facts))))
+        console.rule(_text(", ".join(filter(None, facts))))
         if answer.get("fault"):
-            console.print(Text(f"skipped in the update: {answer['fault']}", style="red"))
-        console.print(Text(answer["request"], style="bold"))
+            console.print(_text(f"skipped in the update: {answer['fault']}", style="red"))
+        console.print(_text(answer["request"], style="bold"))
         for name, one in (("draft", draft), (str(answer["origin"]), answer)):
             if one and one.get("thinking"):  # runs of older versions recorded none
-                console.print(Text(f"{name}, thinking: {one['thinking']}", style="dim"))
+                console.print(_text(f"{name}, thinking: {one['thinking']}", style="dim"))
         table = Table(show_header=True, header_style="", expand=True)
         table.add_column("criterion", ratio=2)
         if draft is None:
-            table.add_column(f"{answer['origin']}: {_number(answer['reward'])}", ratio=4)
-            table.add_row("", Text(_answer(answer)))
+            table.add_column(_text(f"{answer['origin']}: {reward_text(answer['reward'], 3)}"), ratio=4)
+            table.add_row("", _text(_answer(answer)))
         else:
-            table.add_column(f"draft: {_number(draft['reward'])}", ratio=3)
-            table.add_column(f"revision: {_number(answer['reward'])}", ratio=3)
+            table.add_column(f"draft: {reward_text(draft['reward'], 3)}", ratio=3)
+            table.add_column(f"revision: {reward_text(answer['reward'], 3)}", ratio=3)
             table.add_row("", *_side_by_side(_answer(draft), _answer(answer)))
         table.add_section()
         before = {v["criterion_id"]: v for v in (draft or {}).get("verdicts", ())}
@@ -277,7 +278,7 @@ def show(found: Sequence[Found]) -> None:
             if draft is not None:
                 cells.insert(0, _verdict(before.get(verdict["criterion_id"], {})))
             name = f"{verdict['criterion']} ({abs(verdict['weight']):g}) [{verdict['criterion_id']}]"
-            table.add_row(Text(name), *cells)
+            table.add_row(_text(name), *cells)
         console.print(table)
 
 
@@ -289,16 +290,22 @@ def _side_by_side(before: str, after: str) -> tuple[Text, Text]:
     draft, revision = Text(), Text()
     for kind, words in word_diff(before, after):
         if kind != "new":
-            draft.append(words + " ", style="red strike" if kind == "gone" else "")
+            draft.append(visible(words) + " ", style="red strike" if kind == "gone" else "")
         if kind != "gone":
-            revision.append(words + " ", style="bold green" if kind == "new" else "")
+            revision.append(visible(words) + " ", style="bold green" if kind == "new" else "")
     return draft, revision
 
 
 def _verdict(verdict: Mapping[str, Any]) -> Text:
     mark, style = MARKS[verdict.get("fulfilled")]
-    return Text(f"{mark} {verdict.get('reason') or ''}".strip(), style=style)
+    return _text(f"{mark} {verdict.get('reason') or ''}".strip(), style=style)
 
 
-def _number(reward: float | None) -> str:
-    return "not judged" if reward is None else f"{reward:.3f}"
+def _text(said: str, style: str = "") -> Text:
+    """Text of a model or a row, of which no escape sequence reaches the terminal."""
+    return Text(visible(said), style=style)
+
+
+def reward_text(reward: float | None, digits: int = 2) -> str:
+    """Returns a reward in words, with this many digits after the point."""
+    return "not judged" if reward is None else f"{reward:.{digits}f}"

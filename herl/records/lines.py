@@ -12,14 +12,50 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
 from herl.errors import DataError
+from herl.prompt_text import valid
 from herl.types import Judged, Task
 
 _TAIL = 1 << 16
 
 
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+
+class _Verdict(_Part):
+    criterion_id: str
+    criterion: str
+    weight: float
+    fulfilled: bool | None = None
+    reason: str | None = None
+
+
+class _Record(_Part):
+    """What is read of a record, with what older versions did not write as optional."""
+
+    id: str
+    task_id: str
+    origin: str
+    request: str
+    text: str
+    thinking: str | None = None
+    has_answer: bool = True
+    policy_version: int
+    reward: float | None
+    verdicts: list[_Verdict]
+    bonus: float | None = None
+    advantage: float | None = None
+    fault: str | None = None
+
+
 def answer_record(task: Task, judged: Judged) -> dict[str, Any]:
-    """Returns a judged answer as a JSON object, without its place in a group."""
+    """Returns a judged answer as a JSON object, without its place in a group.
+
+    Its texts are valid Unicode: Arrow refuses a file with half of a surrogate pair.
+    """
     rollout, judgement = judged.rollout, judged.judgement
     criteria = {criterion.id: criterion for criterion in task.rubric.criteria}
     return {
@@ -27,9 +63,9 @@ def answer_record(task: Task, judged: Judged) -> dict[str, Any]:
         "task_id": rollout.task_id,
         "parent_id": rollout.parent_id,
         "origin": rollout.origin,
-        "request": task.request,
-        "text": rollout.text,
-        "thinking": rollout.thinking,
+        "request": valid(task.request),
+        "text": valid(rollout.text),
+        "thinking": valid(rollout.thinking),
         "has_answer": rollout.has_answer,
         "tokens": len(rollout.token_ids),
         "thinking_tokens": rollout.thinking_tokens,
@@ -39,12 +75,12 @@ def answer_record(task: Task, judged: Judged) -> dict[str, Any]:
         "verdicts": [
             {
                 "criterion_id": v.criterion_id,
-                "criterion": criteria[v.criterion_id].wish,
+                "criterion": valid(criteria[v.criterion_id].wish),
                 "weight": criteria[v.criterion_id].weight,
                 "met": v.met,
                 "fulfilled": None if v.met is None else criteria[v.criterion_id].good(v.met),
                 "score": v.score,
-                "reason": v.reason,
+                "reason": valid(v.reason),
             }
             for v in judgement.verdicts
         ],
@@ -86,6 +122,27 @@ def read_records(folder: Path) -> Iterator[dict[str, Any]]:
                     yield json.loads(line)
                 except ValueError as error:
                     raise DataError(f"{path}:{number}: expected one JSON object per line: {error}") from error
+
+
+def checked(record: Any, place: str) -> dict[str, Any]:
+    """Returns a record that was read, if it can be shown.
+
+    Args:
+        record: A line's content.
+        place: The file and line, for messages.
+
+    Raises:
+        DataError: a field is missing or has another type; names the place and the field.
+    """
+    try:
+        _Record.model_validate(record)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(map(str, first["loc"])) or "the line"
+        raise DataError(
+            f"{place}: expected an answer as a run records it; {field}: {first['msg']}"
+        ) from error
+    return dict(record)
 
 
 def whole_bytes(path: Path) -> int:

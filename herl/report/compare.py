@@ -5,10 +5,9 @@ Sweeps end with the same table.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 from rich.console import Console
@@ -16,10 +15,15 @@ from rich.table import Table
 from rich.text import Text
 
 from herl.errors import ConfigError
+from herl.prompt_text import visible
+from herl.report.change import interval, paired
 from herl.report.run_files import RunFiles, read_run
+from herl.report.secret import plain_value
 from herl.report.story import count, duration
+from herl.report.summary_file import Judge
 
 _MAX_LABEL = 48
+_MAX_CELL = 400
 MARKERS = "osD^vPX*"
 """Curves differ in marker too, for readers who cannot tell the colors apart."""
 
@@ -43,20 +47,30 @@ def show(runs: Sequence[RunFiles], picture: Path | None, console: Console | None
     """
     console = console or Console()
     console.print(_table(runs))
+    for line in _measured_on(runs):
+        console.print(line, markup=False, highlight=False)
     if differing := different_settings(runs):
         console.print(_settings_table(differing))
     elif len({run.folder.resolve() for run in runs}) > 1:
         console.print("The runs were given the same settings.")
     if picture is not None and any(len(run.curve) > 1 for run in runs):
         draw(runs, picture)
-        console.print(f"Held-out curves: {picture}", soft_wrap=True, markup=False, highlight=False)
+        console.print(
+            f"Held-out curves: {visible(str(picture))}", soft_wrap=True, markup=False, highlight=False
+        )
 
 
 def different_settings(runs: Sequence[RunFiles]) -> dict[str, list[str]]:
     """Returns the settings in which runs differ, among those given to any of them, and each run's value."""
     given = list(dict.fromkeys(key for run in runs for key in run.settings))
     values = {key: [run.setting(key) or "-" for run in runs] for key in given}
-    return {key: listed for key, listed in values.items() if len(set(listed)) > 1}
+    return {key: listed for key, listed in values.items() if len(set(map(_meaning, listed))) > 1}
+
+
+def _meaning(value: str) -> str:
+    """A setting's value, such that 1e-6 and 0.000001 are the same."""
+    known = None if value == "-" else plain_value(value)
+    return repr(float(known) if isinstance(known, int) and not isinstance(known, bool) else known)
 
 
 def draw(runs: Sequence[RunFiles], path: Path) -> None:
@@ -107,18 +121,43 @@ def _table(runs: Sequence[RunFiles]) -> Table:
         table.add_column(name, justify="right", no_wrap=name != "after")
     for number, run in enumerate(runs, 1):
         curve, summary = run.curve, run.summary
-        before = curve[0][1].mean if len(curve) > 1 else summary.get("heldout_reward_before")
+        before = curve[0][1].mean if len(curve) > 1 else summary.heldout_reward_before
         after = curve[-1][1] if curve else None
-        mean = summary.get("heldout_reward_after", summary.get("heldout_reward"))
+        mean = summary.heldout_reward_after
+        mean = summary.heldout_reward if mean is None else mean
         cells = [
             _number(before),
             f"{after.mean:.3f} [{after.low:.2f}, {after.high:.2f}]" if after else _number(mean),
-            count(summary.get("answers_sampled", summary.get("heldout_answers", 0))),
-            duration(summary.get("seconds", {}).get("total", 0.0)),
-            _judge(summary.get("judge", {})),
+            count(summary.answers_sampled if run.trained else summary.heldout_answers),
+            duration(summary.seconds.get("total", 0.0)),
+            _judge(summary.judge),
         ]
-        table.add_row(str(number), Text(_name(run, runs)), *cells)
+        table.add_row(str(number), _text(_name(run, runs)), *cells)
     return table
+
+
+def _measured_on(runs: Sequence[RunFiles]) -> Iterator[str]:
+    """Says what each run's last reward is over the first run's, and where they cannot be compared."""
+    last = {number: run.measured[-1] for number, run in enumerate(runs, 1) if run.measured}
+    if len(last) < 2:
+        return
+    start, *others = last
+    unlike = []
+    for number in others:
+        one, first = last[number], last[start]
+        counts = (one.rows["reward"].count, first.rows["reward"].count)
+        known = one.prompts and first.prompts
+        if one.prompts != first.prompts if known else counts[0] != counts[1]:
+            unlike.append(number)
+        elif (differences := paired(first, one)) is not None:
+            low, high = interval(differences)
+            shown = f"{differences.mean():+.3f} [{low:+.3f}, {high:+.3f}]"
+            yield f"The reward of {number} minus that of {start}, prompt by prompt: {shown}."
+    if unlike:
+        listed = ", ".join(map(str, unlike))
+        yield f"Held-out prompts differ: {listed} had others than {start}, so their rewards do not compare."
+    elif not all(one.prompts for one in last.values()):
+        yield "Some of these runs do not say which prompts were held out; compare only runs on the same ones."
 
 
 def _settings_table(differing: Mapping[str, Sequence[str]]) -> Table:
@@ -129,12 +168,12 @@ def _settings_table(differing: Mapping[str, Sequence[str]]) -> Table:
         for number in range(1, runs + 1):
             table.add_column(str(number), overflow="fold")
         for key, values in differing.items():
-            table.add_row(Text(key), *(Text(value) for value in values))
+            table.add_row(_text(key), *map(_text, values))
         return table
     for key in differing:
-        table.add_column(Text(key), overflow="fold")
+        table.add_column(_text(key), overflow="fold")
     for number, values in enumerate(zip(*differing.values(), strict=True), 1):
-        table.add_row(str(number), *(Text(value) for value in values))
+        table.add_row(str(number), *map(_text, values))
     return table
 
 
@@ -150,14 +189,19 @@ def _label(run: RunFiles, runs: Sequence[RunFiles]) -> str:
     differing = different_settings(runs)
     place = next(number for number, one in enumerate(runs) if one is run)
     said = " ".join(f"{key}={values[place]}" for key, values in differing.items())
-    return said if 0 < len(said) <= _MAX_LABEL else _name(run, runs)[:_MAX_LABEL]
+    return visible(said if 0 < len(said) <= _MAX_LABEL else _name(run, runs)[:_MAX_LABEL])
 
 
-def _judge(judge: Mapping[str, Any]) -> str:
-    if judge.get("cost"):
-        return f"{judge['cost']:.4g}"
-    return f"{count(judge['calls'])} calls" if judge.get("calls") else "-"
+def _judge(judge: Judge) -> str:
+    if judge.cost:
+        return f"{judge.cost:.4g}"
+    return f"{count(judge.calls)} calls" if judge.calls else "-"
 
 
-def _number(value: Any) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else "-"
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _text(said: str) -> Text:
+    """Text of a run's folder, which may be anybody's: no escape sequence of it reaches the terminal."""
+    return Text(visible(said, _MAX_CELL))

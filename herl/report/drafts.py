@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from herl.errors import DataError
-from herl.records.inspect import MARKS, Found, Query, find, gains, word_diff
-from herl.records.lines import read_records
+from herl import prompt_text
+from herl.records.inspect import MARKS, Found, Query, find, gains, reward_text, word_diff
+from herl.records.lines import checked, read_records
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 MAX_CHARACTERS = 2000
 """Limit for one text; the rest is cut off."""
 _NEWEST = 200
@@ -84,17 +82,15 @@ def criterion_texts(folder: Path) -> dict[str, str]:
     if not _has_records(folder):
         return {}
     texts: dict[str, set[str]] = {}
-    for record in islice(read_records(folder), _RECORDS_FOR_NAMES):
-        for verdict in record["verdicts"]:
+    for number, record in enumerate(islice(read_records(folder), _RECORDS_FOR_NAMES), 1):
+        for verdict in checked(record, f"{folder}: answer {number}")["verdicts"]:
             texts.setdefault(verdict["criterion_id"], set()).add(verdict["criterion"])
     return {name: visible(*said) for name, said in texts.items() if len(said) == 1}
 
 
 def visible(text: str) -> str:
-    """Returns a text, cut if it is long, without control characters: they could reorder what is beside it."""
-    if len(text) > MAX_CHARACTERS:
-        text = f"{text[:MAX_CHARACTERS]} ... ({len(text)} characters)"
-    return _CONTROL.sub("", text)
+    """Returns a text of limited length, as it can be shown."""
+    return prompt_text.visible(text, MAX_CHARACTERS)
 
 
 def _has_records(folder: Path) -> bool:
@@ -111,30 +107,23 @@ def _is_as_said(title: str, found: Found) -> bool:
 
 def _shown(title: str, found: Found) -> Shown:
     answer, draft = found.answer, found.draft
-    try:
-        before = {v["criterion_id"]: v for v in (draft or {}).get("verdicts", ())}
-        changes = word_diff(visible(draft["text"]) if draft else "", visible(answer["text"]))
-        return Shown(
-            title=title,
-            request=visible(answer["request"]),
-            draft=tuple((kind, words) for kind, words in changes if kind != "new"),
-            answer=tuple((kind if draft else "same", words) for kind, words in changes if kind != "gone"),
-            draft_reward=_number(draft["reward"]) if draft else "",
-            reward=_number(answer["reward"]),
-            lines=tuple(
-                Line(
-                    criterion=visible(verdict["criterion"]),
-                    weight=f"{abs(verdict['weight']):g}",
-                    draft=MARKS[before.get(verdict["criterion_id"], {}).get("fulfilled")][0] if draft else "",
-                    answer=MARKS[verdict["fulfilled"]][0],
-                    reason=visible(verdict["reason"] or ""),
-                )
-                for verdict in answer["verdicts"]
-            ),
-        )
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{answer.get('id')}: expected an answer as a run records it: {error!r}") from error
-
-
-def _number(reward: float | None) -> str:
-    return "not judged" if reward is None else f"{reward:.2f}"
+    before = {v["criterion_id"]: v for v in (draft or {}).get("verdicts", ())}
+    changes = word_diff(visible(draft["text"]) if draft else "", visible(answer["text"]))
+    return Shown(
+        title=title,
+        request=visible(answer["request"]),
+        draft=tuple((kind, words) for kind, words in changes if kind != "new"),
+        answer=tuple((kind if draft else "same", words) for kind, words in changes if kind != "gone"),
+        draft_reward=reward_text(draft["reward"]) if draft else "",
+        reward=reward_text(answer["reward"]),
+        lines=tuple(
+            Line(
+                criterion=visible(verdict["criterion"]),
+                weight=f"{abs(verdict['weight']):g}",
+                draft=MARKS[before.get(verdict["criterion_id"], {}).get("fulfilled")][0] if draft else "",
+                answer=MARKS[verdict.get("fulfilled")][0],
+                reason=visible(verdict.get("reason") or ""),
+            )
+            for verdict in answer["verdicts"]
+        ),
+    )

@@ -1,14 +1,12 @@
 """report.html: one run on one page, a single file without scripts or network.
 
 Text of models, rows and judges reaches the page through a template that escapes all of it. Settings that may
-be secrets are hidden (`run_files.without_secret`).
+be secrets are hidden (`secret.without_secret`).
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from herl.errors import DataError
 from herl.report.chart import chart
+from herl.report.commands import commands
 from herl.report.drafts import criterion_texts, examples, revision_gains, visible
 from herl.report.run_files import Result, RunFiles, read_run
 from herl.report.story import count, duration, interval, judge_cost, story
@@ -64,7 +63,7 @@ def try_report(folder: Path) -> list[str]:
     """Writes the report of a run that has just ended. If that fails, the run does not; a warning appears."""
     try:
         return write_report(folder)
-    except (OSError, DataError) as error:
+    except (OSError, DataError, UnicodeError) as error:
         logger.warning("cannot write %s: %s", folder / REPORT, error)
         return []
 
@@ -81,7 +80,7 @@ def _page(run: RunFiles, said: list[str]) -> str:
     overall, criteria = bars(run, criterion_texts(run.folder))
     pages.filters |= {"interval": interval, "visible": visible}
     return pages.get_template("report.html.jinja").render(
-        title=run.folder.resolve().name,
+        title=visible(run.folder.resolve().name),
         headline=said[0],
         story=[one for one in said[1:] if not one.startswith("Alarm") and one != judge],
         alarms=[one for one in said if one.startswith("Alarm")],
@@ -94,7 +93,7 @@ def _page(run: RunFiles, said: list[str]) -> str:
         all_criteria=len(criteria),
         examples=examples(run.folder),
         judge=judge,
-        commands=_commands(run),
+        commands=[(one.purpose, one.line) for one in commands(run.folder, run.summary.optimizer_steps)],
         settings={visible(key): visible(value) for key, value in run.settings.items()},
     )
 
@@ -134,33 +133,16 @@ def bars(run: RunFiles, texts: Mapping[str, str]) -> tuple[list[Bar], list[Bar]]
 def _facts(run: RunFiles) -> dict[str, str]:
     """Returns the facts under the headline."""
     summary = run.summary
-    seconds = summary.get("seconds", {}).get("total")
+    seconds = summary.seconds.get("total")
     named = {
-        "Experiment": summary.get("experiment"),
-        "Algorithm": summary.get("algorithm") if run.trained else None,
+        "Experiment": summary.experiment,
+        "Algorithm": summary.algorithm if run.trained else None,
         "Model": run.setting("model.path") or run.choices.get("model"),
         "Data": run.choices.get("data"),
         "Judge": run.choices.get("judge"),
-        "Seed": summary.get("seed"),
-        "Answers": count(summary["answers_sampled"]) if run.trained else None,
-        "Optimizer steps": count(summary["optimizer_steps"]) if run.trained else None,
+        "Seed": summary.seed,
+        "Answers": count(summary.answers_sampled) if run.trained else None,
+        "Optimizer steps": None if summary.optimizer_steps is None else count(summary.optimizer_steps),
         "Time": duration(seconds) if seconds is not None else None,
     }
     return {name: visible(str(value)) for name, value in named.items() if value not in (None, "", "none")}
-
-
-def _commands(run: RunFiles) -> list[tuple[str, str]]:
-    """Returns (purpose, command) of what can be done with the run."""
-    folder = run.folder
-    here = folder.resolve().is_relative_to(Path.cwd())
-    name = shlex.quote(os.path.relpath(folder) if here else str(folder.resolve()))
-    trained = (folder / "checkpoints").is_dir() and bool(run.summary.get("optimizer_steps"))
-    known = [
-        ("Read its answers", "herl inspect {}", any(folder.glob("records/*.jsonl"))),
-        ("Read its answers", "herl inspect {}", (folder / "answers.jsonl").is_file()),
-        ("See all curves", "tensorboard --logdir {}", (folder / "tensorboard").is_dir()),
-        ("Measure it again", "herl validate run={}", trained),
-        ("Use the model", "herl export run={} out=my_model", trained),
-        ("Compare it", "herl compare {} OTHER_RUN", run.trained),
-    ]
-    return [(purpose, command.format(name)) for purpose, command, works in known if works]

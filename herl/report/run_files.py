@@ -5,9 +5,7 @@ Nothing here is needed to train, so a missing part is shown as missing. Only sum
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +15,9 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # omegaconf brings it
 
 from herl.errors import DataError
+from herl.report.secret import without_secret
+from herl.report.summary_file import Prompts, Row, Summary, parsed
 
-_SECRET = r"api_?key|secret|passw\w*|credentials?|authorization|bearer|headers|\btoken"
-_SECRET_KEY = re.compile(rf"(?i)({_SECRET})$")
-_SECRET_INSIDE = re.compile(rf"(?i)({_SECRET})['\"]?\s*[:=]")
-_SECRET_VALUE = re.compile(r"\b(sk|hf|ghp|xox[bp]|glpat)[-_][A-Za-z0-9_-]{8,}|://[^/\s@]+:[^/\s@]+@")
-HIDDEN = "(hidden)"
 _HOW_STARTED = ("hydra.", "hydra/", "resume=", "output_dir=")
 """Overrides that do not change what a run computes."""
 
@@ -48,6 +43,10 @@ class Validation:
     rows: Mapping[str, Result]
     """Results of the plain attempts by name, as in `herl.evaluation.intervals.Row`. Those by criterion and
     category are kept for the first and the last validation."""
+    prompts: str
+    """Fingerprint of the held-out prompts; "" if it is unknown."""
+    rewards: tuple[float | None, ...]
+    """Mean reward by prompt, in their order: None where nothing was judged. Empty if they were not kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +54,7 @@ class RunFiles:
     """What a run left in its folder."""
 
     folder: Path
-    summary: Mapping[str, Any]
+    summary: Summary
     validations: tuple[Validation, ...]
     """In order. An evaluation has one for each number of revisions, all at 0 answers."""
     settings: Mapping[str, str]
@@ -68,12 +67,17 @@ class RunFiles:
     @property
     def trained(self) -> bool:
         """Whether this was a training run."""
-        return "optimizer_steps" in self.summary
+        return self.summary.optimizer_steps is not None
 
     @property
     def curve(self) -> tuple[tuple[int, Result], ...]:
         """(answers sampled, held-out reward) of each validation that has a reward."""
-        return tuple((one.answers, one.rows["reward"]) for one in self.validations if "reward" in one.rows)
+        return tuple((one.answers, one.rows["reward"]) for one in self.measured)
+
+    @property
+    def measured(self) -> tuple[Validation, ...]:
+        """The validations that have a reward."""
+        return tuple(one for one in self.validations if "reward" in one.rows)
 
     def setting(self, key: str) -> str:
         """Returns a setting's value, as given or from the run's configuration; "" if the run has none."""
@@ -89,7 +93,7 @@ def read_run(folder: Path) -> RunFiles:
     """Reads a run's folder.
 
     Raises:
-        DataError: it has no summary.json, or one that is not a run's.
+        DataError: it has no summary.json, or one that is not a run's; names the file and the part.
     """
     path = folder / "summary.json"
     if not path.is_file():
@@ -97,28 +101,19 @@ def read_run(folder: Path) -> RunFiles:
             f"{folder}: expected the folder of a finished run with summary.json, "
             + ("which is missing" if folder.is_dir() else "but there is no such folder")
         )
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-        validations = _validations(summary)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: expected the summary that a run writes: {error!r}") from error
+    summary = parsed(path.read_bytes(), str(path))
     given = _yaml(folder / ".hydra" / "overrides.yaml")
     overrides = [str(one) for one in given] if isinstance(given, list) else []
     choices = _at(_yaml(folder / ".hydra" / "hydra.yaml"), "hydra.runtime.choices")
+    choices = choices if isinstance(choices, Mapping) else {}
     return RunFiles(
         folder=folder,
         summary=summary,
-        validations=validations,
+        validations=_validations(summary),
         settings=dict(_setting(one) for one in overrides if not one.startswith(_HOW_STARTED)),
-        choices={str(key): str(value) for key, value in (choices or {}).items()},
+        choices={str(key): str(value) for key, value in choices.items()},
         config=_yaml(folder / "config.yaml"),
     )
-
-
-def without_secret(key: str, value: str) -> str:
-    """Returns a setting's value, or "(hidden)" if it is or holds a password, key or token."""
-    found = _SECRET_KEY.search(key) or _SECRET_INSIDE.search(value) or _SECRET_VALUE.search(value)
-    return HIDDEN if found else value
 
 
 def _setting(override: str) -> tuple[str, str]:
@@ -126,26 +121,25 @@ def _setting(override: str) -> tuple[str, str]:
     return key, without_secret(key, value)
 
 
-def _validations(summary: Mapping[str, Any]) -> tuple[Validation, ...]:
-    found = [
-        Validation(answers=int(one["answers_sampled"]), rows=_rows(one["rows"]))
-        for one in summary.get("validations", ())
-    ]
-    if found or "results" not in summary:
-        return tuple(found)
-    guiding = [row for row in summary["results"] if not row["judge"]]
-    rounds = sorted({row["revisions"] for row in guiding})
+def _validations(summary: Summary) -> tuple[Validation, ...]:
+    if summary.validations:
+        return tuple(_validation(one.answers_sampled, one.rows, one.heldout) for one in summary.validations)
+    guiding = [row for row in summary.results if not row.judge]
+    rounds = sorted({row.revisions for row in guiding})
+    prompts = dict(zip(rounds, summary.heldout, strict=False))
     return tuple(
-        Validation(answers=0, rows=_rows(row for row in guiding if row["revisions"] == number))
+        _validation(0, [row for row in guiding if row.revisions == number], prompts.get(number))
         for number in rounds
     )
 
 
-def _rows(rows: Any) -> dict[str, Result]:
-    return {
-        row["name"]: Result(mean=row["mean"], low=row["low"], high=row["high"], count=row["count"])
-        for row in rows
-    }
+def _validation(answers: int, rows: Iterable[Row], prompts: Prompts | None) -> Validation:
+    return Validation(
+        answers=answers,
+        rows={row.name: Result(mean=row.mean, low=row.low, high=row.high, count=row.count) for row in rows},
+        prompts=prompts.fingerprint if prompts else "",
+        rewards=tuple(prompts.rewards or ()) if prompts else (),
+    )
 
 
 def _yaml(path: Path) -> Any:

@@ -1,6 +1,6 @@
 """A run in words: the sentences at the top of report.html, which are TensorBoard's first card too.
 
-A change is called a rise or a fall only if neither interval contains the other mean.
+A change is called a rise or a fall only if `change.moved` can tell it from chance.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from herl.report.run_files import Result, RunFiles
+from herl.report.change import moved, paired
+from herl.report.run_files import Result, RunFiles, Validation
 
 ALARMS = {
     "entropy": "the policy's entropy was very low: it samples nearly the same answers again and again",
@@ -25,23 +26,26 @@ ALARMS = {
 
 def headline(run: RunFiles) -> str:
     """Returns what became of the held-out reward, in a sentence."""
-    curve = run.curve
+    measured = run.measured
     if not run.trained:
-        return _evaluated([result for _, result in curve])
-    seconds = run.summary.get("seconds", {}).get("total")
-    spent = f"{count(run.summary['answers_sampled'])} sampled answers"
+        return _evaluated(measured)
+    seconds = run.summary.seconds.get("total")
+    spent = f"{count(run.summary.answers_sampled)} sampled answers"
     spent += f" ({duration(seconds)})" if seconds is not None else ""
-    if not curve:
+    if not measured:
         return (
             f"The run took {spent}. Nothing tells whether the model improved, "
             "since no held-out answers were measured."
         )
-    (started, first), (_, last) = curve[0], curve[-1]
-    if len(curve) == 1:
-        return f"The held-out reward was {interval(first)} after {count(started)} sampled answers."
-    if started == 0:
+    first, last = measured[0], measured[-1]
+    if len(measured) == 1:
+        return (
+            f"The held-out reward was {interval(first.rows['reward'])} after {count(first.answers)} "
+            "sampled answers."
+        )
+    if first.answers == 0:
         return _change("The held-out reward", first, last, f"in {spent}")
-    return _change(f"From {count(started)} answers on, the held-out reward", first, last, f"in {spent}")
+    return _change(f"From {count(first.answers)} answers on, the held-out reward", first, last, f"in {spent}")
 
 
 def story(run: RunFiles, gains: Sequence[float] = ()) -> list[str]:
@@ -53,7 +57,7 @@ def story(run: RunFiles, gains: Sequence[float] = ()) -> list[str]:
     """
     return [
         headline(run),
-        *(f"The run was stopped: {_sentence(str(why))}" for why in (run.summary.get("stopped"),) if why),
+        *(f"The run was stopped: {_sentence(str(why))}" for why in (run.summary.stopped,) if why),
         *_best(run),
         *_revisions(run, gains),
         judge_cost(run),
@@ -65,28 +69,28 @@ def alarms(run: RunFiles) -> list[str]:
     """Returns a sentence for each kind of alarm that went off."""
     return [
         f"Alarm ({times} {'time' if times == 1 else 'times'}): {ALARMS.get(name, name)}."
-        for name, times in run.summary.get("alarms", {}).items()
+        for name, times in run.summary.alarms.items()
     ]
 
 
 def judge_cost(run: RunFiles) -> str:
     """Returns what judging cost, in a sentence."""
-    judge = run.summary.get("judge", {})
+    judge = run.summary.judge
     parts = [
-        f"{count(judge[name])} {words}"
-        for name, words in (
-            ("calls", "calls"),
-            ("tokens", "tokens"),
-            ("cache_hits", "replies from the cache"),
+        f"{count(number)} {words}"
+        for number, words in (
+            (judge.calls, "calls"),
+            (judge.tokens, "tokens"),
+            (judge.cache_hits, "replies from the cache"),
         )
-        if judge.get(name)
+        if number
     ]
-    seconds = run.summary.get("seconds", {}).get("judge", 0.0)
+    seconds = run.summary.seconds.get("judge", 0.0)
     said = f"Judging took {', '.join(parts)}" if parts else "Judging made no calls to a model"
-    if judge.get("cost"):
-        said += f" and cost {judge['cost']:.4g}"
+    if judge.cost:
+        said += f" and cost {judge.cost:.4g}"
     said += f"; the run waited {duration(seconds)} for it."
-    if causes := judge.get("abstained"):
+    if causes := judge.abstained:
         listed = ", ".join(f"{cause} ({count(times)})" for cause, times in causes.items())
         said += f" Verdicts that could not be reached: {listed}."
     return said
@@ -109,28 +113,23 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def moved(first: Result, last: Result) -> int:
-    """Returns 1 for a rise, -1 for a fall, and 0 where the intervals cannot tell."""
-    if last.low > first.mean and first.high < last.mean:
-        return 1
-    return -1 if last.high < first.mean and first.low > last.mean else 0
+def _change(what: str, first: Validation, last: Validation, spent: str) -> str:
+    before, after = interval(first.rows["reward"]), interval(last.rows["reward"])
+    if sign := moved(first, last):
+        return f"{what} {'rose' if sign > 0 else 'fell'} from {before} to {after} {spent}."
+    compared = "prompt by prompt" if paired(first, last) is not None else "by their intervals"
+    return (
+        f"{what} did not change clearly {spent}: it was {before} before and {after} after, and compared "
+        f"{compared}, that may be chance."
+    )
 
 
-def _change(what: str, first: Result, last: Result, spent: str) -> str:
-    if not (sign := moved(first, last)):
-        return (
-            f"{what} did not change clearly {spent}: it was {interval(first)} before and {interval(last)} "
-            "after, and the 95 % intervals cannot tell the two apart."
-        )
-    verb = "rose" if sign > 0 else "fell"
-    return f"{what} {verb} from {interval(first)} to {interval(last)} {spent}."
-
-
-def _evaluated(rounds: Sequence[Result]) -> str:
+def _evaluated(rounds: Sequence[Validation]) -> str:
     if not rounds:
         return "No held-out answer was measured."
     if len(rounds) == 1:
-        return f"The held-out reward is {interval(rounds[0])}, over {count(rounds[0].count)} answers."
+        only = rounds[0].rows["reward"]
+        return f"The held-out reward is {interval(only)}, over {count(only.count)} answers."
     revisions = f"with up to {len(rounds) - 1} revision{'s' if len(rounds) > 2 else ''} of each answer"
     return _change("The reward of the best answer", rounds[0], rounds[-1], revisions)
 
@@ -139,17 +138,20 @@ def _best(run: RunFiles) -> list[str]:
     """Names the best validation if the last one is clearly worse."""
     if not run.trained or len(run.curve) < 2:
         return []
-    answers, best = max(run.curve, key=lambda one: one[1].mean)
-    if moved(best, run.curve[-1][1]) >= 0:
+    *earlier, last = run.measured
+    best = max(earlier, key=lambda one: one.rows["reward"].mean)
+    if moved(best, last, comparisons=len(earlier)) >= 0:
         return []
-    return [f"It was best after {count(answers)} answers, at {interval(best)}; that checkpoint is kept."]
+    shown = interval(best.rows["reward"])
+    return [f"It was best after {count(best.answers)} answers, at {shown}; that checkpoint is kept."]
 
 
 def _revisions(run: RunFiles, gains: Sequence[float]) -> list[str]:
     if not len(gains):
         return []
     gained = np.asarray(gains)
-    made = run.summary.get("revisions_sampled", len(gained))
+    made = run.summary.revisions_sampled
+    made = len(gained) if made is None else made
     return [
         f"{count(made)} of the answers were revisions: {np.mean(gained > 0):.0%} earned more than their "
         f"draft, {np.mean(gained < 0):.0%} less, and the mean change was {np.mean(gained):+.2f}."

@@ -24,6 +24,7 @@ from typing import Any
 
 from herl.errors import JudgeError
 from herl.judge.llm.scale import Scale
+from herl.prompt_text import valid
 
 MAX_STARTS = 1000
 """Places in a reply at which an object is looked for."""
@@ -223,4 +224,4 @@ def _parsed(entry: Any, key: str, scale: Scale) -> ParsedVerdict:
         return ParsedVerdict(scale.value(entry))
     if key not in entry:
         raise JudgeError(f"expected the key '{key}', got {list(entry)[:5]}", "malformed", retry=True)
-    return ParsedVerdict(scale.value(entry[key]), str(entry.get("reason") or ""))
+    return ParsedVerdict(scale.value(entry[key]), valid(str(entry.get("reason") or "")))

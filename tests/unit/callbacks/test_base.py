@@ -10,6 +10,7 @@ import herl.callbacks
 from herl.callbacks import HerlCallback, KeepHeldout, RefreshSampler
 from herl.data import RubricDataModule
 from herl.errors import ConfigError
+from herl.evaluation.intervals import prompt_rewards
 from herl.hindsight.revision import RevisionBuilder
 from herl.module import HerlModule
 from herl.sampler.scripted import ScriptedSampler
@@ -72,6 +73,8 @@ def test_a_callback_gets_each_step_and_each_validation_as_a_record(tmp_path):
     assert (heldout, end) == ("held-out", "epoch ends")
     assert [len(one.answers) for one in found] == [2] * 4, "of both batches"
     assert kept.trajectories == found
+    assert kept.validations[-1]["heldout"] == prompt_rewards((one.task, one.answers[0]) for one in found)
+    assert len(kept.validations[-1]["heldout"]["rewards"]) == 4
     with pytest.raises(dataclasses.FrozenInstanceError):
         step.metrics = {}
 

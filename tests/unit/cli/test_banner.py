@@ -1,20 +1,30 @@
 """The lines at the start of a run."""
 
+from pathlib import Path
+
 import pytest
 from rich.cells import cell_len
 
 from herl.cli.banner import banner, rounded
 from herl.models.pretrained import PretrainedModel
+from herl.report.commands import curves, from_here
 
 
 def test_lines_fit_the_screen_and_keep_the_end_of_a_long_value():
-    lines = banner(
-        {"model": "tiny", "judge": "", "folder": "/very/long" * 20 + "/mine", "data": "\u6f22" * 90}
-    )
-    assert [line.split()[0] for line in lines] == ["model", "folder", "data"]
+    lines = banner({"model": "/very/long" * 20 + "/mine", "judge": "", "data": "\u6f22" * 90, "seed": "1"})
+    assert [line.split()[0] for line in lines] == ["model", "data", "seed"]
     assert all(cell_len(line) <= 80 for line in lines)
-    assert lines[1].startswith("folder  ...")
-    assert lines[1].endswith("/mine")
+    assert lines[0].startswith("model  ...")
+    assert lines[0].endswith("/mine")
+
+
+def test_a_folder_and_a_command_are_whole_however_long(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = Path(f"runs/2026-01-31_12-00-00_{'my_rows_' * 12}")
+    lines = banner({"folder": from_here(folder), "curves": curves(folder)})
+    assert lines == [f"folder  {folder}", f"curves  tensorboard --logdir {folder}"]
+    assert from_here(tmp_path / "my run") == "'my run'"
+    assert from_here(Path("/elsewhere/run")) == "/elsewhere/run"
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from herl.cli.summary import show_rows
+from herl.cli.summary import harmless, show_rows
 from herl.errors import JudgeError
 from herl.evaluation.evaluate import evaluate, judge_again, rounds_picture, rounds_table
-from herl.evaluation.intervals import evaluation_rows, find_row
+from herl.evaluation.intervals import evaluation_rows, find_row, prompt_rewards
 from herl.judge import JudgeRunner
 from herl.judge.rule import RuleJudge
 from herl.rollout.improve import Trajectory
@@ -142,3 +142,27 @@ def _scored(*rewards):
         (replace(make_task({"fish": 1.0}), id=str(number)), make_judged(reward))
         for number, reward in enumerate(rewards)
     ]
+
+
+def test_rewards_by_prompt_are_means_over_its_attempts_in_the_order_of_prompts():
+    tasks = [make_task({"fish": 1.0}, id=name) for name in ("b", "a", "c")]
+    pairs = [(task, judged(task, met)) for task in tasks[:2] for met in (True, False)]
+    pairs += [(tasks[1], judged(tasks[1], True)), (tasks[2], judged(tasks[2], None))]
+    kept = prompt_rewards(pairs)
+    assert kept["rewards"] == [0.5, pytest.approx(2 / 3, abs=1e-6), None]
+    assert kept["fingerprint"] == prompt_rewards(pairs[1:])["fingerprint"]
+    assert kept["fingerprint"] != prompt_rewards(pairs[:-1])["fingerprint"]
+
+
+def test_rewards_of_very_many_prompts_are_not_listed(monkeypatch):
+    monkeypatch.setattr("herl.evaluation.intervals.MAX_PROMPT_REWARDS", 1)
+    tasks = [make_task({"fish": 1.0}, id=name) for name in "ab"]
+    assert set(prompt_rewards((task, judged(task, True)) for task in tasks)) == {"fingerprint"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "shown"),
+    [("optimizer.lr", 0.1, 0.1), ("judge.chat.api_key", "abc", "(hidden)"), ("seed", 3, 3)],
+)
+def test_trackers_get_no_secret(key, value, shown):
+    assert harmless(key, value) == shown

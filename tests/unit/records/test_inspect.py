@@ -8,6 +8,8 @@ from omegaconf import OmegaConf
 
 from herl.errors import ConfigError, DataError
 from herl.records.inspect import Query, find, inspect, show, word_diff
+from herl.records.lines import answer_record, write_lines
+from herl.testing import make_judged, make_rollout, make_task
 
 
 def record(number, **changes):
@@ -170,3 +172,38 @@ def test_a_partial_line_left_by_a_killed_run_is_skipped(tmp_path, records, tail)
     assert find(folder, Query(order="best", max_answers=7)) == expected
     newest.write_text(tail)
     assert find(folder, Query(order="last", max_answers=1))[0].answer == records[len(records) // 97 * 97 - 1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"policy_version": None}, "policy_version"),
+        ({"text": 3}, "text"),
+        ({"verdicts": [{"criterion_id": "a", "fulfilled": True}]}, "verdicts.0.criterion"),
+        ({"bonus": "x"}, "bonus"),
+    ],
+)
+def test_a_foreign_record_is_one_error_with_line_and_field(tmp_path, changes, field):
+    folder = written(tmp_path, [record(0, reward=0.1), record(1, **changes)])
+    with pytest.raises(DataError, match=rf"answers-00000.jsonl:2: .*; {field}: "):
+        find(folder, Query(order="best"))
+
+
+def test_no_escape_sequence_of_an_answer_reaches_the_terminal(tmp_path, capsys):
+    evil = "\x1b]0;owned\x07\x9b31m\u202e"
+    verdict = {"criterion_id": evil, "criterion": evil, "weight": 1.0, "fulfilled": True, "reason": evil}
+    draft = record(0, text=evil, request=evil, origin=evil, verdicts=[verdict])
+    revision = record(0, id="r", parent_id=draft["id"], parent_reward=0.1, text=f"x {evil}", fault=evil,
+                      thinking=evil, task_id=evil, verdicts=[verdict])  # fmt: skip
+    for order in ("first", "improved"):
+        show(find(written(tmp_path / order, [draft, revision]), Query(order=order)))
+    said = capsys.readouterr().out
+    assert said.count("owned") > 5
+    assert not {"\x1b", "\x07", "\x9b", "\u202e"} & set(said)
+
+
+def test_half_a_surrogate_pair_is_not_recorded(tmp_path):
+    task = make_task({"fish": 1.0})
+    one = make_judged(0.5, met={"fish": True}, rollout=make_rollout("cut \ud83d", task_id=task.id))
+    write_lines(tmp_path / "answers.jsonl", [answer_record(task, one)])
+    assert find(tmp_path, Query(order="best"))[0].answer["text"] == "cut ?"

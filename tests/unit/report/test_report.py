@@ -1,20 +1,24 @@
 """A run's folder in words, as a page, and beside other runs."""
 
 import json
+import subprocess
+import sys
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from omegaconf import OmegaConf
 from rich.console import Console
 
 from herl.cli.compare_sweep import CompareSweep
-from herl.cli.main import LIGHT
 from herl.errors import ConfigError, DataError
 from herl.report import compare
+from herl.report.change import interval, moved, sign_flip
 from herl.report.drafts import examples
 from herl.report.page import bars, try_report, write_report
-from herl.report.run_files import HIDDEN, Result, read_run, without_secret
-from herl.report.story import headline, moved, story
+from herl.report.run_files import Result, Validation, read_run
+from herl.report.secret import HIDDEN, without_secret
+from herl.report.story import headline, story
 from tests.support.injections import INJECTIONS
 
 EVIL = (
@@ -87,13 +91,49 @@ class Page(HTMLParser):
 
 
 @pytest.mark.parametrize(
-    ("first", "last", "sign"),
-    [((0.3, 0.05), (0.5, 0.05), 1), ((0.5, 0.05), (0.3, 0.05), -1), ((0.3, 0.2), (0.4, 0.2), 0),
-     ((0.3, 0.05), (0.4, 0.2), 0), ((0.3, 0.2), (0.4, 0.05), 0)],
+    ("first", "last", "comparisons", "sign"),
+    [((0.3, 0.05), (0.5, 0.05), 1, 1), ((0.5, 0.05), (0.3, 0.05), 1, -1), ((0.3, 0.2), (0.4, 0.2), 1, 0),
+     ((0.3, 0.05), (0.4, 0.2), 1, 0), ((0.3, 0.05), (0.365, 0.05), 1, 0), ((0.3, 0.05), (0.38, 0.05), 1, 1),
+     ((0.3, 0.05), (0.38, 0.05), 10, 0)],
 )  # fmt: skip
-def test_a_change_is_told_only_where_both_intervals_tell_it(first, last, sign):
-    made = [Result(mean=m, low=m - spread, high=m + spread, count=9) for m, spread in (first, last)]
-    assert moved(*made) == sign
+def test_a_change_between_means_is_told_where_it_exceeds_both_half_widths_together(
+    first, last, comparisons, sign
+):
+    made = [validation(m, spread) for m, spread in (first, last)]
+    assert moved(*made, comparisons=comparisons) == sign
+
+
+def validation(mean, spread=0.0, rewards=(), prompts="same"):
+    row = Result(mean=mean, low=mean - spread, high=mean + spread, count=9)
+    return Validation(answers=0, rows={"reward": row}, prompts=prompts, rewards=tuple(rewards))
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "prompts", "sign"),
+    [
+        ([0.0] * 8, [1.0] * 8, "same", 1),
+        ([1.0] * 8, [0.0] * 8, "same", -1),
+        ([0.0] * 8, [1.0] * 5 + [0.0] * 3, "same", 0),  # 5 prompts of one sign: p = 1/16
+        ([0.0] * 8, [1.0] * 6 + [0.0] * 2, "same", 1),  # 6: p = 1/32
+        ([None] * 5 + [0.0] * 3, [1.0] * 8, "same", 0),
+        ([0.5] * 8, [0.5] * 8, "same", 0),
+        ([0.0] * 8, [1.0] * 8, "other", 0),  # the means, which are equal here
+    ],
+)
+def test_the_same_prompts_are_compared_one_by_one(first, last, prompts, sign):
+    assert moved(validation(0.5, 0.1, first), validation(0.5, 0.1, last, prompts)) == sign
+
+
+def test_no_change_is_rarely_called_one():
+    rng = np.random.default_rng(0)
+    for draw in (lambda: rng.random(50) < rng.random(50), lambda: rng.random(50)):
+        values = [sign_flip(draw() * 1.0 - draw()) for _ in range(200)]
+        assert np.mean(np.array(values) <= 0.05) <= 0.08  # 5 % and the noise of 200 draws
+
+
+def test_the_interval_of_a_mean_change_surrounds_it():
+    low, high = interval(np.array([0.0, 0.1, 0.2, 0.3] * 20))
+    assert 0.12 < low < 0.15 < high < 0.18
 
 
 @pytest.mark.parametrize(
@@ -182,6 +222,17 @@ def test_the_page_holds_curve_criteria_drafts_settings_and_commands_and_no_netwo
         ("judge.chat", "{api_key:abc}", True), ("judge.chat.base_url", "https://me:pw@host/v1", True),
         ("data.note", "hf_abcdefghijkl", True), ("judge.chat.api_key_env", "OPENAI_API_KEY", False),
         ("rollout.attempt.max_new_tokens", "64", False), ("judge.chat.base_url", "http://node7:8000/v1", False),
+        ("judge.chat.arguments", "[--api-key,s3cret]", True), ("judge.chat.arguments", "[--api-key=s3]", True),
+        ("judge.chat.base_url", "https://tok3n@host/v1", True), ("x.url", "https://h/v1?key=AIzaSyA1", True),
+        ("logger.wandb.key", "abc", True), ("judge.chat.headers.X-Auth", "abc", True),
+        ("judge.api-key", "abc", True), ("judge.auth", "[u,pw]", True), ("x.apiKey", "abc", True),
+        ("x.note", "eyJhbGciOiJI.eyJzdWIiOiIx", True), ("x.note", "AIzaSyA1234567890", True),
+        ("x.note", "AKIAIOSFODNN7EXAMPLE", True), ("x.note", "Bearer abcdefgh1", True),
+        ("judge.chat.arguments", "[--dtype,float32,--max-model-len=2048]", False),
+        ("model.path", "hf-internal-testing/tiny-random", False), ("callbacks.keep", "3", False),
+        ("data.train.keys", "[a,b]", False), ("model.tokenizer", "x", False), ("model.pad_token", "x", False),
+        ("module.micro_batch_tokens", "auto", False), ("judge.chat.token_limit_key", "max_tokens", False),
+        ("loss.aggregation", "token_mean", False), ("x.author", "me", False),
     ],
 )  # fmt: skip
 def test_secrets_are_hidden_and_other_settings_are_not(key, value, hidden):
@@ -245,7 +296,95 @@ def test_runs_stand_side_by_side_with_the_settings_that_differ(tmp_path, capsys)
         assert part in said
     assert "seed" not in said
     assert picture.read_bytes().startswith(b"\x89PNG")
-    assert "matplotlib" not in LIGHT["compare"]
+
+
+@pytest.mark.parametrize("module", ["herl.report.compare", "herl.records.inspect"])
+def test_a_table_needs_no_picture_and_no_model(module):
+    heavy = {"matplotlib", "torch", "transformers", "lightning", "hydra"}
+    code = f"import sys, {module}; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("given", "differ"),
+    [("1e-3", False), ("0.001", False), ("'0.001'", True), ("1e-6", True), ("null", True)],
+)
+def test_settings_differ_by_value_and_not_by_how_they_are_written(tmp_path, given, differ):
+    one = a_run(tmp_path / "one", overrides=[f"optimizer.lr={given}"])  # the default of a_run is 0.001
+    runs = [read_run(one), read_run(a_run(tmp_path / "two"))]
+    assert list(compare.different_settings(runs)) == (["optimizer.lr"] if differ else [])
+
+
+def prompts(rewards, fingerprint="a"):
+    return {"fingerprint": fingerprint, "rewards": rewards}
+
+
+@pytest.mark.parametrize(
+    ("second", "said"),
+    [
+        (prompts([1.0, 1.0, 0.5]), "The reward of 2 minus that of 1, prompt by prompt: +0.333 ["),
+        (prompts([1.0, 1.0, 0.5], "b"), "2 had others than 1"),
+        (None, "Some of these runs do not say which prompts"),
+    ],
+)
+def test_a_comparison_says_whether_prompts_were_the_same(tmp_path, capsys, second, said):
+    runs = [a_run(tmp_path / str(n), (0.3, 0.4)) for n in (1, 2)]
+    for folder, heldout in zip(runs, (prompts([0.5, 0.5, 0.5]), second), strict=True):
+        summary = json.loads((folder / "summary.json").read_text())
+        summary["validations"][-1]["heldout"] = heldout
+        (folder / "summary.json").write_text(json.dumps(summary))
+    compare.show([read_run(one) for one in runs], None, Console(width=200))
+    assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("part", "named"),
+    [
+        ({"answers_sampled": "x"}, "answers_sampled"),
+        ({"seconds": [1]}, "seconds"),
+        ({"seconds": {"total": None}}, "seconds.total"),
+        ({"judge": {"cost": "x"}}, "judge.cost"),
+        ({"alarms": {"kl": "often"}}, "alarms.kl"),
+        ({"stopped": 3}, "stopped"),
+        ({"heldout_reward_before": [1]}, "heldout_reward_before"),
+        ({"validations": 3}, "validations"),
+        ({"validations": [{"answers_sampled": 0, "rows": [row("reward", 0.5) | {"mean": None}]}]},
+         "validations.0.rows.0.mean"),
+        ({"validations": [{"answers_sampled": 0, "rows": [row("reward", float("nan"))]}]},
+         "validations.0.rows.0.mean"),
+    ],
+)  # fmt: skip
+def test_a_damaged_summary_is_one_error_with_file_and_field(tmp_path, part, named):
+    folder = a_run(tmp_path / "run", **part) if "validations" not in part else a_run(tmp_path / "run")
+    path = folder / "summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | part))
+    with pytest.raises(DataError) as caught:
+        read_run(folder)
+    assert str(path) in str(caught.value)
+    assert f"; {named}: " in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", "\xff"])
+def test_a_summary_that_is_none_is_an_error(tmp_path, content):
+    (tmp_path / "summary.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(DataError, match="expected the summary that a run writes"):
+        read_run(tmp_path)
+
+
+def test_nothing_in_a_foreign_folder_reaches_the_terminal_as_an_escape_sequence(tmp_path, capsys):
+    evil = "\x1b]0;owned\x07\x1b[31m\x9b31m\u202e"
+    one = a_run(tmp_path / "one", overrides=[f"data.note=a{evil}", f"x{evil}=1"], judge={"calls": 1})
+    compare.show([read_run(one), read_run(a_run(tmp_path / "two"))], None, Console(width=200))
+    said = capsys.readouterr().out
+    assert "owned" in said
+    assert not {"\x1b", "\x07", "\x9b", "\u202e"} & set(said)
+
+
+def test_half_a_surrogate_pair_in_a_summary_is_a_warning(tmp_path, caplog):
+    (tmp_path / "summary.json").write_bytes(b'{"stopped": "cut \\ud83d"}')
+    assert try_report(tmp_path) == []
+    assert "cannot write" in caplog.text
 
 
 def test_a_sweep_ends_with_the_table_of_its_runs(tmp_path, capsys, monkeypatch):

@@ -260,3 +260,8 @@ def test_only_thinking_at_the_beginning_is_stripped():
     assert without_thinking("<think>a</think>bad words </think> good") == "bad words </think> good"
     assert without_thinking("<think>a</think> Use the <think> tag.") == "Use the <think> tag."
     assert without_thinking("It has <think> in it, and </think>.") == "It has <think> in it, and </think>."
+
+
+def test_half_a_surrogate_pair_in_a_reason_is_replaced():
+    reply = json.dumps({"verdicts": {"1": {"reason": "so \ud83d", "verdict": "met"}}})
+    assert read_verdicts(reply, 1, BINARY) == [ParsedVerdict(1.0, "so ?")]
