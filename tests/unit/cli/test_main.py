@@ -1,5 +1,7 @@
 """The command line transforms its arguments before Hydra sees them."""
 
+import os
+import subprocess
 import sys
 
 import pytest
@@ -135,3 +137,33 @@ def test_a_run_keeps_the_experiment_that_was_the_default_when_it_was_started(han
     OmegaConf.save(kept, run / ".hydra" / "hydra.yaml")
     chosen = ["experiment=embedded"] if choices.get("experiment") == "embedded" else []
     assert handed_over("validate", f"run={run}") == [*chosen, "seed=7", f"run={run}"]
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (PermissionError(13, "Permission denied", "mine"), "new: [Errno 13] Permission denied: 'mine'"),
+        (
+            OSError(39, "Directory not empty", "a", None, "b"),
+            "new: [Errno 39] Directory not empty: 'a' -> 'b'",
+        ),
+        (KeyboardInterrupt(), "interrupted"),
+    ],
+)
+def test_what_stops_a_verb_without_hydra_is_one_line(monkeypatch, capsys, raised, said):
+    def new(arguments):
+        raise raised
+
+    monkeypatch.setattr("herl.cli.new.new", new)
+    monkeypatch.setattr(sys, "argv", ["herl", "new", "mine"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert capsys.readouterr().err == f"herl: error: {said}\n"
+
+
+def test_a_reader_that_leaves_ends_the_command_without_a_word():
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([sys.executable, "-m", "herl"], stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
