@@ -35,7 +35,7 @@ UNUSED = {LOCK, WRITER, ".hydra", "config.yaml", "hydra.yaml", "overrides.yaml",
 """What a folder holds before anything has run."""
 _held: list[FileLock] = []
 _made: list[Path] = []
-"""Folders that this process created under a name of its own choice."""
+"""Folders that this process created under a name that it chose."""
 
 
 class ClaimFolder(Callback):
@@ -129,7 +129,7 @@ def release(failed: bool = False) -> None:
 
     Args:
         failed: Whether the command ended with an error. If so, folders that this process created under a
-            name of its own choice are removed if nothing ran in them, and so are such runs of a sweep.
+            name that it chose are removed if nothing ran in them, and so are such runs of a sweep.
     """
     while _held:
         lock = _held.pop()

@@ -44,10 +44,10 @@ def test_of_two_prompts_one_is_held_out(share):
 @pytest.mark.parametrize(
     ("other", "same"),
     [
-        ("Caf\u00e9?", True), (" Caf\u00e9?\n", True), ("Cafe\u0301?", True),
-        ("caf\u00e9?", False), ("Caf\u00e9 ?", False), ("Cafe?", False),
+        ("\u00e9?", True), (" \u00e9?\n", True), ("e\u0301?", True),
+        ("\u00c9?", False), ("\u00e9 ?", False), ("e?", False),
     ],
 )  # fmt: skip
 def test_prompts_count_as_equal_up_to_white_space_around_them_and_unicode_composition(other, same):
-    one, two = make_task(request="Caf\u00e9?"), make_task(request=other)
+    one, two = make_task(request="\u00e9?"), make_task(request=other)
     assert (prompt_hash(one) == prompt_hash(two)) == same
