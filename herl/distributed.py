@@ -6,6 +6,7 @@ every rank knows the whole batch and computes the same groups, advantages and me
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -18,6 +19,14 @@ T = TypeVar("T")
 def rank() -> int:
     """Returns the index of this process in the run, from 0."""
     return _torch().get_rank() if _several() else 0
+
+
+def is_first_process() -> bool:
+    """Whether this process is the first of its run, by the environment of torchrun, SLURM or Lightning."""
+    for names in (("RANK",), ("SLURM_PROCID",), ("LOCAL_RANK", "NODE_RANK")):
+        if given := [os.environ[name] for name in names if os.environ.get(name)]:
+            return all(int(rank) == 0 for rank in given)
+    return True
 
 
 def world_size() -> int:

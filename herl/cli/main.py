@@ -7,6 +7,7 @@ instant.
 from __future__ import annotations
 
 import os
+import select
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from contextlib import contextmanager, suppress
 from importlib import import_module
 from importlib.metadata import version
 from io import StringIO
-from signal import SIGINT
+from signal import SIGINT, SIGPIPE
 from typing import TYPE_CHECKING, NoReturn
 
 from herl.cli.openmp import spin_briefly
@@ -95,6 +96,15 @@ NOT_NAMED = {
 
 def main() -> None:
     """Entry point of the `herl` command."""
+    try:
+        _main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _end_unless_read()
+        raise
+
+
+def _main() -> None:
     spin_briefly()
     verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
     verb = verb.removeprefix("--config-name=")  # in processes that Lightning starts from our sys.argv
@@ -108,6 +118,12 @@ def main() -> None:
             getattr(import_module(WITHOUT_HYDRA[verb]), verb)(sys.argv[2:])
         except HerlError as error:
             fail(str(error))
+        except KeyboardInterrupt:
+            fail("interrupted")
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            fail(f"{verb}: {error}")
     elif verb in VERBS and {"-h", "--help"} & set(sys.argv[2:]):
         from herl.cli.explain import verb_help
 
@@ -139,7 +155,7 @@ def _run_hydra(verb: str) -> None:
     # Lightning starts more processes from sys.argv, so the verb must survive there as a Hydra option.
     sys.argv[1:] = [f"--config-name={verb}", *sys.argv[2:]]
     sys.path.insert(0, "")  # console scripts lack the current folder, where plug-ins live
-    started = False
+    started = failed = False
 
     said, shown = StringIO(), sys.stderr
 
@@ -158,6 +174,9 @@ def _run_hydra(verb: str) -> None:
             fail(str(error))
         except KeyboardInterrupt:
             fail("interrupted")
+        except BrokenPipeError:
+            _end_unless_read()
+            raise
 
     try:
         with _run_folder():
@@ -167,11 +186,12 @@ def _run_hydra(verb: str) -> None:
     except SystemExit as stop:
         sys.stderr = shown
         if stop.code and not started:
-            _explain(verb, said.getvalue())
+            import_module("herl.cli.hydra_errors").explain(verb, said.getvalue(), sys.argv[2:])
+        failed = stop.code == 2 or bool(stop.code and not started)
         raise
     finally:
         sys.stderr = shown
-        release()
+        release(failed)
 
 
 @contextmanager
@@ -180,7 +200,7 @@ def _run_folder() -> Iterator[None]:
 
     Rank 0 writes the run's files, or tells the other ranks where to write.
     """
-    from herl.cli.run_folder import is_first_process
+    from herl.distributed import is_first_process
 
     if is_first_process() or any(argument.startswith("hydra.run.dir=") for argument in sys.argv):
         yield
@@ -190,48 +210,14 @@ def _run_folder() -> Iterator[None]:
         yield
 
 
-def _explain(verb: str, said: str) -> None:
-    """Prints why Hydra rejected the configuration, and the key or group that was probably meant."""
-    suggested = list(_suggestions(verb))
-    if not suggested or said.startswith("herl: "):  # Hydra's words, without its advice on its own syntax
-        advice = ("To append", "Key '", "    full_key", "    object_type", "Set the environment variable")
-        lines = [line for line in said.splitlines() if line.strip() and not line.startswith(advice)]
-        print("\n".join(lines), file=sys.stderr)
-    for line in suggested:
-        print(f"herl: error: {visible(line)}", file=sys.stderr)
-
-
-def _suggestions(verb: str) -> Iterator[str]:
-    from hydra import compose, initialize_config_dir
-    from hydra.errors import HydraException
-
-    from herl.config.check import conf_dir, known_keys
-    from herl.config.renamed import renamed, renamed_key
-
-    groups = {
-        path.relative_to(conf_dir()).as_posix(): {p.stem for p in path.glob("*.yaml")}
-        for path in conf_dir().rglob("*")
-        if path.is_dir()
-    }
-    overrides = [one for one in sys.argv[2:] if not one.startswith(("-", "hydra"))]
-    given = [one.split("=", 1) for one in overrides if "=" in one and not one.startswith(("+", "~"))]
-    chosen = [f"{key}={value}" for key, value in given if value in groups.get(key, ())]
-    known = list(groups)
-    with (
-        initialize_config_dir(str(conf_dir()), version_base="1.3"),
-        suppress(HydraException),  # the choices conflict: Hydra has reported it
-    ):
-        known += known_keys(compose(verb, chosen, return_hydra_config=False))
-    for override in overrides:
-        if (new := renamed(override)) != override:
-            yield f"'{override}' is now '{new}'."
-    for key, value in given:
-        if key not in known and renamed_key(key) == key:
-            yield f"unknown key '{key}'.{did_you_mean(key, known)}"
-        elif key in groups and value not in groups[key] and not value.startswith(("[", "{", "null")):
-            yield f"{key}: expected one of {', '.join(sorted(groups[key]))}, got '{value}'." + did_you_mean(
-                value, groups[key]
-            )
+def _end_unless_read() -> None:
+    """Ends the process without a word if nobody reads its output anymore, as in `herl explain | head`."""
+    with suppress(OSError, ValueError):  # no file, or a closed one
+        output = select.poll()
+        output.register(sys.stdout.fileno(), select.POLLOUT)
+        if any(event & (select.POLLERR | select.POLLHUP) for _, event in output.poll(0)):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes at its end
+            raise SystemExit(128 + SIGPIPE)
 
 
 def fail(message: str) -> NoReturn:

@@ -9,6 +9,7 @@ import sys
 from herl.cli.prose import quoted
 from herl.config import conf_dir
 from herl.config.aliases import CommandLine, choices, translated
+from herl.distributed import is_first_process
 from herl.errors import ConfigError
 
 NOT_OF_A_RUN = ("hydra.", "resume=", "dry_run=", "cost.", "run=", "json=")
@@ -74,11 +75,8 @@ def for_hydra(verb: str, arguments: list[str]) -> list[str]:
 
 def _say(lines: list[str]) -> None:
     """Prints lines on stderr, once for all ranks of a run."""
-    if lines:
-        from herl.cli.run_folder import is_first_process
-
-        for line in lines if is_first_process() else []:
-            print(line, file=sys.stderr)
+    for line in lines if is_first_process() else []:
+        print(line, file=sys.stderr)
 
 
 def lacking(arguments: list[str]) -> tuple[str, ...]:

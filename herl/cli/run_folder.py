@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import socket
 from contextlib import suppress
 from itertools import count
@@ -25,11 +26,16 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from herl.cli.run_name import swept
+from herl.distributed import is_first_process
 from herl.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 LOCK, WRITER = ".lock", ".writer.json"
+UNUSED = {LOCK, WRITER, ".hydra", "config.yaml", "hydra.yaml", "overrides.yaml", "multirun.yaml"}
+"""What a folder holds before anything has run."""
 _held: list[FileLock] = []
+_made: list[Path] = []
+"""Folders that this process created under a name that it chose."""
 
 
 class ClaimFolder(Callback):
@@ -40,14 +46,6 @@ class ClaimFolder(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         _claim(config, "hydra.sweep.dir")
-
-
-def is_first_process() -> bool:
-    """Whether this process is the first of its run, by the environment of torchrun, SLURM or Lightning."""
-    for names in (("RANK",), ("SLURM_PROCID",), ("LOCAL_RANK", "NODE_RANK")):
-        if given := [os.environ[name] for name in names if os.environ.get(name)]:
-            return all(int(rank) == 0 for rank in given)
-    return True
 
 
 def _claim(config: DictConfig, key: str) -> None:
@@ -69,7 +67,7 @@ def _claim(config: DictConfig, key: str) -> None:
         with read_write(config.hydra), open_dict(config.hydra):
             OmegaConf.update(config, key, str(folder))
             if key == "hydra.sweep.dir":  # each job composes its configuration again
-                config.hydra.overrides.hydra.append(f"{key}={_quoted(str(folder))}")
+                config.hydra.overrides.hydra.append(f"{key}={quoted_text(str(folder))}")
                 if not any(str(one).startswith("hydra.sweep.subdir=") for one in given):
                     config.hydra.overrides.hydra.append(_subfolders(list(config.hydra.overrides.task)))
     try:
@@ -92,11 +90,13 @@ def _created(folder: Path) -> Path:
         free = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
         with suppress(FileExistsError):
             free.mkdir()
+            _made.append(free.absolute())
             return free
     raise AssertionError
 
 
-def _quoted(text: str) -> str:
+def quoted_text(text: str) -> str:
+    """Returns a text in quotes, as Hydra's grammar reads it."""
     escaped = text.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"
 
@@ -124,13 +124,29 @@ def hold(folder: Path) -> None:
         (folder / WRITER).write_text(json.dumps(writer) + "\n", encoding="utf-8")
 
 
-def release() -> None:
-    """Unlocks the folders that this process holds."""
+def release(failed: bool = False) -> None:
+    """Unlocks the folders that this process holds.
+
+    Args:
+        failed: Whether the command ended with an error. If so, folders that this process created under a
+            name that it chose are removed if nothing ran in them, and so are such runs of a sweep.
+    """
     while _held:
         lock = _held.pop()
         with suppress(OSError):
             (Path(lock.lock_file).parent / WRITER).unlink(missing_ok=True)
         lock.release()
+    while _made:
+        folder = _made.pop()
+        with suppress(OSError):
+            for place in (*folder.iterdir(), folder) if failed else ():
+                if place.is_dir() and place.name != ".hydra" and _is_unused(place):
+                    shutil.rmtree(place)
+
+
+def _is_unused(folder: Path) -> bool:
+    """Whether a folder holds nothing but what Hydra and the lock write at the start."""
+    return all(path.name in UNUSED for path in folder.rglob("*"))
 
 
 def _writer(folder: Path) -> str:

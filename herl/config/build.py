@@ -6,7 +6,7 @@ import logging
 import os
 import warnings
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,8 @@ from transformers.utils import logging as transformers_logging
 
 from herl.callbacks.keep_heldout import KeepHeldout
 from herl.config.check import check
+from herl.config.early import without_warnings
+from herl.distributed import is_first_process
 from herl.errors import ConfigError, HerlError
 from herl.judge.check_rows import check_rows
 from herl.models.export import check_checkpoint_file
@@ -80,13 +82,14 @@ def build(
     check(config)
     quiet()
     L.seed_everything(config.seed, verbose=False)
-    data = make(config.data) if data is None else data
-    module: HerlModule = make(config.module)
-    splits = {name: getattr(data, name, ()) for name in ("train", "heldout")}
-    if OmegaConf.select(config, "prompt") is None:  # an answer to a typed prompt is shown, judged or not
-        check_rows(splits, module.stages.judge_runner.judge)
-    module.stages.check_verdicts()  # whether a function gives verdicts is known once it was tried
-    check_prompts(splits, module.stages.tokenizer, module.model.vocab_size())
+    with nullcontext() if is_first_process() else without_warnings():
+        data = make(config.data) if data is None else data
+        module: HerlModule = make(config.module)
+        splits = {name: getattr(data, name, ()) for name in ("train", "heldout")}
+        if OmegaConf.select(config, "prompt") is None:  # an answer to a typed prompt is shown, judged or not
+            check_rows(splits, module.stages.judge_runner.judge)
+        module.stages.check_verdicts()  # whether a function gives verdicts is known once it was tried
+        check_prompts(splits, module.stages.tokenizer, module.model.vocab_size())
     heldout = KeepHeldout()
     accelerator = config.trainer.accelerator
     if accelerator == "auto":  # Lightning might pick one that herl was never run on

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -133,9 +134,16 @@ def check_value(key: str, value: Any, hint: Any) -> None:
 
 
 def _hints(target: Any) -> dict[str, Any]:
-    """Returns the types of a target's arguments, or nothing if they exist for type checkers only."""
+    """Returns the types of a target's arguments, or nothing if they exist for type checkers only. The type
+    that a function returns is not looked at: it may be heavy to import."""
+    function = target.__init__ if inspect.isclass(target) else target
     try:
-        return typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+        if not inspect.isfunction(function):
+            return typing.get_type_hints(function)
+        arguments = {name: hint for name, hint in function.__annotations__.items() if name != "return"}
+        return typing.get_type_hints(
+            SimpleNamespace(__annotations__=arguments), inspect.unwrap(function).__globals__
+        )
     except NameError:
         return {}
 

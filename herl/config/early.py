@@ -1,4 +1,4 @@
-"""Checks that need no torch and take a second or two: what was typed, the model, the first rows, the judge.
+"""Checks that need no torch and take a second or two: what was typed, the model, the rows, the judge.
 
 `herl.config.build` checks everything, but only once torch, Lightning and the tokenizer are loaded. What would
 take long here is left to it: large files, data from a hub, and components that import more.
@@ -6,9 +6,10 @@ take long here is left to it: large files, data from a hub, and components that 
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,8 +20,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from herl.config.check import check, check_value, mistakes
 from herl.config.signatures import argument_type
+from herl.data.prompts import spread
 from herl.data.rows import HUB
-from herl.data.sources import first_tasks
+from herl.data.sources import read_tasks
 from herl.errors import ConfigError, HerlError
 from herl.judge.base import NEEDS_VERDICTS, Judge
 from herl.judge.check_rows import check_rows
@@ -28,9 +30,8 @@ from herl.models.source import check_source
 from herl.targets import configured
 from herl.types import Task
 
-MAX_BYTES = 16 * 2**20
+MAX_BYTES = 4 * 2**20
 """Larger files are read once only, by the run itself."""
-MAX_ROWS = 1000
 READERS = ("herl.data.sources.read_tasks", "herl.data.prompts.held_out")
 LIGHT = (
     "herl.judge.rule.",
@@ -64,7 +65,20 @@ def check_early(config: DictConfig, typed: Sequence[str] = ()) -> None:
     _check_typed(config, [one.lstrip("+").partition("=")[0] for one in typed])
     if OmegaConf.select(config, "model._target_") == "herl.models.pretrained.PretrainedModel":
         check_source(str(config.model.path))
-    _check_rows(config)
+    with without_warnings():
+        _check_rows(config)
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Silences herl's warnings: of all that look at the rows, only the first process's run itself warns."""
+    herl = logging.getLogger("herl")
+    before = herl.level
+    herl.setLevel(max(before, logging.ERROR))
+    try:
+        yield
+    finally:
+        herl.setLevel(before)
 
 
 def _check_typed(config: DictConfig, keys: Sequence[str]) -> None:
@@ -112,7 +126,7 @@ def _check_rows(config: DictConfig) -> None:
         judge = OmegaConf.to_container(config.judge, resolve=True)
     except OmegaConfBaseException:  # the check of the whole configuration will say so
         return
-    splits = _first_rows(data) if isinstance(data, Mapping) else {}
+    splits = _rows(data) if isinstance(data, Mapping) else {}
     if not all(target.startswith(LIGHT) for target in _targets(judge)):
         return
     check(OmegaConf.create({"judge": judge}))
@@ -124,8 +138,8 @@ def _check_rows(config: DictConfig) -> None:
         raise ConfigError(NEEDS_VERDICTS)
 
 
-def _first_rows(data: Mapping[Any, Any]) -> dict[str, Sequence[Task]]:
-    """The first rows of the files that the data names, by split."""
+def _rows(data: Mapping[Any, Any]) -> dict[str, Sequence[Task]]:
+    """The rows of the files that the data names, by split, chosen as in the run."""
     splits: dict[str, Sequence[Task]] = {}
     for name, node in {"": data, **data}.items():
         if not isinstance(node, Mapping) or node.get("_target_") not in READERS:
@@ -133,7 +147,10 @@ def _first_rows(data: Mapping[Any, Any]) -> dict[str, Sequence[Task]]:
         check(OmegaConf.create({"data": {name: node} if name else node}))
         arguments = {str(key): value for key, value in node.items() if not str(key).startswith("_")}
         if arguments["path"] is not None and _is_soon_read(str(arguments["path"])):
-            splits[str(name)] = first_tasks(arguments.pop("path"), MAX_ROWS, **arguments)
+            of_batches = {"prompts_per_batch", "seed"}  # arguments of `held_out` that choose no rows
+            chosen = {key: value for key, value in arguments.items() if key not in of_batches}
+            count = chosen.pop("max_prompts", None)
+            splits[str(name)] = spread(read_tasks(**chosen), count)
     return splits
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import logging
 import math
-from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
-from typing import Any, overload
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -17,9 +16,13 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader, Sampler
 
+from herl.data.split import prompt_hash, split_off
+from herl.distributed import rank
 from herl.errors import ConfigError, DataError
 from herl.seeds import derive_seed
 from herl.types import Task
+
+logger = logging.getLogger(__name__)
 
 
 class RubricDataModule(L.LightningDataModule):
@@ -28,9 +31,9 @@ class RubricDataModule(L.LightningDataModule):
     Args:
         train: Prompts to train on. Must be sized, since the sampler is refreshed at the end of an epoch.
         heldout: Prompts used only for validation.
-        heldout_share: Share of the training prompts, in [0, 1), that are held out if `heldout` is empty. Rows
-            with the same prompt stay together.
-        heldout_seed: Seed of that choice. It hardly changes when rows are added.
+        heldout_share: Share of the training prompts, in [0, 1), that are held out if `heldout` is empty
+            (`herl.data.split`).
+        heldout_seed: Seed of that choice.
         prompts_per_batch: Prompts per rollout batch.
         seed: Determines the order of prompts, together with the epoch.
     """
@@ -53,31 +56,42 @@ class RubricDataModule(L.LightningDataModule):
             twice = [task_id for task_id, n in Counter(task.id for task in tasks).items() if n > 1]
             if twice:
                 raise DataError(f"data.{name}: expected unique task ids, got {twice[:3]} more than once")
+        self._all = train
         if not heldout and heldout_share:
             train, heldout = split_off(train, heldout_share, heldout_seed)
         self.train = train
         self.heldout = heldout
         self.prompts_per_batch = prompts_per_batch
         self.seed = seed
-        self._fingerprint = ""
+        self._state: dict[str, Any] = {}
 
     def train_dataloader(self) -> DataLoader[list[Task]]:
-        """Returns batches of training prompts, in a different order every epoch."""
+        """Returns batches of training prompts, in a different order every epoch; with
+        `trainer.overfit_batches`, in the file's order, so that every epoch begins with the same ones."""
+        if self._overfits():
+            return PromptLoader(self.train, self.prompts_per_batch, trainer=self.trainer)
         order = EpochShuffle(len(self.train), self.seed)
         return PromptLoader(self.train, self.prompts_per_batch, order, self.trainer)
 
     def val_dataloader(self) -> DataLoader[list[Task]]:
-        """Returns batches of held-out prompts, always in the same order."""
-        return PromptLoader(self.heldout, self.prompts_per_batch)
+        """Returns batches of held-out prompts, always in the same order; with `trainer.overfit_batches`, of
+        the prompts that are trained on."""
+        return PromptLoader(self.train if self._overfits() else self.heldout, self.prompts_per_batch)
+
+    def _overfits(self) -> bool:
+        return bool(getattr(self.trainer, "overfit_batches", 0))
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns a fingerprint of the training prompts, and the seed of their order."""
-        self._fingerprint = self._fingerprint or fingerprint(self.train, max_tasks=None)
-        return {"train": self._fingerprint, "whole": True, "seed": self.seed}
+        """Returns a fingerprint of the training prompts, the seed of their order, and a hash of each."""
+        if not self._state:
+            hashes = sorted({prompt_hash(task) for task in self.train})
+            found = fingerprint(self.train, max_tasks=None)
+            self._state = {"train": found, "whole": True, "prompts": torch.tensor(hashes)}
+        return {**self._state, "seed": self.seed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Refuses to continue training on other prompts, or on the same ones in another order. Validating is
-        allowed.
+        allowed, with a warning if the checkpoint was trained on some of the held-out prompts.
 
         Raises:
             DataError: the training prompts have changed.
@@ -85,18 +99,46 @@ class RubricDataModule(L.LightningDataModule):
         """
         assert self.trainer is not None
         if self.trainer.state.fn != TrainerFn.FITTING:
+            self._warn_of_trained(state_dict)
             return
-        # earlier versions compared a sample of the prompts
-        found = self.state_dict()["train"] if state_dict.get("whole") else fingerprint(self.train)
-        if state_dict["train"] != found:
+        if not self._has(state_dict, self.train):
             raise DataError(
-                "resume: expected the training prompts that the run began with, got others: data, its seed "
-                "or a file has changed. To train on the new prompts, export the model and start a new run"
+                "resume: expected the training prompts that the run began with, got others: data, its seed, "
+                "data.heldout_share (0 if the run held no prompts out), data.heldout_seed or a file has "
+                "changed. To train on the new prompts, export the model and start a new run"
             )
         if state_dict.get("seed", self.seed) != self.seed:
             raise ConfigError(
                 f"data.seed: expected the checkpoint's {state_dict['seed']}, got {self.seed}: the order of "
                 "prompts is a hash of it, so some would be skipped and others repeated"
+            )
+
+    def _has(self, state: dict[str, Any], tasks: Sequence[Task]) -> bool:
+        """Whether the checkpoint was trained on these tasks. Earlier versions compared a sample of them."""
+        if not state.get("whole"):
+            return bool(state["train"] == fingerprint(tasks))
+        found = self.state_dict()["train"] if tasks is self.train else fingerprint(tasks, max_tasks=None)
+        return bool(state["train"] == found)
+
+    def _warn_of_trained(self, state: dict[str, Any]) -> None:
+        """Warns of held-out prompts that the checkpoint was trained on. Checkpoints of earlier versions tell
+        only whether they were trained on all rows, or on one of the parts."""
+        if self._overfits() or not len(self.heldout) or rank() != 0:
+            return
+        if "prompts" in state:
+            trained = set(state["prompts"].tolist())
+        else:
+            parts = (self.train, self.heldout, self._all)
+            known = next((part for part in parts if self._has(state, part)), ())
+            trained = {prompt_hash(task) for task in known}
+        count = sum(prompt_hash(task) in trained for task in self.heldout)
+        if count:
+            logger.warning(
+                "these held-out prompts include prompts that the checkpoint was trained on (%d of %d), so "
+                "their reward says little about new ones. Keep the run's data, data.heldout_share and "
+                "data.heldout_seed, or name other prompts",
+                count,
+                len(self.heldout),
             )
 
     def transfer_batch_to_device(
@@ -125,61 +167,6 @@ def _non_default(value: Any) -> Any:
         return value
     named = ((field, getattr(value, field.name)) for field in fields(value))
     return {field.name: _non_default(content) for field, content in named if content != field.default}
-
-
-class Part(Sequence[Task]):
-    """Some of the tasks of a data set, which may lie on disk.
-
-    Args:
-        tasks: All tasks.
-        places: Indices of those in the part.
-    """
-
-    def __init__(self, tasks: Sequence[Task], places: Sequence[int]) -> None:
-        self._tasks = tasks
-        self._places = array("q", places)
-        self.path: str = getattr(tasks, "path", "")
-        self.unused_columns: tuple[str, ...] = getattr(tasks, "unused_columns", ())
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    @overload
-    def __getitem__(self, place: int) -> Task: ...
-    @overload
-    def __getitem__(self, place: slice) -> Sequence[Task]: ...
-    def __getitem__(self, place: int | slice) -> Task | Sequence[Task]:
-        if isinstance(place, slice):
-            return Part(self._tasks, self._places[place])
-        return self._tasks[self._places[place]]
-
-
-def split_off(tasks: Sequence[Task], share: float, seed: int) -> tuple[Part, Part]:
-    """Returns tasks to train on, and tasks to hold out; tasks with the same prompt are in the same part.
-
-    Args:
-        tasks: All tasks.
-        share: Share of the different prompts to hold out, in [0, 1); at least one prompt.
-        seed: Seed of the choice.
-
-    Raises:
-        ConfigError: the share is not one, or there are too few prompts to hold one out.
-    """
-    if not 0.0 <= share < 1.0:
-        raise ConfigError(f"data.heldout_share: expected a share in [0, 1), got {share}")
-    prompts = [hashlib.sha256(json.dumps(task.messages).encode()).hexdigest() for task in tasks]
-    different = list(dict.fromkeys(prompts))
-    count = max(1, round(share * len(different)))
-    if count >= len(different):
-        raise ConfigError(
-            f"data.heldout_share: expected at least two prompts to hold out a share of {share}, got "
-            f"{len(different)}: add rows, name data.heldout.path, or set data.heldout_share=0"
-        )
-    held = set(sorted(different, key=lambda prompt: derive_seed(seed, prompt))[:count])
-    parts: tuple[list[int], list[int]] = ([], [])
-    for place, prompt in enumerate(prompts):
-        parts[prompt in held].append(place)
-    return Part(tasks, parts[0]), Part(tasks, parts[1])
 
 
 class PromptLoader(DataLoader[Any]):

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from herl.cache_folder import cached_ifbench
-from herl.data.datamodule import RubricDataModule
 from herl.data.formats import NegativeWeight, Reading, task_of
 from herl.data.rows import Row
 from herl.data.sources import ListedTasks, check_instructions, read_tasks
 from herl.errors import ConfigError, DataError
 from herl.types import Task
+
+if TYPE_CHECKING:
+    from herl.data.datamodule import RubricDataModule
 
 
 def held_out(
@@ -36,7 +38,7 @@ def held_out(
         seed: Seed of the data module.
     """
     return _module(
-        _spread(read_tasks(path, fields=fields, ignore=ignore, negative_weight=negative_weight), max_prompts),
+        spread(read_tasks(path, fields=fields, ignore=ignore, negative_weight=negative_weight), max_prompts),
         prompts_per_batch,
         seed,
     )
@@ -52,7 +54,7 @@ def ifbench(max_prompts: int | None = 48, prompts_per_batch: int = 16, seed: int
     if not path.is_file():
         raise ConfigError(f"benchmark=ifbench: expected {path}; run `herl fetch ifbench` first")
     tasks = read_tasks(path, source="ifbench")
-    return _module(_spread(tasks, max_prompts), prompts_per_batch, seed)
+    return _module(spread(tasks, max_prompts), prompts_per_batch, seed)
 
 
 def typed_prompt(text: str, rubric: Sequence[Any] = ()) -> RubricDataModule:
@@ -85,7 +87,12 @@ def typed_prompt(text: str, rubric: Sequence[Any] = ()) -> RubricDataModule:
     return _module([task], 1, 0)
 
 
-def _spread(tasks: Sequence[Task], max_prompts: int | None) -> Sequence[Task]:
+def spread(tasks: Sequence[Task], max_prompts: int | None) -> Sequence[Task]:
+    """Returns so many of the tasks, evenly spaced; None for all.
+
+    Raises:
+        ConfigError: the number is below 1.
+    """
     if max_prompts is not None and max_prompts < 1:
         raise ConfigError(f"data.max_prompts: expected at least 1, or null, got {max_prompts}")
     if max_prompts is None or max_prompts >= len(tasks):
@@ -96,4 +103,6 @@ def _spread(tasks: Sequence[Task], max_prompts: int | None) -> Sequence[Task]:
 
 
 def _module(tasks: Sequence[Task], prompts_per_batch: int, seed: int) -> RubricDataModule:
+    from herl.data.datamodule import RubricDataModule  # heavy, and the early checks need only the rows
+
     return RubricDataModule(tasks, tasks, prompts_per_batch=prompts_per_batch, seed=seed)

@@ -145,48 +145,6 @@ def read_tasks(
     return read
 
 
-def first_tasks(
-    path: str | Path,
-    count: int,
-    *,
-    on_bad_row: Literal["error", "skip"] = "error",
-    fields: Mapping[str, str] | None = None,
-    ignore: Sequence[str] = (),
-    negative_weight: NegativeWeight = "must_say",
-    source: str | None = None,
-    **others: Any,
-) -> Sequence[Task]:
-    """Returns the tasks of a file's first rows, without a warning; a look before `read_tasks` reads all.
-
-    Args:
-        path: As in `read_tasks`, as are the other arguments, of which some do not matter here.
-        count: Number of rows to look at.
-        on_bad_row: `skip` leaves bad rows out.
-        fields: See `read_tasks`.
-        ignore: See `read_tasks`.
-        negative_weight: See `read_tasks`.
-        source: See `read_tasks`.
-        others: Not used.
-
-    Raises:
-        DataError: as `read_tasks`, for these rows.
-    """
-    reading = Reading(
-        fields=dict(fields or {}), ignore=tuple(ignore), negative_weight=negative_weight, source=source
-    )
-    tasks = ListedTasks()
-    tasks.path = str(path)
-    for row in read_rows(path)[:count]:
-        try:
-            task = task_of(row, reading)
-            check_instructions(task, row.place)
-            tasks.append(task)
-        except DataError as error:
-            if on_bad_row == "error":
-                raise _with_row(error, row) from error.__cause__
-    return tasks
-
-
 def _with_row(error: DataError, row: Row) -> DataError:
     """The error with the row that it is about, shortened, on a line of its own."""
     if isinstance(row.value, DataError):  # no JSON; the error quotes it

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
-from herl.errors import DataError
+from herl.errors import DataError, JudgeError
 from herl.judge.aggregation import weighted
 from herl.judge.budget import Budget
 from herl.types import Judgement, Rollout, Rubric, Task, Verdict
@@ -126,3 +128,34 @@ def require_rubric(task: Task) -> None:
         columns = ", ".join(map(str, task.meta))
         hint = f": if one of its other columns ({columns}) is one, set data.train.fields={{rubric: COLUMN}}"
         raise DataError("it has no rubric" + (hint if columns else ""))
+
+
+def usable(task: Task, judgement: Judgement, needs_verdicts: bool = False) -> Judgement:
+    """Returns a judgement with Python's numbers instead of NumPy's, which checkpoints could not load.
+
+    Args:
+        task: What was judged.
+        judgement: From any judge.
+        needs_verdicts: Whether a reward without verdicts is refused.
+
+    Raises:
+        JudgeError: criteria are left out or invented, which must not count as a low score; or the reward is
+            not finite.
+    """
+    verdicts = tuple(
+        replace(
+            verdict,
+            met=None if verdict.met is None else bool(verdict.met),
+            score=None if verdict.score is None else float(verdict.score),
+        )
+        for verdict in judgement.verdicts
+    )
+    reward = None if judgement.reward is None else float(judgement.reward)
+    if reward is not None and not math.isfinite(reward):
+        raise JudgeError(f"expected a finite reward, got {reward}", "malformed")
+    expected = [criterion.id for criterion in task.rubric.criteria]
+    got = [verdict.criterion_id for verdict in verdicts]
+    holistic = not got and reward is not None and not needs_verdicts
+    if not holistic and sorted(got) != sorted(expected):
+        raise JudgeError(f"expected one verdict for each of {expected}, got {got}", "wrong_count")
+    return replace(judgement, verdicts=verdicts, reward=reward)

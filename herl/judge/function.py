@@ -15,7 +15,8 @@ It returns one number for the answer, or a verdict for each criterion of the row
 
 The first two arguments are the `Task` and the answer's text. Any further argument is filled in by its name:
 a column of the row, a field of its `meta`, `prompt` (the last user message), `reference`, or `rollout`.
-`**columns` takes all columns.
+`**columns` takes all columns, but for one named as one of the function's first two arguments: that one is in
+`task.meta`.
 
     task.request        the last user message: "6 x 7?"
     task.messages       the whole conversation: ({"role": "user", "content": "6 x 7?"},)
@@ -51,7 +52,7 @@ from typing import Any
 
 from herl.errors import ConfigError, DataError, JudgeError
 from herl.judge.aggregation import weighted
-from herl.judge.base import Aggregation, Judge, require_rubric
+from herl.judge.base import Aggregation, Judge, require_rubric, usable
 from herl.targets import configured
 from herl.types import Judgement, Rollout, Task, Verdict
 
@@ -90,7 +91,7 @@ class FunctionJudge(Judge):
             kind = type(self._function).__name__
             raise ConfigError(f"judge.function: expected a function, got '{function}', which is a {kind}")
         self._name = f"{self._function.__module__}.{getattr(self._function, '__qualname__', function)}"
-        self._named, self._takes_all = _columns_of(self._function, self._name)
+        self._first_two, self._named, self._takes_all = _columns_of(self._function, self._name)
         self._met_at = met_at
         self._remembered = isinstance(function, str)  # so that the run does not try it again
         self._tried = self._remembered and self._function in _holistic
@@ -121,23 +122,23 @@ class FunctionJudge(Judge):
             raise ConfigError(f"judge.function: {told}\n{self._line_of(error)}\n{call}") from error
         try:
             judgement = self._judgement(task, rollout, result)
+            if judgement.verdicts or judgement.reward is None:
+                require_rubric(task)
+            judgement = usable(task, judgement)  # as in the run
         except JudgeError as error:
+            if error.cause == "wrong_count":
+                got = [verdict.criterion_id for verdict in judgement.verdicts]
+                raise ConfigError(
+                    f"judge.function: {self._name}: expected one verdict for each criterion of row "
+                    f"'{task.id}', {[one.id for one in task.rubric.criteria]}, got {got}. Criteria without "
+                    f"an id are named c1, c2, ... in the row's order\n{call}"
+                ) from error
             hint = " herl calls it for one answer at a time." if isinstance(result, list | tuple) else ""
             hint = " Does it end without a return?" if result is None else hint
             raise ConfigError(
                 f"judge.function: {error}.{hint} It may return one of{MAY_RETURN}\n{call}"
             ) from error
         self._learn(judgement)
-        if judgement.verdicts:
-            require_rubric(task)
-            expected = [criterion.id for criterion in task.rubric.criteria]
-            got = [verdict.criterion_id for verdict in judgement.verdicts]
-            if sorted(got) != sorted(expected):
-                raise ConfigError(
-                    f"judge.function: {self._name}: expected one verdict for each criterion of row "
-                    f"'{task.id}', {expected}, got {got}. Criteria without an id are named c1, c2, ... in "
-                    f"the row's order\n{call}"
-                )
 
     def _learn(self, judgement: Judgement) -> None:
         self._tried = True
@@ -146,14 +147,19 @@ class FunctionJudge(Judge):
             _holistic[self._function] = self.holistic
 
     def _line_of(self, error: Exception) -> str:
-        """The innermost line of the function's own file: its place and its text."""
+        """The innermost line of the function's own file: its place and its text. If the call itself failed,
+        it is the line where the function is defined."""
         frames = traceback.extract_tb(error.__traceback__)
-        file = getattr(getattr(self._function, "__code__", None), "co_filename", None)
-        own = [frame for frame in frames if frame.filename == file] or list(frames)
-        last = own[-1]
-        path = os.path.relpath(last.filename)
-        shown = last.filename if path.startswith("..") else path
-        return f"  {shown}:{last.lineno}: {linecache.getline(last.filename, last.lineno or 0).strip()}"
+        codes = [getattr(f, "__code__", None) for f in (inspect.unwrap(self._function), self._function)]
+        code = next((code for code in codes if code is not None), None)
+        own = [frame for frame in frames if code is not None and frame.filename == code.co_filename]
+        if own or code is None:
+            file, line = (own or list(frames))[-1].filename, (own or list(frames))[-1].lineno or 0
+        else:
+            file, line = code.co_filename, code.co_firstlineno
+        path = os.path.relpath(file)
+        shown = file if path.startswith("..") else path
+        return f"  {shown}:{line}: {linecache.getline(file, line).strip()}"
 
     async def judge(self, task: Task, rollout: Rollout) -> Judgement:
         """Returns the function's verdicts, or its number as the reward.
@@ -188,7 +194,10 @@ class FunctionJudge(Judge):
                     f"columns beside prompt and rubric: {columns}"
                 )
         named = {name: known[name] for name in self._named if name in known}
-        return {str(name): cell for name, cell in task.meta.items()} | named if self._takes_all else named
+        if not self._takes_all:
+            return named
+        others = {str(name): cell for name, cell in task.meta.items() if str(name) not in self._first_two}
+        return others | named
 
     def _judgement(self, task: Task, rollout: Rollout, result: Any) -> Judgement:
         if isinstance(result, Judgement):
@@ -216,9 +225,9 @@ class FunctionJudge(Judge):
         )
 
 
-def _columns_of(function: Function, name: str) -> tuple[dict[str, bool], bool]:
-    """Returns the names of a function's arguments after the first two, with whether they are required; and
-    whether it takes any others.
+def _columns_of(function: Function, name: str) -> tuple[set[str], dict[str, bool], bool]:
+    """Returns the names of a function's first two arguments that a column cannot have as well; those of its
+    further arguments, with whether they are required; and whether it takes any others.
 
     Raises:
         ConfigError: it cannot be called with a task and a text.
@@ -226,7 +235,7 @@ def _columns_of(function: Function, name: str) -> tuple[dict[str, bool], bool]:
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # some functions written in C have none
-        return {}, False
+        return set(), {}, False
     parameters = list(signature.parameters.values())
     kinds = [parameter.kind for parameter in parameters]
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
@@ -237,7 +246,8 @@ def _columns_of(function: Function, name: str) -> tuple[dict[str, bool], bool]:
         )
     keywords = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
     named = {p.name: p.default is p.empty for p in (*positional[2:], *keywords)}
-    return named, inspect.Parameter.VAR_KEYWORD in kinds
+    first_two = {p.name for p in positional[:2] if p.kind is p.POSITIONAL_OR_KEYWORD}
+    return first_two, named, inspect.Parameter.VAR_KEYWORD in kinds
 
 
 def _made_up(task: Task) -> Rollout:

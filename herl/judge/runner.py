@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import threading
 import time
 from collections import Counter
@@ -28,7 +27,7 @@ from typing import Any
 
 from herl.errors import ConfigError, JudgeError, JudgeStop
 from herl.judge.abstention import AbstentionWindow
-from herl.judge.base import Judge
+from herl.judge.base import Judge, usable
 from herl.judge.budget import Budget
 from herl.judge.llm.parse import without_thinking
 from herl.types import Judged, Judgement, Rollout, Task, Verdict
@@ -171,8 +170,7 @@ class JudgeRunner:
                 found = (
                     await self.judge.judge(task, seen) if seen.has_answer else self._unanswered(task, seen)
                 )
-                judgement = _with_python_numbers(found)
-                self._check(task, judgement)
+                judgement = usable(task, found, needs_verdicts=self.needs_verdicts)
             except (JudgeStop, ConfigError):
                 raise
             except Exception as error:  # a plug-in may raise anything; the answer abstains and is counted
@@ -183,17 +181,6 @@ class JudgeRunner:
     def _unanswered(self, task: Task, rollout: Rollout) -> Judgement:
         judgement = self.judge.unanswered(task, rollout)
         return replace(judgement, usage={"no_answer": 1.0, **judgement.usage})
-
-    def _check(self, task: Task, judgement: Judgement) -> None:
-        """Treats a judgement that skips or invents criteria as a failure, not as a low score."""
-        expected = [criterion.id for criterion in task.rubric.criteria]
-        got = [verdict.criterion_id for verdict in judgement.verdicts]
-        if judgement.reward is not None and not math.isfinite(judgement.reward):
-            raise JudgeError(f"expected a finite reward, got {judgement.reward}", "malformed")
-        if not got and judgement.reward is not None and not self.needs_verdicts:
-            return  # a holistic judgement
-        if sorted(got) != sorted(expected):
-            raise JudgeError(f"expected one verdict for each of {expected}, got {got}", "wrong_count")
 
     # Watch
 
@@ -256,20 +243,6 @@ class JudgeRunner:
         self.usage.update(state["totals"])
         self.budget.settle([state["totals"]])
         self.abstentions.load_state_dict(state)
-
-
-def _with_python_numbers(judgement: Judgement) -> Judgement:
-    """Converts NumPy numbers, which a user's judge may return, because checkpoints with them cannot load."""
-    verdicts = tuple(
-        replace(
-            verdict,
-            met=None if verdict.met is None else bool(verdict.met),
-            score=None if verdict.score is None else float(verdict.score),
-        )
-        for verdict in judgement.verdicts
-    )
-    reward = None if judgement.reward is None else float(judgement.reward)
-    return replace(judgement, verdicts=verdicts, reward=reward)
 
 
 def _abstained(task: Task, rollout: Rollout, error: Exception) -> Judgement:

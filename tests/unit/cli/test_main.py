@@ -1,6 +1,8 @@
 """The command line transforms its arguments before Hydra sees them."""
 
+import os
 import re
+import subprocess
 import sys
 
 import pytest
@@ -212,3 +214,33 @@ def test_what_a_run_chose_decides_what_a_short_name_means(handed_over, tmp_path)
     run = a_run(tmp_path / "run", "judge=mine", "lora=mine")
     given = handed_over("validate", f"run={run}", "judge.model=b", "lora.rank=4")
     assert given == ["judge=mine", "lora=mine", f"run={run}", "judge.model=b", "model.lora.rank=4"]
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (PermissionError(13, "Permission denied", "mine"), "new: [Errno 13] Permission denied: 'mine'"),
+        (
+            OSError(39, "Directory not empty", "a", None, "b"),
+            "new: [Errno 39] Directory not empty: 'a' -> 'b'",
+        ),
+        (KeyboardInterrupt(), "interrupted"),
+    ],
+)
+def test_what_stops_a_verb_without_hydra_is_one_line(monkeypatch, capsys, raised, said):
+    def new(arguments):
+        raise raised
+
+    monkeypatch.setattr("herl.cli.new.new", new)
+    monkeypatch.setattr(sys, "argv", ["herl", "new", "mine"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert capsys.readouterr().err == f"herl: error: {said}\n"
+
+
+def test_a_reader_that_leaves_ends_the_command_without_a_word():
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([sys.executable, "-m", "herl"], stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")

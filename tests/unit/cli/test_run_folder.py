@@ -1,12 +1,14 @@
 """No two runs write into one folder."""
 
 import os
+from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
 from herl.cli import run_folder
-from herl.cli.run_folder import ClaimFolder, hold, is_first_process, release
+from herl.cli.run_folder import ClaimFolder, hold, release
+from herl.distributed import is_first_process
 from herl.errors import ConfigError
 
 
@@ -94,3 +96,40 @@ def test_the_error_is_clear_without_the_writers_name(tmp_path):
     (tmp_path / run_folder.WRITER).unlink()
     with pytest.raises(ConfigError, match="in use by another process"):
         hold(tmp_path)
+
+
+def test_a_folder_in_which_nothing_ran_is_removed_after_an_error(tmp_path):
+    def started(*given, file=None, sweep=False):
+        made = config(tmp_path, *given)
+        claim = ClaimFolder().on_multirun_start if sweep else ClaimFolder().on_run_start
+        claim(made)
+        folder = Path(made.hydra.sweep.dir if sweep else made.hydra.run.dir)
+        place = folder / "0_seed=0" if sweep else folder
+        (place / ".hydra").mkdir(parents=True)
+        (place / ".hydra" / "config.yaml").write_text("")
+        if file:
+            (place / file).write_text("")
+        return folder
+
+    named = started(f"hydra.run.dir={tmp_path / 'runs' / 'now'}")
+    release(failed=True)
+    assert (named / ".hydra").exists()
+    for failed, file, sweep, stays in (
+        (True, None, False, False), (True, "lint.json", False, True), (False, None, False, True),
+        (True, None, True, False), (True, "summary.json", True, True),
+    ):  # fmt: skip
+        folder = started(file=file, sweep=sweep)
+        release(failed)
+        assert folder.exists() == stays, (failed, file, sweep)
+
+
+def test_of_a_sweep_only_the_run_in_which_nothing_ran_is_removed(tmp_path):
+    made = config(tmp_path)
+    ClaimFolder().on_multirun_start(made)
+    done, failed = (Path(made.hydra.sweep.dir) / name for name in ("0_seed=0", "1_seed=1"))
+    for place in (done, failed):
+        (place / ".hydra").mkdir(parents=True)
+    (done / "summary.json").write_text("{}")
+    release(failed=True)
+    assert (done / "summary.json").exists()
+    assert not failed.exists()

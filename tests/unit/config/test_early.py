@@ -1,4 +1,5 @@
 import json
+import logging
 import subprocess
 import sys
 
@@ -60,9 +61,51 @@ def test_what_would_take_long_is_left_to_the_run(tmp_path):
     check_early(config(tmp_path, {"prompt": "Hi"}, train=hub, heldout=hub))
 
 
-def test_nothing_heavy_is_imported():
+UNFIT = {"prompt": "Hi", "rubric": ["Greets."], "meta": {"split": "test"}}
+FIT = {"prompt": "Hey", "rubric": [{"text": "Greets.", "check": {"kind": "contains", "text": "Hi"}}]}
+HELD_OUT = {"_target_": "herl.data.prompts.held_out", "fields": {}, "max_prompts": None, "seed": 0}
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings"),
+    [
+        (
+            [UNFIT, FIT | {"meta": {"split": "train"}}],
+            {"train": {"_target_": READ, "where": {"split": "train"}}},
+        ),
+        ([FIT, UNFIT], HELD_OUT | {"max_prompts": 1}),
+    ],
+)
+def test_only_the_rows_that_the_run_uses_are_judged(tmp_path, rows, settings):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    node = settings.get("train", settings)
+    node = node | {"path": str(path)}
+    data = {"train": node} if "train" in settings else node
+    made = {"data": data, "judge": RULE, "hindsight": REVISION}
+    check_early(OmegaConf.create(made))
+    for name in ("where", "max_prompts"):
+        node.pop(name, None)
+    with pytest.raises(DataError, match="criterion 'c1' has no check"):
+        check_early(OmegaConf.create(made))
+
+
+def test_warnings_about_rows_are_left_to_the_run(tmp_path, caplog):
+    mixed = FIT | {"rubric": [*FIT["rubric"], "Is kind."]}
+    check_early(config(tmp_path, mixed))
+    assert not caplog.records
+    logging.getLogger("herl.any").warning("later")
+    assert "later" in caplog.text
+
+
+def test_nothing_heavy_is_imported(tmp_path):
+    (tmp_path / "rows.jsonl").write_text(json.dumps(FIT) + "\n")
+    data = HELD_OUT | {"path": str(tmp_path / "rows.jsonl"), "prompts_per_batch": 16}
+    made = {"data": data, "judge": RULE, "hindsight": REVISION}
     code = (
         "import sys, herl.config.early, herl.judge.mix, herl.judge.rule, herl.judge.function; "
+        "from omegaconf import OmegaConf; "
+        f"herl.config.early.check_early(OmegaConf.create({made})); "
         "print([name for name in ('torch', 'lightning', 'transformers') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

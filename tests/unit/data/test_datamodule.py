@@ -188,7 +188,7 @@ def test_another_order_of_prompts_is_refused(tmp_path):
     message = r"data.seed: expected the checkpoint's 3, got 4: the order of prompts is a hash of it"
     with pytest.raises(ConfigError, match=message):
         trained(tmp_path, 2, resume=tmp_path / "last.ckpt", seed=4)
-    with pytest.raises(DataError, match="expected the training prompts that the run began with"):
+    with pytest.raises(DataError, match="prompts that the run began with.*data.heldout_share .0 if the run"):
         trained(tmp_path, 2, resume=tmp_path / "last.ckpt", train=[*TASKS[1:], TASKS[0]])
 
 
@@ -198,23 +198,69 @@ def test_every_prompt_of_a_large_file_counts():
     assert fingerprint(tasks, max_tasks=None) != fingerprint(swapped, max_tasks=None)
 
 
-def test_a_share_of_the_prompts_is_held_out_by_prompt_and_without_regard_to_order():
-    tasks = [make_task(id=str(n), request=f"Prompt {n // 2}.") for n in range(40)]  # each prompt twice
-    data = RubricDataModule(tasks, heldout_share=0.25, seed=1)
-    train, held = ({task.request for task in part} for part in (data.train, data.heldout))
-    assert (len(data.train), len(data.heldout)) == (30, 10)
-    assert not train & held
-    other = RubricDataModule(tasks[::-1], heldout_share=0.25, seed=2)
-    assert {task.request for task in other.heldout} == held
-    assert {
-        task.request for task in RubricDataModule(tasks, heldout_share=0.25, heldout_seed=1).heldout
-    } != held
-    assert [task.id for task in data.heldout[:2]] == [data.heldout[0].id, data.heldout[1].id]
-
-
 def test_own_held_out_prompts_go_before_a_share():
     data = RubricDataModule([make_task(id="a")], [make_task(id="b")], heldout_share=0.5)
     assert [task.id for task in data.heldout] == ["b"]
+
+
+def test_overfitting_takes_the_first_prompts_in_every_epoch_for_training_and_for_validation(tmp_path):
+    module, data = Notes(), RubricDataModule(TASKS, TASKS[5:], prompts_per_batch=2, seed=3)
+    validated = []
+    module.validation_step = lambda batch, batch_idx: validated.extend(task.id for task in batch)
+    trainer = L.Trainer(
+        max_epochs=3, accelerator="cpu", logger=False, enable_checkpointing=False, overfit_batches=1,
+        num_sanity_val_steps=0, enable_progress_bar=False, enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )  # fmt: skip
+    trainer.fit(module, data)
+    trainer.validate(module, data, verbose=False)
+    assert module.seen == [(epoch, id) for epoch in range(3) for id in ("0", "1")]
+    assert validated == ["0", "1"] * 4
+
+
+ROWS = [make_task(id=str(n), request=f"Prompt {n}.") for n in range(20)]
+ALL = RubricDataModule(ROWS)
+SPLIT = RubricDataModule(ROWS, heldout_share=0.3)
+OTHERS = [make_task(id=str(n), request=f"Other {n}.") for n in range(20)]
+
+
+def earlier(data, whole=True):
+    """What a checkpoint of an earlier version knows of the data."""
+    if whole:
+        return {name: value for name, value in data.state_dict().items() if name != "prompts"}
+    return {"train": fingerprint(data.train), "seed": data.seed}
+
+
+@pytest.mark.parametrize(
+    ("trained", "now", "count"),
+    [
+        (SPLIT.state_dict(), RubricDataModule(ROWS, heldout_share=0.3), 0),
+        (SPLIT.state_dict(), RubricDataModule(OTHERS, heldout_share=0.3), 0),
+        (SPLIT.state_dict(), RubricDataModule(OTHERS, OTHERS), 0),
+        (ALL.state_dict(), SPLIT, len(SPLIT.heldout)),
+        (SPLIT.state_dict(), RubricDataModule(ROWS, ROWS), len(SPLIT.train)),
+        (SPLIT.state_dict(), RubricDataModule(OTHERS, [*OTHERS, SPLIT.train[0]][1:]), 1),
+        (earlier(ALL), SPLIT, len(SPLIT.heldout)),
+        (earlier(ALL, whole=False), SPLIT, len(SPLIT.heldout)),
+        (earlier(ALL), RubricDataModule(ROWS, ROWS), len(ROWS)),
+        (earlier(SPLIT), RubricDataModule(ROWS, heldout_share=0.3), 0),
+        (earlier(ALL), RubricDataModule(OTHERS, heldout_share=0.3), 0),
+    ],
+)
+def test_held_out_prompts_that_a_checkpoint_was_trained_on_are_a_warning(trained, now, count, caplog):
+    now.trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    now.load_state_dict(trained)
+    said = f"prompts that the checkpoint was trained on ({count} of {len(now.heldout)})"
+    assert (said in caplog.text) == bool(count)
+    assert sum(record.name.startswith("herl") for record in caplog.records) == bool(count)
+
+
+@pytest.mark.parametrize("settings", [{"heldout_share": 0.5}, {"heldout_share": 0.3, "heldout_seed": 1}])
+def test_another_split_of_the_same_rows_is_a_warning(settings, caplog):
+    now = RubricDataModule(ROWS, **settings)
+    now.trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    now.load_state_dict(SPLIT.state_dict())
+    assert "these held-out prompts include prompts that the checkpoint was trained on" in caplog.text
 
 
 @pytest.mark.parametrize(("count", "share"), [(1, 0.1), (5, 1.0), (5, -0.1)])

@@ -124,6 +124,10 @@ def says_all(task, text, rollout):
     return Judgement(rollout_id=rollout.id, verdicts=(), reward=0.5)
 
 
+def needs_more(task, text):
+    return 1.0
+
+
 def two_wrong(task, text):
     return {"fish": True, "lake": True}
 
@@ -169,6 +173,15 @@ def test_what_a_function_returns_decides_whether_it_is_holistic(function, holist
             two_wrong,
             r"one verdict for each criterion of row 'task', \['fish', 'river'\], got \['fish', 'lake'\]",
         ),
+        (
+            lambda task, text: {},
+            r"one verdict for each criterion of row 'task', .*, got \[\]. Criteria without",
+        ),
+        (lambda task, text: float("nan"), r"expected a finite reward, got nan. It may return one of"),
+        (
+            lambda task, text, **columns: needs_more(task),
+            r"needs_more\(\) missing 1 .*\n  .*test_function.py:\d+: lambda task, text, \*\*columns: needs_more",
+        ),
     ],
 )
 def test_a_function_is_tried_once_and_its_mistake_names_its_line(function, words):
@@ -209,6 +222,31 @@ def test_columns_reach_the_function_by_the_names_of_its_arguments():
     got.clear()
     assert check_judge(FunctionJudge(takes_all), PROMPT_ONLY).reward == 0.25
     assert got == PROMPT_ONLY.meta
+
+
+@pytest.mark.parametrize("first_two", ["task, text", "row, rollout"])
+def test_a_column_named_as_one_of_the_first_two_arguments_stays_in_the_meta(first_two):
+    got = {}
+    row = replace(PROMPT_ONLY, meta={"task": "sums", "text": "1 + 1", "row": 2, "rollout": 3, "level": 4})
+    names = first_two.split(", ")
+    scope = {"got": got}
+    exec(f"def f({first_two}, **columns):\n    got.update(columns)\n    return 1.0", scope)
+    assert check_judge(FunctionJudge(scope["f"]), row).reward == 1.0
+    assert got == {name: cell for name, cell in row.meta.items() if name not in names}
+    exec(f"def f({first_two}, /, **columns):\n    got.update(columns)\n    return 1.0", scope)
+    assert check_judge(FunctionJudge(scope["f"]), row).reward == 1.0
+    assert got == row.meta
+
+
+def test_the_line_of_a_call_that_fails_is_that_of_the_function():
+    def wants(task, text, /, **columns):
+        return 1.0
+
+    judge = FunctionJudge(wants)
+    judge._takes_all = False
+    judge._arguments = lambda task, rollout: {1: 2}  # no name: the call itself fails
+    with pytest.raises(ConfigError, match=r"\n  .*test_function.py:\d+: def wants\(task, text, /, "):
+        judge.check_task(PROMPT_ONLY)
 
 
 def test_a_missing_column_and_a_missing_rubric_are_errors_of_the_row():
