@@ -49,8 +49,8 @@ def test_a_model_that_is_not_there_or_not_for_all_is_one_line(code, monkeypatch)
     with fake_hub(code) as (address, asked):
         monkeypatch.setattr(constants, "ENDPOINT", address)
         with pytest.raises(ConfigError, match=f"HTTP {code}") as caught:
-            check_source("owner/nmae")
-    assert "owner/nmae" in str(caught.value)
+            check_source("owner/other")
+    assert "owner/other" in str(caught.value)
     assert "hf_secret_token" not in str(caught.value)
     assert asked[0][1] == "Bearer hf_secret_token"
 
