@@ -23,7 +23,8 @@ from herl.config.signatures import argument_type
 from herl.data.prompts import spread
 from herl.data.rows import HUB
 from herl.data.sources import read_tasks
-from herl.errors import ConfigError, HerlError
+from herl.data.split import NO_PROMPTS, split_off
+from herl.errors import ConfigError, DataError, HerlError
 from herl.judge.base import NEEDS_VERDICTS, Judge
 from herl.judge.check_rows import check_rows
 from herl.models.source import check_source
@@ -65,6 +66,9 @@ def check_early(config: DictConfig, typed: Sequence[str] = ()) -> None:
     _check_typed(config, [one.lstrip("+").partition("=")[0] for one in typed])
     if OmegaConf.select(config, "model._target_") == "herl.models.pretrained.PretrainedModel":
         check_source(str(config.model.path))
+    resume = OmegaConf.select(config, "resume")
+    if resume not in (None, "auto") and not Path(str(resume)).exists():
+        raise ConfigError(f"resume: expected a checkpoint or a folder of a run, but there is no '{resume}'")
     with without_warnings():
         _check_rows(config)
 
@@ -126,7 +130,10 @@ def _check_rows(config: DictConfig) -> None:
         judge = OmegaConf.to_container(config.judge, resolve=True)
     except OmegaConfBaseException:  # the check of the whole configuration will say so
         return
-    splits = _rows(data) if isinstance(data, Mapping) else {}
+    splits: dict[str, Sequence[Task]] = {}
+    if isinstance(data, Mapping):
+        splits = _rows(data)
+        _check_split(data, splits)
     if not all(target.startswith(LIGHT) for target in _targets(judge)):
         return
     check(OmegaConf.create({"judge": judge}))
@@ -136,6 +143,16 @@ def _check_rows(config: DictConfig) -> None:
     check_rows(splits, made)
     if made.holistic and _needs_verdicts(config):
         raise ConfigError(NEEDS_VERDICTS)
+
+
+def _check_split(data: Mapping[Any, Any], splits: Mapping[str, Sequence[Task]]) -> None:
+    train = splits.get("train")
+    if train is None:
+        return
+    if not train:
+        raise DataError(NO_PROMPTS)
+    if not splits.get("heldout") and (share := data.get("heldout_share")):
+        split_off(train, share, data.get("heldout_seed", 0))
 
 
 def _rows(data: Mapping[Any, Any]) -> dict[str, Sequence[Task]]:

@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader, Sampler
 
-from herl.data.split import prompt_hash, split_off
+from herl.data.split import NO_PROMPTS, prompt_hash, split_off
 from herl.distributed import rank
 from herl.errors import ConfigError, DataError
 from herl.seeds import derive_seed
@@ -51,7 +51,7 @@ class RubricDataModule(L.LightningDataModule):
         if prompts_per_batch < 1:
             raise ConfigError(f"data.prompts_per_batch: expected at least 1, got {prompts_per_batch}")
         if not train:
-            raise DataError("data.train: expected at least one prompt, got none")
+            raise DataError(NO_PROMPTS)
         for name, tasks in (("train", train), ("heldout", heldout)):
             twice = [task_id for task_id, n in Counter(task.id for task in tasks).items() if n > 1]
             if twice:

@@ -19,6 +19,8 @@ from herl.errors import ConfigError
 from herl.seeds import derive_seed
 from herl.types import Task
 
+NO_PROMPTS = "data.train: expected at least one prompt, got none"
+
 
 class Part(Sequence[Task]):
     """Some of the tasks of a data set, which may lie on disk.

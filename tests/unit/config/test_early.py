@@ -123,6 +123,10 @@ def test_nothing_heavy_is_imported(tmp_path):
         (["judge=llm"], "judge.chat.base_url: expected a value, got none"),
         (["judge=llm", "judge.chat.base_url=localhost:8000", "judge.chat.model=m"], "expected a URL such as"),
         (["judge=function", "judge.function=no_such.reward"], "judge.function: expected an object from herl"),
+        (
+            ["resume=runs/nothing"],
+            "resume: expected a checkpoint or a folder of a run, but there is no 'runs/",
+        ),
         (["model.path=./nowhere"], "model.path: expected a folder with a config.json"),
     ],
 )
@@ -140,3 +144,18 @@ def test_sound_values_pass():
         "model.lora.rank=4",
     ]
     check_early(composed("fit", "experiment=embedded", *typed), typed)
+
+
+@pytest.mark.parametrize(
+    ("rows", "share", "message"),
+    [
+        ("", 0.1, "data.train: expected at least one prompt, got none"),
+        (None, 2, "data.heldout_share: expected a share"),
+    ],
+)
+def test_rows_that_cannot_be_split_are_found(tmp_path, rows, share, message):
+    made = config(tmp_path, {"prompt": "Hi", "rubric": ["Greets."]}, heldout=None, heldout_share=share)
+    if rows is not None:
+        (tmp_path / "rows.jsonl").write_text(rows)
+    with pytest.raises((ConfigError, DataError), match=message):
+        check_early(made)
