@@ -44,7 +44,7 @@ WITHOUT_HYDRA = {"explain": "herl.cli.explain", "new": "herl.cli.new", "fetch": 
 LIGHT = {"inspect": "herl.records.inspect", "compare": "herl.report.compare"}
 """Modules of verbs that need no model and skip `herl.cli.commands`, which takes seconds to import."""
 RUNS = ("fit", "validate", "test", "improve")
-"""Verbs that judge answers; rows and judge are checked before the heavy imports."""
+"""Verbs that judge answers."""
 
 HELP = """herl: reinforcement learning of language models from rubric rewards and hindsight experience
 
@@ -163,9 +163,9 @@ def _run_hydra(verb: str) -> None:
         nonlocal started
         started, sys.stderr = True, shown
         try:
-            if verb in RUNS:
+            if verb not in LIGHT:  # before the heavy imports
                 typed = list(HydraConfig.get().overrides.task)
-                import_module("herl.config.early").check_early(config, typed)
+                import_module("herl.config.early").check_early(config, typed, judges=verb in RUNS)
             commands = import_module(LIGHT.get(verb, "herl.cli.commands"))
             getattr(commands, verb)(config)
         except RunStopped as stop:

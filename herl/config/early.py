@@ -27,6 +27,7 @@ from herl.data.split import NO_PROMPTS, split_off
 from herl.errors import ConfigError, DataError, HerlError
 from herl.judge.base import NEEDS_VERDICTS, Judge
 from herl.judge.check_rows import check_rows
+from herl.models.push import check_push
 from herl.models.source import check_source
 from herl.targets import configured
 from herl.types import Task
@@ -52,12 +53,13 @@ LIGHT_PARTS = (
 """Other components that need none, and whose settings have limits."""
 
 
-def check_early(config: DictConfig, typed: Sequence[str] = ()) -> None:
+def check_early(config: DictConfig, typed: Sequence[str] = (), *, judges: bool = True) -> None:
     """Checks what was typed, the model's place, and whether the judge can judge the rows.
 
     Args:
         config: A composed configuration.
         typed: The overrides of the command line.
+        judges: Whether answers will be judged.
 
     Raises:
         ConfigError: a setting is wrong, there is no such model, or the function of judge=function fails.
@@ -69,8 +71,11 @@ def check_early(config: DictConfig, typed: Sequence[str] = ()) -> None:
     resume = OmegaConf.select(config, "resume")
     if resume not in (None, "auto") and not Path(str(resume)).exists():
         raise ConfigError(f"resume: expected a checkpoint or a folder of a run, but there is no '{resume}'")
-    with without_warnings():
-        _check_rows(config)
+    if (repository := OmegaConf.select(config, "push")) is not None:
+        check_push(str(repository))
+    if judges:
+        with without_warnings():
+            _check_rows(config)
 
 
 @contextmanager
