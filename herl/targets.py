@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Any
 
-from herl.errors import ConfigError
+from herl.errors import ConfigError, did_you_mean
 
 ALLOWED = ("herl", "lightning", "torch.optim")
 """Packages whose objects a configuration may name; `HERL_ALLOW_TARGETS` adds more."""
@@ -80,6 +81,10 @@ def located(key: str, path: str) -> Any:
     except Exception as error:  # importing a user's module may raise anything
         if new := moved(path):
             raise ConfigError(f"{key}: expected '{new}', the new path of '{path}'") from error
+        module, _, name = path.rpartition(".")
+        if module in sys.modules and not hasattr(sys.modules[module], name):
+            near = did_you_mean(name, dir(sys.modules[module]))
+            raise ConfigError(f"{key}: {module} has no '{name}'.{near}") from error
         raise ConfigError(f"{key}: cannot import '{path}': {type(error).__name__}: {error}") from error
 
 

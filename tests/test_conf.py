@@ -233,7 +233,7 @@ def test_only_trusted_packages_are_named(monkeypatch):
         ),
         (
             {"_target_": "herl.update.loss.policy.PolicyLos"},
-            r"x._target_: cannot import 'herl.update.loss.policy.PolicyLos'",
+            r"x._target_: herl.update.loss.policy has no 'PolicyLos'. Did you mean 'PolicyLoss'",
         ),
         ({"_target_": "herl.models.pretrained.PretrainedModel", "path": 3}, r"x.path: expected text, got 3"),
         ({"a": {"_target_": "herl.judge.JudgeRunner"}}, r"x.a.judge: expected a value, got none"),

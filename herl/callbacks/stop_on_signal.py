@@ -10,17 +10,20 @@ from types import FrameType
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.trainer.states import TrainerFn
 
 from herl.callbacks.base import HerlCallback
 from herl.distributed import gather, rank
 from herl.errors import RunStopped
 from herl.module import HerlModule
+from herl.rollout.improve import Trajectory
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopOnSignal(HerlCallback):
-    """Stops before the next batch, on all ranks together; the checkpoint resumes from there.
+    """Stops before the next batch, of training or of held-out prompts, on all ranks together; a checkpoint
+    resumes from there.
 
     The first Ctrl-C lets the batch finish, the second ends the process. After SIGUSR1, which SLURM sends
     before the time limit (`sbatch --signal=USR1@300`), `herl fit` also puts the job back in the queue.
@@ -31,6 +34,14 @@ class StopOnSignal(HerlCallback):
         self._before: dict[signal.Signals, Any] = {}
 
     def on_start(self, trainer: L.Trainer, module: HerlModule) -> None:
+        self._listen()
+
+    def on_heldout_start(self, trainer: L.Trainer, module: HerlModule) -> None:
+        if trainer.state.fn != TrainerFn.FITTING:
+            self._listen()
+
+    def _listen(self) -> None:
+        self._received = None
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
 
@@ -45,6 +56,21 @@ class StopOnSignal(HerlCallback):
             os.write(2, message.encode())
 
     def on_batch_start(self, trainer: L.Trainer, module: HerlModule) -> None:
+        self._stop_if_asked()
+
+    def on_heldout_batch(self, trainer: L.Trainer, module: HerlModule, batch_idx: int) -> None:
+        if (
+            trainer.state.fn != TrainerFn.FITTING
+        ):  # during training, the checkpoint comes after the validation
+            self._stop_if_asked()
+
+    def on_heldout(
+        self, trainer: L.Trainer, module: HerlModule, trajectories: tuple[Trajectory, ...]
+    ) -> None:
+        if trainer.state.fn != TrainerFn.FITTING:
+            self._restore()
+
+    def _stop_if_asked(self) -> None:
         received = next(filter(None, gather(self._received)), None)
         if received is not None:
             raise RunStopped(f"stopped by {received.name}", received)

@@ -172,7 +172,10 @@ def _show(summary: Mapping[str, Any], folder: Path) -> None:
         if command.name in SHOWN:
             console.print(f"{command.name}: {command.line}", soft_wrap=True, markup=False)
     if summary.get("optimizer_steps") == 0:
-        console.print("No optimizer step was taken, so there is nothing to export.")
+        console.print(
+            "No optimizer step was taken, so the model is unchanged. A group of answers teaches only"
+        )
+        console.print("if they were judged and earn different rewards.")
 
 
 def _listed(values: Mapping[str, Any]) -> str:

@@ -51,7 +51,7 @@ class RowCriterion(_Strict):
             raise ValueError(
                 "a negative weight needs 'undesirable': true if meeting it is bad (\"advertises\"), "
                 'false if meeting it is good ("does not advertise"). To decide it for a whole data set, set '
-                "negative_weight=met_is_bad or met_is_good"
+                "data.train.negative_weight=met_is_bad or met_is_good"
             )
         return self
 

@@ -44,6 +44,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import linecache
+import logging
 import os
 import traceback
 from collections.abc import Callable, Mapping
@@ -55,6 +56,8 @@ from herl.judge.aggregation import weighted
 from herl.judge.base import Aggregation, Judge, require_rubric, usable
 from herl.targets import configured
 from herl.types import Judgement, Rollout, Task, Verdict
+
+logger = logging.getLogger(__name__)
 
 Function = Callable[..., Any]
 MADE_UP = "This is a made-up answer."
@@ -95,6 +98,7 @@ class FunctionJudge(Judge):
         self._met_at = met_at
         self._remembered = isinstance(function, str)  # so that the run does not try it again
         self._tried = self._remembered and self._function in _holistic
+        self._warned = False
         self.holistic = self._tried and _holistic[self._function]
 
     def check_task(self, task: Task) -> None:
@@ -170,7 +174,11 @@ class FunctionJudge(Judge):
         try:
             result = await self._call(task, rollout)
         except Exception as error:  # a user's function may raise anything
-            raise JudgeError(f"{self._name} raised {type(error).__name__}: {error}", "function") from error
+            told = f"{self._name} raised {type(error).__name__}: {error}"
+            if not self._warned:
+                self._warned = True
+                logger.warning("judge.function: %s, and the answer abstains\n%s", told, self._line_of(error))
+            raise JudgeError(told, "function") from error
         judgement = self._judgement(task, rollout, result)
         if not self._tried:
             self._learn(judgement)

@@ -1,3 +1,4 @@
+import asyncio
 import sys
 import threading
 from dataclasses import replace
@@ -5,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from herl import ConfigError, DataError, Judgement, Rubric
+from herl import ConfigError, DataError, JudgeError, Judgement, Rubric
 from herl.judge import JudgeRunner
 from herl.judge.function import FunctionJudge
 from herl.testing import check_judge, make_rollout, make_task
@@ -105,8 +106,8 @@ def test_functions_are_named_in_the_configuration_by_their_path(tmp_path, monkey
     monkeypatch.setenv("HERL_ALLOW_TARGETS", "other, my_rewards")
     assert judge_one("my_rewards.good").reward == 1.0
     sys.modules.pop("my_rewards")
-    with pytest.raises(ConfigError, match=r"judge.function: cannot import 'my_rewards.bad'"):
-        FunctionJudge("my_rewards.bad")
+    with pytest.raises(ConfigError, match=r"judge.function: my_rewards has no 'god'. Did you mean 'good'\?"):
+        FunctionJudge("my_rewards.god")
 
 
 PROMPT_ONLY = replace(TASK, rubric=Rubric(criteria=()), meta={"solution": "fish", "level": 3})
@@ -265,3 +266,13 @@ def test_a_missing_column_and_a_missing_rubric_are_errors_of_the_row():
 def test_a_function_takes_a_task_and_a_text(function):
     with pytest.raises(ConfigError, match="judge.function: expected a function"):
         FunctionJudge(function)
+
+
+def test_what_a_function_raises_in_a_run_is_said_once_with_its_line(caplog):
+    judge = FunctionJudge(crashes)
+    for _ in range(2):
+        with pytest.raises(JudgeError):
+            asyncio.run(judge.judge(make_task(), make_rollout()))
+    [record] = caplog.records
+    assert "crashes raised ZeroDivisionError: division by zero, and the answer abstains" in record.message
+    assert "test_function.py:" in record.message
