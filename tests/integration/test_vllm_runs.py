@@ -33,10 +33,12 @@ def test_two_ranks_with_an_engine_each_give_the_numbers_of_one(tmp_path):
 def test_adapters_are_merged_for_the_engine_and_switched_off_for_the_reference(tmp_path):
     embedded, *rest = SHORT
     assert embedded == "experiment=embedded"
-    task = ("experiment=vllm", "model=tiny", "data=animals", "judge=rule")  # which the tiny model can do
+    task = ("data=animals", "judge=rule", "model=tiny", "~data.train_size", "~data.heldout_size")
+    pace = ("rollout.max_prompt_tokens=256", "optimizer.lr=1e-3", "module.warmup_steps=0")
     found = fit(
         tmp_path, *VLLM, "lora=lora", "loss.kl_coef=0.1", "loss.mismatch.level=token",
-        "callbacks.refresh_sampler.every_n_steps=null", "strategy=fsdp", "trainer.devices=2", small=(*task, *rest),
+        "callbacks.refresh_sampler.every_n_steps=null", "strategy=fsdp", "trainer.devices=2",
+        small=("experiment=vllm", *task, *pace, *rest),
     )  # fmt: skip
     assert max(found["sampler/probe_error"]) < 1e-3
     assert min(found["sampler/weights_proven"]) == 1

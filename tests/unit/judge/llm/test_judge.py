@@ -264,7 +264,11 @@ def test_a_wrong_key_ends_the_run_at_once(key):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"base_url": "node7:8000"}, "expected an http or https URL"),
+        (
+            {"base_url": "node7:8000"},
+            "expected a URL such as http://localhost:8000/v1, got one without http://",
+        ),
+        ({"base_url": "ftp://node7/v1"}, "expected an http or https URL"),
         ({"base_url": "http://user:secret@node7/v1"}, "without user, password"),
         ({"base_url": "http://:secret@node7/v1"}, "without user, password"),
         ({"api_key_env": "NO_SUCH_KEY"}, "environment variable NO_SUCH_KEY is not set"),
