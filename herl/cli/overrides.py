@@ -82,7 +82,8 @@ def _say(lines: list[str]) -> None:
 def lacking(arguments: list[str]) -> tuple[str, ...]:
     """Returns which of data and model arguments of `for_hydra` do not name, although `herl fit` needs both.
 
-    An experiment names both. Nothing is lacking if no run would start.
+    An experiment names both; a typed experiment=none means the default of the one that is not named.
+    Nothing is lacking if no run would start.
     """
     options, overrides = _split("fit", arguments)
     if {one.partition("=")[0] for one in options} & (SHOWS | OTHER_CONF):
@@ -92,7 +93,8 @@ def lacking(arguments: list[str]) -> tuple[str, ...]:
     if "experiment" in named:
         return ()
     needed = {"data": {"data", "data._target_"}, "model": {"model", "model.path", "model._target_"}}
-    return tuple(name for name, keys in needed.items() if not keys & named)
+    missing = tuple(name for name, keys in needed.items() if not keys & named)
+    return () if "experiment" in given and len(missing) == 1 else missing
 
 
 def _split(verb: str, arguments: list[str]) -> tuple[list[str], list[str]]:

@@ -25,6 +25,7 @@ from herl.errors import ConfigError
 from herl.models import shared_attention
 from herl.models.body import body
 from herl.models.lora import Lora
+from herl.models.source import SHIPPED as SHIPPED
 from herl.models.source import model_source
 
 logger = logging.getLogger(__name__)

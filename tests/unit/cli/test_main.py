@@ -171,6 +171,7 @@ def test_a_run_keeps_the_experiment_that_was_the_default_when_it_was_started(han
         (["model=Qwen/Qwen2.5-0.5B"], ("data",)),
         (["-m", "model=tiny", "seed=0,1"], ("data",)),
         (["data=my.jsonl", "model=tiny"], ()),
+        (["experiment=none", "data=my.jsonl"], ()),
         (["-m", "data=a.jsonl,b.jsonl", "model_name_or_path=m"], ()),
         (["--config-dir", "mine", "data=mine", "model=tiny"], ()),
         (["++experiment='embedded'", "resume=auto"], ()),
