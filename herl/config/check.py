@@ -115,7 +115,7 @@ def check_value(key: str, value: Any, hint: Any) -> None:
             names = " or ".join(h.__name__ for h in wanted if h is not type(None))
             raise ConfigError(f"{key}: expected a {names}, got {value['_target_']}")
         return
-    if _holds_target(value):
+    if holds_target(value):
         return
     try:
         adapter: TypeAdapter[Any] = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
@@ -148,10 +148,11 @@ def _hints(target: Any) -> dict[str, Any]:
         return {}
 
 
-def _holds_target(value: Any) -> bool:
+def holds_target(value: Any) -> bool:
+    """Returns whether a value describes an object, or has one inside."""
     if isinstance(value, Mapping):
-        return "_target_" in value or any(map(_holds_target, value.values()))
-    return isinstance(value, list) and any(map(_holds_target, value))
+        return "_target_" in value or any(map(holds_target, value.values()))
+    return isinstance(value, list) and any(map(holds_target, value))
 
 
 def _detail(error: PydanticValidationError) -> str:

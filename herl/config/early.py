@@ -18,7 +18,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from herl.config.check import check, check_value, mistakes
+from herl.config.check import check, check_value, holds_target, mistakes
 from herl.config.signatures import argument_type
 from herl.data.prompts import spread
 from herl.data.rows import HUB
@@ -98,14 +98,16 @@ def _check_typed(config: DictConfig, keys: Sequence[str]) -> None:
     for key in keys:
         parent, _, name = key.rpartition(".")
         node = _plain(config, parent)
-        if name in node and (target := node.get("_target_")):
+        target = node.get("_target_")
+        if (
+            target and name in node and not holds_target(node[name])
+        ):  # classes of the source are not real ones
             try:
                 check_value(key, node[name], argument_type(str(target), name))
             except ConfigError as error:
                 problems.append(str(error))
-    for place in (
-        {key[: dot.start()] for key in keys for dot in re.finditer(r"\.", key)} if not problems else ()
-    ):
+    places = {key[: dot.start()] for key in keys for dot in re.finditer(r"\.", key)}
+    for place in sorted(places) if not problems else ():
         node = _plain(config, place)
         if str(node.get("_target_")).startswith(LIGHT_PARTS):
             try:

@@ -38,7 +38,7 @@ from herl.module import HerlModule
 from herl.types import Experience, Judgement, Rollout, SampleRequest, Sampling
 from herl.update.gpu_cost import gpu_named, model_size
 
-KEPT = ("refresh_sampler",)
+KEPT = ("refresh_sampler", "stop_on_signal")
 """Callbacks of the run that the trial keeps."""
 
 

@@ -22,7 +22,7 @@ import torch
 from transformers import PreTrainedModel
 
 from herl.distributed import gather, world_size
-from herl.errors import TrainingError, check_at_least
+from herl.errors import ConfigError, TrainingError, check_above, check_at_least
 from herl.models.fsdp import synchronize_gradients
 from herl.models.weights import first_not_finite, whole
 from herl.types import Experience
@@ -77,6 +77,8 @@ class Updater:
     ) -> None:
         tokens = None if micro_batch_tokens == "auto" else micro_batch_tokens
         check_at_least("module", 1, micro_batch_tokens=tokens, updates_per_batch=updates_per_batch)
+        check_at_least("module", 0, warmup_steps=warmup_steps, max_skipped_steps=max_skipped_steps)
+        check_above("module", 0, max_grad_norm=max_grad_norm)
         self.loss = loss
         self.temperature = temperature
         self.optimizer = optimizer
@@ -91,8 +93,15 @@ class Updater:
         self._skipped = 0  # in a row
 
     def optimizer_of(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
-        """Returns the optimizer of the trainable parameters. `update` sets its learning rate."""
-        optimizer = self.optimizer(parameter for parameter in parameters if parameter.requires_grad)
+        """Returns the optimizer of the trainable parameters. `update` sets its learning rate.
+
+        Raises:
+            ConfigError: the optimizer refuses its settings.
+        """
+        try:
+            optimizer = self.optimizer(parameter for parameter in parameters if parameter.requires_grad)
+        except ValueError as error:
+            raise ConfigError(f"optimizer: {error}") from error
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]  # a sharded checkpoint restores only existing keys
         return optimizer

@@ -1,6 +1,7 @@
 """HerlModule with a real model and trainer on scripted answers."""
 
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 
 import lightning as L
@@ -180,9 +181,23 @@ def test_the_learning_rate_falls_over_the_answer_budget(tmp_path):
     assert rates == pytest.approx([0.1, 0.075, 0.05, 0.025])  # 8 answers a batch
 
 
-def test_bad_settings_are_refused():
-    with pytest.raises(ConfigError, match="updates_per_batch: expected at least 1, got 0"):
-        module_of(updates_per_batch=0)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"updates_per_batch": 0}, "module.updates_per_batch: expected at least 1, got 0"),
+        ({"warmup_steps": -1}, "module.warmup_steps: expected at least 0, got -1"),
+        ({"max_grad_norm": 0.0}, "module.max_grad_norm: expected a number above 0, got 0"),
+        ({"max_skipped_steps": -1}, "module.max_skipped_steps: expected at least 0, got -1"),
+    ],
+)
+def test_bad_settings_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        module_of(**settings)
+
+
+def test_what_the_optimizer_refuses_is_an_error_of_ours(tmp_path):
+    with pytest.raises(ConfigError, match="optimizer: Invalid learning rate: -1"):
+        fit(module_of(optimizer=partial(torch.optim.AdamW, lr=-1.0)), tmp_path)
 
 
 def test_heldout_prompts_that_are_too_long_are_dropped_and_counted(tmp_path):

@@ -17,7 +17,7 @@ from typing import Literal
 
 import torch
 
-from herl.errors import ConfigError
+from herl.errors import ConfigError, check_at_least
 from herl.update.loss.base import Aggregation, Loss, Stats, Tokens
 
 RevisionRatio = Literal["same_context", "policy_prob", "cross_context"]
@@ -188,6 +188,7 @@ class PolicyLoss(Loss):
     mismatch: Mismatch = field(default_factory=Mismatch)
 
     def __post_init__(self) -> None:
+        check_at_least("loss", 0, clip_low=self.clip_low, clip_high=self.clip_high, kl_coef=self.kl_coef)
         if self.dual_clip is not None and self.dual_clip <= 1.0 + self.clip_high:
             raise ConfigError(
                 f"loss.dual_clip: expected more than 1 + clip_high = {1 + self.clip_high:g}, or null, "

@@ -159,3 +159,8 @@ def test_rows_that_cannot_be_split_are_found(tmp_path, rows, share, message):
         (tmp_path / "rows.jsonl").write_text(rows)
     with pytest.raises((ConfigError, DataError), match=message):
         check_early(made)
+
+
+def test_objects_given_by_their_target_pass():
+    typed = ["model.lora={_target_: herl.models.lora.Lora, rank: 8}"]
+    check_early(composed("fit", "experiment=embedded", *typed), typed)

@@ -237,3 +237,9 @@ def test_a_clamped_kl_is_at_most_the_clamp_and_has_no_gradient_beyond_it():
     assert float(total) == pytest.approx(terms[0] + math.exp(3) - 4 + terms[2], rel=1e-12)
     with pytest.raises(ConfigError, match=r"loss.kl_clamp: expected a number above 0, or null, got 0"):
         PolicyLoss(kl_clamp=0.0)
+
+
+@pytest.mark.parametrize("name", ["clip_low", "clip_high", "kl_coef"])
+def test_a_negative_coefficient_is_refused(name):
+    with pytest.raises(ConfigError, match=f"loss.{name}: expected at least 0, got -0.1"):
+        PolicyLoss(**{name: -0.1})
