@@ -35,6 +35,10 @@ SHOWN = ("Answers", "Curves", "Export")
 """Commands that the screen shows; report.html has more."""
 STORY = "0_story/0_what_happened"
 """TensorBoard's tag for the run in words: no tag sorts before it."""
+UNCHANGED = (
+    "No optimizer step was taken, so the model is unchanged. Attempts at a prompt teach something only if they "
+    "were judged and earn different rewards."
+)
 MAX_ROWS = 20
 """Maximum number of criteria on the screen; all are in summary.json."""
 
@@ -172,10 +176,7 @@ def _show(summary: Mapping[str, Any], folder: Path) -> None:
         if command.name in SHOWN:
             console.print(f"{command.name}: {command.line}", soft_wrap=True, markup=False)
     if summary.get("optimizer_steps") == 0:
-        console.print(
-            "No optimizer step was taken, so the model is unchanged. A group of answers teaches only"
-        )
-        console.print("if they were judged and earn different rewards.")
+        console.print(UNCHANGED, soft_wrap=True)
 
 
 def _listed(values: Mapping[str, Any]) -> str:
