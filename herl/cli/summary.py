@@ -36,8 +36,8 @@ SHOWN = ("Answers", "Curves", "Export")
 STORY = "0_story/0_what_happened"
 """TensorBoard's tag for the run in words: no tag sorts before it."""
 UNCHANGED = (
-    "No optimizer step was taken, so the model is unchanged. Attempts at a prompt teach something only if they "
-    "were judged and earn different rewards."
+    "No optimizer step was taken, so the model is unchanged. Attempts at a prompt teach something "
+    "only if they were judged and earn different rewards."
 )
 MAX_ROWS = 20
 """Maximum number of criteria on the screen; all are in summary.json."""
