@@ -169,7 +169,8 @@ def _run_hydra(verb: str) -> None:
             commands = import_module(LIGHT.get(verb, "herl.cli.commands"))
             getattr(commands, verb)(config)
         except RunStopped as stop:
-            raise SystemExit(130 if stop.signal == SIGINT else 0) from stop
+            # the scheduler that ends a fit starts it again; what else is ended has no result
+            raise SystemExit(0 if verb == "fit" and stop.signal != SIGINT else 128 + stop.signal) from stop
         except HerlError as error:
             fail(str(error))
         except KeyboardInterrupt:

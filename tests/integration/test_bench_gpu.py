@@ -130,7 +130,7 @@ def test_a_section_whose_package_is_missing_says_so(tmp_path, monkeypatch):
     assert figure.value == "not measured: no not_there (No module named 'not_there')"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_command_measures_the_sections_that_start_engines_and_steps(tmp_path):
     sections = ("step-herl", "step-trl", "engine")
     command = [sys.executable, str(BENCH / "gpu"), "--minutes", "20", "--out", str(tmp_path / "gpu.json")]

@@ -145,7 +145,7 @@ def test_a_spent_budget_ends_the_run_cleanly_and_a_larger_one_goes_on(clean, tmp
     assert summary(resumed)["judge"]["calls"] == len(endpoint.bodies)
 
 
-@pytest.mark.parametrize("after", [30, 75])
+@pytest.mark.parametrize("after", [30, pytest.param(75, marks=pytest.mark.nightly)])
 def test_a_run_killed_while_judging_pays_no_call_again(clean, tmp_path, after):
     cache = tmp_path / "replies.sqlite"
     with FakeEndpoint(judge=by_hash, key=KEY, seconds=0.02) as endpoint:
@@ -168,15 +168,16 @@ def test_a_run_killed_while_judging_pays_no_call_again(clean, tmp_path, after):
     assert summary(tmp_path / "second")["heldout_reward_after"] == summary(clean)["heldout_reward_after"]
 
 
-def test_ctrl_c_cancels_what_is_under_way(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_cancels_what_is_under_way(tmp_path, number):
     with FakeEndpoint(judge=by_hash, key=KEY, seconds=900.0) as endpoint:
         process = start(tmp_path, endpoint, "judge.chat.try_timeout_seconds=1000")
         while endpoint.open_now < 4:
             assert process.poll() is None, process.communicate()[0][-3000:]
             time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         said, _ = process.communicate(timeout=120)
-    assert process.returncode != 0
+    assert process.returncode == (130 if number == signal.SIGINT else 0)
     assert "Traceback" not in said
     assert "never retrieved" not in said
     assert "was destroyed" not in said

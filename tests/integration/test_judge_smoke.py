@@ -7,7 +7,7 @@ import pytest
 from tests.support.runs import HERL, curves, environment, summary
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_policy_is_trained_on_the_verdicts_of_a_served_model(tmp_path):
     command = [
         *HERL, "fit", "experiment=judge_smoke", "data.prompts_per_batch=1", "rollout.attempts_per_prompt=2",

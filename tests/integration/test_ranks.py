@@ -44,12 +44,15 @@ def alone(tmp_path_factory):
     "options",
     [
         ("experiment=two_ranks",),  # DDP
-        (
-            "experiment=embedded",
-            "strategy=fsdp",
-            "trainer.devices=2",
-            "trainer.strategy.cpu_offload=true",
-            "model.gradient_checkpointing=true",
+        pytest.param(
+            (
+                "experiment=embedded",
+                "strategy=fsdp",
+                "trainer.devices=2",
+                "trainer.strategy.cpu_offload=true",
+                "model.gradient_checkpointing=true",
+            ),
+            marks=pytest.mark.nightly,
         ),
     ],
 )
@@ -79,7 +82,7 @@ def uninterrupted(tmp_path_factory):
     return {tag: values[-2:] for tag, values in found.items()}
 
 
-@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize("devices", [1, pytest.param(4, marks=pytest.mark.nightly)])
 def test_a_run_saved_on_two_ranks_goes_on_on_any_number(tmp_path, half_way, uninterrupted, devices):
     checkpoint = half_way / "checkpoints" / "last.ckpt"
     assert len(list(checkpoint.glob("*.distcp"))) == 2

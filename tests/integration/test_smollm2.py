@@ -31,7 +31,7 @@ def test_the_converted_model_answers_like_a_language_model():
     assert "Paris" in rollout.text
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_one_batch_of_verifiable_instructions(tmp_path):
     command = [
         sys.executable, "-m", "herl", "fit", "experiment=smollm2_if", "data.train_size=2", "data.heldout_size=2",

@@ -15,6 +15,7 @@ BATCHES = 3  # start-up of engines is most of these tests
 SHORT = (*SMALL, f"trainer.limit_train_batches={BATCHES}", f"trainer.val_check_interval={BATCHES}")
 
 
+@pytest.mark.nightly
 def test_two_ranks_with_an_engine_each_give_the_numbers_of_one(tmp_path):
     one = fit(tmp_path / "one", *VLLM, small=SHORT)
     two = fit(tmp_path / "two", *VLLM, "strategy=fsdp", "trainer.devices=2", small=SHORT)
@@ -71,6 +72,7 @@ def test_two_ranks_share_one_engine(tmp_path):
     )
 
 
+@pytest.mark.nightly
 def test_smollm2_takes_new_weights_and_gives_the_trainers_logprobs():
     model = PretrainedModel(path="smollm2-135m-instruct")
     sampler = VLLMSampler(max_model_len=512, kv_cache_gib=0.25)

@@ -1,4 +1,4 @@
-"""The three tiers of tests, by marker; pyproject.toml describes them.
+"""The tiers of tests, by marker; pyproject.toml describes them.
 
 A test without a marker belongs to the tier of its folder. For each tier, the summary reports the number of
 tests, their seconds, and the CPU seconds of the tests and the processes they started. Seconds are summed over
@@ -9,14 +9,16 @@ import os
 
 import pytest
 
-TIERS = ("unit", "integration", "slow")
+TIERS = ("unit", "integration", "slow", "nightly")
 FOLDERS = {"integration": "integration", "gpu": "integration"}
 """Tier by folder of tests/; all other tests are unit tests."""
 
 
 def tier_of(item):
-    """Returns the name of an item's tier."""
+    """Returns the name of an item's tier: that of the test itself, of its module or of its folder."""
     found = {mark.name for mark in item.iter_markers() if mark.name in TIERS}
+    if "nightly" in found:
+        return "nightly"
     if len(found) > 1:
         raise pytest.UsageError(f"{item.nodeid}: expected one tier, got {sorted(found)}")
     if found:

@@ -142,9 +142,9 @@ def test_another_temperature_is_told_from_rounding(run, monkeypatch, factor):
             refresh(run)
 
 
-def test_forty_sound_refreshes_pass(run):
+def test_sound_refreshes_pass(run):
     exact = run.stages.sampler.weights_dtype is torch.float32
-    for step in 8 * [0.0, 1e-6, 1e-5, 1e-4, 1e-3]:
+    for step in 2 * [0.0, 1e-6, 1e-5, 1e-4, 1e-3]:
         recorded = refresh(run, step)
         assert recorded["sampler/weights_proven"] == 1
         assert recorded["sampler/probe_error"] < (1e-4 if exact else 0.05)
