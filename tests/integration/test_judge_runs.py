@@ -1,7 +1,5 @@
 """Whole runs with an LLM judge over HTTP: faults, kills, budgets, keys. Only the endpoint is a fake."""
 
-import hashlib
-import json
 import signal
 import sqlite3
 import subprocess
@@ -9,7 +7,7 @@ import time
 
 import pytest
 
-from tests.support.fake_endpoint import FakeEndpoint
+from tests.support.fake_endpoint import FakeEndpoint, verdicts_by_hash
 from tests.support.runs import CONTINUES_ELSEWHERE, HERL, SMALL, curves, environment, herl_here, summary
 
 pytestmark = CONTINUES_ELSEWHERE
@@ -18,15 +16,6 @@ TWO_EPOCHS = (
     "trainer.max_epochs=2", "trainer.limit_train_batches=2", "trainer.val_check_interval=2",
     "data.prompts_per_batch=4", "rollout.attempts_per_prompt=4",
 )  # fmt: skip
-
-
-def by_hash(parts):
-    """Verdicts that depend only on criterion and answer, and differ enough to learn from."""
-    lines = dict(line.split(". ", 1) for line in parts["RUBRIC"].split("\n"))
-    return json.dumps({"verdicts": {
-        number: {"reason": "", "verdict": "met" if hashlib.md5((text + parts["ANSWER"]).encode()).digest()[0] % 2 else "not met"}
-        for number, text in lines.items()
-    }})  # fmt: skip
 
 
 def command(folder, endpoint, *overrides, cache=None):
@@ -68,7 +57,7 @@ def learned(folder):
 def clean(tmp_path_factory):
     """A run without faults."""
     folder = tmp_path_factory.mktemp("clean")
-    with FakeEndpoint(judge=by_hash, key=KEY) as endpoint:
+    with FakeEndpoint(judge=verdicts_by_hash, key=KEY) as endpoint:
         run(folder, endpoint)
     assert len(set(endpoint.bodies)) == len(endpoint.bodies)
     return folder
@@ -87,7 +76,7 @@ def test_the_curves_tell_what_judging_took_and_cost(clean):
 
 
 def test_a_run_with_30_percent_faults_learns_the_same_and_shows_its_key_nowhere(clean, tmp_path):
-    with FakeEndpoint(fault_share=0.3, judge=by_hash, key=KEY) as endpoint:
+    with FakeEndpoint(fault_share=0.3, judge=verdicts_by_hash, key=KEY) as endpoint:
         process = start(tmp_path, endpoint, "judge.chat.extra_body={user: '${oc.env:JUDGE_KEY}'}")
         said, _ = process.communicate(timeout=300)
     assert process.returncode == 0, said[-6000:]
@@ -107,7 +96,7 @@ def test_a_run_with_30_percent_faults_learns_the_same_and_shows_its_key_nowhere(
 
 
 def test_a_dead_judge_stops_the_run_with_an_error_and_a_checkpoint_that_goes_on(clean, tmp_path):
-    with FakeEndpoint(judge=by_hash, key=KEY) as endpoint:
+    with FakeEndpoint(judge=verdicts_by_hash, key=KEY) as endpoint:
         endpoint.fails_from = 60  # after the first validation and some batches
         done = run(tmp_path, endpoint, "module.judge_runner.window=16", "judge.limits.tries=2", code=2)
         assert "abstained on" in done.stderr
@@ -125,7 +114,7 @@ def test_a_dead_judge_stops_the_run_with_an_error_and_a_checkpoint_that_goes_on(
 
 
 def test_a_spent_budget_ends_the_run_cleanly_and_a_larger_one_goes_on(clean, tmp_path):
-    with FakeEndpoint(judge=by_hash, key=KEY) as endpoint:
+    with FakeEndpoint(judge=verdicts_by_hash, key=KEY) as endpoint:
         done = run(tmp_path, endpoint, "module.judge_runner.budget.calls=50")
         assert "the judge has used 40 of 50 calls" in done.stdout + done.stderr
         first = summary(tmp_path)
@@ -148,7 +137,7 @@ def test_a_spent_budget_ends_the_run_cleanly_and_a_larger_one_goes_on(clean, tmp
 @pytest.mark.parametrize("after", [30, pytest.param(75, marks=pytest.mark.nightly)])
 def test_a_run_killed_while_judging_pays_no_call_again(clean, tmp_path, after):
     cache = tmp_path / "replies.sqlite"
-    with FakeEndpoint(judge=by_hash, key=KEY, seconds=0.02) as endpoint:
+    with FakeEndpoint(judge=verdicts_by_hash, key=KEY, seconds=0.02) as endpoint:
         process = start(tmp_path / "first", endpoint, cache=cache)
         while len(endpoint.bodies) < after:
             assert process.poll() is None, process.communicate()[0][-3000:]
@@ -170,7 +159,7 @@ def test_a_run_killed_while_judging_pays_no_call_again(clean, tmp_path, after):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_cancels_what_is_under_way(tmp_path, number):
-    with FakeEndpoint(judge=by_hash, key=KEY, seconds=900.0) as endpoint:
+    with FakeEndpoint(judge=verdicts_by_hash, key=KEY, seconds=900.0) as endpoint:
         process = start(tmp_path, endpoint, "judge.chat.try_timeout_seconds=1000")
         while endpoint.open_now < 4:
             assert process.poll() is None, process.communicate()[0][-3000:]

@@ -4,6 +4,7 @@ It judges by the convention of `make_task`: a criterion "Says X." is met by an a
 """
 
 import asyncio
+import hashlib
 import json
 import random
 import re
@@ -160,6 +161,15 @@ def verdicts_by_word(parts):
         for number, text in lines
     }  # fmt: skip
     return json.dumps({"verdicts": verdicts})
+
+
+def verdicts_by_hash(parts):
+    """Verdicts that depend only on criterion and answer, and differ enough to learn from."""
+    lines = dict(line.split(". ", 1) for line in parts["RUBRIC"].split("\n"))
+    return json.dumps({"verdicts": {
+        number: {"reason": "", "verdict": "met" if hashlib.md5((text + parts["ANSWER"]).encode()).digest()[0] % 2 else "not met"}
+        for number, text in lines.items()
+    }})  # fmt: skip
 
 
 def _word(text):
