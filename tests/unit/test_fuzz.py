@@ -1,13 +1,13 @@
 import pytest
 
-from tests.support.fuzz import run
+from tests.support.fuzz import KINDS, run
 
 
 @pytest.mark.integration
-def test_random_input_ends_in_a_valid_object_or_in_a_clear_error():
-    ended = run(150)
-    assert all(sum(counts.values()) >= 150 for counts in ended.values())
-    assert all(counts["valid"] for counts in ended.values())
-    assert not any(counts["without a word"] for counts in ended.values())
-    assert ended["rows"]["DataError"]
-    assert ended["configurations"]["ConfigError"]
+@pytest.mark.parametrize("kind", KINDS)
+def test_random_input_ends_in_a_value_an_abstention_or_a_clear_error(kind):
+    counts = run(100, kinds=[kind])[kind].counts
+    assert sum(counts.values()) >= 100
+    assert counts["valid"] + counts["judged"]
+    assert not counts["without a word"]
+    assert sum(counts.values()) > counts["valid"] or kind == "replies"
