@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -21,7 +20,7 @@ from urllib.parse import quote, urlsplit
 import aiohttp
 import openai
 
-from herl.errors import ConfigError, JudgeError, check_above, check_at_least
+from herl.errors import ConfigError, JudgeError, check_above, check_at_least, variable
 from herl.judge.llm.bounded_http import BoundedClient, Redirected, retry_after
 from herl.judge.llm.chat import Chat, ChatReply, ChatRequest
 from herl.judge.llm.completion import read_completion
@@ -103,8 +102,6 @@ class Endpoint(Chat):
                 f"another URL for {address.hostname}. Put the key into an environment variable, and name "
                 "that variable in judge.chat.api_key_env"
             )
-        if api_key_env is not None and not os.environ.get(api_key_env):
-            raise ConfigError(f"judge.chat.api_key_env: the environment variable {api_key_env} is not set")
         check_at_least("judge.chat", 0, prompt_price=prompt_price, completion_price=completion_price)
         check_above("judge.chat", 0, try_timeout_seconds=try_timeout_seconds)
         self.base_url = base_url
@@ -113,7 +110,7 @@ class Endpoint(Chat):
         self._form = Form(token_limit_key)
         self._accepted = False  # whether a request in this form has had a reply
         self._warned_of_usage = False
-        self._key = os.environ[api_key_env].strip() if api_key_env else ""
+        self._key = variable("judge.chat.api_key_env", api_key_env)
         self._prices = prompt_price / MILLION, completion_price / MILLION
         self._timeout = try_timeout_seconds
         self._extra = dict(extra_body or {})
