@@ -60,14 +60,14 @@ def _check(key: str, value: str) -> None:
         check_variable_name(key, value)
     elif name in ADDRESSES and _has_password(value):
         raise ConfigError(
-            f"{key}: expected a URL without user and password, got another. Put the key into an environment "
-            "variable, and name that variable in api_key_env beside it"
+            f"{key}: expected a URL without user, password and query, got another. Put the key into an "
+            "environment variable, and name that variable in api_key_env beside it"
         )
 
 
 def _has_password(url: str) -> bool:
     try:
-        return "@" in urlsplit(url).netloc
+        return "@" in urlsplit(url).netloc or bool(urlsplit(url).query)
     except ValueError:
         return "@" in url
 

@@ -60,13 +60,12 @@ def test_a_variable_that_is_set_has_a_name(monkeypatch):
 @pytest.mark.parametrize(
     "typed",
     ["judge.chat.base_url=http://me:hush@node7/v1", "sampler.urls=[http://a:1,http://hush@b:2]",
-     "judge.chat.base_url='https://:hush@node7/v1'"],
+     "judge.chat.base_url='https://:hush@node7/v1'", "judge.chat.base_url=https://x/v1?key=hush"],
 )  # fmt: skip
 def test_addresses_with_a_password_are_refused_before_they_are_kept(typed, tmp_path):
-    assert "without user and password" in refused(lambda: check_typed([typed]))
-    key, _, value = typed.partition("=")
-    config = OmegaConf.from_dotlist([f"{key}={value}"])
-    assert "without user and password" in refused(lambda: check_composed(config))
+    assert "without user, password and query" in refused(lambda: check_typed([typed]))
+    config = OmegaConf.from_dotlist([typed])
+    assert "without user, password and query" in refused(lambda: check_composed(config))
 
 
 def test_a_password_in_a_servers_address_is_refused_by_the_sampler(tmp_path):
