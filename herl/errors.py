@@ -158,5 +158,5 @@ def check_variable_name(key: str, name: str) -> None:
     if not is_variable_name(name):
         raise ConfigError(
             f"{key}: expected the name of an environment variable, such as OPENAI_API_KEY, got something "
-            "that is none. If it is the key itself, put it into a variable, and give the variable's name"
+            "else. If it is the key itself, put it into a variable, and give the variable's name"
         )

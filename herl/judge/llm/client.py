@@ -81,8 +81,8 @@ class JudgeClient:
     Args:
         chat: The judging model.
         limits: Limits on the requests to it.
-        cache: Stores replies; None for no cache. It has a thread of its own, so that neither a slow disk nor
-            a lock holds up the event loop.
+        cache: Stores replies; None for no cache. It runs in a separate thread, so that neither a slow disk
+            nor a lock holds up the event loop.
         notice: Says when the run waits for the judge.
     """
 

@@ -6,7 +6,7 @@ unreliable on network file systems.
 
 The cache saves money, and nothing else depends on it. What it cannot read, because another process locks the
 file or a page is damaged, counts as not cached; what it cannot write is not kept. Each kind of trouble is
-told once. Nothing is written into a damaged file, and it is not moved: another run may use it, and SQLite
+reported once. Nothing is written into a damaged file, and it is not moved: another run may use it, and SQLite
 would then mix the journals of the old file and a new one.
 """
 
@@ -69,7 +69,7 @@ class ReplyCache:
         """Opens the file, creating it if needed. It is then used in the same thread, until `close`.
 
         Raises:
-            ConfigError: the file cannot be created, or is offline and no cache.
+            ConfigError: the file cannot be created, or it holds no cache, in offline mode.
         """
         self._prepared = self._hurried = self._damaged = False
         try:
@@ -103,7 +103,7 @@ class ReplyCache:
             self._file = None
 
     def get(self, key: str) -> str | None:
-        """Returns the reply to a request; None if there is none, or it cannot be read."""
+        """Returns the reply to a request, or None if the cache lacks it or cannot read it."""
         assert self._file is not None, "open the cache first"
         if self._damaged and not self._prepared:
             return None
@@ -139,11 +139,11 @@ class ReplyCache:
             file.execute(f"PRAGMA busy_timeout = {HURRIED_SECONDS * 1000:.0f}")
             self._hurried = True
         elif _code(error) in DAMAGED:
-            kind = "damaged: what cannot be read is requested again, and nothing is added. To start a new "
+            kind = "damaged: unreadable replies are requested again, and nothing is added. To start a new "
             kind += "one, move the file away while no run uses it"
             self._damaged = True
         else:
-            kind = "failing: what cannot be read is requested again, and what cannot be written is not kept"
+            kind = "failing: unreadable replies are requested again, and new ones may not be kept"
         if kind not in self._told:
             self._told.add(kind)
             logger.warning("the judge's reply cache %s (judge.cache.path) is %s (%s)", self.path, kind, error)
