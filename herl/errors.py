@@ -17,6 +17,8 @@ Each message names the expected and the actual value, and the key, file or line 
 from __future__ import annotations
 
 import difflib
+import os
+import re
 from collections.abc import Iterable
 from signal import Signals
 
@@ -115,3 +117,46 @@ def check_above(where: str, bound: float, **values: float | None) -> None:
     for name, value in values.items():
         if value is not None and not value > bound:
             raise ConfigError(f"{where}.{name}: expected a number above {bound:g}, got {value}")
+
+
+def is_variable_name(value: str) -> bool:
+    """Returns whether a value can be the name of an environment variable, and does not look like a key.
+
+    >>> is_variable_name("OPENAI_API_KEY"), is_variable_name("hf_AbCdEfGhIjKlMnOpQrStUvWx")
+    (True, False)
+    """
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
+        return False
+    parts = value.split("_")
+    random = any(
+        len(part) >= 20 or (len(part) >= 12 and re.search(r"\d", part) and re.search(r"[A-Za-z]", part))
+        for part in parts
+    )
+    return value in os.environ or not random
+
+
+def variable(key: str, name: str | None) -> str:
+    """Returns the value of the environment variable that a setting names; "" if it names none.
+
+    Raises:
+        ConfigError: it is not set, or what is given looks like a key itself and is not repeated.
+    """
+    if name is None:
+        return ""
+    check_variable_name(key, name)
+    if not (value := os.environ.get(name, "").strip()):
+        raise ConfigError(f"{key}: the environment variable {name} is not set")
+    return value
+
+
+def check_variable_name(key: str, name: str) -> None:
+    """Checks that a setting names an environment variable, and is not the key that belongs into one.
+
+    Raises:
+        ConfigError: does not repeat what was given.
+    """
+    if not is_variable_name(name):
+        raise ConfigError(
+            f"{key}: expected the name of an environment variable, such as OPENAI_API_KEY, got something "
+            "else. If it is the key itself, put it into a variable, and give the variable's name"
+        )

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from herl.errors import did_you_mean
+from herl.report.secret import redacted
 
 ADVICE = ("To append", "Key '", "    full_key", "    object_type", "Set the environment variable")
 """Starts of lines about Hydra's own syntax."""
@@ -39,9 +40,9 @@ def explain(verb: str, said: str, arguments: Sequence[str]) -> None:
     same |= {f"Could not find '{one.about}/" for one in found}
     if not any(words in said for words in same):
         lines = [line for line in said.splitlines() if line.strip() and not line.startswith(ADVICE)]
-        print("\n".join(lines), file=sys.stderr)
+        print(redacted("\n".join(lines)), file=sys.stderr)
     for one in found:
-        print(f"herl: error: {one.text}", file=sys.stderr)
+        print(f"herl: error: {redacted(one.text)}", file=sys.stderr)
 
 
 def _mistakes(verb: str, arguments: Sequence[str]) -> Iterator[Mistake]:

@@ -223,5 +223,7 @@ def _end_unless_read() -> None:
 
 def fail(message: str) -> NoReturn:
     """Prints an error and ends the process with code 2."""
-    print(f"herl: error: {visible(message)}", file=sys.stderr)
+    from herl.report.secret import redacted
+
+    print(f"herl: error: {visible(redacted(message))}", file=sys.stderr)
     raise SystemExit(2)

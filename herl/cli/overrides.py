@@ -9,6 +9,7 @@ import sys
 from herl.cli.prose import quoted
 from herl.config import conf_dir
 from herl.config.aliases import CommandLine, choices, translated
+from herl.config.keys_in_settings import check_typed
 from herl.distributed import is_first_process
 from herl.errors import ConfigError
 
@@ -53,6 +54,7 @@ def for_hydra(verb: str, arguments: list[str]) -> list[str]:
     if verb == "improve":
         overrides = [quoted(one) for one in overrides]
     past = _past(overrides)
+    check_typed([*past, *overrides])
     options = [*_options_of_run(options, overrides), *options]
     names = {one.partition("=")[0] for one in options}
     chosen = choices([*past, *overrides])

@@ -26,6 +26,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from herl.cli.run_name import swept
+from herl.config.keys_in_settings import check_composed
 from herl.distributed import is_first_process
 from herl.errors import ConfigError
 
@@ -51,6 +52,12 @@ class ClaimFolder(Callback):
 def _claim(config: DictConfig, key: str) -> None:
     if not is_first_process():
         return
+    try:
+        check_composed(config)  # before the folder, which repeats settings in its name and in its files
+    except ConfigError as error:
+        from herl.cli.main import fail  # Hydra turns an Exception of a callback into a warning
+
+        fail(str(error))
     HydraConfig.instance().set_config(config)  # the folder's name may refer to Hydra's own settings
     folder = Path(str(OmegaConf.select(config, key)))
     given = OmegaConf.to_container(config.hydra.overrides.hydra)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -40,7 +41,9 @@ def check(config: DictConfig) -> None:
         key = getattr(error, "full_key", None) or "configuration"
         raise ConfigError(f"{key}: expected a value, got none ({str(error).splitlines()[0]})") from error
     assert isinstance(plain, dict)
-    problems = [problem for key, value in plain.items() for problem in _node_problems(str(key), value)]
+    problems = [
+        problem for key, value in plain.items() for problem in _node_problems(str(key), value, config)
+    ]
     # A node that interpolates another repeats its mistakes: each is reported once.
     if found := list(dict.fromkeys(p for p in problems if p.partition(".")[2] not in problems)):
         raise ConfigError(mistakes(found))
@@ -60,21 +63,22 @@ def known_keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
             yield from known_keys(config[name], f"{prefix}{name}.")
 
 
-def _node_problems(key: str, value: Any) -> Iterator[str]:
+def _node_problems(key: str, value: Any, config: DictConfig) -> Iterator[str]:
     if isinstance(value, Mapping):
         if "_target_" in value:
-            yield from _target_problems(key, value)
+            yield from _target_problems(key, value, config)
         for name, child in value.items():
-            yield from _node_problems(f"{key}.{name}", child)
+            yield from _node_problems(f"{key}.{name}", child, config)
     elif isinstance(value, list):
         for place, child in enumerate(value):
-            yield from _node_problems(f"{key}.{place}", child)
+            yield from _node_problems(f"{key}.{place}", child, config)
 
 
-def _target_problems(key: str, node: Mapping[str, Any]) -> Iterator[str]:
+def _target_problems(key: str, node: Mapping[str, Any], config: DictConfig) -> Iterator[str]:
     for name, kind in HYDRA_KEYS.items():
         if name in node and not isinstance(node[name], kind):
-            yield f"{key}.{name}: expected {described(kind)}, got {node[name]!r}"
+            shown = written(config, f"{key}.{name}", node[name])
+            yield f"{key}.{name}: expected {described(kind)}, got {shown!r}"
     try:
         target = configured(f"{key}._target_", node["_target_"])
     except ConfigError as error:
@@ -97,17 +101,36 @@ def _target_problems(key: str, node: Mapping[str, Any]) -> Iterator[str]:
     hints = _hints(target)
     for name in (name for name in given if name in hints):
         try:
-            check_value(f"{key}.{name}", given[name], hints[name])
+            shown = written(config, f"{key}.{name}", given[name])
+            check_value(f"{key}.{name}", given[name], hints[name], shown)
         except ConfigError as error:
             yield str(error)
 
 
-def check_value(key: str, value: Any, hint: Any) -> None:
+def written(config: DictConfig, key: str, value: Any) -> Any:
+    """Returns a value as the configuration has it, for messages: an interpolation may stand for a secret."""
+    parent, _, name = key.rpartition(".")
+    with suppress(OmegaConfBaseException, LookupError, ValueError):
+        node = OmegaConf.select(config, parent) if parent else config
+        plain: Any = OmegaConf.to_container(node, resolve=False)
+        found = plain[int(name)] if isinstance(plain, list) else plain[name]
+        return found if "${" in str(found) else value
+    return value
+
+
+def check_value(key: str, value: Any, hint: Any, shown: Any = None) -> None:
     """Checks a value of a configuration by a type.
+
+    Args:
+        key: Its key.
+        value: The value.
+        hint: The type.
+        shown: What messages show instead of the value; None for the value itself.
 
     Raises:
         ConfigError: names the key, what the type expects and the value.
     """
+    shown = value if shown is None else shown
     if isinstance(value, Mapping) and "_target_" in value:
         made = configured(f"{key}._target_", value["_target_"])
         wanted = tuple(h for h in (hint, *typing.get_args(hint)) if inspect.isclass(h)) or (object,)
@@ -122,15 +145,15 @@ def check_value(key: str, value: Any, hint: Any) -> None:
     except (PydanticSchemaGenerationError, PydanticUserError):
         adapter = TypeAdapter(hint)  # a dataclass or model, which brings its own pydantic config
     except SchemaError as error:  # a protocol, which no plain YAML value can satisfy
-        raise ConfigError(f"{key}: expected {described(hint)}, got {value!r}") from error
+        raise ConfigError(f"{key}: expected {described(hint)}, got {shown!r}") from error
     try:
         made = adapter.validate_python(value)
     except PydanticValidationError as error:
-        raise ConfigError(f"{key}: expected {described(hint)}, got {value!r}{_detail(error)}") from error
+        raise ConfigError(f"{key}: expected {described(hint)}, got {shown!r}{_detail(error)}") from error
     if isinstance(value, Mapping) and not isinstance(made, Mapping):  # a record that would stay a mapping
-        raise ConfigError(f"{key}: expected {described(hint)} with its _target_, got {value!r}")
+        raise ConfigError(f"{key}: expected {described(hint)} with its _target_, got {shown!r}")
     if isinstance(value, str) and isinstance(made, bool | int | float):
-        raise ConfigError(f"{key}: expected {described(hint)}, got the text {value!r}")
+        raise ConfigError(f"{key}: expected {described(hint)}, got the text {shown!r}")
 
 
 def _hints(target: Any) -> dict[str, Any]:

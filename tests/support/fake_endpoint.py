@@ -4,6 +4,7 @@ It judges by the convention of `make_task`: a criterion "Says X." is met by an a
 """
 
 import asyncio
+import gzip
 import hashlib
 import json
 import random
@@ -11,7 +12,13 @@ import re
 import threading
 from collections import Counter
 
+MIB = 2**20
 FAULTS = ("server", "rate_limit", "hang", "cut", "malformed", "wrong_count")
+HOSTILE = {
+    "drip": "timeout", "endless": "malformed", "bomb": "malformed", "odd_packing": "malformed",
+    "nested_json": "malformed", "nested": "malformed", "long": "malformed",
+}  # fmt: skip
+"""Faults of an endpoint that means harm, and the causes they count by."""
 
 
 class FakeEndpoint:
@@ -26,11 +33,12 @@ class FakeEndpoint:
         retry_after: Seconds reported with HTTP 429.
         refuse: Request -> None, or the status and the body of an error: text, or an object sent as JSON.
         shape: Completion -> the completion to send.
+        location: Where the fault "redirect" leads.
     """
 
     def __init__(
         self, fault_share=0.0, seconds=0.0, refuses_schema=False, judge=None, key=None, retry_after=0.05, seed=0,
-        faults=FAULTS, refuse=lambda body: None, shape=lambda reply: reply,
+        faults=FAULTS, refuse=lambda body: None, shape=lambda reply: reply, location="",
     ):  # fmt: skip
         self.fault_share = fault_share
         self.seconds = seconds
@@ -41,6 +49,7 @@ class FakeEndpoint:
         self.faults = faults
         self.refuse = refuse
         self.shape = shape
+        self.location = location
         self.sent = []
         """All requests, in order."""
         self.served = Counter()
@@ -113,6 +122,20 @@ class FakeEndpoint:
             writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 900\r\n\r\n{")
             await writer.drain()
             return False
+        if fault == "drip":
+            return await self._stream(writer, b" ", seconds=0.02)
+        if fault == "endless":
+            return await self._stream(writer, b"x" * 65536)
+        if fault == "bomb":
+            return await self._send(
+                writer, 200, gzip.compress(bytes(64 * MIB), 1), "content-encoding: gzip\r\n"
+            )
+        if fault == "odd_packing":
+            return await self._send(writer, 200, "x", "content-encoding: br\r\n")
+        if fault == "nested_json":
+            return await self._send(writer, 200, '{"a":' * 400_000)
+        if fault == "redirect":
+            return await self._send(writer, 307, "", f"location: {self.location}\r\n")
         if fault == "server":
             return await self._send(writer, 500, {"error": {"message": f"broken, had got {_key(head)}"}})
         if fault == "rate_limit":
@@ -120,6 +143,10 @@ class FakeEndpoint:
             return await self._send(writer, 429, error, f"retry-after: {self.retry_after}\r\n")
         await asyncio.sleep(self.seconds)
         text = self.judge(material(body["messages"][-1]["content"]))
+        if fault == "nested":
+            text = '{"a":' * 90_000 + text
+        if fault == "long":
+            text = '{"a":' * 400_000 + text
         if fault == "malformed":
             text = "I think that " + text[: len(text) // 2]
         if fault == "wrong_count":
@@ -135,8 +162,23 @@ class FakeEndpoint:
             self.bodies.append(json.dumps(body, sort_keys=True))
         return going_on
 
+    async def _stream(self, writer, part, seconds=0.0):
+        """Sends the same part without an end."""
+        head = "HTTP/1.1 200 X\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
+        writer.write(head.encode())
+        while True:
+            writer.write(f"{len(part):x}\r\n".encode() + part + b"\r\n")
+            await writer.drain()
+            await asyncio.sleep(seconds)
+
     async def _send(self, writer, status, body, headers=""):
-        data = body.encode() if isinstance(body, str) else json.dumps(body).encode()
+        data = (
+            body
+            if isinstance(body, bytes)
+            else body.encode()
+            if isinstance(body, str)
+            else json.dumps(body).encode()
+        )
         head = f"HTTP/1.1 {status} X\r\ncontent-type: application/json\r\n{headers}"
         writer.write(f"{head}content-length: {len(data)}\r\n\r\n".encode() + data)
         await writer.drain()

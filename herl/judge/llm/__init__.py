@@ -5,6 +5,8 @@ prompt.py        task and answer -> questions, worded by the .txt files in this 
 client.py        sends requests: limits, retries, budget
 reply_cache.py   replies on disk
 chat.py          the interface to a model; endpoint.py, server.py and local.py implement it
+bounded_http.py  the endpoint's HTTP client: limits the size of replies, follows no redirect
+wait_notice.py   says on the screen that the run waits for its judge
 refusal.py       an endpoint's error: refuses a field, this answer, or every request
 completion.py    an endpoint's completion -> its text and tokens
 parse.py         replies -> verdicts

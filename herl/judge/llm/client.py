@@ -11,9 +11,10 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from aiolimiter import AsyncLimiter
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt
@@ -24,9 +25,11 @@ from herl.errors import JudgeError, check_above, check_at_least
 from herl.judge.budget import Budget
 from herl.judge.llm.chat import Chat, ChatReply, ChatRequest
 from herl.judge.llm.reply_cache import ReplyCache
+from herl.judge.llm.wait_notice import WaitNotice
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+R = TypeVar("R")
 CHARACTERS_PER_TOKEN = 4
 """Rough estimate for the tokens-per-minute limit, which applies before the endpoint has counted tokens."""
 MAX_LISTED = 100
@@ -44,7 +47,10 @@ class Limits:
         tries: Times a request is sent before it abstains.
         backoff_seconds: Longest wait before the second try; doubles with each further try, with jitter. An
             endpoint's Retry-After is honored by all requests.
-        total_timeout_seconds: Time limit for a request and all its tries, counted from the first send.
+        max_wait_seconds: Longest wait that an endpoint can ask for at a time; more is shortened to this.
+        total_timeout_seconds: Time limit for a request, with all its tries and pauses, counted from when it
+            first may be sent. Before, it waits for the rates and for those ahead of it: with n of them, no
+            longer than n / concurrency of these times.
     """
 
     concurrency: int = 32
@@ -52,11 +58,14 @@ class Limits:
     tokens_per_minute: float | None = None
     tries: int = 6
     backoff_seconds: float = 1.0
+    max_wait_seconds: float = 120.0
     total_timeout_seconds: float = 600.0
 
     def __post_init__(self) -> None:
         check_at_least("judge.limits", 1, concurrency=self.concurrency, tries=self.tries)
-        check_at_least("judge.limits", 0, backoff_seconds=self.backoff_seconds)
+        check_at_least(
+            "judge.limits", 0, backoff_seconds=self.backoff_seconds, max_wait_seconds=self.max_wait_seconds
+        )
         check_above(
             "judge.limits",
             0,
@@ -72,14 +81,20 @@ class JudgeClient:
     Args:
         chat: The judging model.
         limits: Limits on the requests to it.
-        cache: Stores replies; None for no cache.
+        cache: Stores replies; None for no cache. It runs in a separate thread, so that neither a slow disk
+            nor a lock holds up the event loop.
+        notice: Says when the run waits for the judge.
     """
 
-    def __init__(self, chat: Chat, limits: Limits, cache: ReplyCache | None) -> None:
+    def __init__(
+        self, chat: Chat, limits: Limits, cache: ReplyCache | None, notice: WaitNotice | None = None
+    ) -> None:
         self.chat = chat
         self.limits = limits
         self.cache = cache
+        self._notice = notice or WaitNotice()
         self._missing = 0
+        self._shortened = False
 
     async def start(self, budget: Budget) -> None:
         """Opens the cache and the connections, on the event loop that will use them."""
@@ -88,21 +103,31 @@ class JudgeClient:
         self._requests = _limiter(self.limits.requests_per_minute)
         self._tokens = _limiter(self.limits.tokens_per_minute)
         self._resume_at = 0.0
+        self._asked_to_wait: JudgeError | None = None
         self._under_way: dict[str, asyncio.Task[str]] = {}
         if self.cache is not None:
-            self.cache.open()
+            self._disk = ThreadPoolExecutor(1, thread_name_prefix="judge-cache")
+            await self._on_disk(self.cache.open)
         if not self.offline:
             await self.chat.start()
+        self._watch = asyncio.create_task(self._notice.watch())
 
     async def stop(self) -> None:
         """Closes the cache and the connections."""
-        for task in self._under_way.values():
+        tasks = [self._watch, *self._under_way.values()]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._under_way.values(), return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         if not self.offline:
             await self.chat.stop()
         if self.cache is not None:
-            self.cache.close()
+            await self._on_disk(self.cache.close)
+            self._disk.shutdown()
+
+    async def _on_disk(self, work: Callable[..., R], *arguments: Any) -> R:
+        """Runs work on the cache in its thread. What has begun ends, even if the caller is canceled."""
+        loop = asyncio.get_running_loop()
+        return await asyncio.shield(loop.run_in_executor(self._disk, work, *arguments))
 
     @property
     def offline(self) -> bool:
@@ -124,7 +149,7 @@ class JudgeClient:
             ConfigError: no request can succeed.
         """
         key = self.key(request)
-        kept = self.cache.get(key) if self.cache is not None else None
+        kept = await self._on_disk(self.cache.get, key) if self.cache is not None else None
         if kept is not None:
             with suppress(JudgeError):  # cached by a version that accepted it: request it again
                 found = read(kept)
@@ -160,11 +185,12 @@ class JudgeClient:
     async def _fetch(
         self, key: str, request: ChatRequest, read: Callable[[str], T], usage: Counter[str]
     ) -> str:
-        last = JudgeError("no try was made", "timeout")
+        last: JudgeError | None = None
         backoff = wait_random_exponential(multiplier=self.limits.backoff_seconds, max=60)
 
         def wait(state: RetryCallState) -> float:
-            return max(last.retry_after, backoff(state))
+            asked = last.retry_after if last is not None else 0.0
+            return max(min(asked, self.limits.max_wait_seconds), backoff(state))
 
         tries = AsyncRetrying(
             stop=stop_after_attempt(self.limits.tries),
@@ -172,8 +198,9 @@ class JudgeClient:
             retry=retry_if_exception(lambda error: isinstance(error, JudgeError) and error.retry),
             reraise=True,
         )
+        self._notice.began()
         try:
-            async with asyncio.timeout(None) as deadline:  # the first send sets it
+            async with asyncio.timeout(None) as deadline:  # `_try` sets it
                 async for attempt in tries:
                     with attempt:
                         try:
@@ -181,15 +208,20 @@ class JudgeClient:
                             read(reply.text)
                         except JudgeError as error:
                             last = error
+                            self._notice.failed(error, min(error.retry_after, self.limits.max_wait_seconds))
                             usage[f"fault_{error.cause}"] += 1
                             raise
         except TimeoutError as error:
+            last = last or self._asked_to_wait or JudgeError("no try was made", "timeout")
             raise JudgeError(
                 f"no usable reply within {self.limits.total_timeout_seconds:g} s; last error: {last}",
                 last.cause,
             ) from error
+        finally:
+            self._notice.ended()
+        self._notice.replied()
         if self.cache is not None:
-            self.cache.put(key, reply.text)
+            await self._on_disk(self.cache.put, key, reply.text)
         return reply.text
 
     async def _try(self, request: ChatRequest, usage: Counter[str], deadline: asyncio.Timeout) -> ChatReply:
@@ -202,17 +234,16 @@ class JudgeClient:
             guess = length / CHARACTERS_PER_TOKEN + request.max_tokens / 2
             await self._tokens.acquire(min(guess, self._tokens.max_rate))
         async with self._slots:
-            while (pause := self._resume_at - loop.time()) > 0:  # the endpoint sent a Retry-After
-                await asyncio.sleep(pause)
             if deadline.when() is None:
                 deadline.reschedule(loop.time() + self.limits.total_timeout_seconds)
+            while (pause := self._resume_at - loop.time()) > 0:  # the endpoint sent a Retry-After
+                await asyncio.sleep(pause)
             self._budget.reserve_call()
             usage["calls"] += 1
             try:
                 reply = await self.chat.complete(request)
             except JudgeError as error:
-                if error.retry_after:
-                    self._resume_at = max(self._resume_at, loop.time() + error.retry_after)
+                self._pause_all(error)
                 raise
         tokens = reply.prompt_tokens + reply.completion_tokens
         self._budget.add(tokens, reply.cost)
@@ -226,6 +257,22 @@ class JudgeClient:
                 retry=True,
             )
         return reply
+
+    def _pause_all(self, error: JudgeError) -> None:
+        """Makes all requests wait as long as an endpoint asks for, within the limit."""
+        pause, longest = error.retry_after, self.limits.max_wait_seconds
+        if not pause:
+            return
+        self._asked_to_wait = error
+        self._resume_at = max(self._resume_at, asyncio.get_running_loop().time() + min(pause, longest))
+        if pause > longest and not self._shortened:
+            self._shortened = True
+            logger.warning(
+                "the judge's endpoint asks for a pause of %.0f s; herl tries again after %g s "
+                "(judge.limits.max_wait_seconds)",
+                pause,
+                longest,
+            )
 
 
 def _limiter(per_minute: float | None) -> AsyncLimiter | None:

@@ -12,19 +12,16 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import math
-import os
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from email.utils import parsedate_to_datetime
 from typing import Any, Literal
 from urllib.parse import quote, urlsplit
 
 import aiohttp
 import openai
 
-from herl.errors import ConfigError, JudgeError, check_above, check_at_least
+from herl.errors import ConfigError, JudgeError, check_above, check_at_least, variable
+from herl.judge.llm.bounded_http import BoundedClient, Redirected, retry_after
 from herl.judge.llm.chat import Chat, ChatReply, ChatRequest
 from herl.judge.llm.completion import read_completion
 from herl.judge.llm.refusal import ESSENTIAL, REFUSED, TOKEN_LIMITS, Refusal
@@ -73,7 +70,7 @@ class Endpoint(Chat):
             `none`; `auto` sends the schema unless the endpoint refuses it.
         prompt_price: Money per million tokens read.
         completion_price: Money per million tokens written.
-        try_timeout_seconds: Time limit for one try.
+        try_timeout_seconds: Time limit for one try, from connecting to the last byte of the reply.
         token_limit_key: The endpoint's name for the limit on reply length. The other name is used if the
             endpoint refuses this one.
         extra_body: Extra fields for every request, such as {reasoning_effort: low}.
@@ -105,8 +102,6 @@ class Endpoint(Chat):
                 f"another URL for {address.hostname}. Put the key into an environment variable, and name "
                 "that variable in judge.chat.api_key_env"
             )
-        if api_key_env is not None and not os.environ.get(api_key_env):
-            raise ConfigError(f"judge.chat.api_key_env: the environment variable {api_key_env} is not set")
         check_at_least("judge.chat", 0, prompt_price=prompt_price, completion_price=completion_price)
         check_above("judge.chat", 0, try_timeout_seconds=try_timeout_seconds)
         self.base_url = base_url
@@ -115,7 +110,7 @@ class Endpoint(Chat):
         self._form = Form(token_limit_key)
         self._accepted = False  # whether a request in this form has had a reply
         self._warned_of_usage = False
-        self._key = os.environ[api_key_env].strip() if api_key_env else ""
+        self._key = variable("judge.chat.api_key_env", api_key_env)
         self._prices = prompt_price / MILLION, completion_price / MILLION
         self._timeout = try_timeout_seconds
         self._extra = dict(extra_body or {})
@@ -137,7 +132,7 @@ class Endpoint(Chat):
             base_url=self.base_url,
             max_retries=0,
             timeout=self._timeout,
-            http_client=openai.DefaultAioHttpClient(timeout=self._timeout),
+            http_client=BoundedClient(self._timeout),
         )
 
     async def stop(self) -> None:
@@ -272,9 +267,14 @@ class Endpoint(Chat):
         assert self._client is not None, "start the endpoint first"
         try:
             # post() instead of chat.completions.create(): plain dicts take half the CPU time per call
-            reply = await self._client.post(
-                "/chat/completions", cast_to=object, body=self._body(request, form)
-            )
+            async with asyncio.timeout(self._timeout):  # of the whole try: the client's own is for each read
+                reply = await self._client.post(
+                    "/chat/completions", cast_to=object, body=self._body(request, form)
+                )
+        except TimeoutError as error:
+            raise JudgeError(f"no reply within {self._timeout:g} s", "timeout", retry=True) from error
+        except Redirected as redirect:
+            raise self._redirected(redirect.address) from None
         except openai.APIConnectionError as error:
             if _is_timeout(error):
                 raise JudgeError(f"no reply within {self._timeout:g} s", "timeout", retry=True) from error
@@ -286,7 +286,7 @@ class Endpoint(Chat):
         except openai.APIStatusError as error:  # from None: the chained error would show the key
             refusal = Refusal.of(error.status_code, _text(error))
             raise self._status_error(refusal, error.response.headers) from None
-        except (openai.APIResponseValidationError, ValueError) as error:
+        except (openai.APIResponseValidationError, ValueError, RecursionError) as error:
             detail = self._clean(str(error))
             raise JudgeError(
                 f"the endpoint did not reply in JSON: {detail}", "malformed", retry=True
@@ -294,6 +294,13 @@ class Endpoint(Chat):
         if isinstance(reply, Mapping) and reply.get("error") and not reply.get("choices"):
             raise self._status_error(Refusal.of(_code(reply["error"]), reply), {})
         return reply
+
+    def _redirected(self, address: str) -> JudgeError | ConfigError:
+        """What a redirect means: prompts go to no host but the one that was configured."""
+        said = f"the judge's endpoint {self.base_url} redirects to {address}, which is not followed"
+        if self._accepted:
+            return JudgeError(said, "connection", retry=True)
+        return ConfigError(f"judge.chat.base_url: {said}. If you trust that host, name it in base_url")
 
     def _status_error(
         self, refusal: Refusal, headers: Mapping[str, str]
@@ -305,13 +312,16 @@ class Endpoint(Chat):
             cause = "server"
         else:
             return Refused(refusal)
-        return JudgeError(self._quoted(refusal), cause, retry=True, retry_after=_retry_after(headers))
+        return JudgeError(self._quoted(refusal), cause, retry=True, retry_after=retry_after(headers))
 
     def _reply(self, reply: Any) -> ChatReply:
         try:
             read = read_completion(reply)
-        except (LookupError, TypeError, ValueError, AttributeError):
-            got = self._clean(str(reply))
+        except (LookupError, TypeError, ValueError, AttributeError, RecursionError):
+            try:
+                got = self._clean(str(reply))
+            except RecursionError:
+                got = "JSON that is nested too deeply"
             raise JudgeError(f"expected a chat completion, got {got}", "malformed", retry=True) from None
         if not (read.prompt_tokens or read.completion_tokens) and not self._warned_of_usage:
             self._warned_of_usage = True
@@ -377,16 +387,3 @@ def _is_timeout(error: openai.APIConnectionError) -> bool:
     lost = any(isinstance(cause, aiohttp.ClientConnectionError | OSError) for cause in causes)
     late = any(isinstance(cause, TimeoutError) for cause in causes)
     return isinstance(error, openai.APITimeoutError) and (late or not lost)
-
-
-def _retry_after(headers: Mapping[str, str]) -> float:
-    """The wait in seconds from the Retry-After header, which holds seconds or a date; 0 without a header."""
-    value = headers.get("retry-after", "")
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            seconds = parsedate_to_datetime(value).timestamp() - time.time()
-        except ValueError:
-            return 0.0
-    return max(0.0, seconds) if math.isfinite(seconds) else 0.0

@@ -26,10 +26,12 @@ from herl.errors import JudgeError
 from herl.judge.llm.scale import Scale
 from herl.prompt_text import valid
 
+MAX_CHARACTERS = 500_000
+"""Longest reply that is read, about 100 000 tokens. Even a hostile one then takes less than a second."""
 MAX_STARTS = 1000
 """Places in a reply at which an object is looked for."""
 _THINKING_TAGS = ("think", "thinking", "reasoning")
-_FENCED = re.compile(r"```[\w-]*\s(.*?)\s*```", re.DOTALL)
+_FENCED = re.compile(r"```[\w-]*\s(.*)```", re.DOTALL)
 _START = re.compile(r'\{(?=\s*["}])')  # unlike the braces of LaTeX
 _STRING = r'"(?:[^"\\]|\\.)*(?:"|\\?\Z)'  # one that never ends is read to the end once, not from each quote
 _ESCAPE = re.compile(r'\\(?:u[0-9a-fA-F]{4}|["\\/bfnrt])|\\')
@@ -99,6 +101,8 @@ def first_object(text: str) -> str | None:
 
 def _judgement(reply: str, key: str, code: str) -> dict[str, Any]:
     """Returns the JSON object that is the whole reply, or the one at its end that has the code."""
+    if len(reply) > MAX_CHARACTERS:
+        raise _malformed(f"expected at most {MAX_CHARACTERS} characters", reply)
     reply = reply.strip("\ufeff \t\r\n")
     rest = _after_thinking(reply)
     found = _whole(reply)  # all of it first: a reason may hold a tag of thinking
@@ -189,9 +193,13 @@ def _objects(text: str) -> Iterator[tuple[dict[str, Any], int]]:
     end = 0
     for start in islice(_START.finditer(text), MAX_STARTS):
         if start.start() >= end:
-            with suppress(json.JSONDecodeError, RecursionError, JudgeError):
+            try:
                 found, end = _DECODER.raw_decode(text, start.start())
-                yield found, end
+            except RecursionError:  # no judgement is nested so deeply; each further start would take as long
+                return
+            except (json.JSONDecodeError, JudgeError):
+                continue
+            yield found, end
 
 
 def _entries(verdicts: Any) -> dict[int, Any]:

@@ -15,6 +15,8 @@ from typing import Any
 
 REFUSED = (400, 404, 405, 415, 422, 501)
 """Statuses by which endpoints refuse a field of a request."""
+MAX_WORDS = 5000
+"""Characters of an error that are read: the patterns below take time that grows faster than the text."""
 ESSENTIAL = ("model", "messages")
 TOKEN_LIMITS = ("max_tokens", "max_completion_tokens")
 _PLACES = ("param", "loc", "field", "path", "pointer", "parameter", "property")
@@ -85,8 +87,8 @@ class Refusal:
         places = [place for node in found for place in _places(node)]
         return cls(
             status=status,
-            words=" ".join(_words(body).split()),
-            code=" ".join(codes),
+            words=" ".join(_words(body)[:MAX_WORDS].split()),
+            code=" ".join(codes)[:MAX_WORDS],
             places=tuple(dict.fromkeys(places)),
         )
 
@@ -185,7 +187,7 @@ def _plain(text: str) -> str:
     """A text without HTML."""
     if not re.match(r"\s*<(?:!doctype|html|head|body|h\d|title|p|center)\b", text, re.IGNORECASE):
         return text.strip()
-    text = re.sub(r"(?is)<(script|style)\b.*?(?:</\1>|$)|<!--.*?-->", " ", text[:20_000])
+    text = re.sub(r"(?is)<(script|style)\b.*?(?:</\1>|$)|<!--.*?-->", " ", text[:MAX_WORDS])
     return html.unescape(re.sub(r"<[^>]*>", " ", text)).strip()
 
 

@@ -133,3 +133,15 @@ def test_of_a_sweep_only_the_run_in_which_nothing_ran_is_removed(tmp_path):
     release(failed=True)
     assert (done / "summary.json").exists()
     assert not failed.exists()
+
+
+def test_a_key_in_the_configuration_is_refused_before_there_is_a_folder(tmp_path, capsys):
+    for given in ((), (f"hydra.run.dir={tmp_path / 'mine'}",)):
+        made = config(tmp_path, *given)
+        made.judge = {"chat": {"api_key_env": "sk-hush1234"}}
+        for start in (ClaimFolder().on_run_start, ClaimFolder().on_multirun_start):
+            with pytest.raises(SystemExit):
+                start(made)
+    assert "judge.chat.api_key_env: expected the name" in (said := capsys.readouterr().err)
+    assert "hush" not in said
+    assert not list(tmp_path.iterdir())

@@ -11,8 +11,9 @@ import pytest
 
 from herl import AbstentionLimit, BudgetSpent, ConfigError
 from herl.judge import Budget, JudgeRunner
+from herl.judge.llm.bounded_http import retry_after
 from herl.judge.llm.client import Limits
-from herl.judge.llm.endpoint import Endpoint, _retry_after
+from herl.judge.llm.endpoint import Endpoint
 from herl.judge.llm.judge import LLMJudge
 from herl.judge.llm.reply_cache import ReplyCache
 from herl.testing import make_rollout, make_task
@@ -190,10 +191,10 @@ def test_retry_after_is_honoured_by_all():
 
 
 def test_retry_after_may_be_seconds_or_a_date():
-    assert _retry_after({"retry-after": "1.5"}) == 1.5
-    assert 50 < _retry_after({"retry-after": formatdate(time.time() + 60, usegmt=True)}) < 61
-    assert _retry_after({"retry-after": formatdate(0, usegmt=True)}) == 0
-    assert [_retry_after({"retry-after": odd}) for odd in ("soon", "inf", "-3", "")] == [0, 0, 0, 0]
+    assert retry_after({"retry-after": "1.5"}) == 1.5
+    assert 50 < retry_after({"retry-after": formatdate(time.time() + 60, usegmt=True)}) < 61
+    assert retry_after({"retry-after": formatdate(0, usegmt=True)}) == 0
+    assert [retry_after({"retry-after": odd}) for odd in ("soon", "inf", "-3", "")] == [0, 0, 0, 0]
 
 
 def test_the_total_time_of_a_request_is_limited_and_the_cause_is_the_last_fault():
