@@ -27,7 +27,7 @@ from herl.config.early import without_warnings
 from herl.distributed import is_first_process
 from herl.errors import ConfigError, HerlError
 from herl.judge.check_rows import check_rows
-from herl.models.export import check_checkpoint_file
+from herl.models.checkpoint_file import check_checkpoint_file
 from herl.models.fsdp import FSDPStrategy, check_trainer
 from herl.models.precision import default_precision, use_tf32
 from herl.module import HerlModule
