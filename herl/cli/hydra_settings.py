@@ -39,7 +39,9 @@ def checked_settings() -> Iterator[None]:
 
     compose = ConfigLoaderImpl.load_configuration
 
-    def load_configuration(self: Any, config_name: str | None, overrides: list[str], *rest: Any, **more: Any) -> Any:
+    def load_configuration(
+        self: Any, config_name: str | None, overrides: list[str], *rest: Any, **more: Any
+    ) -> Any:
         config = compose(self, config_name, overrides, *rest, **more)
         try:
             check_hydra(config, overrides)

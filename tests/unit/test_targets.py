@@ -74,7 +74,9 @@ def test_only_what_a_component_is_may_be_named_however_it_is_reached(path):
         configured("x._target_", path)
 
 
-@pytest.mark.parametrize("name", ["system", "loads", "Popen", "check_output", "partial", "shell", "subprocess"])
+@pytest.mark.parametrize(
+    "name", ["system", "loads", "Popen", "check_output", "partial", "shell", "subprocess"]
+)
 def test_an_allowed_module_does_not_lend_what_it_imports(user, name):
     with pytest.raises(ConfigError, match=rf"x._target_: .*'{user}.{name}'"):
         configured("x._target_", f"{user}.{name}")

@@ -111,7 +111,9 @@ def test_values_beside_the_tensors_cannot_run_code(tmp_path):
 def test_the_strategy_runs_no_code_of_a_checkpoint(tmp_path, monkeypatch):
     torch.save(Evil(tmp_path / "marker"), tmp_path / "meta.pt")
     monkeypatch.setattr(
-        ModelParallelStrategy, "load_checkpoint", lambda self, path, weights_only: torch.load(path, weights_only=False)
+        ModelParallelStrategy,
+        "load_checkpoint",
+        lambda self, path, weights_only: torch.load(path, weights_only=False),
     )
     with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
         FSDPStrategy().load_checkpoint(tmp_path / "meta.pt")
@@ -148,7 +150,9 @@ def test_a_shard_that_is_damaged_or_missing_is_named(tmp_path):
     data = bytearray(shard.read_bytes())
     data[data.find(trained().weight.detach().numpy().tobytes()) + 9] ^= 4
     shard.write_bytes(data)
-    with pytest.raises(ConfigError, match=r"'.*__0_0.distcp' is damaged.*from byte .*its folder has no other"):
+    with pytest.raises(
+        ConfigError, match=r"'.*__0_0.distcp' is damaged.*from byte .*its folder has no other"
+    ):
         check_checkpoint_file("resume", folder)
     shard.unlink()
     with pytest.raises(ConfigError, match=r"'.*__0_0.distcp' is damaged.*FileNotFound"):
