@@ -1,8 +1,8 @@
 """Dotted paths in a configuration or in data -> Python objects.
 
-Anyone may write a configuration, so a path alone is not believed: what is checked is the object that was found
-there. It must be defined, and not only imported, in a module of herl's components, be one of a few kinds of
-classes of lightning and torch.optim, or belong to a package that the user allowed.
+Anyone may write a configuration, so a path alone is not believed: what is checked is the object that was
+found there. It must be defined, and not only imported, in a module of herl's components, be one of a few
+kinds of classes of lightning and torch.optim, or belong to a package that the user allowed.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def configured(key: str, path: object) -> Any:
     if _within(home, packages):
         raise ConfigError(f"{key}: expected a component, got '{path}', which no setting of a run may name")
     raise ConfigError(
-        f"{key}: expected an object that {', '.join(packages)} defines, got '{path}', which is {home}.{name}. "
+        f"{key}: expected an object that {', '.join(packages)} defines, got '{path}', that is {home}.{name}. "
         f"If you trust it, export HERL_ALLOW_TARGETS={','.join([*more, home])} and name it by that path"
     )
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from herl.errors import ConfigError
@@ -99,7 +99,7 @@ def _check_logs(key: str, node: Any) -> None:
 
 
 def _plain(config: Any, key: str) -> Any:
-    """A part of the configuration with what its interpolations refer to, as far as they can be resolved yet."""
+    """A part of the configuration, with what its interpolations refer to as far as that is known yet."""
     node = config
     for name in key.split("."):
         node = _child(node, name)

@@ -145,7 +145,6 @@ def _main() -> None:
 def _run_hydra(verb: str) -> None:
     import hydra
     from hydra.core.hydra_config import HydraConfig
-
     from hydra.core.plugins import Plugins
 
     from herl.cli.hydra_settings import checked_settings

@@ -1,8 +1,9 @@
 """The overrides that a run was started with, as far as a command that names the run (run=FOLDER) takes them.
 
-A run's folder may be a stranger's, so its files are data. It has no say in how this command runs: settings of
-Hydra and of a verb are left out. What would run code of its choice, send prompts to an address of its choice or
-read the environment must be typed again. Objects that it names are checked like any other (`herl.targets`).
+A run's folder may be a stranger's, so its files are data. It has no say in how this command runs: settings
+of Hydra and of a verb are left out. What would run code of its choice, send prompts to an address of its
+choice or read the environment must be typed again. Objects that it names are checked like any other
+(`herl.targets`).
 """
 
 from __future__ import annotations
@@ -78,8 +79,8 @@ def config_dirs(kept: str) -> list[str]:
     """Returns the --config-dir that a run was started with for its plug-ins.
 
     Raises:
-        ConfigError: it is gone; or it lies in the run's own folder or belongs to another user, so whoever wrote
-            the run may have written it, too.
+        ConfigError: it is gone; or it lies in the run's own folder or belongs to another user, so whoever
+            wrote the run may have written it, too.
     """
     run = Path(kept).resolve().parent
     sources = _at(_plain(os.path.join(kept, "hydra.yaml")), "hydra", "runtime", "config_sources") or []

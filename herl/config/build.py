@@ -6,7 +6,7 @@ import logging
 import os
 import warnings
 from collections.abc import Sequence
-from contextlib import ExitStack, closing, nullcontext
+from contextlib import ExitStack, closing, nullcontext, suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import CUDAAccelerator
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from transformers.utils import logging as transformers_logging
 
 from herl.callbacks.keep_heldout import KeepHeldout
@@ -79,6 +80,8 @@ def build(
         ConfigError: the configuration is invalid; raised before any model is loaded.
     """
     config = deepcopy(config)  # Hydra resolves nodes in place, and the caller's may name secrets
+    with suppress(OmegaConfBaseException):  # `check` says what is wrong
+        OmegaConf.resolve(config)  # once, so that what is checked is what is built
     check(config)
     quiet()
     L.seed_everything(config.seed, verbose=False)

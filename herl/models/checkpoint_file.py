@@ -1,9 +1,9 @@
 """Checkpoints on disk: a file by torch.save, or a folder of shards by torch.distributed.checkpoint.
 
 Whoever wrote one, reading it runs no code. torch reads the folder's `.metadata` and small values with pickle,
-without a limit; inside `without_code` they are read by lists of harmless types. Every tensor lies in a zip archive
-with a CRC-32 of each record, which torch does not look at: `check_checkpoint_file` does. The one file without is
-`.metadata`, so a `CHECKSUMS` file, as `sha256sum` writes it, is kept beside it.
+without a limit; inside `without_code` they are read by lists of harmless types. Every tensor lies in a
+zip archive with a CRC-32 of each record, which torch does not look at: `check_checkpoint_file` does. The one
+file without is `.metadata`, so a `CHECKSUMS` file, as `sha256sum` writes it, is kept beside it.
 """
 
 from __future__ import annotations
