@@ -27,7 +27,7 @@ _NAMED = (
     "|channel|message|return|call|constrain|start|end|system|user|assistant|tool|observation|developer|turn"
     "|tool_(?:call|calls|response|list)(?:_start|_end)?|fim_(?:prefix|middle|suffix|pad)|reserved_\\w+"
     "|(?:START|END)_(?:OF_TURN_TOKEN|THINKING|RESPONSE|ACTION|TOOL_RESULT)"
-    "|(?:USER|CHATBOT|SYSTEM)_TOKEN|(?:begin|end)_of_(?:thought|solution)"
+    "|role_end|execute_(?:start|end)|(?:USER|CHATBOT|SYSTEM)_TOKEN|(?:begin|end)_of_(?:thought|solution)"
 )
 _FAMILIES = re.compile(
     rf"<\|(?:{_NAMED})\|>"  # ChatML, Llama, Phi, GPT, Command, Kimi
@@ -37,7 +37,13 @@ _FAMILIES = re.compile(
     r"|<\|(?:turn|channel|tool|tool_call|tool_response|think)>"
     r"|<(?:turn|channel|tool|tool_call|tool_response)\|>"
     r"|<</?SYS>>"  # Llama 2
-    r"|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|gMASK)\]"  # Mistral, GLM
+    r"|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT|THINK|gMASK)\]"
+    r"|</?tool_response>"  # Qwen: its template recognizes a tool's turn by it
+    r"|<role>(?=\s*(?i:human|user|assistant|system|observation|tool)\s*</role>)"  # Ling
+    r"|<SPECIAL_\d{1,4}>|<extra_id_\d{1,3}>"  # Nemotron
+    r"|<reserved_\d{1,4}>"  # Baichuan
+    r"|\]~b\]|\]~!b\[|\[e~\[|\]![pd]~\["  # MiniMax
+    r"|</?minimax:tool_call>"
     r"|<seed:(?:bos|eos|pad)>"
 )
 """Whole control tokens of public chat models. Half of one, such as <| or |>, is an operator elsewhere."""

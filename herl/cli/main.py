@@ -145,7 +145,9 @@ def _main() -> None:
 def _run_hydra(verb: str) -> None:
     import hydra
     from hydra.core.hydra_config import HydraConfig
+    from hydra.core.plugins import Plugins
 
+    from herl.cli.hydra_settings import checked_settings
     from herl.cli.run_folder import release
     from herl.cli.run_name import register
     from herl.config.check import conf_dir
@@ -154,7 +156,8 @@ def _run_hydra(verb: str) -> None:
 
     # Lightning starts more processes from sys.argv, so the verb must survive there as a Hydra option.
     sys.argv[1:] = [f"--config-name={verb}", *sys.argv[2:]]
-    sys.path.insert(0, "")  # console scripts lack the current folder, where plug-ins live
+    Plugins.instance()  # imports every hydra_plugins it finds, so not yet those of the current folder
+    sys.path.append("")  # console scripts lack the current folder, where plug-ins live
     started = failed = False
 
     said, shown = StringIO(), sys.stderr
@@ -180,7 +183,7 @@ def _run_hydra(verb: str) -> None:
             raise
 
     try:
-        with _run_folder():
+        with _run_folder(), checked_settings():
             if not os.environ.get("HYDRA_FULL_ERROR"):
                 sys.stderr = said
             hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=verb)(command)()

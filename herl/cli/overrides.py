@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 
+from herl.cli.past_overrides import carried_over, config_dirs, hydra_of_run, key_of, past_overrides
 from herl.cli.prose import quoted
-from herl.config import conf_dir
 from herl.config.aliases import CommandLine, choices, translated
 from herl.config.keys_in_settings import check_typed
 from herl.distributed import is_first_process
 from herl.errors import ConfigError
 
-NOT_OF_A_RUN = ("hydra.", "resume=", "dry_run=", "cost.", "run=", "json=")
-"""Prefixes of overrides that describe how a run was started, not what it computes."""
 CONFIG_DIR = {"-cd", "--config-dir"}
 VALUED = CONFIG_DIR | {"-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name"}
 """Hydra options with a value."""
@@ -53,7 +50,7 @@ def for_hydra(verb: str, arguments: list[str]) -> list[str]:
         return [*options, *overrides]
     if verb == "improve":
         overrides = [quoted(one) for one in overrides]
-    past = _past(overrides)
+    past = past_overrides(overrides)
     check_typed([*past, *overrides])
     options = [*_options_of_run(options, overrides), *options]
     names = {one.partition("=")[0] for one in options}
@@ -70,7 +67,7 @@ def for_hydra(verb: str, arguments: list[str]) -> list[str]:
         _check_benchmark(overrides)
     return [
         *options,
-        *_carried_over(past, overrides),
+        *carried_over(past, overrides),
         *overrides,
     ]  # Hydra wants the overrides to be contiguous
 
@@ -127,81 +124,22 @@ def _split(verb: str, arguments: list[str]) -> tuple[list[str], list[str]]:
     return options, overrides
 
 
-def _key(override: str) -> str:
-    return override.lstrip("+~").partition("=")[0]
-
-
 def _check_benchmark(overrides: list[str]) -> None:
     """Rejects overrides that would have no effect with benchmark=."""
-    given = {_key(one): one.partition("=")[2].strip("'\"") for one in overrides}
+    given = {key_of(one): one.partition("=")[2].strip("'\"") for one in overrides}
     chosen = given.get("benchmark", "")
     if chosen in ("", "none", "null") or "," in chosen or "prompt" in given:
         return
     for override in overrides:
         for key, instead in BENCHMARK_KEYS.items():
-            if re.match(rf"{re.escape(key)}($|[./@])", _key(override)):
+            if re.match(rf"{re.escape(key)}($|[./@])", key_of(override)):
                 raise ConfigError(
                     f"{override}: no effect with benchmark={chosen}, which brings its own: set {instead}"
                 )
 
 
-def _hydra_of_run(overrides: list[str]) -> str | None:
-    """Hydra's folder of the run that a verb continues from (run=FOLDER)."""
-    folders = [one.removeprefix("run=").strip("'\"") for one in overrides if one.startswith("run=")]
-    if not folders:
-        return None
-    kept = os.path.join(folders[-1], ".hydra")
-    for name in ("overrides.yaml", "hydra.yaml"):
-        if not os.path.isfile(path := os.path.join(kept, name)):
-            raise ConfigError(f"run: expected the folder of a run with {path}, got '{folders[-1]}'")
-    return kept
-
-
-def _past(overrides: list[str]) -> list[str]:
-    """The overrides that a run was started with (run=FOLDER), by today's names."""
-    if not (kept := _hydra_of_run(overrides)):
-        return []
-    from omegaconf import OmegaConf
-
-    from herl.config.renamed import renamed
-
-    past = [renamed(str(one)) for one in OmegaConf.load(os.path.join(kept, "overrides.yaml"))]
-    if not any(one.startswith("experiment=") for one in past):
-        past = [*_experiment_of_run(kept), *past]
-    return past
-
-
-def _carried_over(past: list[str], overrides: list[str]) -> list[str]:
-    """The run's overrides, minus the groups this command line sets itself."""
-    keys = {_key(one) for one in overrides}
-    # Settings of the old choice do not fit the new one.
-    chosen = {key for key in keys if (conf_dir() / key).is_dir()}
-    return [
-        override
-        for override in past
-        if not override.startswith(NOT_OF_A_RUN)
-        and re.split(r"[./=]", override.lstrip("+~"), maxsplit=1)[0] not in chosen
-    ]
-
-
-def _experiment_of_run(kept: str) -> list[str]:
-    """The run's experiment, which was the default when it was started."""
-    from omegaconf import OmegaConf
-
-    choices = OmegaConf.load(os.path.join(kept, "hydra.yaml")).hydra.runtime.get("choices", {})
-    experiment = choices.get("experiment")
-    return [] if experiment in (None, "none") else [f"experiment={experiment}"]
-
-
 def _options_of_run(options: list[str], overrides: list[str]) -> list[str]:
     """The --config-dir that a run was started with for its plug-ins, unless one is given."""
-    if {one.partition("=")[0] for one in options} & CONFIG_DIR or not (kept := _hydra_of_run(overrides)):
+    if {one.partition("=")[0] for one in options} & CONFIG_DIR or not (kept := hydra_of_run(overrides)):
         return []
-    from omegaconf import OmegaConf
-
-    sources = OmegaConf.load(os.path.join(kept, "hydra.yaml")).hydra.runtime.config_sources
-    folders = [source.path for source in sources if source.provider == "command-line"]
-    for folder in folders:
-        if not os.path.isdir(folder):
-            raise ConfigError(f"run: its --config-dir {folder} does not exist: give --config-dir again")
-    return [f"--config-dir={folder}" for folder in folders]
+    return [f"--config-dir={folder}" for folder in config_dirs(kept)]

@@ -6,7 +6,7 @@ import logging
 import os
 import warnings
 from collections.abc import Sequence
-from contextlib import ExitStack, closing, nullcontext
+from contextlib import ExitStack, closing, nullcontext, suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import CUDAAccelerator
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from transformers.utils import logging as transformers_logging
 
 from herl.callbacks.keep_heldout import KeepHeldout
@@ -27,7 +28,7 @@ from herl.config.early import without_warnings
 from herl.distributed import is_first_process
 from herl.errors import ConfigError, HerlError
 from herl.judge.check_rows import check_rows
-from herl.models.export import check_checkpoint_file
+from herl.models.checkpoint_file import check_checkpoint_file
 from herl.models.fsdp import FSDPStrategy, check_trainer
 from herl.models.precision import default_precision, use_tf32
 from herl.module import HerlModule
@@ -79,6 +80,8 @@ def build(
         ConfigError: the configuration is invalid; raised before any model is loaded.
     """
     config = deepcopy(config)  # Hydra resolves nodes in place, and the caller's may name secrets
+    with suppress(OmegaConfBaseException):  # `check` says what is wrong
+        OmegaConf.resolve(config)  # once, so that what is checked is what is built
     check(config)
     quiet()
     L.seed_everything(config.seed, verbose=False)

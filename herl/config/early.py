@@ -29,7 +29,7 @@ from herl.judge.base import NEEDS_VERDICTS, Judge
 from herl.judge.check_rows import check_rows
 from herl.models.push import check_push
 from herl.models.source import check_source
-from herl.targets import configured
+from herl.targets import check_targets, configured
 from herl.types import Task
 
 MAX_BYTES = 4 * 2**20
@@ -112,7 +112,10 @@ def _check_typed(config: DictConfig, keys: Sequence[str]) -> None:
         node = _plain(config, place)
         if str(node.get("_target_")).startswith(LIGHT_PARTS):
             try:
+                check_targets(place, node)  # parts of it may be named by anyone
                 instantiate(node, _convert_="all")
+            except ConfigError as error:
+                problems.append(str(error))
             except InstantiationException as error:
                 problems += [str(error.__cause__)] if isinstance(error.__cause__, HerlError) else []
     if problems:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import warnings
-import zipfile
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -19,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from herl.distributed import rank, together
 from herl.errors import ConfigError
+from herl.models.checkpoint_file import check_checkpoint_file, read_file, without_code
 from herl.models.lora import has_adapters
 from herl.models.pretrained import untrained
 from herl.models.weights import named_weights, whole
@@ -75,7 +74,7 @@ def load_checkpoint(policy: PreTrainedModel, path: str | Path) -> None:
     path = Path(path)
     check_checkpoint_file("checkpoint", path)
     own = policy.state_dict()
-    weights = _read_sharded(path, own) if path.is_dir() else _read_file("checkpoint", path)
+    weights = _read_sharded(path, own) if path.is_dir() else read_file("checkpoint", path)
     found = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
     there = {tensor.data_ptr() for name, tensor in own.items() if name in found}
     absent = [
@@ -93,43 +92,16 @@ def load_checkpoint(policy: PreTrainedModel, path: str | Path) -> None:
         raise ConfigError(f"checkpoint: expected the weights of this model, got '{path}': {error}") from error
 
 
-def check_checkpoint_file(key: str, path: Path) -> None:
-    """Checks that a path is a checkpoint file or the folder of a sharded checkpoint, without reading weights.
-
-    Raises:
-        ConfigError: the path is no checkpoint; the message begins with the key.
-    """
-    if path.is_file():
-        _read_file(key, path)
-    elif not (path / ".metadata").is_file():
-        raise ConfigError(f"{key}: expected a checkpoint written by herl fit, got '{path}'")
-
-
-def _read_file(key: str, path: Path) -> dict[str, torch.Tensor]:
-    """Returns a checkpoint's weights, which are read on first use. No code in the file is executed."""
-    expected = f"{key}: expected a checkpoint written by herl fit, got '{path}'"
-    if not zipfile.is_zipfile(path):
-        raise ConfigError(expected)
-    try:
-        weights: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)[
-            "state_dict"
-        ]
-    except (UnpicklingError, RuntimeError, LookupError, TypeError) as error:
-        said = (str(error).splitlines() or [""])[0]
-        raise ConfigError(f"{expected} ({type(error).__name__}: {said})") from error
-    return weights
-
-
 def _read_sharded(path: Path, own: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Reads only the policy's weights, not the optimizer's moments."""
-    stored = FileSystemReader(path).read_metadata().state_dict_metadata
-    weights = {
-        PREFIX + name: torch.empty_like(tensor, device="cpu")
-        for name, tensor in own.items()
-        if f"state_dict.{PREFIX}{name}" in stored
-    }
-    with warnings.catch_warnings():
+    with without_code(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.distributed.*")
+        stored = FileSystemReader(path).read_metadata().state_dict_metadata
+        weights = {
+            PREFIX + name: torch.empty_like(tensor, device="cpu")
+            for name, tensor in own.items()
+            if f"state_dict.{PREFIX}{name}" in stored
+        }
         load_sharded({"state_dict": weights}, storage_reader=FileSystemReader(path), no_dist=True)
     return weights
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -25,6 +27,7 @@ from transformers import PreTrainedModel
 
 from herl.distributed import gather, rank, together
 from herl.errors import ConfigError
+from herl.models.checkpoint_file import without_code, write_checksums
 from herl.models.malloc import keep_freed_memory
 from herl.models.pretrained import PretrainedModel, blocks
 
@@ -70,6 +73,18 @@ class FSDPStrategy(ModelParallelStrategy):
                 buffer.data = buffer.data.to(self.root_device)
         else:
             super().model_to_device()
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """Saves, and keeps checksums in a sharded checkpoint."""
+        super().save_checkpoint(checkpoint, filepath, storage_options)
+        path = Path(self.broadcast(filepath))
+        if self.is_global_zero and path.is_dir():
+            write_checksums(path)
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Loads a checkpoint without running code in it."""
+        with without_code():
+            return super().load_checkpoint(checkpoint_path, weights_only)
 
 
 ROUNDS_AWAY = "updates as small as optimizer.lr are rounded away in weights of 8 or 11 bits"

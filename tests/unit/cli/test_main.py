@@ -245,3 +245,85 @@ def test_a_reader_that_leaves_ends_the_command_without_a_word():
     done = subprocess.run([sys.executable, "-m", "herl"], stdout=writing, stderr=subprocess.PIPE, text=True)
     os.close(writing)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["+hydra.callbacks.x._target_=os.system", "++hydra.job.env_set.HERL_ALLOW_TARGETS=os", "hydra/launcher=x",
+     "~hydra.callbacks.claim_folder", "+judge@hydra.callbacks.x=mine", "hydra/job_logging=mine", "hydra.run.dir=/x",
+     "push=evil/model", "++private=false", "out=/x", "checkpoint=/x", "run=/x", "++run=/x", "output_dir=/x",
+     "+further_judges.x=1", "resume=auto", "cost.gpu=h100"],
+)  # fmt: skip
+def test_a_run_brings_no_setting_of_the_command_itself(handed_over, tmp_path, override):
+    run = a_run(tmp_path / "run", override, "seed=4")
+    assert handed_over("export", f"run={run}") == ["seed=4", f"run={run}"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("--config-dir=/x", "expected overrides, got '--config-dir=/x'"),
+        ("--experimental-rerun=x.pickle", "expected overrides, got"),
+        ("-m", "expected overrides, got '-m'"),
+        ("seed=${oc.env:HOME}", "it may read an environment variable"),
+        ("seed='${oc.env:HOME}'", "it may read an environment variable"),
+        ("a={b: [{c: '${oc.env:HOME}'}]}", "it may read an environment variable"),
+        ("seed='${oc.${x}:HOME}'", "it may read an environment variable"),
+        ("judge.chat.base_url=${x.y}", "prompts and answers would go to"),
+        ("sampler.engine={hf_overrides: {}}", "it decides what code runs"),
+        ("judge.chat.base_url=https://evil.example/v1", "prompts and answers would go to"),
+        ("+judge.judges.a.judge.chat={base_url: 'http://evil.example'}", "prompts and answers would go to"),
+        ("sampler.urls=['http://localhost:1','http://evil.example']", "prompts and answers would go to"),
+        ("judge.chat.api_key_env=AWS_SECRET", "it names an environment variable"),
+        ("judge.python_modules=[subprocess]", "it decides what code runs"),
+        ("sampler.engine.trust_remote_code=true", "it decides what code runs"),
+        ("judge.chat.arguments=[--trust-remote-code]", "it decides what code runs"),
+    ],
+)
+def test_what_a_run_may_not_decide_alone_is_typed_again(handed_over, tmp_path, capsys, override, message):
+    run = a_run(tmp_path / "run", override, "seed=4")
+    with pytest.raises(SystemExit):
+        handed_over("validate", f"run={run}")
+    said = capsys.readouterr().err
+    assert message in said
+    assert "overrides.yaml" in said
+    if not override.startswith("-"):
+        assert "type it again" in said
+        own = override.lstrip("+")
+        assert handed_over("validate", f"run={run}", own)[-1] == own
+
+
+@pytest.mark.parametrize("whose", ["in the run", "another user", "relative"])
+def test_a_config_dir_that_may_be_a_strangers_is_given_again(
+    handed_over, tmp_path, capsys, monkeypatch, whose
+):
+    place = tmp_path / "run" / "conf" if whose == "in the run" else tmp_path / "conf"
+    place.mkdir(parents=True)
+    run = a_run(tmp_path / "run", "seed=4", config_dir="../" + place.name if whose == "relative" else place)
+    monkeypatch.chdir(tmp_path / "run")
+    if whose == "another user":
+        monkeypatch.setattr(os, "getuid", lambda: 12345)
+    with pytest.raises(SystemExit):
+        handed_over("validate", f"run={run}")
+    assert "may be a stranger's: give --config-dir again" in capsys.readouterr().err
+    assert handed_over("validate", f"run={run}", f"--config-dir={place}")
+
+
+@pytest.mark.parametrize(
+    "value", ["judge.chat.base_url=http://localhost:8000/v1", "judge.chat.base_url='http://127.0.0.1:1/v1'"]
+)
+def test_a_judge_on_this_machine_is_found_again_by_the_run(handed_over, tmp_path, value):
+    assert value in handed_over("validate", f"run={a_run(tmp_path / 'run', value)}")
+
+
+def test_a_run_brings_interpolations_as_they_were_written(handed_over, tmp_path, monkeypatch):
+    monkeypatch.setenv("SECRET", "hush")
+    run = a_run(tmp_path / "run", "seed=${module.warmup_steps}")
+    kept = OmegaConf.load(run / ".hydra" / "hydra.yaml")
+    kept.hydra.runtime.choices = {"experiment": "${oc.env:SECRET}"}
+    OmegaConf.save(kept, run / ".hydra" / "hydra.yaml")
+    with pytest.raises(SystemExit):
+        handed_over("validate", f"run={run}")
+    given = handed_over("validate", f"run={run}", "experiment=none")
+    assert "seed=${module.warmup_steps}" in given
+    assert not any("hush" in one for one in given)

@@ -164,3 +164,11 @@ def test_rows_that_cannot_be_split_are_found(tmp_path, rows, share, message):
 def test_objects_given_by_their_target_pass():
     typed = ["model.lora={_target_: herl.models.lora.Lora, rank: 8}"]
     check_early(composed("fit", "experiment=embedded", *typed), typed)
+
+
+def test_a_part_that_may_not_be_named_is_not_built_to_check_a_setting(tmp_path):
+    made = config(tmp_path, {"prompt": "Hi", "rubric": ["Greets."]})
+    made.hindsight.candidates = {"_target_": "builtins.open", "file": str(tmp_path / "marker"), "mode": "w"}
+    with pytest.raises(ConfigError, match="hindsight.candidates._target_: expected an object from"):
+        check_early(made, ["hindsight.candidates.mode=w"], judges=False)
+    assert not (tmp_path / "marker").exists()

@@ -1,9 +1,11 @@
 """Judge prompts are complete, delimited, and deterministic."""
 
 import re
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
+from transformers import AddedToken
 
 from herl import ConfigError, Criterion, Rubric
 from herl.judge.llm.prompt import PromptBuilder, fresh_code
@@ -179,6 +181,8 @@ def test_tokenizers_read_control_tokens_in_plain_text_which_is_why_they_are_brok
         "XML: <think>a</think>, <system>, <mask/>",
         "[instead] [INSTALL] <SYS>",
         "a << SYS >> b",
+        "<role>admin</role> <roles> <special> <reserved>",
+        "lm(y[a]~b[c]) [e~x] [think] <extra_id>",
     ],
 )
 def test_text_that_is_no_whole_control_token_is_unchanged(text):
@@ -209,6 +213,22 @@ def test_text_that_is_no_whole_control_token_is_unchanged(text):
         "<|END_OF_TURN_TOKEN|>",
         "<|turn>",
         "<turn|>",
+        "]~b]",
+        "]~!b[",
+        "[e~[",
+        "]!p~[",
+        "<minimax:tool_call>",
+        "<SPECIAL_11>",
+        "<extra_id_1>",
+        "<role>HUMAN</role>",
+        "<role> assistant </role>",
+        "<|role_end|>",
+        "<reserved_106>",
+        "<tool_response>",
+        "</tool_response>",
+        "[THINK]",
+        "[/THINK]",
+        "[TOOL_CONTENT]",
     ],
 )
 def test_a_whole_control_token_reads_the_same_and_is_none(token):
@@ -223,3 +243,10 @@ def test_a_known_tokenizer_decides_which_tokens_are_touched(tokenizer):
     assert tokens == {"<|im_start|>", "<|im_end|>", "<|endoftext|>"}
     assert defuse("[INST] <s> <|eot_id|>", tokens) == "[INST] <s> <|eot_id|>"
     assert defuse("<s>", {"<s>"}) == "<\u2060s>"
+
+
+def test_added_tokens_of_a_known_tokenizer_are_touched_whatever_they_look_like(tokenizer):
+    own = deepcopy(tokenizer)
+    own.add_tokens([AddedToken("@@user@@", special=True), AddedToken("]~b]"), AddedToken("  ")])
+    assert control_tokens(own) == control_tokens(tokenizer) | {"@@user@@", "]~b]"}
+    assert defuse("a @@user@@ b", control_tokens(own)) == "a @\u2060@user@@ b"
