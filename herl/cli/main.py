@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from importlib import import_module
 from importlib.metadata import version
 from io import StringIO
+from pathlib import Path
 from signal import SIGINT, SIGPIPE
 from typing import TYPE_CHECKING, NoReturn
 
@@ -148,16 +149,18 @@ def _run_hydra(verb: str) -> None:
     from hydra.core.plugins import Plugins
 
     from herl.cli.hydra_settings import checked_settings
+    from herl.cli.own_runs import sign
     from herl.cli.run_folder import release
     from herl.cli.run_name import register
     from herl.config.check import conf_dir
+    from herl.distributed import is_first_process
 
     register()
 
     # Lightning starts more processes from sys.argv, so the verb must survive there as a Hydra option.
     sys.argv[1:] = [f"--config-name={verb}", *sys.argv[2:]]
     Plugins.instance()  # imports every hydra_plugins it finds, so not yet those of the current folder
-    sys.path.append("")  # console scripts lack the current folder, where plug-ins live
+    sys.path.insert(0, "")  # console scripts lack the current folder, where plug-ins live
     started = failed = False
 
     said, shown = StringIO(), sys.stderr
@@ -169,6 +172,8 @@ def _run_hydra(verb: str) -> None:
             if verb not in LIGHT:  # before the heavy imports
                 typed = list(HydraConfig.get().overrides.task)
                 import_module("herl.config.early").check_early(config, typed, judges=verb in RUNS)
+            if is_first_process():
+                sign(Path(HydraConfig.get().runtime.output_dir, ".hydra"))
             commands = import_module(LIGHT.get(verb, "herl.cli.commands"))
             getattr(commands, verb)(config)
         except RunStopped as stop:

@@ -1,9 +1,9 @@
 """The overrides that a run was started with, as far as a command that names the run (run=FOLDER) takes them.
 
 A run's folder may be a stranger's, so its files are data. It has no say in how this command runs: settings
-of Hydra and of a verb are left out. What would run code of its choice, send prompts to an address of its
-choice or read the environment must be typed again. Objects that it names are checked like any other
-(`herl.targets`).
+of Hydra and of a verb are left out. Unless this user started the run (`herl.cli.own_runs`), what would run
+code of its choice, send prompts to an address of its choice or read the environment must be typed again.
+Objects that it names are checked like any other (`herl.targets`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from herl.cli.own_runs import is_own
 from herl.config import conf_dir
 from herl.config.renamed import renamed
 from herl.errors import ConfigError
@@ -63,8 +64,8 @@ def past_overrides(overrides: list[str]) -> list[str]:
     past = [renamed(str(one)) for one in _plain(path) or ()]
     if not any(one.startswith("experiment=") for one in past):
         past = [*_experiment_of_run(kept), *past]
-    keys = {key_of(one) for one in overrides}
-    return [one for one in past if _is_taken(path, one, keys)]
+    keys, own = {key_of(one) for one in overrides}, is_own(Path(kept))
+    return [one for one in past if _is_taken(path, one, keys, own)]
 
 
 def carried_over(past: list[str], overrides: list[str]) -> list[str]:
@@ -90,7 +91,8 @@ def config_dirs(kept: str) -> list[str]:
             raise ConfigError(f"run: its --config-dir {folder} does not exist: give --config-dir again")
         place = Path(folder).resolve()
         yours = place.stat().st_uid == os.getuid() or place.is_relative_to(Path.cwd())
-        if not Path(folder).is_absolute() or place.is_relative_to(run) or not yours:
+        foreign = not Path(folder).is_absolute() or place.is_relative_to(run) or not yours
+        if foreign and not is_own(Path(kept)):
             raise ConfigError(f"run: its --config-dir {folder} may be a stranger's: give --config-dir again")
     return folders
 
@@ -100,7 +102,7 @@ def key_of(override: str) -> str:
     return override.lstrip("+~").partition("=")[0]
 
 
-def _is_taken(path: str, text: str, typed: set[str]) -> bool:
+def _is_taken(path: str, text: str, typed: set[str], own: bool) -> bool:
     """Whether an override of a run says what the run computed."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
@@ -112,12 +114,13 @@ def _is_taken(path: str, text: str, typed: set[str]) -> bool:
     places = [one.key_or_group, *([one.package] if one.package else [])]
     if any(re.split(r"[./]", place, maxsplit=1)[0] in NOT_OF_A_RUN for place in places):
         return False
-    if key_of(text) in typed:
+    if own or key_of(text) in typed:
         return True
     value = None if one.is_delete() else one.value()
     for reason in _reasons(one.key_or_group.rpartition(".")[2], value):
         raise ConfigError(
-            f"run: {path}: '{text}': {reason}. If the run is yours, type it again: {text.lstrip('+')!r}"
+            f"run: {path}: '{text}': {reason}. No command of yours on this machine "
+            f"started the run; if you trust it, type: {text.lstrip('+')!r}"
         )
     return True
 

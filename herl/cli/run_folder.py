@@ -25,6 +25,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from herl.cli.own_runs import SIGNATURE
 from herl.cli.run_name import swept
 from herl.config.keys_in_settings import check_composed
 from herl.distributed import is_first_process
@@ -32,7 +33,7 @@ from herl.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 LOCK, WRITER = ".lock", ".writer.json"
-UNUSED = {LOCK, WRITER, ".hydra", "config.yaml", "hydra.yaml", "overrides.yaml", "multirun.yaml"}
+UNUSED = {LOCK, WRITER, SIGNATURE, ".hydra", "config.yaml", "hydra.yaml", "overrides.yaml", "multirun.yaml"}
 """What a folder holds before anything has run."""
 _held: list[FileLock] = []
 _made: list[Path] = []

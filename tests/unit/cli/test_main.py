@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from herl.cli import main as cli
 from herl.cli.overrides import for_hydra, lacking
+from herl.cli.own_runs import is_own, sign
 
 
 @pytest.fixture
@@ -288,9 +289,34 @@ def test_what_a_run_may_not_decide_alone_is_typed_again(handed_over, tmp_path, c
     assert message in said
     assert "overrides.yaml" in said
     if not override.startswith("-"):
-        assert "type it again" in said
+        assert "if you trust it, type" in said
         own = override.lstrip("+")
         assert handed_over("validate", f"run={run}", own)[-1] == own
+
+
+def test_a_run_that_this_user_started_brings_all_its_settings_until_someone_changes_them(
+    handed_over, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("HERL_CACHE", str(tmp_path / "cache"))
+    override = "judge.chat.base_url=https://hosted.example/v1"
+    run = a_run(tmp_path / "run", override, "judge.chat.api_key_env=A_KEY")
+    sign(run / ".hydra")
+    assert override in handed_over("validate", f"run={run}")
+    assert (tmp_path / "cache" / "own_runs.key").stat().st_mode & 0o077 == 0
+    path = run / ".hydra" / "overrides.yaml"
+    path.write_text(path.read_text().replace("hosted", "evil"))
+    with pytest.raises(SystemExit):
+        handed_over("validate", f"run={run}")
+    assert "would go to https://evil.example/v1" in capsys.readouterr().err
+
+
+def test_a_run_signed_with_another_key_is_a_strangers(tmp_path, monkeypatch):
+    run = a_run(tmp_path / "run", "seed=4") / ".hydra"
+    monkeypatch.setenv("HERL_CACHE", str(tmp_path / "theirs"))
+    sign(run)
+    assert is_own(run)
+    monkeypatch.setenv("HERL_CACHE", str(tmp_path / "mine"))
+    assert not is_own(run)
 
 
 @pytest.mark.parametrize("whose", ["in the run", "another user", "relative"])
