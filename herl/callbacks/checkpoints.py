@@ -15,7 +15,15 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from herl.callbacks.base import HerlCallback
 from herl.distributed import gather, together
-from herl.errors import ConfigError, JudgeStop, RunStopped, SamplerError, TrainingError, check_at_least
+from herl.errors import (
+    ConfigError,
+    DataError,
+    JudgeStop,
+    RunStopped,
+    SamplerError,
+    TrainingError,
+    check_at_least,
+)
 from herl.module import HerlModule
 
 logger = logging.getLogger(__name__)
@@ -74,7 +82,7 @@ class Checkpoints(HerlCallback, Checkpoint):
 
         A run that fails before its first batch, say while restoring a checkpoint, has nothing to save.
         """
-        stops = JudgeStop | ConfigError | SamplerError | RunStopped
+        stops = JudgeStop | ConfigError | DataError | SamplerError | RunStopped
         if isinstance(error, stops) and trainer.state.fn == TrainerFn.FITTING and self._begun:
             self._save_between_batches(trainer, module.counts["batches"], "-stopped")
             if trainer.is_global_zero:
