@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
 
+from herl.display.terminal import say
 from herl.errors import ConfigError
 
 USAGE = (
@@ -29,7 +30,7 @@ def new(arguments: Sequence[str]) -> None:
         ConfigError: there is not exactly one argument, or the folder is not empty.
     """
     if {"-h", "--help"} & set(arguments):
-        print(USAGE)
+        say(USAGE)
         return
     if len(arguments) != 1:
         raise ConfigError(f"new: expected the name of a folder, got {' '.join(arguments) or 'nothing'}")
@@ -41,7 +42,7 @@ def new(arguments: Sequence[str]) -> None:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(source / name, folder / name)
     width = max(map(len, FILES))
-    print(f"{folder}/")
+    say(f"{folder}/")
     for name, about in FILES.items():
-        print(f"  {name:<{width}}  {about}")
-    print(f"\nTry it: bash {folder / 'commands.sh'}, or its commands one by one; a few minutes.")
+        say(f"  {name:<{width}}  {about}")
+    say(f"\nTry it: bash {folder / 'commands.sh'}, or its commands one by one; a few minutes.")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 
 from herl.cli.prose import quoted
 from herl.config import conf_dir
 from herl.config.aliases import CommandLine, choices, translated
+from herl.display.terminal import say
 from herl.distributed import is_first_process
 from herl.errors import ConfigError
 
@@ -76,7 +76,7 @@ def for_hydra(verb: str, arguments: list[str]) -> list[str]:
 def _say(lines: list[str]) -> None:
     """Prints lines on stderr, once for all ranks of a run."""
     for line in lines if is_first_process() else []:
-        print(line, file=sys.stderr)
+        say(line, stderr=True)
 
 
 def lacking(arguments: list[str]) -> tuple[str, ...]:
