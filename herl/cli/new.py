@@ -9,6 +9,7 @@ from pathlib import Path
 
 from herl.display.terminal import say
 from herl.errors import ConfigError
+from herl.files import part_of, put_in_place, remove
 
 USAGE = (
     "usage: herl new FOLDER\n\nWrites rows, a reward function with its test, a run and five commands into it."
@@ -38,9 +39,12 @@ def new(arguments: Sequence[str]) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"new: expected a new or empty folder, got '{folder}', which exists already")
     with as_file(files("herl").joinpath("assets", "new")) as source:
+        part = part_of(folder.absolute())
+        remove(part)
         for name in FILES:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(source / name, folder / name)
+            (part / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source / name, part / name)
+        put_in_place(part, folder.absolute())
     width = max(map(len, FILES))
     say(f"{folder}/")
     for name, about in FILES.items():

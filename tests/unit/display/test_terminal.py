@@ -137,3 +137,39 @@ def test_no_verb_prints_a_control_character_of_its_input(tmp_path, rows, argumen
     assert not controls(done.stdout)
     assert not controls(done.stderr)
     assert done.stdout + done.stderr
+
+
+@pytest.mark.integration
+def test_a_run_on_hostile_rows_and_answers_ends_well_and_shows_none_of_it(tmp_path):
+    """Ids that are formulas, answers that are escape sequences: on the screen, in the report and in pictures."""
+    evil = EVIL.replace("\ud83d", "")  # rows with it are refused
+    rubric = [
+        {"id": f"{n} {evil}", "text": evil, "check": {"kind": "contains", "text": f"{n}"}} for n in range(2)
+    ]
+    rows = [{"id": f"{n} {evil}", "prompt": f"{n} {evil}", "rubric": rubric} for n in range(4)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    answers = {row["id"]: [f"0 1 {evil}", f"1 {evil}", evil, "0"] for row in rows}
+    (tmp_path / "sampler").mkdir()
+    (tmp_path / "sampler" / "mine.yaml").write_text(
+        json.dumps(
+            {"_target_": "herl.sampler.scripted.ScriptedSampler", "attempts": answers, "revisions": answers}
+        )
+    )
+    done = herl_here(
+        "fit", "data=file", "data.train.path=rows.jsonl", "data.heldout.path=rows.jsonl", "model=tiny", "sampler=mine",
+        "--config-dir", ".", "trainer.max_epochs=2", "data.prompts_per_batch=2", "rollout.attempts_per_prompt=4",
+        "hydra.run.dir=run", "trainer.accelerator=cpu", cwd=tmp_path,
+    )  # fmt: skip
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    assert "owned" in done.stdout
+    assert not controls(said)
+    assert "cannot write" not in said
+    for verb in (("inspect", "run"), ("compare", "run", "run")):
+        shown = herl_here(*verb, cwd=tmp_path)
+        assert shown.returncode == 0, shown.stderr
+        assert not controls(shown.stdout + shown.stderr)
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "owned" in page
+    assert "<script" not in page
+    assert not controls(page)
