@@ -9,7 +9,7 @@ from pathlib import Path
 
 from herl.display.terminal import say
 from herl.errors import ConfigError
-from herl.files import part_of, put_in_place, remove
+from herl.files import PART, whole_folder
 
 USAGE = (
     "usage: herl new FOLDER\n\nWrites rows, a reward function with its test, a run and five commands into it."
@@ -36,15 +36,13 @@ def new(arguments: Sequence[str]) -> None:
     if len(arguments) != 1:
         raise ConfigError(f"new: expected the name of a folder, got {' '.join(arguments) or 'nothing'}")
     folder = Path(arguments[0])
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or any(path.name != PART for path in folder.iterdir())):
         raise ConfigError(f"new: expected a new or empty folder, got '{folder}', which exists already")
-    with as_file(files("herl").joinpath("assets", "new")) as source:
-        part = part_of(folder.absolute())
-        remove(part)
+    source = files("herl").joinpath("assets", "new")
+    with as_file(source) as shipped, whole_folder(folder, last=("commands.sh",)) as part:
         for name in FILES:
             (part / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(source / name, part / name)
-        put_in_place(part, folder.absolute())
+            shutil.copy(shipped / name, part / name)
     width = max(map(len, FILES))
     say(f"{folder}/")
     for name, about in FILES.items():

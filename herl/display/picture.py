@@ -1,4 +1,4 @@
-"""Text in pictures. matplotlib reads $...$ as a formula, and fails if it is none; herl draws none."""
+"""Text in pictures. matplotlib reads $...$ as a formula, and fails if it cannot; herl draws no formulas."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from herl.prompt_text import visible
 
 @contextmanager
 def literal_text() -> Iterator[None]:
-    """Makes and draws figures whose texts are shown as they are; a character without a glyph is a box."""
+    """Makes and draws figures whose texts are shown literally; a character without a glyph is a box."""
     from matplotlib import rc_context  # heavy
 
     with rc_context({"text.parse_math": False, "text.usetex": False}), warnings.catch_warnings():

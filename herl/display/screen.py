@@ -1,4 +1,4 @@
-"""rich's console for herl: it shows every text as it is, without control characters and without markup."""
+"""rich's console for herl: it shows texts literally, without control characters and without markup."""
 
 from __future__ import annotations
 

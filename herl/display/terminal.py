@@ -74,7 +74,7 @@ def guard_errors() -> None:
 
 
 def guard_logs() -> None:
-    """Guards the handlers that all loggers have now, and the one that logging uses if there is none."""
+    """Guards the handlers that all loggers have now, and the one that logging uses without any."""
     known = [logging.root, *map(logging.getLogger, list(logging.root.manager.loggerDict))]
     for handler in [handler for logger in known for handler in logger.handlers] + [logging.lastResort]:
         if handler is not None and not isinstance(handler.formatter, ShownLines):
