@@ -145,14 +145,15 @@ class Runs:
     def kill(self, kind: Kind, folder: Path, rng: random.Random) -> tuple[float, bool]:
         """Starts a process and kills it. Returns the moment, and False if the process had ended by then."""
         self.whole(kind)
-        share, skipped, delay = rng.random(), rng.randrange(3), 0.01 * rng.random() ** 2
+        share, skipped, delay = rng.random(), rng.randrange(3), 0.03 * rng.random() ** 2
+        skipped = skipped if "batch-" in kind.during else 0  # others are written once or twice
         moment = 0.0 if kind.during else share * self.seconds[kind.verb, kind.setting]
         began = time.perf_counter()
         process = self.start(kind, folder)
         there = False
         while process.poll() is None:
             now = any(folder.glob(kind.during)) if kind.during else False
-            skipped -= there and not now and kind.during.startswith("checkpoints")
+            skipped -= there and not now
             there = now
             if (now and skipped <= 0) or (not kind.during and time.perf_counter() - began >= moment):
                 time.sleep(delay)
