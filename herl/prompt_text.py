@@ -1,7 +1,7 @@
 """Prompts as text files with {fields}, filled in one pass, so braces in a model's text stay text.
 
 `defuse` keeps a spelled-out control token such as <|im_end|> in material from becoming the token itself, and
-`visible` keeps control characters of models and foreign files from a terminal or a page."""
+`visible` keeps control characters of models and foreign files from a terminal (`herl.display`) or a page."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 _FIELD = re.compile(r"\{(\w+)\}")
 _CONTROL = re.compile(
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"
-)  # all but tab and newline: escape sequences of terminals, and marks that reorder what is beside them
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)  # all but tab and newline: escapes of terminals, marks that reorder text, halves of surrogate pairs
 _JOINER = "\u2060"  # WORD JOINER: invisible, and no tokenizer's control token contains it
 _NAMED = (
     "im_(?:start|end|sep|user|assistant|system|middle)|endof(?:text|prompt|turn)|eot_id|eom_id|eot|eom|eos"
@@ -95,10 +95,12 @@ def defuse(text: str, tokens: Collection[str] | None = None) -> str:
 
 
 def visible(text: str, longest: int | None = None) -> str:
-    """Returns a text as it can be shown: valid Unicode without control characters. Markup stays.
+    """Returns a text as it can be shown: with a symbol or an escape for each control character. Markup stays.
 
-    >>> visible("\\x1b[31mred \\ud83d")
-    '[31mred ?'
+    Newlines and tabs stay; emoji and all scripts do. Half of a surrogate pair is escaped, too.
+
+    >>> print(visible("\\x1b[31mred \\u202e \\ud83d"))
+    ␛[31mred \\u202e \\ud83d
 
     Args:
         text: What a model, a row or a file of a run says.
@@ -106,7 +108,16 @@ def visible(text: str, longest: int | None = None) -> str:
     """
     if longest is not None and len(text) > longest:
         text = f"{text[:longest]} ... ({len(text)} characters)"
-    return _CONTROL.sub("", valid(text))
+    if text.isascii() and text.isprintable():
+        return text
+    return _CONTROL.sub(lambda found: _symbol(found[0]), text.replace("\r\n", "\n"))
+
+
+def _symbol(character: str) -> str:
+    code = ord(character)
+    if code < 0x20:
+        return chr(0x2400 + code)  # Unicode's picture of it
+    return "\u2421" if code == 0x7F else character.encode("unicode_escape").decode()
 
 
 def valid(text: str) -> str:

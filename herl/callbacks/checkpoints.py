@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import time
 from itertools import count
 from pathlib import Path
@@ -14,8 +13,17 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 from herl.callbacks.base import HerlCallback
-from herl.distributed import gather, together
-from herl.errors import ConfigError, JudgeStop, RunStopped, SamplerError, TrainingError, check_at_least
+from herl.callbacks.checkpoint_file import write_checkpoint
+from herl.distributed import gather
+from herl.errors import (
+    ConfigError,
+    DataError,
+    JudgeStop,
+    RunStopped,
+    SamplerError,
+    check_at_least,
+)
+from herl.files import part_of, put_in_place, remove
 from herl.module import HerlModule
 
 logger = logging.getLogger(__name__)
@@ -54,6 +62,9 @@ class Checkpoints(HerlCallback, Checkpoint):
 
     def on_start(self, trainer: L.Trainer, module: HerlModule) -> None:
         self._begun = True
+        if trainer.is_global_zero:
+            for unfinished in list(self.dirpath.glob("*.ckpt.part")):  # left by a killed run
+                remove(unfinished)
         self._saved_batches = module.counts["batches"]
         self._saved_at = time.monotonic()
 
@@ -74,7 +85,7 @@ class Checkpoints(HerlCallback, Checkpoint):
 
         A run that fails before its first batch, say while restoring a checkpoint, has nothing to save.
         """
-        stops = JudgeStop | ConfigError | SamplerError | RunStopped
+        stops = JudgeStop | ConfigError | DataError | SamplerError | RunStopped
         if isinstance(error, stops) and trainer.state.fn == TrainerFn.FITTING and self._begun:
             self._save_between_batches(trainer, module.counts["batches"], "-stopped")
             if trainer.is_global_zero:
@@ -101,41 +112,36 @@ class Checkpoints(HerlCallback, Checkpoint):
             TrainingError: it cannot be written; the previous one is still there.
         """
         folder = Path(trainer.strategy.broadcast(str(self.dirpath)))  # each rank may have its own folder
-        part = folder / f"{name}.part"
-        try:
-            trainer.save_checkpoint(part)
-            together(lambda: self._put_in_place(trainer, part, folder / name))
-        except OSError as error:
-            raise TrainingError(
-                f"cannot write the checkpoint {folder / name}: {error}. The previous one is intact: "
-                f"free some space, then resume={folder / LAST}"
-            ) from error
+        write_checkpoint(
+            trainer,
+            folder / name,
+            lambda part: self._put_in_place(part, folder / name),
+            advice=f"The previous one is intact: free some space, then resume={folder / LAST}",
+        )
         self._saved_at = time.monotonic()
 
-    def _put_in_place(self, trainer: L.Trainer, part: Path, final: Path) -> None:
+    def _put_in_place(self, part: Path, final: Path) -> None:
         """Renames the checkpoint and points the link at it; each step is atomic."""
-        if not trainer.is_global_zero:
-            return
-        final = _free(final)
-        os.replace(part, final)
-        link = final.parent / f"{LAST}.part"
-        link.unlink(missing_ok=True)
-        link.symlink_to(final.name)
-        os.replace(link, final.parent / LAST)
+        final = free_name(final)
+        put_in_place(part, final)
+        point(final.parent / LAST, final)
         self._forget_old(final)
 
     def _forget_old(self, newest: Path) -> None:
         old = sorted(path for path in newest.parent.glob("batch-*.ckpt") if path != newest)
-        unfinished = newest.parent.glob("batch-*.part")  # left by a killed run
-        for path in (*old[: max(0, len(old) - self.keep + 1)], *unfinished):
-            _remove(path)
+        for path in old[: max(0, len(old) - self.keep + 1)]:
+            remove(path)
 
 
-def _free(path: Path) -> Path:
+def point(link: Path, target: Path) -> None:
+    """Makes a link point to a file or folder beside it, instead of to another one. A folder may be moved."""
+    part = part_of(link)
+    part.unlink(missing_ok=True)
+    part.symlink_to(target.name)
+    os.replace(part, link)
+
+
+def free_name(path: Path) -> Path:
     """Returns an unused name, so the link's old target stays untouched until the link has moved."""
     names = (path.with_stem(f"{path.stem}-{number}") for number in count(1))
     return path if not path.exists() else next(name for name in names if not name.exists())
-
-
-def _remove(path: Path) -> None:
-    shutil.rmtree(path) if path.is_dir() else path.unlink()

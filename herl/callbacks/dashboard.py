@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -17,6 +17,7 @@ from herl.callbacks.base import HerlCallback
 from herl.callbacks.heat_map import heat_map
 from herl.callbacks.markup import answer_markdown, revision_markdown
 from herl.callbacks.reward_picture import SERIES, reward_picture
+from herl.display.may_fail import may_fail
 from herl.errors import check_at_least
 from herl.hindsight import NoHindsight
 from herl.loggers import write_picture, write_table
@@ -111,7 +112,8 @@ class Dashboard(HerlCallback):
     TensorBoard gets a picture of the rewards, heat maps of the criteria, histograms, revisions with their
     drafts, and the answers to a few held-out prompts, always the same ones. W&B, MLflow and Trackio get the
     picture, a table of answers and a table of drafts with their revisions. Model and judge text is shown
-    literally, never as markup. Other loggers get curves only.
+    literally, never as markup. Other loggers get curves only. What
+    cannot be written costs a warning.
 
     Args:
         every_n_batches: Batches between pictures, texts and tables of revisions during training.
@@ -142,6 +144,7 @@ class Dashboard(HerlCallback):
         self.batches = 0
         self._heldout: tuple[Trajectory, ...] = ()  # from the last validation
         self._shown = -1  # x of the last held-out answers
+        self._told: set[str] = set()  # what could not be written
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the rewards and the shares by criterion so far, since pictures show the whole run."""
@@ -153,8 +156,9 @@ class Dashboard(HerlCallback):
         self.rewards |= state_dict.get("rewards", {})  # older checkpoints have none
 
     def on_start(self, trainer: L.Trainer, module: HerlModule) -> None:
-        for writer in _writers(trainer):
-            writer.add_custom_scalars(layout(module))
+        with may_fail("the dashboard's layout", self._told):
+            for writer in _writers(trainer):
+                writer.add_custom_scalars(layout(module))
 
     def on_step(self, trainer: L.Trainer, module: HerlModule, step: Step) -> None:
         groups, place = step.collection.groups, module.counts[module.log_over]
@@ -164,7 +168,14 @@ class Dashboard(HerlCallback):
         self.batches += 1
         if (self.batches - 1) % self.every_n_batches:
             return
-        self._draw(trainer, module)
+        with may_fail("the pictures of the dashboard", self._told):
+            self._draw(trainer, module)
+        with may_fail("the texts of the dashboard", self._told):
+            self._write_step(trainer, module, groups, place)
+
+    def _write_step(
+        self, trainer: L.Trainer, module: HerlModule, groups: Sequence[Group], place: int
+    ) -> None:
         attempts = [one for group in groups for one in group.attempts]
         lengths = [len(one.rollout.token_ids) - one.rollout.thinking_tokens for one in attempts]
         thoughts = [one.rollout.thinking_tokens for one in attempts if one.rollout.thinking_tokens]
@@ -191,18 +202,25 @@ class Dashboard(HerlCallback):
         plain = [(one.task, one.answers[0]) for one in trajectories]
         self._remember("heldout", place, rubric_metrics("heldout", plain))
         self._add("heldout", place, (judged for _, judged in plain))
-        first_of = {one.task.id: one for one in reversed(trajectories)}
-        first = list(reversed(first_of.values()))
         if self._shown < place:
-            answers = answer_table(first[: self.table_rows], module.log_over, place)
-            write_table(trainer, "heldout/answers", answers, place)
-            for writer in _writers(trainer):
-                for number, one in enumerate(first[: self.heldout_prompts], 1):
-                    text = answer_markdown(one.task, one.answers[0])
-                    writer.add_text(f"heldout/prompt_{number}", text, place)
+            with may_fail("the held-out answers of the dashboard", self._told):
+                self._write_heldout(trainer, module, trajectories, place)
         self._shown = place
         if trainer.state.fn != TrainerFn.FITTING:
-            self._draw(trainer, module)
+            with may_fail("the pictures of the dashboard", self._told):
+                self._draw(trainer, module)
+
+    def _write_heldout(
+        self, trainer: L.Trainer, module: HerlModule, trajectories: Sequence[Trajectory], place: int
+    ) -> None:
+        first_of = {one.task.id: one for one in reversed(trajectories)}
+        first = list(reversed(first_of.values()))
+        answers = answer_table(first[: self.table_rows], module.log_over, place)
+        write_table(trainer, "heldout/answers", answers, place)
+        for writer in _writers(trainer):
+            for number, one in enumerate(first[: self.heldout_prompts], 1):
+                text = answer_markdown(one.task, one.answers[0])
+                writer.add_text(f"heldout/prompt_{number}", text, place)
 
     def _remember(self, family: str, place: int, metrics: Mapping[str, float]) -> None:
         prefix = f"{family}_criterion/"

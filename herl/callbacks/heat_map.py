@@ -8,9 +8,12 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from herl.display.picture import label, literal_text
+
 MAX_COLUMNS = 60
 
 
+@literal_text()
 def heat_map(history: Sequence[tuple[int, Mapping[str, float]]], title: str, x_label: str) -> np.ndarray:
     """Returns the picture, [height, width, 3], 8 bits per channel. Rows with the best final share come first.
 
@@ -32,7 +35,7 @@ def heat_map(history: Sequence[tuple[int, Mapping[str, float]]], title: str, x_l
     figure = Figure(figsize=(6.6, 1.3 + 0.24 * len(criteria)), dpi=110, layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(shares[order], vmin=0, vmax=1, cmap="viridis", aspect="auto", interpolation="nearest")
-    axes.set_yticks(range(len(criteria)), [criteria[row][:40] for row in order])
+    axes.set_yticks(range(len(criteria)), [label(criteria[row], 40) for row in order])
     ticks = sorted({0, len(parts) // 3, 2 * len(parts) // 3, len(parts) - 1})
     axes.set_xticks(ticks, [f"{history[parts[tick][-1]][0]:,}" for tick in ticks])
     axes.set_xlabel(x_label)

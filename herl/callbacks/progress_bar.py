@@ -9,7 +9,6 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     Progress,
@@ -24,6 +23,8 @@ from rich.text import Text
 
 from herl.callbacks.base import HerlCallback
 from herl.clock import PhaseClock
+from herl.display.may_fail import may_fail
+from herl.display.screen import Screen
 from herl.errors import check_at_least
 from herl.metrics.report import SHOWN
 from herl.metrics.step import Step
@@ -55,8 +56,9 @@ class ProgressBar(HerlCallback, LightningProgressBar):
         super().__init__()
         check_at_least("callbacks.progress", 0, seconds_between_lines=seconds_between_lines)
         self.seconds_between_lines = seconds_between_lines
-        self.console = Console(stderr=True)
+        self.console = Screen(stderr=True)
         self._enabled = True
+        self._told: set[str] = set()
         self._progress: Progress | None = None
         self._started = self._spoke = 0.0
         self._begun_at = 0.0  # share done at the start: a resumed run does not begin at 0
@@ -77,7 +79,8 @@ class ProgressBar(HerlCallback, LightningProgressBar):
         batch = trainer.fit_loop.batch_idx + 1
         epochs = f"/{trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
         where = f"epoch {trainer.current_epoch + 1}{epochs}, batch {batch}/{trainer.num_training_batches}"
-        self._show(trainer, module.share_done(batch), where)
+        with may_fail("the progress to the screen", self._told):  # which may be gone
+            self._show(trainer, module.share_done(batch), where)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._close()
@@ -91,7 +94,8 @@ class ProgressBar(HerlCallback, LightningProgressBar):
     def on_heldout_batch(self, trainer: L.Trainer, module: HerlModule, batch_idx: int) -> None:
         total = trainer.num_val_batches[0]
         if trainer.state.fn == TrainerFn.VALIDATING:
-            self._show(trainer, (batch_idx + 1) / total, f"batch {batch_idx + 1}/{total}")
+            with may_fail("the progress to the screen", self._told):
+                self._show(trainer, (batch_idx + 1) / total, f"batch {batch_idx + 1}/{total}")
 
     def on_heldout(
         self, trainer: L.Trainer, module: HerlModule, trajectories: tuple[Trajectory, ...]
@@ -144,11 +148,12 @@ class ProgressBar(HerlCallback, LightningProgressBar):
             done = share - self._begun_at
             left = (self._spoke - self._started) * (1 - share) / done if done > 0 else 0.0
             parts = [where, f"{share:.0%} done, {left:.0f} s left", speed, rewards and f"reward: {rewards}"]
-            self.console.print("; ".join(filter(None, parts)), markup=False, highlight=False, soft_wrap=True)
+            self.console.print("; ".join(filter(None, parts)), soft_wrap=True)
 
     def _close(self) -> None:
         if self._progress is not None:
-            self._progress.stop()
+            with may_fail("the progress to the screen", self._told):
+                self._progress.stop()
             self._progress = None
 
 

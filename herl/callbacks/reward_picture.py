@@ -8,6 +8,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from herl.display.picture import literal_text
+
 SERIES = {
     "heldout": ("held-out", "tab:blue", "o"),
     "train": ("attempts", "tab:gray", "."),
@@ -18,6 +20,7 @@ _WINDOWS = 12
 """The lines of attempts and revisions average over about this share of the run."""
 
 
+@literal_text()
 def reward_picture(history: Mapping[str, Sequence[tuple[int, float, int]]], x_label: str) -> np.ndarray:
     """Returns the picture, [height, width, 3], 8 bits per channel.
 

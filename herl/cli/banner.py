@@ -10,10 +10,10 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 from rich.cells import cell_len, set_cell_size
-from rich.console import Console
 
 from herl.callbacks import AnswerBudget
 from herl.config.build import Run
+from herl.display.screen import Screen
 from herl.dry_run.memory import memory_line
 from herl.prompt_text import visible
 from herl.report.commands import curves, from_here
@@ -30,9 +30,9 @@ def show_banner(config: DictConfig, run: Run, memory: RunMemory | None = None) -
     """Prints what a run will do, on standard error of the first rank."""
     if not run.trainer.is_global_zero:
         return
-    console = Console(stderr=True, width=WIDTH)
+    console = Screen(stderr=True, width=WIDTH)
     for line in banner(_facts(config, run, memory)):
-        console.print(visible(line), markup=False, highlight=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
 
 
 def _facts(config: DictConfig, run: Run, memory: RunMemory | None) -> dict[str, str]:
@@ -87,7 +87,7 @@ def banner(lines: Mapping[str, str], width: int = WIDTH) -> list[str]:
     models and data apart.
     """
     kept = {
-        name: value if name in WHOLE else " ".join(value.split())
+        name: visible(value if name in WHOLE else " ".join(value.split()))
         for name, value in lines.items()
         if value.strip()
     }

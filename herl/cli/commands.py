@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -34,11 +33,14 @@ from herl.config.build import Run, build, check_checkpoint, make, quiet, resumed
 from herl.config.check import check
 from herl.data.lint import BAD_ROW, Finding, bad_rows, findings
 from herl.data.prompts import typed_prompt
+from herl.display.may_fail import may_fail
+from herl.display.screen import Screen
 from herl.dry_run.memory import killed_ranks, memory_of, warn_of_memory
 from herl.dry_run.trial import dry_run
 from herl.errors import BudgetSpent, ConfigError, DataError, JudgeStop, RunStopped
 from herl.evaluation.evaluate import evaluate, rounds_picture, rounds_table, trajectory_records
 from herl.evaluation.intervals import Row, prompt_rewards
+from herl.files import write_whole
 from herl.models.export import load_checkpoint, model_card, save_pretrained
 from herl.models.push import check_push, push
 from herl.prompt_text import visible
@@ -87,11 +89,13 @@ def fit(config: DictConfig) -> dict[str, Any]:
                 requeue(stop)
             raise
     results |= _best(run)
-    log_hyperparameters(config, run, results)
     first = run.heldout.before.get("example")
     if first and last:
         results["example"] = {"request": first[0], "before": first[1], "after": last[1]}
-    return finish(config, run, results | _measured(run))
+    summary = finish(config, run, results | _measured(run))
+    with may_fail("the run's settings to its loggers"):
+        log_hyperparameters(config, run, results)
+    return summary
 
 
 def validate(config: DictConfig) -> dict[str, Any]:
@@ -121,11 +125,12 @@ def improve(config: DictConfig) -> dict[str, Any]:
     run.module.clock.began = started
     rounds, trajectories = run.module.validation_revisions, run.heldout.trajectories
     if run.trainer.is_global_zero and rows:
-        console = Console()
+        console = Screen()
         console.print(rounds_table(trajectories, rounds, rows))
         picture = Path(config.output_dir) / "improve.png"
-        rounds_picture(rows, picture)
-        console.print(f"Score by round: {picture}", soft_wrap=True)
+        with may_fail(str(picture)):
+            rounds_picture(rows, picture)
+            console.print(f"Score by round: {picture}", soft_wrap=True)
         if data is not None:
             console.print(Text(visible(trajectories[0].best().rollout.text)))
     return finish(config, run, _results(run, rows))
@@ -283,13 +288,13 @@ def export(config: DictConfig) -> Path:
     before = _stamps(folder) if repository is not None else {}
     save_pretrained(policy, tokenizer, folder, adapter=config.adapter)
     card = model_card(model.path, checkpoint, adapter=config.adapter, repository=repository)
-    (folder / "README.md").write_text(card, encoding="utf-8")
-    console = Console()
-    console.print(f"{checkpoint or model.path} -> {folder}", soft_wrap=True, markup=False)
+    write_whole(folder / "README.md", card)
+    console = Screen()
+    console.print(f"{checkpoint or model.path} -> {folder}", soft_wrap=True)
     if repository is not None:
         written = [name for name, stamp in _stamps(folder).items() if before.get(name) != stamp]
         address = push(folder, written, repository, private=config.private)
-        console.print(f"{folder} -> {address}", soft_wrap=True, markup=False)
+        console.print(f"{folder} -> {address}", soft_wrap=True)
     return folder
 
 
@@ -326,7 +331,7 @@ def lint(config: DictConfig) -> list[Finding]:
     found = bad_rows(Path(config.output_dir)) + found
     listed = [asdict(finding) for finding in found]
     path = Path(config.output_dir) / "lint.json"
-    path.write_text(json.dumps(listed, indent=2) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(listed, indent=2) + "\n")
     _show_findings(found, len(data.train) + len(data.heldout), path)
     errors = sum(finding.level == "error" for finding in found)
     if errors:
@@ -343,14 +348,14 @@ def _show_findings(found: list[Finding], prompts: int, path: Path) -> None:
         shown = Text(visible(f"{example.where}: {example.detail}".partition("\n")[0][:200]))
         table.add_row(Text(level, style="red" if level == "error" else "yellow"), kind, str(times), shown)
     _show_bad_rows([finding for finding in found if finding.kind == BAD_ROW])
-    console = Console()
+    console = Screen()
     console.print(table if found else f"herl lint: {prompts} prompts, no findings")
     console.print(f"All findings: {path}")
 
 
 def _show_bad_rows(found: list[Finding]) -> None:
     """Prints the first bad rows with their place, the field and the reason."""
-    console = Console()
+    console = Screen()
     for finding in found[:BAD_ROWS_SHOWN]:
         console.print(Text(visible(f"{finding.where}: {finding.detail}")), soft_wrap=True)
     if len(found) > BAD_ROWS_SHOWN:

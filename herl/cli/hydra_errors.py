@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from herl.display.terminal import say
 from herl.errors import did_you_mean
 from herl.report.secret import redacted
 
@@ -40,9 +40,9 @@ def explain(verb: str, said: str, arguments: Sequence[str]) -> None:
     same |= {f"Could not find '{one.about}/" for one in found}
     if not any(words in said for words in same):
         lines = [line for line in said.splitlines() if line.strip() and not line.startswith(ADVICE)]
-        print(redacted("\n".join(lines)), file=sys.stderr)
+        say(redacted("\n".join(lines)), stderr=True)
     for one in found:
-        print(f"herl: error: {redacted(one.text)}", file=sys.stderr)
+        say(f"herl: error: {redacted(one.text)}", stderr=True)
 
 
 def _mistakes(verb: str, arguments: Sequence[str]) -> Iterator[Mistake]:

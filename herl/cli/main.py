@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 from herl.cli.openmp import spin_briefly
 from herl.cli.overrides import for_hydra, lacking
+from herl.display.terminal import Shown, guard_errors, guard_logs, say
 from herl.errors import ConfigError, HerlError, RunStopped, did_you_mean
-from herl.prompt_text import visible
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -107,13 +107,15 @@ def main() -> None:
 
 def _main() -> None:
     spin_briefly()
+    guard_errors()
+    guard_logs()
     verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
     verb = verb.removeprefix("--config-name=")  # in processes that Lightning starts from our sys.argv
     if verb in ("-h", "--help"):
         listed = "\n".join(f"  {name:<10} {help_text}" for name, help_text in VERBS.items())
-        print(HELP.format(verbs=listed))
+        say(HELP.format(verbs=listed))
     elif verb in ("-V", "--version"):
-        print(f"herl {version('herl')}")
+        say(f"herl {version('herl')}")
     elif verb in WITHOUT_HYDRA:
         try:
             getattr(import_module(WITHOUT_HYDRA[verb]), verb)(sys.argv[2:])
@@ -136,7 +138,7 @@ def _main() -> None:
             except ConfigError as error:
                 fail(str(error))
             if verb == "fit" and (names := lacking(sys.argv[2:])):
-                print(NOTHING if len(names) == 2 else NOT_NAMED[names[0]], file=sys.stderr)
+                say(NOTHING if len(names) == 2 else NOT_NAMED[names[0]], stderr=True)
                 raise SystemExit(2)
         _run_hydra(verb)
     else:
@@ -163,11 +165,11 @@ def _run_hydra(verb: str) -> None:
     sys.path.insert(0, "")  # console scripts lack the current folder, where plug-ins live
     started = failed = False
 
-    said, shown = StringIO(), sys.stderr
+    said, output, shown = StringIO(), sys.stdout, sys.stderr
 
     def command(config: DictConfig) -> None:
         nonlocal started
-        started, sys.stderr = True, shown
+        started, sys.stdout, sys.stderr = True, output, shown
         try:
             if verb not in LIGHT:  # before the heavy imports
                 typed = list(HydraConfig.get().overrides.task)
@@ -175,6 +177,7 @@ def _run_hydra(verb: str) -> None:
             if is_first_process():
                 sign(Path(HydraConfig.get().runtime.output_dir, ".hydra"))
             commands = import_module(LIGHT.get(verb, "herl.cli.commands"))
+            guard_logs()  # those that Hydra and the packages have set up by now
             getattr(commands, verb)(config)
         except RunStopped as stop:
             # the scheduler that ends a fit starts it again; what else is ended has no result
@@ -186,20 +189,24 @@ def _run_hydra(verb: str) -> None:
         except BrokenPipeError:
             _end_unless_read()
             raise
+        except Exception:
+            sys.stderr = Shown(shown)  # Hydra prints it
+            raise
 
     try:
+        sys.stdout = Shown(output)  # such as --cfg job
         with _run_folder(), checked_settings():
             if not os.environ.get("HYDRA_FULL_ERROR"):
                 sys.stderr = said
             hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=verb)(command)()
     except SystemExit as stop:
-        sys.stderr = shown
+        sys.stdout, sys.stderr = output, shown
         if stop.code and not started:
             import_module("herl.cli.hydra_errors").explain(verb, said.getvalue(), sys.argv[2:])
         failed = stop.code == 2 or bool(stop.code and not started)
         raise
     finally:
-        sys.stderr = shown
+        sys.stdout, sys.stderr = output, shown
         release(failed)
 
 
@@ -233,5 +240,5 @@ def fail(message: str) -> NoReturn:
     """Prints an error and ends the process with code 2."""
     from herl.report.secret import redacted
 
-    print(f"herl: error: {visible(redacted(message))}", file=sys.stderr)
+    say(f"herl: error: {redacted(message)}", stderr=True)
     raise SystemExit(2)

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
 
+from herl.display.terminal import say
 from herl.errors import ConfigError
+from herl.files import PART, whole_folder
 
 USAGE = (
     "usage: herl new FOLDER\n\nWrites rows, a reward function with its test, a run and five commands into it."
@@ -29,19 +31,20 @@ def new(arguments: Sequence[str]) -> None:
         ConfigError: there is not exactly one argument, or the folder is not empty.
     """
     if {"-h", "--help"} & set(arguments):
-        print(USAGE)
+        say(USAGE)
         return
     if len(arguments) != 1:
         raise ConfigError(f"new: expected the name of a folder, got {' '.join(arguments) or 'nothing'}")
     folder = Path(arguments[0])
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or any(path.name != PART for path in folder.iterdir())):
         raise ConfigError(f"new: expected a new or empty folder, got '{folder}', which exists already")
-    with as_file(files("herl").joinpath("assets", "new")) as source:
+    source = files("herl").joinpath("assets", "new")
+    with as_file(source) as shipped, whole_folder(folder, last=("commands.sh",)) as part:
         for name in FILES:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(source / name, folder / name)
+            (part / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(shipped / name, part / name)
     width = max(map(len, FILES))
-    print(f"{folder}/")
+    say(f"{folder}/")
     for name, about in FILES.items():
-        print(f"  {name:<{width}}  {about}")
-    print(f"\nTry it: bash {folder / 'commands.sh'}, or its commands one by one; a few minutes.")
+        say(f"  {name:<{width}}  {about}")
+    say(f"\nTry it: bash {folder / 'commands.sh'}, or its commands one by one; a few minutes.")

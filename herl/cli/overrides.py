@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import sys
 
 from herl.cli.past_overrides import carried_over, config_dirs, hydra_of_run, key_of, past_overrides
 from herl.cli.prose import quoted
 from herl.config.aliases import CommandLine, choices, translated
 from herl.config.keys_in_settings import check_typed
+from herl.display.terminal import say
 from herl.distributed import is_first_process
 from herl.errors import ConfigError
 
@@ -75,7 +75,7 @@ def for_hydra(verb: str, arguments: list[str]) -> list[str]:
 def _say(lines: list[str]) -> None:
     """Prints lines on stderr, once for all ranks of a run."""
     for line in lines if is_first_process() else []:
-        print(line, file=sys.stderr)
+        say(line, stderr=True)
 
 
 def lacking(arguments: list[str]) -> tuple[str, ...]:

@@ -14,13 +14,15 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.resolvers.oc import env as read_environment
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from herl.callbacks.markup import plain
 from herl.config.build import Run
+from herl.display.may_fail import may_fail
+from herl.display.screen import Screen
 from herl.evaluation.intervals import OVERALL, Row, find_row
+from herl.files import whole, write_whole
 from herl.judge import JudgeRunner
 from herl.prompt_text import visible
 from herl.report.commands import commands, from_here
@@ -49,12 +51,14 @@ def finish(config: DictConfig, run: Run, results: Mapping[str, Any]) -> dict[str
     if not run.trainer.is_global_zero:
         return summary
     folder = Path(config.output_dir)
-    with environment_unread():
-        OmegaConf.save(config, folder / "config.yaml", resolve=True)
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    with environment_unread(), whole(folder / "config.yaml") as part:
+        OmegaConf.save(config, part, resolve=True)
+    write_whole(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
     said = try_report(folder)
-    _first_card(run, said)
-    _show(summary, folder)
+    with may_fail("the report to TensorBoard"):
+        _first_card(run, said)
+    with may_fail("the summary to the screen", passes=(BrokenPipeError,)):
+        _show(summary, folder)
     return summary
 
 
@@ -168,13 +172,13 @@ def _show(summary: Mapping[str, Any], folder: Path) -> None:
         shown = f"{value:.3f}" if isinstance(value, float) else str(value)
         table.add_row(name.replace("_", " "), Text(visible(shown), overflow="fold"))
     table.add_row("folder", Text(from_here(folder), overflow="fold"))
-    console = Console()
+    console = Screen()
     console.print(table)
     if (folder / REPORT).is_file():
-        console.print(f"Report: {from_here(folder / REPORT)}", soft_wrap=True, markup=False)
+        console.print(f"Report: {from_here(folder / REPORT)}", soft_wrap=True)
     for command in commands(folder, summary.get("optimizer_steps")):
         if command.name in SHOWN:
-            console.print(f"{command.name}: {command.line}", soft_wrap=True, markup=False)
+            console.print(f"{command.name}: {command.line}", soft_wrap=True)
     if summary.get("optimizer_steps") == 0:
         console.print(UNCHANGED, soft_wrap=True)
 
@@ -187,7 +191,7 @@ def _listed(values: Mapping[str, Any]) -> str:
 def show_rows(rows: Sequence[Row]) -> None:
     """Prints an evaluation, with one column for each judge and number of revisions."""
     if not rows:
-        Console().print("There are no held-out answers, so there is nothing to report.")
+        Screen().print("There are no held-out answers, so there is nothing to report.")
         return
     columns = sorted({(row.judge, row.revisions) for row in rows})
     heads = [_head(judge, revisions) for judge, revisions in columns]
@@ -210,7 +214,7 @@ def show_rows(rows: Sequence[Row]) -> None:
             cells = [Text(_cell(find_row(rows, name, revisions, judge))) for judge, revisions in columns]
             table.add_row(Text(visible(name)), *cells, str(row.count) if (row := first[name]) else "")
         table.add_section()
-    console = Console()
+    console = Screen()
     console.print(table)
     if len(criteria) > MAX_ROWS:
         console.print(f"The worst {MAX_ROWS} of {len(criteria)} criteria; all are in summary.json.")

@@ -28,6 +28,7 @@ from herl.config.early import without_warnings
 from herl.distributed import is_first_process
 from herl.errors import ConfigError, HerlError
 from herl.judge.check_rows import check_rows
+from herl.loggers.go_on import going_on
 from herl.models.checkpoint_file import check_checkpoint_file
 from herl.models.fsdp import FSDPStrategy, check_trainer
 from herl.models.precision import default_precision, use_tf32
@@ -102,7 +103,7 @@ def build(
         accelerator=accelerator,
         precision=config.trainer.precision or default_precision(accelerator),
         callbacks=[heldout, *callbacks, *make(config.callbacks).values()],
-        logger=[make(one) for one in config.logger.values()] or False,
+        logger=[going_on(make(one)) for one in config.logger.values()] or False,
     )
     check_trainer(trainer)  # before other processes are started
     _check_sweep(trainer)

@@ -17,7 +17,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader, Sampler
 
 from herl.data.split import NO_PROMPTS, prompt_hash, split_off
-from herl.distributed import rank
+from herl.distributed import rank, together
 from herl.errors import ConfigError, DataError
 from herl.seeds import derive_seed
 from herl.types import Task
@@ -64,6 +64,12 @@ class RubricDataModule(L.LightningDataModule):
         self.prompts_per_batch = prompts_per_batch
         self.seed = seed
         self._state: dict[str, Any] = {}
+
+    def setup(self, stage: str) -> None:
+        """Hashes the training prompts before training, for its checkpoints: should their file change during
+        the run, it cannot be read then."""
+        if stage == "fit":
+            self.state_dict()
 
     def train_dataloader(self) -> DataLoader[list[Task]]:
         """Returns batches of training prompts, in a different order every epoch; with
@@ -198,6 +204,10 @@ class PromptLoader(DataLoader[Any]):
         self._order = order
         self._trainer = trainer
 
+    def __iter__(self) -> Any:
+        """Returns an iterator over the batches. All ranks must read along: what one cannot read ends all."""
+        return _read_together(super().__iter__())
+
     def state_dict(self) -> dict[str, int]:
         """Returns the position in the epoch. A batch during which the run stopped counts as not begun."""
         if self._trainer is None:
@@ -232,6 +242,11 @@ class PromptLoader(DataLoader[Any]):
         """Lightning's count of the batches of this epoch."""
         assert self._trainer is not None
         return self._trainer.fit_loop.epoch_loop.batch_progress.current
+
+
+def _read_together(batches: Iterator[Any]) -> Iterator[Any]:
+    while (batch := together(lambda: next(batches, None))) is not None:
+        yield batch
 
 
 class EpochShuffle(Sampler[int]):

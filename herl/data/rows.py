@@ -8,6 +8,8 @@
 | x.parquet                | one per table row                                                              |
 | a folder                 | all such files in it, by name; or a data set that `datasets` saved there       |
 | hf:owner/name[:split]    | a data set on the Hugging Face hub; the default split is train                 |
+
+A file that stays on disk must not change while rows are read from it: a change is an error at the next row.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import os
 from abc import ABC, abstractmethod
 from array import array
 from collections import Counter
@@ -87,6 +90,38 @@ class ListedRows(Rows):
         return self._rows[place]
 
 
+class Unchanged:
+    """Files that are read on demand, and must stay as they were when their rows were checked.
+
+    Args:
+        paths: The files.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._seen = {path: _stamp(path.stat()) for path in paths}
+
+    def check(self) -> None:
+        """Compares each file's place on the disk, size and time with those at the beginning.
+
+        Raises:
+            DataError: one differs, or cannot be read; names the file.
+        """
+        for path, before in self._seen.items():
+            try:
+                same = _stamp(path.stat()) == before
+            except OSError as error:
+                raise DataError(f"{path}: expected the file that the run began with, got {error}") from error
+            if not same:
+                raise DataError(
+                    f"{path}: expected the file that the run began with, but it has changed on the disk. Put "
+                    "the old one back to go on, or start a new run. Files of this size are read during a run"
+                )
+
+
+def _stamp(found: os.stat_result) -> tuple[int, ...]:
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
 class JsonLines(Rows):
     """Lines of a file. Only their offsets are kept in memory."""
 
@@ -94,6 +129,7 @@ class JsonLines(Rows):
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._unchanged = Unchanged([path])
         self._offsets, self._lines = array("q"), array("q")
         with path.open("rb") as file:
             offset = 0
@@ -107,24 +143,39 @@ class JsonLines(Rows):
         return len(self._offsets)
 
     def read(self, place: int) -> Row:
-        with self._path.open("rb") as file:
-            file.seek(self._offsets[place])
-            return _json_row(file.readline(), self._path, self._lines[place])
+        self._unchanged.check()
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._offsets[place])
+                line = file.readline()
+        except OSError as error:
+            raise DataError(f"{self._path}:{self._lines[place]}: cannot be read: {error}") from error
+        self._unchanged.check()  # it may have changed meanwhile
+        return _json_row(line, self._path, self._lines[place])
 
 
 class Table(Rows):
-    """Rows of a data set that `datasets` memory-maps."""
+    """Rows of a data set that `datasets` memory-maps.
+
+    Args:
+        name: Its name, for error messages.
+        table: The data set.
+        sources: The files that it was made from.
+    """
 
     large = True
 
-    def __init__(self, name: str, table: Any) -> None:
+    def __init__(self, name: str, table: Any, sources: Sequence[Path] = ()) -> None:
         self._name = name
         self._table = table
+        mapped = [Path(one["filename"]) for one in getattr(table, "cache_files", ())]
+        self._unchanged = Unchanged([*sources, *mapped])
 
     def __len__(self) -> int:
         return len(self._table)
 
     def read(self, place: int) -> Row:
+        self._unchanged.check()  # beforehand: a mapped page of a file that has shrunk ends the process
         return Row(place=f"{self._name}:{place + 1}", number=place + 1, value=self._table[place], filled=True)
 
 
@@ -251,7 +302,8 @@ def _cells(row: dict[Any, Any], place: str) -> dict[str, Any] | DataError:
 
 def _parquet(path: Path) -> Rows:
     if path.stat().st_size > LARGE_BYTES:
-        return Table(str(path), _datasets().load_dataset("parquet", data_files=str(path), split="train"))
+        table = _datasets().load_dataset("parquet", data_files=str(path), split="train")
+        return Table(str(path), table, sources=[path])
     import pyarrow.parquet  # heavy, and most runs read JSONL
 
     try:

@@ -13,6 +13,7 @@ from herl.checks.instructions import argument_fault
 from herl.data.formats import NegativeWeight, Reading, read_row, task_of
 from herl.data.rows import Row, Rows, read_rows
 from herl.errors import ConfigError, DataError
+from herl.files import write_whole
 from herl.types import Task
 
 logger = logging.getLogger(__name__)
@@ -123,8 +124,7 @@ def read_tasks(
             if not rows.large:
                 tasks.append(task)
     if bad and quarantine is not None:
-        Path(quarantine).parent.mkdir(parents=True, exist_ok=True)
-        Path(quarantine).write_text("\n".join(bad) + "\n", encoding="utf-8")
+        write_whole(Path(quarantine), "\n".join(bad) + "\n")
         first_error = json.loads(bad[0])["error"]
         logger.warning(
             "skipped %d of %d rows of %s; see %s. The first: %s",

@@ -18,12 +18,12 @@ from typing import Any
 
 from omegaconf import DictConfig
 from rich.box import HEAVY_HEAD, Box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from herl.callbacks.answer_budget import AnswerBudget
 from herl.config.build import Run, make
+from herl.display.screen import Screen
 from herl.prompt_text import visible
 from herl.types import Judged
 from herl.update.card_needs import longest_micro_batch, settings_of
@@ -196,7 +196,7 @@ def _validations(config: DictConfig, batches: int, per_epoch: int) -> int:
 
 def show(report: Mapping[str, Any], path: Path) -> None:
     """Prints a report and its path."""
-    console = Console()
+    console = Screen()
     for name in ("prompt", "revision_prompt"):
         if report[name]:
             console.rule(f"a {name.replace('_', ' ')} as the model sees it")
@@ -228,12 +228,12 @@ def show(report: Mapping[str, Any], path: Path) -> None:
         console.print(Text(f"{name}: {_words(value)}"), soft_wrap=True)
 
 
-def _box(console: Console) -> Box | None:
+def _box(console: Screen) -> Box | None:
     """Frames are for terminals; a pipe gets plain lines."""
     return HEAVY_HEAD if console.is_terminal else None
 
 
-def _show_gpus(console: Console, report: Mapping[str, Any]) -> None:
+def _show_gpus(console: Screen, report: Mapping[str, Any]) -> None:
     table = Table(
         "phase", "one batch, s", "of one GPU", "GiB", box=_box(console),
         title=f"{report['parameters'] / 1e9:.2f} billion parameters on {report['devices']} x {report['gpu']}",

@@ -6,7 +6,6 @@ configuration -> data and its lint -> a few batches, the longest update, some va
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter
 from copy import deepcopy
 from pathlib import Path
@@ -19,6 +18,7 @@ from herl.callbacks import HerlCallback
 from herl.config.build import Run, build
 from herl.config.check import check
 from herl.data.lint import findings
+from herl.display.terminal import say
 from herl.distributed import gather
 from herl.dry_run.estimate import (
     BATCHES,
@@ -31,6 +31,7 @@ from herl.dry_run.estimate import (
     usage_of,
 )
 from herl.dry_run.memory import killed_ranks, memory_of, warn_of_memory
+from herl.files import write_whole
 from herl.metrics.step import Step
 from herl.metrics.throughput import memory
 from herl.models.chat_template import render_prompt
@@ -64,7 +65,7 @@ def dry_run(config: DictConfig) -> dict[str, Any]:
         report["gpus"] = gpu_estimate(config, run, tried, report, cost, size)
     if run.trainer.is_global_zero:
         path = Path(config.output_dir) / "dry_run.json"
-        path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        write_whole(path, json.dumps(report, indent=2) + "\n")
         show(report, path)
     return report
 
@@ -122,7 +123,7 @@ class _Watch(HerlCallback):
         )
         if trainer.is_global_zero:
             spent = sum(step.seconds.values())
-            print(f"herl: batch {len(tried.batches)} of {BATCHES}: {spent:.1f} s", file=sys.stderr)
+            say(f"herl: batch {len(tried.batches)} of {BATCHES}: {spent:.1f} s", stderr=True)
         decode = module.stages.tokenizer.decode
         if groups:
             tried.prompt = str(decode(list(groups[0].prompt_ids)))

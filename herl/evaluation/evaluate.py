@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 from rich.text import Text
 
+from herl.display.picture import literal_text
 from herl.distributed import gather_results, rank, world_size
 from herl.evaluation.intervals import Row, evaluation_rows, find_row
 from herl.judge import Judge, JudgeRunner
@@ -114,6 +115,7 @@ def _mean(rows: Sequence[Row], name: str, revisions: int) -> str:
     return f"{row.mean:.3f}" if row else ""
 
 
+@literal_text()
 def rounds_picture(rows: Sequence[Row], path: Path) -> None:
     """Plots reward and criteria met over rounds of revision, with their intervals."""
     figure = Figure(figsize=(6, 3.6), dpi=120, layout="constrained")

@@ -7,13 +7,18 @@ artifacts. TensorBoard has no tables: `herl.callbacks.Dashboard` writes texts an
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
+from weakref import WeakKeyDictionary
 
 import lightning as L
 import numpy as np
 from lightning.pytorch.loggers import Logger, MLFlowLogger
 
+from herl.display.may_fail import may_fail
+
+_TOLD: WeakKeyDictionary[Logger, set[str]] = WeakKeyDictionary()
 Cell = str | int | float | None
 
 
@@ -48,11 +53,12 @@ def write_table(trainer: L.Trainer, name: str, table: Table, place: int) -> None
         place: Point on the x axis.
     """
     for logger in _loggers(trainer) if table.rows else ():
-        if isinstance(logger, MLFlowLogger):  # appends the rows to those of earlier places
-            columns = {column: [row[at] for row in table.rows] for at, column in enumerate(table.columns)}
-            logger.experiment.log_table(logger.run_id, columns, f"{name}.json")
-        elif isinstance(logger, TableLogger):
-            logger.log_table(name, list(table.columns), [list(row) for row in table.rows], step=place)
+        with _may_fail(name, logger):
+            if isinstance(logger, MLFlowLogger):  # appends the rows to those of earlier places
+                columns = {column: [row[at] for row in table.rows] for at, column in enumerate(table.columns)}
+                logger.experiment.log_table(logger.run_id, columns, f"{name}.json")
+            elif isinstance(logger, TableLogger):
+                logger.log_table(name, list(table.columns), [list(row) for row in table.rows], step=place)
 
 
 def write_picture(trainer: L.Trainer, name: str, picture: np.ndarray, place: int) -> None:
@@ -65,10 +71,16 @@ def write_picture(trainer: L.Trainer, name: str, picture: np.ndarray, place: int
         place: Point on the x axis.
     """
     for logger in _loggers(trainer):
-        if isinstance(logger, MLFlowLogger):
-            logger.experiment.log_image(logger.run_id, picture, key=name, step=place)
-        elif isinstance(logger, TableLogger):
-            logger.log_image(name, [picture], step=place)
+        with _may_fail(name, logger):
+            if isinstance(logger, MLFlowLogger):
+                logger.experiment.log_image(logger.run_id, picture, key=name, step=place)
+            elif isinstance(logger, TableLogger):
+                logger.log_image(name, [picture], step=place)
+
+
+def _may_fail(name: str, logger: Logger) -> AbstractContextManager[None]:
+    """One logger that fails must not keep the others from their tables."""
+    return may_fail(f"{name} to {type(logger).__name__}", _TOLD.setdefault(logger, set()))
 
 
 def _loggers(trainer: L.Trainer) -> Iterable[Logger]:

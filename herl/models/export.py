@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from herl.distributed import rank, together
 from herl.errors import ConfigError
+from herl.files import whole_folder
 from herl.models.checkpoint_file import check_checkpoint_file, read_file, without_code
 from herl.models.lora import has_adapters
 from herl.models.pretrained import untrained
@@ -123,6 +124,7 @@ def save_pretrained(
 
     Raises:
         ConfigError: `adapter` is set, but the policy has no adapters.
+        HerlError: a file cannot be written; names the folder and the free space.
     """
     if adapter and not has_adapters(policy):
         raise ConfigError("adapter: expected a policy with adapters (lora=lora), got one without")
@@ -151,8 +153,9 @@ def _write(
             target._weight_conversions = policy._weight_conversions
         target.load_state_dict(weights, strict=False)  # tied weights have one name
         weights = target.state_dict()
-    target.save_pretrained(folder, state_dict=weights)
-    tokenizer.save_pretrained(folder)
+    with whole_folder(Path(folder), last=("config.json", "adapter_config.json")) as part:
+        target.save_pretrained(part, state_dict=weights)
+        tokenizer.save_pretrained(part)
 
 
 def model_card(

@@ -19,10 +19,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from omegaconf import DictConfig
 from pyarrow import json as arrow_json
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from herl.display.screen import Screen
+from herl.display.terminal import say
 from herl.errors import ConfigError, DataError
 from herl.prompt_text import visible
 from herl.records.lines import checked, record_files, whole_bytes
@@ -96,9 +97,14 @@ def inspect(config: DictConfig) -> None:
     )
     found = find(Path(config.run), query)
     if not config.json:
-        return show(found) if found else print(_nothing(query))
+        return show(found) if found else say(_nothing(query))
     for match in found:
-        print(json.dumps({"answer": match.answer, "draft": match.draft}))
+        say(_json({"answer": match.answer, "draft": match.draft}))
+
+
+def _json(value: Mapping[str, Any]) -> str:
+    """A value as JSON in printable ASCII, so that the terminal changes nothing in it."""
+    return json.dumps(value).replace("\x7f", r"\u007f")
 
 
 def find(folder: Path, query: Query) -> list[Found]:
@@ -248,7 +254,7 @@ def _read_drafts(files: Sequence[Path], wanted: set[tuple[int, str]]) -> dict[st
 
 def show(found: Sequence[Found]) -> None:
     """Prints answers, and revisions next to their drafts with the changes marked."""
-    console = Console()
+    console = Screen()
     for match in found:
         answer, draft = match.answer, match.draft
         earned = ", ".join(

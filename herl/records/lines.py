@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from herl.errors import DataError
+from herl.files import whole
 from herl.prompt_text import valid
 from herl.types import Judged, Task
 
@@ -88,9 +89,8 @@ def answer_record(task: Task, judged: Judged) -> dict[str, Any]:
 
 
 def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Writes records to a JSONL file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
+    """Writes records to a JSONL file, which is whole or not there."""
+    with whole(path) as part, part.open("w", encoding="utf-8") as file:
         for record in records:
             file.write(json.dumps(record) + "\n")
 

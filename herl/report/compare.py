@@ -10,10 +10,11 @@ from itertools import cycle
 from pathlib import Path
 
 from omegaconf import DictConfig
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from herl.display.picture import label, literal_text
+from herl.display.screen import Screen
 from herl.errors import ConfigError
 from herl.prompt_text import visible
 from herl.report.change import interval, paired
@@ -39,25 +40,23 @@ def compare(config: DictConfig) -> None:
     show(runs, None if config.out is None else Path(str(config.out)))
 
 
-def show(runs: Sequence[RunFiles], picture: Path | None, console: Console | None = None) -> None:
+def show(runs: Sequence[RunFiles], picture: Path | None, console: Screen | None = None) -> None:
     """Prints runs side by side, and writes the picture of those that have a held-out curve.
 
     Raises:
         ConfigError: the picture's file has no ending that names a format, or its folder does not exist.
     """
-    console = console or Console()
+    console = console or Screen()
     console.print(_table(runs))
     for line in _measured_on(runs):
-        console.print(line, markup=False, highlight=False)
+        console.print(line)
     if differing := different_settings(runs):
         console.print(_settings_table(differing))
     elif len({run.folder.resolve() for run in runs}) > 1:
         console.print("The runs were given the same settings.")
     if picture is not None and any(len(run.curve) > 1 for run in runs):
         draw(runs, picture)
-        console.print(
-            f"Held-out curves: {visible(str(picture))}", soft_wrap=True, markup=False, highlight=False
-        )
+        console.print(f"Held-out curves: {picture}", soft_wrap=True)
 
 
 def different_settings(runs: Sequence[RunFiles]) -> dict[str, list[str]]:
@@ -73,6 +72,7 @@ def _meaning(value: str) -> str:
     return repr(float(known) if isinstance(known, int) and not isinstance(known, bool) else known)
 
 
+@literal_text()
 def draw(runs: Sequence[RunFiles], path: Path) -> None:
     """Draws the held-out reward of runs over sampled answers, with 95 % intervals."""
     from matplotlib import colormaps
@@ -88,8 +88,8 @@ def draw(runs: Sequence[RunFiles], path: Path) -> None:
             continue
         answers = [place for place, _ in run.curve]
         rows = [row for _, row in run.curve]
-        label = f"{number}: {_label(run, runs)}".replace("$", r"\$")
-        axes.plot(answers, [row.mean for row in rows], color=color, marker=marker, markersize=4, label=label)
+        named = f"{number}: {_label(run, runs)}"
+        axes.plot(answers, [row.mean for row in rows], color=color, marker=marker, markersize=4, label=named)
         ends = [row.low for row in rows], [row.high for row in rows]
         axes.fill_between(answers, *ends, color=color, alpha=0.12, linewidth=0)
     axes.set_xlabel("sampled answers")
@@ -189,7 +189,7 @@ def _label(run: RunFiles, runs: Sequence[RunFiles]) -> str:
     differing = different_settings(runs)
     place = next(number for number, one in enumerate(runs) if one is run)
     said = " ".join(f"{key}={values[place]}" for key, values in differing.items())
-    return visible(said if 0 < len(said) <= _MAX_LABEL else _name(run, runs)[:_MAX_LABEL])
+    return label(said if 0 < len(said) <= _MAX_LABEL else _name(run, runs), _MAX_LABEL)
 
 
 def _judge(judge: Judge) -> str:

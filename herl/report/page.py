@@ -6,21 +6,20 @@ be secrets are hidden (`secret.without_secret`).
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from herl.errors import DataError
+from herl.display.may_fail import may_fail
+from herl.files import write_whole
 from herl.report.chart import chart
 from herl.report.commands import commands
 from herl.report.drafts import criterion_texts, examples, revision_gains, visible
 from herl.report.run_files import Result, RunFiles, read_run
 from herl.report.story import count, duration, interval, judge_cost, story
 
-logger = logging.getLogger(__name__)
 REPORT = "report.html"
 MAX_BARS = 20
 """Maximum number of criteria on the page; all are in summary.json."""
@@ -55,17 +54,16 @@ def write_report(folder: Path) -> list[str]:
     """
     run = read_run(folder)
     said = [visible(sentence) for sentence in story(run, revision_gains(folder).tolist())]
-    (folder / REPORT).write_text(_page(run, said), encoding="utf-8")
+    write_whole(folder / REPORT, _page(run, said))
     return said
 
 
 def try_report(folder: Path) -> list[str]:
     """Writes the report of a run that has just ended. If that fails, the run does not; a warning appears."""
-    try:
-        return write_report(folder)
-    except (OSError, DataError, UnicodeError) as error:
-        logger.warning("cannot write %s: %s", folder / REPORT, error)
-        return []
+    said: list[str] = []
+    with may_fail(str(folder / REPORT)):
+        said = write_report(folder)
+    return said
 
 
 def _page(run: RunFiles, said: list[str]) -> str:

@@ -41,7 +41,7 @@ def test_an_answer_has_its_verdicts_in_words_and_its_text_as_written():
     shown = dict(zip(table.columns, row, strict=True))
     verdicts = shown.pop("verdicts").splitlines()
     assert shown == {
-        "answers_sampled": 8, "prompt": "Describe the otter.", "answer": "<b>fish</b>\n[1m advert", "reward": 0.25,
+        "answers_sampled": 8, "prompt": "Describe the otter.", "answer": "<b>fish</b>\n␛[1m advert", "reward": 0.25,
         "missed": "Avoid: Says advert.",
     }  # fmt: skip
     assert [line[:2] + line[2:].split(" (")[0] for line in verdicts] == [

@@ -12,6 +12,7 @@ import torch
 
 from herl.callbacks import Checkpoints, HerlCallback, RecordAnswers, RefreshSampler, StopOnSignal
 from herl.data import RubricDataModule
+from herl.data.sources import read_tasks
 from herl.errors import ConfigError, DataError, RunStopped, TrainingError
 from herl.hindsight.revision import RevisionBuilder
 from herl.replay import ReplayBuffer
@@ -232,6 +233,39 @@ def test_other_training_prompts_are_refused(tmp_path):
     run(tmp_path)
     with pytest.raises(DataError, match="expected the training prompts that the run began with"):
         run(tmp_path, resume=str(tmp_path / "c" / "last.ckpt"), tasks=TASKS[:5])
+
+
+class Change(L.Callback):
+    """Overwrites a file during a batch."""
+
+    def __init__(self, path, text, batch):
+        self.path, self.text, self.batch = path, text, batch
+
+    def on_train_batch_end(self, trainer, module, *_):
+        if module.counts["batches"] == self.batch:
+            self.path.write_text(self.text)
+
+
+def test_a_data_file_that_changes_ends_the_run_with_a_checkpoint_and_goes_on_when_it_is_back(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("herl.data.rows.LARGE_BYTES", 0)
+    path = tmp_path / "rows.jsonl"
+    rubric = [{"text": "Names it.", "check": {"kind": "contains", "text": "fish"}}]
+    rows = [{"id": one.id, "prompt": one.request, "rubric": rubric} for one in TASKS]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    path.write_text(text)
+    expected, _ = run(tmp_path / "whole", tasks=read_tasks(path))
+    with pytest.raises(DataError, match="rows.jsonl: expected the file that the run began with"):
+        run(tmp_path, Change(path, text[:50], 2), tasks=read_tasks(path), every=None)
+    newest = tmp_path / "c" / "last.ckpt"
+    assert newest.resolve().name == "batch-00000002-stopped.ckpt"
+    path.write_text(text.replace("animal 3", "another"))
+    with pytest.raises(DataError, match="expected the training prompts that the run began with"):
+        run(tmp_path, resume=newest, tasks=read_tasks(path))
+    path.write_text(text)
+    again, _ = run(tmp_path, resume=newest, tasks=read_tasks(path))
+    assert torch.equal(weights(again), weights(expected))
 
 
 def test_another_chat_template_is_refused_and_the_checkpoint_stays(tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from herl.callbacks.markup import answer_markdown, plain, revision_markdown
 from herl.callbacks.reward_picture import reward_picture, smooth
 from herl.data import RubricDataModule
 from herl.hindsight.revision import RevisionBuilder
+from herl.prompt_text import visible
 from herl.records.inspect import Query, find
 from herl.testing import make_judged, make_rollout, make_task
 from herl.update.loss.policy import PolicyLoss
@@ -52,10 +53,7 @@ def rendered(markdown):
 @pytest.mark.parametrize("text", [*MARKUP, *INJECTIONS])
 def test_text_of_a_model_comes_out_of_tensorboard_as_it_went_in(text):
     shown = rendered(plain(text))
-    visible = "".join(
-        c for c in text if c.isspace() or (c.isprintable() and c not in "\u202a\u202b\u202c\u202e")
-    )
-    expected = visible.split() or ["(nothing)"]
+    expected = visible(text).split() or ["(nothing)"]
     assert shown.text.split()[:200] == expected[:200]
     assert shown.tags <= {"p", "br"}
 

@@ -1,4 +1,6 @@
 import json
+import os
+from pathlib import Path
 
 import datasets
 import pyarrow as pa
@@ -102,6 +104,55 @@ def test_large_files_stay_on_disk_and_read_the_same(tmp_path, monkeypatch):
     module = RubricDataModule(large[0], large[0], prompts_per_batch=8)
     batches = list(module.train_dataloader())
     assert sorted(task.id for batch in batches for task in batch) == sorted(task.id for task in small[0])
+
+
+def shrink(path):
+    os.truncate(path, 10)
+
+
+def grow(path):
+    with path.open("ab") as file:
+        file.write(b"\n")
+
+
+def overwrite(path):
+    before = path.stat()
+    path.write_bytes(b"#" * before.st_size)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+
+
+def replace(path):
+    path.with_suffix(".new").write_bytes(path.read_bytes())
+    os.replace(path.with_suffix(".new"), path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        *(("jsonl", change) for change in (shrink, grow, overwrite, replace, os.remove)),
+        ("parquet", grow), ("saved", shrink), ("mapped", shrink), ("mapped", os.remove),
+    ],
+)  # fmt: skip
+def test_a_large_file_that_changes_is_an_error_at_the_next_row(tmp_path, monkeypatch, kind, change):
+    monkeypatch.setattr("herl.data.rows.LARGE_BYTES", 100)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    rows = [{"prompt": f"Q{n} {'x' * 5000}", "rubric": ["Is kind."]} for n in range(20)]
+    path = write(tmp_path, *rows)
+    if kind != "jsonl":
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+        path = tmp_path / "rows.parquet"
+    if kind == "saved":
+        path = tmp_path / "saved"
+        datasets.Dataset.from_list(rows).save_to_disk(str(path))
+    tasks = read_tasks(path)
+    assert tasks[19].request == rows[19]["prompt"]
+    if kind == "saved":
+        [path] = path.glob("*.arrow")
+    if kind == "mapped":  # what `datasets` made of a Parquet file: a page beyond its end would be SIGBUS
+        path = next(Path(one["filename"]) for one in tasks._rows._table.cache_files)
+    change(path)
+    with pytest.raises(DataError, match=f"{path}: expected the file that the run began with"):
+        tasks[19]
 
 
 def test_data_sets_of_the_library_datasets(tmp_path, monkeypatch):
