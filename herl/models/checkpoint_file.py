@@ -106,7 +106,7 @@ def without_code() -> Iterator[None]:
         ConfigError: torch cannot read it.
     """
     before, given = FileSystemReader.read_metadata, os.environ.get(FORCED)
-    FileSystemReader.read_metadata = _read_metadata  # type: ignore[method-assign]
+    FileSystemReader.read_metadata = _read_metadata  # type: ignore[assignment, method-assign]
     os.environ[FORCED] = "1"
     try:
         yield
