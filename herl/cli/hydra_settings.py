@@ -115,7 +115,7 @@ def _resolved(node: Any) -> Any:
 
 
 def _child(node: Any, name: Any) -> Any:
-    """A value; None if there is none, or its interpolation needs what only a run knows."""
+    """A value; None if it is absent, or its interpolation needs what only a run knows."""
     with suppress(OmegaConfBaseException, KeyError):
         return node[name] if isinstance(node, DictConfig | ListConfig) else None
     return None

@@ -109,7 +109,7 @@ def _is_taken(path: str, text: str, typed: set[str], own: bool) -> bool:
 
     try:
         one = OverridesParser.create().parse_override(text)
-    except HydraException as error:  # options of Hydra are none either
+    except HydraException as error:  # such as an option of Hydra
         raise ConfigError(f"run: {path}: expected overrides, got '{text}'") from error
     places = [one.key_or_group, *([one.package] if one.package else [])]
     if any(re.split(r"[./]", place, maxsplit=1)[0] in NOT_OF_A_RUN for place in places):
