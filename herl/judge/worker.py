@@ -84,7 +84,7 @@ class _Child:
     def ask(self, path: str) -> asyncio.Future[None]:
         """Asks for an import; if there was one, the answer only shows that nothing holds the process."""
         self.imported[path] = asyncio.get_running_loop().create_future()
-        self.send(0, IMPORT, path.encode())
+        self.send(0, IMPORT, pickle.dumps((path, _folders())))
         return self.imported[path]
 
 
@@ -169,7 +169,9 @@ class Worker:
         with self._opening:
             if self._loop is None:
                 self._loop, self._owner = asyncio.new_event_loop(), os.getpid()
-                self._thread = threading.Thread(target=self._loop.run_forever, name="judge worker", daemon=True)
+                self._thread = threading.Thread(
+                    target=self._loop.run_forever, name="judge worker", daemon=True
+                )
                 self._thread.start()
                 atexit.register(self.close)
             return self._loop
@@ -231,7 +233,7 @@ class Worker:
     async def _start(self) -> None:
         try:
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-c", _START.format(path=list(map(str, sys.path))),
+                sys.executable, "-c", _START.format(path=_folders()),
                 stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
                 start_new_session=True,  # Ctrl-C is for the run, which ends this process
             )  # fmt: skip
@@ -324,6 +326,7 @@ class Worker:
         for task in list(self._busy):
             task.cancel()
         await asyncio.gather(*self._busy, return_exceptions=True)
+        self._changing = False
 
     async def _end(self, child: _Child) -> list[_Call]:
         """Ends the process. Returns the calls that were running in it."""
@@ -335,6 +338,10 @@ class Worker:
             child.process.kill()
         await child.process.wait()
         return calls
+
+
+def _folders() -> list[str]:
+    return [str(folder) for folder in sys.path]
 
 
 def _stop_timer(call: _Call) -> None:

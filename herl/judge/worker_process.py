@@ -29,7 +29,8 @@ from herl.errors import HerlError
 HEADER = struct.Struct("!QQB")
 """Number of the call, bytes in the body, and what the body is."""
 CALL, IMPORT = 0, 1
-"""A request's body: a pickled call, or the path of a function to import. The latter's reply has no body."""
+"""What a request's body is: a pickled call; or the pickled path of a function to import and the folders to find
+it in, `sys.path`. The reply to the latter has no body."""
 IMPORTED, RETURNED, RAISED, LATE = 0, 1, 2, 3
 """What a reply's body is."""
 THREADS = min(32, (os.cpu_count() or 1) + 4)
@@ -99,12 +100,13 @@ class _Process:
             number, length, kind = HEADER.unpack(header)
             body = requests.read(length)
             if kind == IMPORT:
-                self._import(body.decode())
+                self._import(*pickle.loads(body))
                 self._reply(number, IMPORTED, b"")
             else:
                 self._start(number, body)
 
-    def _import(self, path: str) -> None:
+    def _import(self, path: str, folders: list[str]) -> None:
+        sys.path[:] = folders
         if path not in self._functions:
             try:
                 self._functions[path] = pkgutil.resolve_name(path)
@@ -128,7 +130,13 @@ class _Process:
             self._threads.submit(self._called, number, function, as_bool, arguments, named)
 
     async def _awaited(
-        self, number: int, function: Callable[..., Any], seconds: float, as_bool: bool, arguments: Any, named: Any
+        self,
+        number: int,
+        function: Callable[..., Any],
+        seconds: float,
+        as_bool: bool,
+        arguments: Any,
+        named: Any,
     ) -> None:
         limit = asyncio.timeout(seconds)
         try:
