@@ -1,6 +1,7 @@
 """Why a sound check gives no verdict: the answer breaks it, or it takes too long.
 
-An answer that breaks its check fulfills nothing, so no answer gains by it. A check that takes too long abstains.
+An answer that breaks its check fulfills nothing, so no answer gains by it. A check that takes too long
+abstains.
 """
 
 from __future__ import annotations

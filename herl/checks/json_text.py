@@ -79,13 +79,12 @@ def check_schema(schema: Mapping[str, Any]) -> None:
     names = {key for key, _ in keys}
     if {"patternProperties", "unevaluatedProperties"} <= names:
         raise ValueError("unevaluatedProperties does not work together with patternProperties")
-    for key, value in keys:
-        for pattern in [value] if key == "pattern" else value if key == "patternProperties" else ():
-            if isinstance(pattern, str):
-                try:
-                    patterns.compiled(pattern)
-                except regex.error as error:
-                    raise ValueError(f"{key}: the pattern {pattern!r} cannot be read: {error}") from error
+    for pattern in schema_patterns(schema):
+        try:
+            patterns.compiled(pattern)
+        except regex.error as error:
+            raise ValueError(f"the pattern {pattern!r} cannot be read: {error}") from error
+    for key, _ in keys:
         if key not in _KEYWORDS and (near := difflib.get_close_matches(key, _KEYWORDS, n=1, cutoff=0.8)):
             raise ValueError(f"unknown keyword '{key}'. Did you mean '{near[0]}'?")
     _check_references(schema)
@@ -98,6 +97,16 @@ def check_schema(schema: Mapping[str, Any]) -> None:
             ) from error
         except Exception as error:
             raise ValueError(f"it cannot be applied ({type(error).__name__})") from error
+
+
+def schema_patterns(schema: Any) -> list[str]:
+    """Returns the patterns in a schema and its parts."""
+    named = [
+        pattern
+        for key, value in _keywords(schema)
+        for pattern in ([value] if key == "pattern" else value if key == "patternProperties" else ())
+    ]
+    return [pattern for pattern in named if isinstance(pattern, str)]
 
 
 def _check_references(schema: Mapping[str, Any]) -> None:

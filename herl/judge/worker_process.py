@@ -29,8 +29,8 @@ from herl.errors import HerlError
 HEADER = struct.Struct("!QQB")
 """Number of the call, bytes in the body, and what the body is."""
 CALL, IMPORT = 0, 1
-"""What a request's body is: a pickled call; or the pickled path of a function to import and the folders to find
-it in, `sys.path`. The reply to the latter has no body."""
+"""What a request's body is: a pickled call; or the pickled path of a function to import, and the folders to
+find it in, `sys.path`. The reply to the latter has no body."""
 IMPORTED, RETURNED, RAISED, LATE = 0, 1, 2, 3
 """What a reply's body is."""
 THREADS = min(32, (os.cpu_count() or 1) + 4)
