@@ -1,8 +1,8 @@
 r"""Which patterns may take exponential time, by their writing: a repeat of nothing but a repeat.
 
-In `(\w+[\s.,]*)+`, each round of the outer repeat may end anywhere in a word, so a text that does not match is
-tried in exponentially many ways. In `(\w+,)+` it can only end behind a comma. The rule is syntactic: it knows
-no alternatives that overlap, such as `(a|aa)+`, and no backreferences.
+In `(\w+[\s.,]*)+`, each round of the outer repeat may end anywhere in a word, so a text that does not match
+is tried in exponentially many ways. In `(\w+,)+` it can only end behind a comma. The rule is syntactic: it
+knows no alternatives that overlap, such as `(a|aa)+`, and no backreferences.
 """
 
 from __future__ import annotations

@@ -88,6 +88,7 @@ def check_schema(schema: Mapping[str, Any]) -> None:
         if key not in _KEYWORDS and (near := difflib.get_close_matches(key, _KEYWORDS, n=1, cutoff=0.8)):
             raise ValueError(f"unknown keyword '{key}'. Did you mean '{near[0]}'?")
     _check_references(schema)
+    value: Any
     for value in (None, {}, [], 0, ""):
         try:
             _fits(value, schema)

@@ -281,12 +281,13 @@ async def _in_thread(work: Callable[[], Any]) -> Any:
     done: Future[Any] = Future()
 
     def run() -> None:
-        try:
-            found, result = done.set_result, work()
-        except BaseException as error:
-            found, result = done.set_exception, error
         with suppress(InvalidStateError):  # the caller has left
-            found(result)
+            try:
+                done.set_result(work())
+            except InvalidStateError:
+                raise
+            except BaseException as error:
+                done.set_exception(error)
 
     threading.Thread(target=run, daemon=True, name="judge.function").start()
     return await asyncio.wrap_future(done)

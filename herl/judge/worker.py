@@ -296,7 +296,8 @@ class Worker:
         """Puts them before all others; first those that must run alone."""
         for call in calls:
             call.late = False
-        self._waiting.extendleft(sorted(reversed(calls), key=lambda call: call.alone))
+        ordered = sorted(calls, key=lambda call: not call.alone)
+        self._waiting.extendleft(ordered[::-1])
 
     def _died(self, child: _Child, code: int) -> None:
         self._child = None
