@@ -35,7 +35,7 @@ and hindsight cannot use it (algorithm=grpo). In verdicts by criterion id, True 
 number in [0, 1] is a graded one, and None abstains. A `Judgement` says everything itself.
 
 A call may take `timeout_seconds`; an answer whose call takes longer abstains. For this, a function named by
-its path runs in a process of its own, which also imports its module (`herl.judge.worker`); what it prints
+its path runs in a separate process, which also imports its module (`herl.judge.worker`); what it prints
 goes to stderr. Plain functions run in threads, so a slow one blocks nothing. With `timeout_seconds` null, the
 function is called in this process, where a debugger works. So is a function that Python code passes in, with
 the limit; but a thread that is late can only be left behind, and it hangs the run if it holds the

@@ -9,7 +9,7 @@ function decided that. An answer that breaks its check, by JSON nested too deep 
 fulfills nothing: its verdict is the bad one, so no answer gains by that.
 
 Functions are called only if a module that the configuration allows defines them: data alone must not run
-code, nor what such a module imports. They run in a process of their own (`herl.judge.worker`).
+code, nor what such a module imports. They run in a separate process (`herl.judge.worker`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Functions in a process of their own: what is late, dies or prints there, and what does not suffer from it."""
+"""Functions in a separate process: what is late, dies or prints there, and what does not suffer from it."""
 
 import asyncio
 import os
