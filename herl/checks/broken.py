@@ -1,4 +1,8 @@
-"""What an answer can do to a check: break it. Such an answer fulfills nothing, so no answer gains by it."""
+"""Why a sound check gives no verdict: the answer breaks it, or it takes too long.
+
+An answer that breaks its check fulfills nothing, so no answer gains by it. A check that takes too long
+abstains.
+"""
 
 from __future__ import annotations
 
@@ -10,5 +14,9 @@ class BrokenByAnswerError(Exception):
     """
 
 
-class TooSlowError(BrokenByAnswerError):
-    """Matching the answer took longer than a check may take."""
+class TooSlowError(Exception):
+    """Applying the check took longer than a check may take. Its author decided that, so the answer is neither
+    good nor bad for it.
+
+    The message never quotes the answer.
+    """

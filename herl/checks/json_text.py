@@ -1,8 +1,11 @@
 """JSON in answers, and the JSON schemas that checks hold them to.
 
 JSON means RFC 8259 with unique keys (RFC 7493): not NaN, not Infinity, no key twice in one object. It may
-stand in one code fence. Patterns in a schema come from the data, so they have the time limit of
-`herl.checks.patterns`.
+stand in one code fence.
+
+Schemas come from the data, so they open no connections and no files: `$ref` finds only what stands in the
+schema itself. They have the time limit of `herl.checks.patterns`, as a whole and for each pattern. `$schema`
+is ignored: with it, jsonschema would choose validators that have no limits.
 """
 
 from __future__ import annotations
@@ -10,7 +13,9 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Iterator, Mapping
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
@@ -21,7 +26,7 @@ import referencing.jsonschema
 import regex
 
 from herl.checks import patterns
-from herl.checks.broken import BrokenByAnswerError
+from herl.checks.broken import BrokenByAnswerError, TooSlowError
 
 _HOLDS_DATA = {"const", "enum", "default", "examples"}
 """Keywords whose values are data and no schemas."""
@@ -38,7 +43,7 @@ def is_json(answer: str, schema: Mapping[str, Any] | None) -> bool:
 
     Raises:
         BrokenByAnswerError: it is nested too deep, or has numbers that cannot be computed with.
-        TooSlowError: a pattern of the schema took too long.
+        TooSlowError: the schema, or a pattern in it, took too long.
     """
     try:
         found = json.loads(_unfenced(answer), parse_constant=_no_constant, object_pairs_hook=_unique)
@@ -49,8 +54,8 @@ def is_json(answer: str, schema: Mapping[str, Any] | None) -> bool:
     if schema is None:
         return True
     try:
-        return bool(_validator(json.dumps(schema)).is_valid(found))
-    except (BrokenByAnswerError, referencing.exceptions.Unresolvable, regex.error, MemoryError):
+        return _fits(found, schema)
+    except (BrokenByAnswerError, TooSlowError, referencing.exceptions.Unresolvable, regex.error, MemoryError):
         raise
     except Exception as error:  # the schema is sound, so the answer's values made it fail
         raise BrokenByAnswerError(
@@ -74,30 +79,72 @@ def check_schema(schema: Mapping[str, Any]) -> None:
     names = {key for key, _ in keys}
     if {"patternProperties", "unevaluatedProperties"} <= names:
         raise ValueError("unevaluatedProperties does not work together with patternProperties")
-    for key, value in keys:
-        for pattern in [value] if key == "pattern" else value if key == "patternProperties" else ():
-            if isinstance(pattern, str):
-                try:
-                    patterns.compiled(pattern)
-                except regex.error as error:
-                    raise ValueError(f"{key}: the pattern {pattern!r} cannot be read: {error}") from error
+    for pattern in schema_patterns(schema):
+        try:
+            patterns.compiled(pattern)
+        except regex.error as error:
+            raise ValueError(f"the pattern {pattern!r} cannot be read: {error}") from error
+    for key, _ in keys:
         if key not in _KEYWORDS and (near := difflib.get_close_matches(key, _KEYWORDS, n=1, cutoff=0.8)):
             raise ValueError(f"unknown keyword '{key}'. Did you mean '{near[0]}'?")
-        if key == "$ref" and isinstance(value, str) and "$id" not in names:
-            _resolve(schema, value)
+    _check_references(schema)
+    value: Any
     for value in (None, {}, [], 0, ""):
         try:
-            _validator(json.dumps(schema)).is_valid(value)
+            _fits(value, schema)
+        except TooSlowError as error:
+            raise ValueError(
+                f"it takes longer than {patterns.SECONDS:g} s, whatever the answer is"
+            ) from error
         except Exception as error:
             raise ValueError(f"it cannot be applied ({type(error).__name__})") from error
 
 
-def _resolve(schema: Mapping[str, Any], reference: str) -> None:
-    resource = referencing.Resource.from_contents(schema, referencing.jsonschema.DRAFT202012)
-    try:
-        referencing.Registry().with_resource("", resource).resolver().lookup(reference)
-    except referencing.exceptions.Unresolvable as error:
-        raise ValueError(f"$ref: {reference!r} is not in the schema") from error
+def schema_patterns(schema: Any) -> list[str]:
+    """Returns the patterns in a schema and its parts."""
+    named = [
+        pattern
+        for key, value in _keywords(schema)
+        for pattern in ([value] if key == "pattern" else value if key == "patternProperties" else ())
+    ]
+    return [pattern for pattern in named if isinstance(pattern, str)]
+
+
+def _check_references(schema: Mapping[str, Any]) -> None:
+    """Raises a ValueError if the schema refers to anything that does not stand in it."""
+
+    def check(part: referencing.Resource[Any], resolver: Any) -> None:
+        for key in ("$ref", "$dynamicRef"):
+            reference = part.contents.get(key) if isinstance(part.contents, Mapping) else None
+            if isinstance(reference, str):
+                try:
+                    resolver.lookup(reference)
+                except Exception as error:  # it may also be no URI at all
+                    told = f"{key}: {reference!r} is not in the schema. Nothing else is read or fetched"
+                    raise ValueError(told) from error
+        for inner in part.subresources():
+            check(inner, resolver.in_subresource(inner))
+
+    whole = referencing.Resource.from_contents(
+        _without_dialects(schema), default_specification=referencing.jsonschema.DRAFT202012
+    )
+    check(whole, referencing.Registry().resolver_with_root(whole))
+
+
+def _without_dialects(schema: Any) -> Any:
+    """Returns a schema without `$schema`, also in its parts."""
+    if isinstance(schema, list):
+        return [_without_dialects(part) for part in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    return {
+        key: value if key in _HOLDS_DATA
+        else {name: _without_dialects(part) for name, part in value.items()}
+        if key in _HOLDS_SCHEMAS and isinstance(value, Mapping)
+        else _without_dialects(value)
+        for key, value in schema.items()
+        if key != "$schema"
+    }  # fmt: skip
 
 
 def _keywords(schema: Any) -> Iterator[tuple[str, Any]]:
@@ -192,16 +239,41 @@ def _hashable(value: Any) -> Any:
     return (bool, value) if isinstance(value, bool) else value
 
 
+_limit = threading.local()
+"""When this thread's comparison with a schema ends, in seconds of the thread's computing time."""
+
+
+def _timed(keyword: Callable[..., Iterator[Any] | None]) -> Callable[..., Iterator[Any]]:
+    """Ends the comparison at its limit. All work that can grow exponentially goes through keywords."""
+
+    def timed(validator: Any, value: Any, instance: Any, schema: Any) -> Iterator[Any]:
+        if time.thread_time() > _limit.end:
+            raise TooSlowError(f"its schema took longer than {patterns.SECONDS:g} s on this answer")
+        yield from keyword(validator, value, instance, schema) or ()
+
+    return timed
+
+
 _Validator = jsonschema.validators.extend(
     jsonschema.Draft202012Validator,
     {
-        "pattern": _pattern,
-        "patternProperties": _pattern_properties,
-        "additionalProperties": _additional_properties,
-        "multipleOf": _multiple_of,
-        "uniqueItems": _unique_items,
+        name: _timed(keyword)
+        for name, keyword in {
+            **jsonschema.Draft202012Validator.VALIDATORS,
+            "pattern": _pattern,
+            "patternProperties": _pattern_properties,
+            "additionalProperties": _additional_properties,
+            "multipleOf": _multiple_of,
+            "uniqueItems": _unique_items,
+        }.items()
     },
 )
+
+
+def _fits(value: Any, schema: Mapping[str, Any]) -> bool:
+    validator = _validator(json.dumps(schema))
+    _limit.end = time.thread_time() + patterns.SECONDS
+    return bool(validator.is_valid(value))
 
 
 _KEYWORDS = {*_Validator.VALIDATORS, *_HOLDS_DATA, *_HOLDS_SCHEMAS} | {
@@ -215,4 +287,4 @@ _KEYWORDS = {*_Validator.VALIDATORS, *_HOLDS_DATA, *_HOLDS_SCHEMAS} | {
 @lru_cache(maxsize=256)
 def _validator(schema: str) -> Any:
     """The validator of a schema. It looks up no references outside, since data must not open connections."""
-    return _Validator(json.loads(schema), registry=referencing.Registry())
+    return _Validator(_without_dialects(json.loads(schema)), registry=referencing.Registry())

@@ -60,7 +60,10 @@ def _readable(pattern: str) -> str:
 
 def _sound(schema: dict[str, Any] | None) -> dict[str, Any] | None:
     if schema is not None:
-        json_text.check_schema(schema)
+        try:
+            json_text.check_schema(schema)
+        except RecursionError as error:
+            raise ValueError("it is nested too deep") from error
     return schema
 
 
@@ -86,6 +89,7 @@ class Check(BaseModel):
 
         Raises:
             BrokenByAnswerError: the answer makes it impossible to tell.
+            TooSlowError: the check takes too long.
         """
         raise NotImplementedError
 

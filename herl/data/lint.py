@@ -17,6 +17,7 @@ from zlib import crc32
 
 import numpy as np
 
+from herl.checks.backtracking import nested_repeat, patterns_of
 from herl.data.sources import shortened
 from herl.errors import DataError
 from herl.types import Criterion, Task
@@ -113,6 +114,11 @@ def _criterion(where: str, criterion: Criterion) -> Iterator[Finding]:
     if not bad and _BLAME.search(text):
         detail = f"meeting it counts as good, but its wording describes a fault: {text}"
         yield Finding(level="warning", kind="polarity", where=where, detail=detail)
+
+    for pattern in patterns_of(criterion.check):
+        if (part := nested_repeat(pattern)) is not None:
+            detail = f"{part} can match one text in many ways, so the pattern may take too long: {pattern}"
+            yield Finding(level="warning", kind="nested quantifiers", where=where, detail=detail)
 
 
 def _rubric(where: str, task: Task) -> Iterator[Finding]:

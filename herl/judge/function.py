@@ -34,26 +34,34 @@ A number, or True and False, is the reward of the whole answer. Such a judge is 
 and hindsight cannot use it (algorithm=grpo). In verdicts by criterion id, True and False are verdicts, a
 number in [0, 1] is a graded one, and None abstains. A `Judgement` says everything itself.
 
-Synchronous functions run in threads, so a slow one blocks nothing. Before the run, the function is called
-once with a row and a made-up answer: what it raises or returns then is seen at once, and decides whether the
-judge is holistic.
+A call may take `timeout_seconds`; an answer whose call takes longer abstains. For this, a function named by
+its path runs in a separate process, which also imports its module (`herl.judge.worker`); what it prints
+goes to stderr. Plain functions run in threads, so a slow one blocks nothing. With `timeout_seconds` null, the
+function is called in this process, where a debugger works. So is a function that Python code passes in, with
+the limit; but a thread that is late can only be left behind, and it hangs the run if it holds the
+interpreter.
+
+Before the run, the function is called once with a row and a made-up answer: what it raises or returns then is
+seen at once, and decides whether the judge is holistic.
 """
 
 from __future__ import annotations
 
 import asyncio
 import inspect
-import linecache
 import logging
-import os
-import traceback
+import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, InvalidStateError
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from numbers import Real
 from typing import Any
 
-from herl.errors import ConfigError, DataError, JudgeError
+from herl.errors import ConfigError, DataError, JudgeError, check_above
 from herl.judge.aggregation import weighted
 from herl.judge.base import Aggregation, Judge, require_rubric, usable
+from herl.judge.budget import Budget
+from herl.judge.worker import THREADS, RaisedError, raised, shared
 from herl.targets import configured
 from herl.types import Judgement, Rollout, Task, Verdict
 
@@ -78,6 +86,8 @@ class FunctionJudge(Judge):
             number, which is known once it was called.
         met_at: Smallest value in [0, 1] at which a graded criterion counts as met.
         aggregation: How verdicts and weights become the reward.
+        timeout_seconds: Longest time of a call. None for no limit; a function that is named by its path then
+            runs in this process.
     """
 
     advice = (
@@ -86,9 +96,14 @@ class FunctionJudge(Judge):
     )
 
     def __init__(
-        self, function: str | Function, met_at: float = 1.0, aggregation: Aggregation = weighted
+        self,
+        function: str | Function,
+        met_at: float = 1.0,
+        aggregation: Aggregation = weighted,
+        timeout_seconds: float | None = 60.0,
     ) -> None:
         super().__init__(aggregation)
+        check_above("judge", 0, timeout_seconds=timeout_seconds)
         self._function = configured("judge.function", function) if isinstance(function, str) else function
         if not callable(self._function):
             kind = type(self._function).__name__
@@ -96,6 +111,9 @@ class FunctionJudge(Judge):
         self._name = f"{self._function.__module__}.{getattr(self._function, '__qualname__', function)}"
         self._first_two, self._named, self._takes_all = _columns_of(self._function, self._name)
         self._met_at = met_at
+        self._path = function if isinstance(function, str) else None
+        self._seconds = timeout_seconds
+        self._slots: AbstractAsyncContextManager[Any] = nullcontext()
         self._remembered = isinstance(function, str)  # so that the run does not try it again
         self._tried = self._remembered and self._function in _holistic
         self._warned = False
@@ -119,11 +137,11 @@ class FunctionJudge(Judge):
         call = f"It was called once, with row '{task.id}' and the made-up answer {MADE_UP!r}, before the run."
         try:
             result = asyncio.run(self._call(task, rollout))
-        except DataError:
-            raise
-        except Exception as error:  # a user's function may raise anything
-            told = f"{self._name} raised {type(error).__name__}: {error}"
-            raise ConfigError(f"judge.function: {told}\n{self._line_of(error)}\n{call}") from error
+        except RaisedError as error:
+            told = f"{self._name} raised {error}"
+            raise ConfigError(f"judge.function: {told}\n{error.place}\n{call}") from error
+        except JudgeError as error:
+            raise ConfigError(f"judge.function: {error}\n{call}") from error
         try:
             judgement = self._judgement(task, rollout, result)
             if judgement.verdicts or judgement.reward is None:
@@ -150,46 +168,71 @@ class FunctionJudge(Judge):
         if self._remembered:
             _holistic[self._function] = self.holistic
 
-    def _line_of(self, error: Exception) -> str:
-        """The innermost line of the function's own file: its place and its text. If the call itself failed,
-        it is the line where the function is defined."""
-        frames = traceback.extract_tb(error.__traceback__)
-        codes = [getattr(f, "__code__", None) for f in (inspect.unwrap(self._function), self._function)]
-        code = next((code for code in codes if code is not None), None)
-        own = [frame for frame in frames if code is not None and frame.filename == code.co_filename]
-        if own or code is None:
-            file, line = (own or list(frames))[-1].filename, (own or list(frames))[-1].lineno or 0
-        else:
-            file, line = code.co_filename, code.co_firstlineno
-        path = os.path.relpath(file)
-        shown = file if path.startswith("..") else path
-        return f"  {shown}:{line}: {linecache.getline(file, line).strip()}"
+    async def start(self, budget: Budget) -> None:
+        """Limits the threads in this process to as many as a worker has."""
+        self._slots = asyncio.Semaphore(THREADS)
+
+    def close(self) -> None:
+        """Ends the process that calls functions, unless another judge uses it."""
+        shared().rest()
 
     async def judge(self, task: Task, rollout: Rollout) -> Judgement:
         """Returns the function's verdicts, or its number as the reward.
 
         Raises:
-            JudgeError: the function raised, or its result has an unexpected type or value.
+            JudgeError: the function raised, took too long, or its result has an unexpected type or value.
         """
         try:
             result = await self._call(task, rollout)
-        except Exception as error:  # a user's function may raise anything
-            told = f"{self._name} raised {type(error).__name__}: {error}"
-            if not self._warned:
-                self._warned = True
-                logger.warning("judge.function: %s, and the answer abstains\n%s", told, self._line_of(error))
+        except RaisedError as error:
+            told = f"{self._name} raised {error}"
+            self._warn(f"{told}, and the answer abstains\n{error.place}")
             raise JudgeError(told, "function") from error
+        except JudgeError as error:
+            self._warn(f"{error}, and the answer abstains")
+            raise
         judgement = self._judgement(task, rollout, result)
         if not self._tried:
             self._learn(judgement)
         return judgement
 
+    def _warn(self, told: str) -> None:
+        if not self._warned:
+            self._warned = True
+            logger.warning("judge.function: %s", told)
+
     async def _call(self, task: Task, rollout: Rollout) -> Any:
+        """Returns what the function returns for an answer.
+
+        Raises:
+            DataError: a column is missing.
+            RaisedError: the function raised.
+            JudgeError: it took too long, or ended its process.
+        """
         columns = self._arguments(task, rollout)
-        if inspect.iscoroutinefunction(self._function):
-            return await self._function(task, rollout.text, **columns)
-        result = await asyncio.to_thread(self._function, task, rollout.text, **columns)
-        return await result if inspect.isawaitable(result) else result
+        if self._path is None or self._seconds is None:
+            return await self._called_here(task, rollout, columns)
+        call = shared().call(
+            self._path, self._function, (task, rollout.text), columns,
+            seconds=self._seconds, key="judge.timeout_seconds",
+        )  # fmt: skip
+        return await asyncio.wrap_future(call)
+
+    async def _called_here(self, task: Task, rollout: Rollout, columns: Mapping[str, Any]) -> Any:
+        is_coroutine = inspect.iscoroutinefunction(self._function)
+        async with nullcontext() if is_coroutine else self._slots:
+            limit = asyncio.timeout(self._seconds)
+            try:
+                async with limit:
+                    if is_coroutine:
+                        return await self._function(task, rollout.text, **columns)
+                    result = await _in_thread(lambda: self._function(task, rollout.text, **columns))
+                    return await result if inspect.isawaitable(result) else result
+            except Exception as error:  # a user's function may raise anything
+                if limit.expired():
+                    told = f"{self._name} took longer than judge.timeout_seconds={self._seconds:g} seconds"
+                    raise JudgeError(told, "timeout") from error
+                raise raised(self._function, error) from error
 
     def _arguments(self, task: Task, rollout: Rollout) -> dict[str, Any]:
         """The function's arguments after the first two."""
@@ -231,6 +274,23 @@ class FunctionJudge(Judge):
             f"got {value!r}",
             "function",
         )
+
+
+async def _in_thread(work: Callable[[], Any]) -> Any:
+    """Like asyncio.to_thread, but the end of the process does not wait for the thread."""
+    done: Future[Any] = Future()
+
+    def run() -> None:
+        with suppress(InvalidStateError):  # the caller has left
+            try:
+                done.set_result(work())
+            except InvalidStateError:
+                raise
+            except BaseException as error:
+                done.set_exception(error)
+
+    threading.Thread(target=run, daemon=True, name="judge.function").start()
+    return await asyncio.wrap_future(done)
 
 
 def _columns_of(function: Function, name: str) -> tuple[set[str], dict[str, bool], bool]:

@@ -3,10 +3,13 @@
 `herl.checks.kinds` lists the kinds.
 
 A criterion abstains, with the reason, if its check is missing, belongs to another judge or has wrong keys
-(data that is read from a file never does), or if the function of a `python` check cannot be called. An answer
-that breaks its check, by JSON nested too deep, a match that does not end, or an exception in a function,
+(data that is read from a file never does), or if the function of a `python` check cannot be called. It also
+abstains if its check takes too long, with the cause "timeout": whoever wrote the pattern, the schema or the
+function decided that. An answer that breaks its check, by JSON nested too deep or an exception in a function,
 fulfills nothing: its verdict is the bad one, so no answer gains by that.
-Functions are called only from modules that the configuration allows: data alone must not run code.
+
+Functions are called only if a module that the configuration allows defines them: data alone must not run
+code, nor what such a module imports. They run in a separate process (`herl.judge.worker`).
 """
 
 from __future__ import annotations
@@ -14,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -29,9 +31,10 @@ from herl.checks import (
     read_check,
     without_nulls,
 )
-from herl.errors import DataError, HerlError, JudgeError
+from herl.errors import DataError, HerlError, JudgeError, check_above
 from herl.judge.aggregation import weighted
 from herl.judge.base import Aggregation, Judge
+from herl.judge.worker import RaisedError, raised, shared
 from herl.targets import located
 from herl.types import Criterion, Judgement, Rollout, Task, Verdict
 
@@ -45,7 +48,8 @@ class RuleJudge(Judge):
 
     Args:
         aggregation: How verdicts and weights become the reward.
-        python_modules: Modules whose functions `python` checks may call.
+        python_modules: Modules whose functions `python` checks may call: those that they define.
+        timeout_seconds: Longest time of such a call. None for no limit; functions then run in this process.
     """
 
     advice = (
@@ -54,8 +58,15 @@ class RuleJudge(Judge):
         "judge=instruction_following checks IFEval's instructions, and judge=mix combines judges"
     )
 
-    def __init__(self, aggregation: Aggregation = weighted, python_modules: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        aggregation: Aggregation = weighted,
+        python_modules: Sequence[str] = (),
+        timeout_seconds: float | None = 60.0,
+    ) -> None:
         super().__init__(aggregation)
+        check_above("judge", 0, timeout_seconds=timeout_seconds)
+        self._seconds = timeout_seconds
         self._python_modules = tuple(python_modules)
         self._read: dict[str, Check | HerlError] = {}
         self._warned = False
@@ -100,7 +111,7 @@ class RuleJudge(Judge):
     async def judge(self, task: Task, rollout: Rollout) -> Judgement:
         """Returns a verdict per criterion; criteria without a usable check abstain.
 
-        Its usage counts checks that this answer broke: `check_timeouts` took too long, `check_errors` raised.
+        Its usage counts the checks that this answer broke as `check_errors`.
         """
         usage: Counter[str] = Counter()
         verdicts = [await self._verdict(criterion, rollout.text, usage) for criterion in task.rubric.criteria]
@@ -110,18 +121,24 @@ class RuleJudge(Judge):
         try:
             check = self._typed(criterion.check)
             if isinstance(check, Python):
-                met = self._called(check, answer)
+                met = await self._called(check, answer)
             elif check.slow:  # in a thread: the loop must stay free to serve other judges and to stop
                 met = await asyncio.to_thread(check.met, answer)
             else:
                 met = check.met(answer)
         except BrokenByAnswerError as error:
-            usage["check_timeouts" if isinstance(error, TooSlowError) else "check_errors"] += 1
-            self._warn(criterion, error)
+            usage["check_errors"] += 1
+            self._warn(criterion, f"{error}. Such answers count as bad (judge/check_errors)")
             return Verdict(criterion_id=criterion.id, met=criterion.unfulfilled, reason=str(error))
+        except (TooSlowError, JudgeError) as error:
+            cause = "timeout" if isinstance(error, TooSlowError) else error.cause
+            if cause == "timeout":
+                self._warn(criterion, f"{error}. Such answers abstain (judge/abstained_timeout)")
+            usage["abstained_timeout" if cause == "timeout" else "abstained_check"] += 1
+            return Verdict(criterion_id=criterion.id, met=None, reason=_readable(f"check failed: {error}"))
         except Exception as error:  # users' functions may raise anything
             usage["abstained_check"] += 1
-            reason = f"check failed: {type(error).__name__}: {error}".encode(errors="replace").decode()
+            reason = _readable(f"check failed: {type(error).__name__}: {error}")
             return Verdict(criterion_id=criterion.id, met=None, reason=reason)
         return Verdict(criterion_id=criterion.id, met=met)
 
@@ -136,32 +153,38 @@ class RuleJudge(Judge):
             raise found
         return found
 
-    def _warn(self, criterion: Criterion, error: BrokenByAnswerError) -> None:
+    def _warn(self, criterion: Criterion, told: str) -> None:
         if not self._warned:
             self._warned = True
-            logger.warning(
-                "criterion '%s': %s. Such answers count as bad (judge/check_errors, judge/check_timeouts)",
-                criterion.id,
-                error,
-            )
+            logger.warning("criterion '%s': %s", criterion.id, told)
 
-    def _called(self, check: Python, answer: str) -> bool:
+    def close(self) -> None:
+        """Ends the process that calls functions, unless another judge uses it."""
+        shared().rest()
+
+    async def _called(self, check: Python, answer: str) -> bool:
         """Calls a user's function.
 
         Raises:
             BrokenByAnswerError: the function raised what an answer may have caused.
-            Exception: the function is missing, takes other arguments, or lacks a file or a package.
+            JudgeError: the function may not be called, took too long, or lacks a file or a package.
+            TypeError: it takes other arguments.
         """
         function = self._function(check.path)
         inspect.signature(function).bind(answer, **check.arguments)
         try:
-            return bool(function(answer, **check.arguments))
-        except (HerlError, ImportError, OSError, MemoryError):
-            raise
-        except Exception as error:
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            file = Path(place.filename).name
-            reason = f"{check.path} raised {type(error).__name__} in line {place.lineno} of {file}"
+            if self._seconds is None:
+                return await _called_here(function, answer, check.arguments)
+            call = shared().call(
+                check.path, function, (answer,), check.arguments,
+                seconds=self._seconds, key="judge.timeout_seconds", as_bool=True,
+            )  # fmt: skip
+            return bool(await asyncio.wrap_future(call))
+        except RaisedError as error:
+            if error.of_machine:
+                raise JudgeError(str(error)) from error
+            file = Path(error.file).name
+            reason = f"{check.path} raised {error.kind} in line {error.line} of {file}"
             raise BrokenByAnswerError(reason) from error
 
     def _function(self, path: str) -> Callable[..., object]:
@@ -171,7 +194,26 @@ class RuleJudge(Judge):
                 f"({', '.join(self._python_modules) or 'which is empty'}), got '{path}'"
             )
         function: Callable[..., object] = located("check.path", path)
+        module = path.rpartition(".")[0]
+        if (home := getattr(function, "__module__", None)) != module:
+            raise JudgeError(
+                f"'{path}' is not a function that {module} defines, but one of {home or 'no module'}. "
+                "judge.python_modules allows the functions that its modules define, not what they import"
+            )
         return function
+
+
+def _readable(text: str) -> str:
+    """Without lone surrogates, which no file could hold."""
+    return text.encode(errors="replace").decode()
+
+
+async def _called_here(function: Callable[..., object], answer: str, arguments: Mapping[str, Any]) -> bool:
+    try:
+        result = function(answer, **arguments)
+        return bool(await result if inspect.isawaitable(result) else result)
+    except Exception as error:  # a user's function may raise anything
+        raise raised(function, error) from error
 
 
 def _read(check: Mapping[str, Any] | None) -> Check | HerlError:

@@ -13,7 +13,6 @@ COUNTED = (
     "tokens",
     "cost",
     "missing",
-    "check_timeouts",
     "check_errors",
     "no_answer",
     "mostly_cannot_tell",

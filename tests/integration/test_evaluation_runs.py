@@ -51,7 +51,7 @@ RARE = {
     "sampler/weights_proven",  # the sampler reads the live policy
     "throughput/mfu",  # of a GPU
     "train/thinking_tokens", "train/no_answer", "judge/no_answer", "judge/mostly_cannot_tell",  # of models that think
-    "judge/check_errors", "judge/check_timeouts",
+    "judge/check_errors",
     "train/dropped_prompts", "heldout/reward_revised_k", "judge/missing", "progress/skipped_steps",
     "train_category/<name>",  # no categories in these rubrics
     "update/logprob", "update/preference_loss",  # of sft and dpo

@@ -2,8 +2,11 @@
 
 import pytest
 
+from herl.checks import patterns
 from herl.checks.broken import BrokenByAnswerError
 from herl.checks.json_text import check_schema, is_json
+
+DOUBLING = {str(n): {"allOf": [{"$ref": f"#/$defs/{n + 1}"}] * 2} for n in range(30)} | {"30": {}}
 
 
 @pytest.mark.parametrize(
@@ -37,13 +40,26 @@ def test_a_number_too_large_to_divide_breaks_its_check():
     [
         ({"properties": {"default": {"pattern": "(unclosed"}}}, "the pattern .* cannot be read"),
         ({"$defs": {"enum": {"patternProperties": {"(": {}}}}}, "the pattern .* cannot be read"),
+        ({"items": {"$ref": "http://127.0.0.1:9/x.json"}}, "http://127.0.0.1:9/x.json' is not in the schema"),
+        (
+            {"$id": "http://127.0.0.1:9/", "items": {"$ref": "x.json"}},
+            r"\$ref: 'x.json' is not in the schema",
+        ),
+        ({"$id": "file:///", "items": {"$dynamicRef": "etc/hosts"}}, r"\$dynamicRef: 'etc/hosts' is not"),
+        ({"$ref": "#"}, "it cannot be applied"),
+        ({"$ref": "#/$defs/0", "$defs": DOUBLING}, "it takes longer than 0.1 s, whatever the answer is"),
         ({"requiredd": ["a"]}, "unknown keyword 'requiredd'. Did you mean 'required'?"),
         ({"items": {"additonalProperties": False}}, "Did you mean 'additionalProperties'?"),
     ],
 )
-def test_a_fault_of_a_schema_is_found_without_an_answer(schema, why):
+def test_a_fault_of_a_schema_is_found_without_an_answer(schema, why, monkeypatch):
+    monkeypatch.setattr(patterns, "SECONDS", 0.1)
     with pytest.raises(ValueError, match=why):
         check_schema(schema)
+
+
+def test_references_within_a_schema_are_found():
+    check_schema({"$id": "http://x/", "$defs": {"a": {"$id": "a", "$anchor": "b"}}, "items": {"$ref": "a#b"}})
 
 
 def test_notes_and_properties_may_have_any_name():

@@ -10,6 +10,7 @@ from herl.records.lines import read_records
 from herl.testing import make_task
 
 LONG = "Describe the otter and tell where it lives, what it eats and how it raises its young in the river."
+NESTED = r"^(\w+[\s.,]*)+!$"
 
 
 def task(id, request=LONG, *criteria):
@@ -33,6 +34,17 @@ def test_clean_data_gives_no_findings():
         ({"text": "Names the river and explains the tide."}, "warning", "compound criterion"),
         ({"text": "Does not advertise.", "weight": -1.0, "undesirable": True}, "warning", "polarity"),
         ({"text": "Fails to greet."}, "warning", "polarity"),
+        ({"text": "Ends.", "check": {"kind": "regex", "pattern": NESTED}}, "warning", "nested quantifiers"),
+        (
+            {"text": "Ends.", "check": {"kind": "count", "of": {"regex": NESTED}}},
+            "warning",
+            "nested quantifiers",
+        ),
+        (
+            {"text": "Ends.", "check": {"kind": "json", "schema": {"items": {"pattern": NESTED}}}},
+            "warning",
+            "nested quantifiers",
+        ),
     ],
 )
 def test_doubtful_criteria(criterion, level, kind):
@@ -45,6 +57,7 @@ def test_criteria_that_only_look_doubtful_pass():
         Criterion(id="a", text="Says salt and pepper."),
         Criterion(id="b", text="Does not advertise."),
         Criterion(id="c", text="Advertises.", weight=-1.0, undesirable=True),
+        Criterion(id="d", text="Lists.", check={"kind": "regex", "pattern": r"(\w+,)+"}),
     ]
     assert kinds({"train": [task("a", "Hi", *good)]}) == []
 

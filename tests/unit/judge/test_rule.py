@@ -10,6 +10,13 @@ from herl.judge.rule import RuleJudge
 from herl.testing import check_judge, make_rollout, make_task
 
 ENDLESS = "(?:(a|aa)+)$"
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+DOUBLING = {
+    "properties": {"a": {"$ref": "#/$defs/0"}},
+    "$defs": {str(n): {"allOf": [{"$ref": f"#/$defs/{n + 1}"}] * 2} for n in range(30)} | {"30": {}},
+}
+LIST = {"type": "array", "items": {"$ref": "#/$defs/n"}}
+BRANCHING = {"$ref": "#/$defs/n", "$defs": {"n": {"anyOf": [LIST | {"minItems": 2}, LIST | {"maxItems": 0}]}}}
 TREE = {"$ref": "#/$defs/n", "$defs": {"n": {"properties": {"c": {"$ref": "#/$defs/n"}}}}}
 
 
@@ -100,23 +107,46 @@ def test_a_check_that_cannot_be_applied_abstains_and_says_why(check, why):
         ({"kind": "json"}, "[" * 100_000 + "]" * 100_000),
         ({"kind": "json"}, "9" * 4301),
         ({"kind": "json", "schema": TREE}, '{"c":' * 900 + "1" + "}" * 900),
-        ({"kind": "json", "schema": {"pattern": ENDLESS}}, f'"{"a" * 60}b"'),
-        ({"kind": "regex", "pattern": ENDLESS}, "a" * 60 + "b"),
-        ({"kind": "count", "of": {"regex": ENDLESS}, "at_most": 3}, "a" * 60 + "b"),
     ],
-    ids=["overflow", "deep", "digits", "recursion", "pattern of a schema", "regex", "count"],
+    ids=["overflow", "deep", "digits", "recursion"],
 )
 @pytest.mark.parametrize("undesirable", [False, True])
-def test_an_answer_that_breaks_its_check_fulfills_nothing(check, answer, undesirable, monkeypatch):
-    monkeypatch.setattr(patterns, "SECONDS", 0.05)
+def test_an_answer_that_breaks_its_check_fulfills_nothing(check, answer, undesirable):
     criterion = Criterion(id="c", text="...", check=check, undesirable=undesirable)
     task = Task(id="t", messages=({"role": "user", "content": "?"},), rubric=Rubric(criteria=(criterion,)))
     judgement = asyncio.run(RuleJudge().judge(task, make_rollout(answer)))
     assert criterion.good(judgement.verdicts[0].met) is False
-    assert judgement.usage.get("check_timeouts", 0) == (ENDLESS in str(check))
+    assert judgement.usage == {"check_errors": 1}
 
 
-def test_a_match_that_does_not_end_leaves_the_loop_free():
+@pytest.mark.parametrize(
+    ("check", "answer"),
+    [
+        ({"kind": "regex", "pattern": ENDLESS}, "a" * 60 + "b"),
+        ({"kind": "count", "of": {"regex": ENDLESS}, "at_most": 3}, "a" * 60 + "b"),
+        ({"kind": "json", "schema": {"pattern": ENDLESS}}, f'"{"a" * 60}b"'),
+        (
+            {"kind": "json", "schema": {"properties": {"a": {"$schema": DIALECT, "pattern": ENDLESS}}}},
+            f'{{"a": "{"a" * 60}b"}}',
+        ),
+        ({"kind": "json", "schema": DOUBLING}, '{"a": 1}'),
+        ({"kind": "json", "schema": BRANCHING}, "[" * 30 + "1" + "]" * 30),
+    ],
+    ids=["regex", "count", "pattern of a schema", "dialect", "doubling", "branching"],
+)
+def test_a_check_that_takes_too_long_abstains_with_the_cause_timeout(check, answer, monkeypatch, caplog):
+    monkeypatch.setattr(patterns, "SECONDS", 0.05)
+    criterion = Criterion(id="c", text="...", check=check)
+    task = replace(make_task(), rubric=Rubric(criteria=(criterion,)))
+    judgement = asyncio.run(RuleJudge().judge(task, make_rollout(answer)))
+    assert judgement.verdicts[0].met is None
+    assert judgement.usage == {"abstained_timeout": 1}
+    assert "took longer than 0.05 s on this answer" in caplog.text
+
+
+def test_a_match_that_does_not_end_leaves_the_loop_free(monkeypatch):
+    monkeypatch.setattr(patterns, "SECONDS", 0.3)
+
     async def both():
         judging = asyncio.create_task(RuleJudge().judge(task, make_rollout("a" * 60 + "b")))
         await asyncio.sleep(0.05)
@@ -178,6 +208,41 @@ def test_functions_are_called_from_allowed_modules_only(tmp_path, monkeypatch):
 
     assert met(RuleJudge(python_modules=["my_checks"])) is True
     assert met(RuleJudge(python_modules=["my_check"])) is None
+
+
+@pytest.mark.parametrize("name", ["loads", "inner", "system", "halves"])
+def test_only_functions_that_an_allowed_module_defines_are_called(name, tmp_path, monkeypatch):
+    (tmp_path / "inner_of_checks.py").write_text("def inner(answer):\n    return True\n")
+    (tmp_path / "importing_checks.py").write_text(
+        "from functools import partial\nfrom json import loads\nfrom os import system\n"
+        "from inner_of_checks import inner\nhalves = partial(inner)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    check = {"kind": "python", "path": f"importing_checks.{name}"}
+    task = replace(make_task(), rubric=Rubric(criteria=(Criterion(id="a", text=".", check=check),)))
+    [found] = asyncio.run(RuleJudge(python_modules=["importing_checks"]).judge(task, make_rollout())).verdicts
+    assert found.met is None
+    home = {"loads": "json", "inner": "inner_of_checks", "system": "posix", "halves": "functools"}[name]
+    assert (
+        f"'importing_checks.{name}' is not a function that importing_checks defines, but one of {home}"
+        in found.reason
+    )
+
+
+def test_a_function_that_takes_too_long_abstains_with_the_cause_timeout(tmp_path, monkeypatch):
+    (tmp_path / "slow_checks.py").write_text(
+        "import re\n\n\ndef slow(answer):\n    return re.match('(a|aa)+$', answer)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    check = {"kind": "python", "path": "slow_checks.slow"}
+    task = replace(make_task(), rubric=Rubric(criteria=(Criterion(id="a", text=".", check=check),)))
+    judge = RuleJudge(python_modules=["slow_checks"], timeout_seconds=0.2)
+    judgement = asyncio.run(judge.judge(task, make_rollout("a" * 70 + "b")))
+    assert judgement.usage == {"abstained_timeout": 1}
+    assert "slow_checks.slow took longer than judge.timeout_seconds=0.2" in judgement.verdicts[0].reason
+    for other in (judge, RuleJudge(python_modules=["slow_checks"], timeout_seconds=None)):
+        assert asyncio.run(other.judge(task, make_rollout("aa"))).verdicts[0].met is True
+    judge.close()
 
 
 def test_keeps_the_contract():
