@@ -1,16 +1,17 @@
-"""Tries random rows, configurations, targets, patterns, answers and judge replies.
+"""Tries random rows, configurations, targets, patterns, answers, judge replies, endpoints and run folders.
 
 Each case must end in a value, in an abstention with its cause or in a HerlError, within its time limit, and
-must run no program and open no connection that it should not. The first that does not ends the program with
+must start no program. The first that does not ends the program with
 its traceback and its smallest form.
 
 python tools/fuzz.py --cases 10000
-python tools/fuzz.py --cases 100000 --kinds answers patterns
+python tools/fuzz.py --cases 100000 --kinds answers endpoints
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import time
 from pathlib import Path
@@ -26,6 +27,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
     arguments = parser.parse_args()
+    logging.disable(logging.WARNING)
     print("| kind | cases | slowest | minutes | how they ended |\n|---|---|---|---|---|", flush=True)
     for kind in arguments.kinds:
         started = time.perf_counter()

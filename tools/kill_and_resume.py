@@ -22,7 +22,6 @@ given; of an export, that all files are.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import random
@@ -42,7 +41,7 @@ import torch
 from lightning.fabric.utilities.load import _load_distributed_checkpoint
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.support.fake_endpoint import FakeEndpoint
+from tests.support.fake_endpoint import FakeEndpoint, verdicts_by_hash
 
 SHORT = (
     "experiment=embedded",
@@ -226,18 +225,6 @@ def same(expected: Any, got: Any, tolerance: float) -> bool:
     return bool(expected == got)
 
 
-def by_hash(parts: dict[str, str]) -> str:
-    """A judge's reply that depends on criterion and answer only."""
-    lines = dict(line.split(". ", 1) for line in parts["RUBRIC"].split("\n"))
-    drawn = {
-        number: hashlib.md5((text + parts["ANSWER"]).encode()).digest()[0] for number, text in lines.items()
-    }
-    said = {
-        number: {"reason": "", "verdict": "met" if byte % 2 else "not met"} for number, byte in drawn.items()
-    }
-    return json.dumps({"verdicts": said})
-
-
 def tried(runs: Runs, name: str, number: int, rng: random.Random, tolerance: float) -> Killed:
     """Kills a process, starts it again, and compares the result."""
     kind = KINDS[name]
@@ -263,7 +250,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file")
     arguments = parser.parse_args()
     found: list[Killed] = []
-    with tempfile.TemporaryDirectory() as temporary, FakeEndpoint(judge=by_hash) as endpoint:
+    with tempfile.TemporaryDirectory() as temporary, FakeEndpoint(judge=verdicts_by_hash) as endpoint:
         runs = Runs(Path(temporary), arguments.overrides, endpoint.url)
         print("number  kind        after s  left behind                                    outcome")
         for number in range(arguments.kills):

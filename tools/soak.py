@@ -36,7 +36,7 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from kill_and_resume import outcome, same
+from kill_and_resume import Kind, outcome, same
 
 from tests.support.fake_endpoint import FakeEndpoint, verdicts_by_hash
 
@@ -195,7 +195,7 @@ class Soak:
                 hard.kill()
                 kills += 1
         self._finish(hard)
-        expected, got = outcome(quiet.folder), outcome(hard.folder)
+        expected, got = outcome(Kind(), quiet.folder), outcome(Kind(), hard.folder)
         wrong = [name for name in expected if not same(expected[name], got[name], 0.0)]
         rewards = {id: reward for id, _, reward, _ in expected["answers"]}
         zeros = sum(reward == 0 and rewards.get(id) != 0 for id, _, reward, _ in got["answers"])

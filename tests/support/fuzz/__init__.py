@@ -11,7 +11,16 @@ from dataclasses import dataclass, field
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from herl.errors import HerlError
-from tests.support.fuzz import answers, configurations, patterns, replies, rows, targets
+from tests.support.fuzz import (
+    answers,
+    configurations,
+    endpoints,
+    patterns,
+    replies,
+    rows,
+    run_folders,
+    targets,
+)
 
 SECONDS = 60.0
 """Limit of a case. Most take milliseconds."""
@@ -24,9 +33,11 @@ KINDS = {
     "patterns": (patterns.matched, patterns.CASE),
     "answers": (answers.judged, answers.ANSWER),
     "replies": (replies.reply, replies.REPLY),
+    "endpoints": (endpoints.asked, endpoints.CASE),
+    "run folders": (run_folders.flipped, run_folders.CASE),
 }
 """Kind -> what is done with a case, and the strategy that makes it."""
-RUNS_SOMETHING = ("os.system", "subprocess.Popen", "os.exec", "os.posix_spawn", "os.spawn", "socket.connect")
+RUNS_SOMETHING = ("os.system", "subprocess.Popen", "os.exec", "os.posix_spawn", "os.spawn")
 """Events of Python's audit that no case may cause."""
 
 

@@ -13,6 +13,7 @@ from herl.targets import configured
 from tests.support.configuration import composed
 
 ALWAYS = [
+    "herl.judge.rule.RuleJudge", "herl.callbacks.RecordAnswers", "herl.data.RubricDataModule",
     "os.system", "builtins.eval", "subprocess.Popen", "runpy.run_path", "pickle.loads", "torch.load", "functools.partial",
     "herl.targets.located", "herl.models.export.torch.load", "herl.targets.os.system", "hydra.utils.instantiate",
     "herl.cli.main.sys.exit", "lightning.pytorch.trainer.call.os.system", "torch.optim.Adam.__init__.__globals__",
@@ -57,7 +58,7 @@ def target(case):
     """It is refused, or it is a public class or function that herl, lightning or torch.optim defines."""
     key, path = case
     config = composed()
-    OmegaConf.update(config, key, {"_target_": path}, force_add=True)
+    OmegaConf.update(config, key, {"_target_": path}, force_add=True, merge=False)
     found = configured(key, path)
     assert inspect.isclass(found) or inspect.isfunction(found), path
     assert inspect.getfile(found).startswith(ALLOWED_FILES), path
