@@ -12,6 +12,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
+import aiohttp
 import openai
 
 from herl.errors import JudgeError
@@ -57,10 +58,14 @@ class BoundedClient(openai.DefaultAioHttpClient):
 
         Raises:
             Redirected: the reply is a redirect.
-            JudgeError: the reply is too large, or packed in a way that was not asked for.
+            JudgeError: the reply is too large, packed in a way that was not asked for, or no HTTP.
         """
         settings["follow_redirects"] = False
-        response = await super().send(request, stream=True, **settings)
+        try:
+            response = await super().send(request, stream=True, **settings)
+        except aiohttp.ClientResponseError as error:  # with the bytes, which may repeat the key
+            said = error.message.partition("\n")[0].rstrip(":")
+            raise JudgeError(f"the endpoint did not reply in HTTP: {said}", "malformed", retry=True) from None
         try:
             if response.has_redirect_location:
                 raise Redirected(_address(str(request.url), response.headers["location"]))

@@ -41,6 +41,18 @@ def test_a_hostile_reply_is_named(fault, message):
     assert message in judgement.verdicts[0].reason
 
 
+@pytest.mark.parametrize(
+    "reply",
+    [(200, "x", "transfer-encoding: nonsense\r\n"), (204, "hush", ""), (200, "x", f"a: {'y' * 9000}\r\n")],
+)
+def test_a_reply_that_is_no_http_is_malformed(reply):
+    with FakeEndpoint(refuse=lambda body: reply) as endpoint:
+        limits = Limits(tries=2, backoff_seconds=0.0)
+        [judgement], runner = judge_all(made(endpoint, limits=limits), ["fish"])
+    assert set(runner.causes()) == {"malformed"}
+    assert "hush" not in judgement.verdicts[0].reason
+
+
 @pytest.mark.parametrize("path", ["/v1/chat/completions?token=hush", ""])
 def test_a_redirect_is_refused_and_no_prompt_reaches_the_other_host(path):
     with FakeEndpoint() as other:
