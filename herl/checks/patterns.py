@@ -7,6 +7,7 @@ Python's syntax and more: `\\p{Lu}`, `[[:alpha:]]`, and `{e<=1}` behind a group,
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from functools import lru_cache
@@ -19,6 +20,14 @@ from herl.checks.broken import TooSlowError
 _T = TypeVar("_T")
 SECONDS = 2.0
 """The longest time that one pattern may work on one answer."""
+MAX_SIZE = 100_000
+"""The most characters, classes and groups that a pattern may have with its repeats written out.
+
+`regex` writes them out when it compiles: `a{1000000000}` takes all memory."""
+_PIECE = re.compile(
+    r"\\.|\[\^?\]?(?:\\.|\[:\w+:\]|[^\]\\])*\]|(?P<open>\()|(?P<close>\))|\{(?P<least>\d+)?(?P<comma>,)?(?P<most>\d+)?\}|.",
+    re.DOTALL,
+)
 
 
 @lru_cache(maxsize=1024)
@@ -26,9 +35,37 @@ def compiled(pattern: str) -> regex.Pattern[str]:
     """Returns the compiled pattern.
 
     Raises:
-        regex.error: the pattern cannot be read.
+        regex.error: the pattern cannot be read, or is too large.
     """
+    if (found := size(pattern)) > MAX_SIZE:
+        raise regex.error(f"with its repeats written out it has {found} parts, more than {MAX_SIZE}")
     return regex.compile(pattern, regex.VERSION0)
+
+
+def size(pattern: str) -> int:
+    """Returns the number of parts of a pattern with its repeats written out; an open repeat counts once.
+
+    >>> size("(ab){3}c{2,5}")
+    14
+    """
+    groups = [0]
+    last = 0
+    for piece in _PIECE.finditer(pattern):
+        if piece["open"]:
+            groups.append(0)
+            last = 0
+        elif piece["close"]:
+            last = 1 + groups.pop()
+            groups = groups or [0]
+            groups[-1] += last
+        elif piece["least"] or piece["most"]:
+            times = max(int(piece["least"] or 0), int(piece["most"] or 0), 1)
+            groups[-1] += (times - 1) * last
+            last *= times
+        else:
+            last = 1
+            groups[-1] += 1
+    return sum(groups)
 
 
 def found(pattern: str, text: str) -> bool:
