@@ -112,8 +112,7 @@ class Dashboard(HerlCallback):
     TensorBoard gets a picture of the rewards, heat maps of the criteria, histograms, revisions with their
     drafts, and the answers to a few held-out prompts, always the same ones. W&B, MLflow and Trackio get the
     picture, a table of answers and a table of drafts with their revisions. Model and judge text is shown
-    literally, never as markup. Other loggers get curves only. What
-    cannot be written costs a warning.
+    literally, never as markup. Other loggers get curves only. What cannot be written costs a warning.
 
     Args:
         every_n_batches: Batches between pictures, texts and tables of revisions during training.

@@ -1,17 +1,17 @@
 """Checks Hydra's own settings, before Hydra acts on them.
 
 Files in a --config-dir may set anything below `hydra`, and Hydra builds callbacks, launchers and log handlers
-from there long before herl looks at the configuration. They are held to the rules of `herl.targets`. An
-environment variable, which could lift those rules, counts only if it was typed.
+from there long before herl looks at the configuration. They are held to the rules of `herl.targets`.
+Environment variables, which could lift those rules, are not set there, and log files have Hydra's own name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from herl.errors import ConfigError
@@ -27,6 +27,7 @@ LOG_CLASSES = {
     "colorlog.ColoredFormatter",
 }
 """What a log handler or formatter may be; the rest of Python's logging opens sockets or calls anything."""
+LOG_FILE = "${hydra.runtime.output_dir}/${hydra.job.name}.log"
 STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
 PLUGINS = ("hydra._internal.core_plugins.", "hydra_plugins.")
 """Packages of launchers and sweepers; Hydra itself refuses one that is not installed as a plug-in."""
@@ -44,7 +45,7 @@ def checked_settings() -> Iterator[None]:
     ) -> Any:
         config = compose(self, config_name, overrides, *rest, **more)
         try:
-            check_hydra(config, overrides)
+            check_hydra(config)
         except ConfigError as error:  # Hydra would show a stack trace
             from herl.cli.main import fail
 
@@ -58,15 +59,12 @@ def checked_settings() -> Iterator[None]:
         ConfigLoaderImpl.load_configuration = compose  # type: ignore[method-assign]
 
 
-def check_hydra(config: DictConfig, typed: Sequence[str]) -> None:
-    """Checks what Hydra would build, and what it would put into the environment.
-
-    Args:
-        config: A composed configuration, with its `hydra`.
-        typed: The overrides of the command line.
+def check_hydra(config: DictConfig) -> None:
+    """Checks what Hydra would build, write and put into the environment, in a composed configuration.
 
     Raises:
-        ConfigError: something else than a component of herl or of an allowed package would be built.
+        ConfigError: something else than a component of herl or of an allowed package would be built, a log
+            would go into another file than the run's, or a variable would be set.
     """
     for name in BUILT:
         node = _plain(config, f"hydra.{name}")
@@ -74,13 +72,9 @@ def check_hydra(config: DictConfig, typed: Sequence[str]) -> None:
             node = {key: value for key, value in node.items() if key != "_target_"}
         check_targets(f"hydra.{name}", node)
     for name in LOGS:
-        _check_logs(f"hydra.{name}", _plain(config, f"hydra.{name}"))
-    by_hand = [one.lstrip("+").partition("=")[0] for one in typed]
+        _check_logs(f"hydra.{name}", _written(config.hydra, name))
     for name in _plain(config, "hydra.job.env_set") or {}:
-        if not {"hydra.job.env_set", f"hydra.job.env_set.{name}"} & set(by_hand):
-            raise ConfigError(
-                f"hydra.job.env_set.{name}: a file may not set environment variables: export {name} yourself"
-            )
+        raise ConfigError(f"hydra.job.env_set.{name}: expected no environment variable: export {name}")
 
 
 def _check_logs(key: str, node: Any) -> None:
@@ -90,12 +84,24 @@ def _check_logs(key: str, node: Any) -> None:
                 raise ConfigError(
                     f"{key}.{name}: expected one of {', '.join(sorted(LOG_CLASSES))}, got {value!r}"
                 )
-            _check_logs(f"{key}.{name}", value)
+            if name != "filename":
+                _check_logs(f"{key}.{name}", value)
+            elif value != LOG_FILE:
+                raise ConfigError(f"{key}.filename: expected {LOG_FILE}, got {value!r}")
     elif isinstance(node, list):
         for place, value in enumerate(node):
             _check_logs(f"{key}.{place}", value)
     elif isinstance(node, str) and node.startswith("ext://") and node not in STREAMS:
         raise ConfigError(f"{key}: expected {' or '.join(STREAMS)}, got {node!r}")
+    elif isinstance(node, str) and "${" in node:
+        raise ConfigError(f"{key}: expected a value that is written out, got {node!r}")
+
+
+def _written(node: DictConfig, name: str) -> Any:
+    """A part of the configuration, with its interpolations as they are written."""
+    plain = OmegaConf.to_container(node, resolve=False)
+    assert isinstance(plain, dict)
+    return plain.get(name)
 
 
 def _plain(config: Any, key: str) -> Any:

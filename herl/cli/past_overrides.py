@@ -1,9 +1,10 @@
 """The overrides that a run was started with, as far as a command that names the run (run=FOLDER) takes them.
 
 A run's folder may be a stranger's, so its files are data. It has no say in how this command runs: settings
-of Hydra and of a verb are left out. Unless this user started the run (`herl.cli.own_runs`), what would run
-code of its choice, send prompts to an address of its choice or read the environment must be typed again.
-Objects that it names are checked like any other (`herl.targets`).
+of Hydra and of a verb are left out. Unless this user started the run (`herl.cli.own_runs`), these must be
+typed again: what decides which code runs, what may read the environment, and all texts for judge, sampler,
+logger, callbacks and trainer, which write files and talk to servers. Objects that a run names are checked
+like any other (`herl.targets`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from herl.cli.own_runs import is_own
 from herl.config import conf_dir
@@ -29,12 +29,8 @@ NOT_OF_A_RUN = {
 """Settings, with all below them, that describe how a command was started, not what the run computed."""
 OWN_CODE = {"arguments", "engine", "python_modules", "trust_remote_code"}
 """Keys whose values decide what code runs."""
-ADDRESSES = {"base_url", "urls", "url", "tracking_uri"}
-"""Keys whose values are addresses that prompts, answers or numbers are sent to."""
-KEYS_OF_HOSTS = {"api_key_env", "key_env"}
-LOCAL = {"localhost", "127.0.0.1", "::1"}
-RESOLVER = re.compile(r"\$\{[^{}]*(?:\$\{|:)")
-"""A call of one, such as ${oc.env:NAME}, or an interpolation inside another, which may become one."""
+REACHING = {"judge", "judges", "sampler", "logger", "callbacks", "trainer"}
+"""Parts that write files or talk to servers."""
 
 
 def hydra_of_run(overrides: list[str]) -> str | None:
@@ -83,19 +79,14 @@ def config_dirs(kept: str) -> list[str]:
     """Returns the --config-dir that a run was started with for its plug-ins.
 
     Raises:
-        ConfigError: it is gone; or it lies in the run's own folder or belongs to another user, so whoever
-            wrote the run may have written it, too.
+        ConfigError: it is gone; or this user did not start the run, and whoever did may have written it, too.
     """
-    run = Path(kept).resolve().parent
     sources = _at(_plain(os.path.join(kept, "hydra.yaml")), "hydra", "runtime", "config_sources") or []
     folders = [str(one["path"]) for one in sources if one.get("provider") == "command-line"]
     for folder in folders:
         if not os.path.isdir(folder):
             raise ConfigError(f"run: its --config-dir {folder} does not exist: give --config-dir again")
-        place = Path(folder).resolve()
-        yours = place.stat().st_uid == os.getuid() or place.is_relative_to(Path.cwd())
-        foreign = not Path(folder).is_absolute() or place.is_relative_to(run) or not yours
-        if foreign and not is_own(Path(kept)):
+        if not is_own(Path(kept)):
             raise ConfigError(f"run: its --config-dir {folder} may be a stranger's: give --config-dir again")
     return folders
 
@@ -112,49 +103,42 @@ def _is_taken(path: str, text: str, typed: set[str], own: bool) -> bool:
 
     try:
         one = OverridesParser.create().parse_override(text)
-    except HydraException as error:  # such as an option of Hydra
+    except HydraException as error:  # options of Hydra are none either
         raise ConfigError(f"run: {path}: expected overrides, got '{text}'") from error
     places = [one.key_or_group, *([one.package] if one.package else [])]
     if any(re.split(r"[./]", place, maxsplit=1)[0] in NOT_OF_A_RUN for place in places):
         return False
-    if own or key_of(text) in typed:
+    if own or one.is_delete() or key_of(text) in typed or _is_choice(one.key_or_group, one.value()):
         return True
-    value = None if one.is_delete() else one.value()
-    for reason in _reasons(one.key_or_group.rpartition(".")[2], value):
+    for reason in _reasons(".".join(places).split("."), one.value()):
         raise ConfigError(
-            f"run: {path}: '{text}': {reason}. No command of yours on this machine "
-            f"started the run; if you trust it, type: {text.lstrip('+')!r}"
+            f"run: {path}: '{text}': {reason}. No command of yours on this machine started the run; if you "
+            f"trust it, type: {text.lstrip('+')!r}"
         )
     return True
 
 
-def _reasons(key: str, value: Any) -> Iterator[str]:
+def _is_choice(group: str, value: Any) -> bool:
+    """Whether this chooses one of herl's own options, such as judge=llm."""
+    return isinstance(value, str) and (conf_dir() / group / f"{value}.yaml").is_file() and ".." not in value
+
+
+def _reasons(names: list[str], value: Any) -> Iterator[str]:
     """Why a value must be typed again."""
-    if key in OWN_CODE and value not in (None, False, []):
+    if not OWN_CODE.isdisjoint(names) and value not in (None, False, []):
         yield "it decides what code runs"
-    if isinstance(value, Mapping):
+    elif isinstance(value, Mapping):
         for name, child in value.items():
-            yield from _reasons(str(name), child)
-        return
-    for text in map(str, value if isinstance(value, list) else [value]):
-        if RESOLVER.search(text):
-            yield "it may read an environment variable"
-        if key in ADDRESSES and not _is_local(text):
-            yield f"prompts and answers would go to {text}"
-    if isinstance(value, list):
+            yield from _reasons([*names, *str(name).split(".")], child)
+    elif isinstance(value, list):
         for child in value:
-            if isinstance(child, Mapping | list):
-                yield from _reasons(key, child)
-    if key in KEYS_OF_HOSTS and value is not None:
-        yield "it names an environment variable"
-
-
-def _is_local(address: str) -> bool:
-    try:
-        host = urlsplit(address).hostname
-    except ValueError:
-        return False
-    return host in LOCAL or (host is None and "${" not in address)  # without a host, it is no address
+            yield from _reasons(names, child)
+    elif value is None or isinstance(value, bool | int | float):
+        return
+    elif "${" in str(value):
+        yield "it may read an environment variable"
+    elif not REACHING.isdisjoint(names):
+        yield "it may decide what is written, or where prompts and answers go"
 
 
 def _experiment_of_run(kept: str) -> list[str]:

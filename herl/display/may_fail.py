@@ -9,6 +9,8 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from herl.errors import RunStopped
+
 logger = logging.getLogger(__name__)
 
 
@@ -25,6 +27,8 @@ def may_fail(
     """
     try:
         yield
+    except RunStopped:  # a signal may come at any moment
+        raise
     except passes:
         raise
     except Exception as error:  # of any library that draws or uploads

@@ -12,6 +12,7 @@ import sys
 import threading
 import traceback
 import warnings
+from copy import copy
 from typing import Any, TextIO
 
 from herl.prompt_text import visible
@@ -42,7 +43,7 @@ class Shown:
 
 
 class ShownLines(logging.Formatter):
-    """Log lines without control characters, otherwise as another formatter writes them.
+    """Log lines whose texts have no control characters, otherwise as another formatter writes them.
 
     Args:
         inner: That formatter; None for logging's default.
@@ -53,7 +54,13 @@ class ShownLines(logging.Formatter):
         self.inner = inner or logging.Formatter()
 
     def format(self, record: logging.LogRecord) -> str:
-        return visible(self.inner.format(record))
+        shown = copy(record)
+        shown.msg, shown.args = visible(record.getMessage()), None
+        if record.exc_info:
+            shown.exc_text = visible(self.inner.formatException(record.exc_info))
+        if record.stack_info:
+            shown.stack_info = visible(record.stack_info)
+        return self.inner.format(shown)  # which may add colors
 
 
 def guard_errors() -> None:

@@ -42,6 +42,10 @@ def herl(tmp_path, monkeypatch, capsys):
         ("hydra/hydra_logging/own.yaml", "version: 1\nhandlers: {x: {class: logging.handlers.HTTPHandler, host: h, url: u}}", ["hydra/hydra_logging=own"]),
         ("hydra/job_logging/own.yaml", "version: 1\nhandlers: {x: {class: logging.StreamHandler, stream: 'ext://own.stream'}}", ["hydra/job_logging=own"]),
         ("judge/own.yaml", "# @package _global_\nhydra: {job: {env_set: {HERL_ALLOW_TARGETS: os}}}", ["judge=own"]),
+        ("judge/own.yaml", "# @package _global_\nhydra: {mode: MULTIRUN, sweeper: {params: {+hydra.job.env_set.HERL_ALLOW_TARGETS: os}}}", ["judge=own"]),
+        ("hydra/job_logging/own.yaml", "version: 1\nhandlers: {x: {class: logging.FileHandler, filename: MARK}}", ["hydra/job_logging=own"]),
+        ("hydra/job_logging/own.yaml", "version: 1\nhandlers: {x: {class: logging.FileHandler, filename: '${hydra.runtime.output_dir}/../MARK'}}", ["hydra/job_logging=own"]),
+        ("hydra/job_logging/own.yaml", "version: 1\nhandlers: {x: '${hidden}'}", ["hydra/job_logging=own"]),
     ],
 )  # fmt: skip
 def test_a_file_does_not_make_hydra_run_code(herl, file, text, arguments):
@@ -54,6 +58,6 @@ def test_a_file_does_not_make_hydra_run_code(herl, file, text, arguments):
 def test_what_was_typed_counts(herl):
     code, ran, said = herl(
         "judge/own.yaml", "_target_: herl.judge.rule.RuleJudge",
-        "judge=own", "+hydra.job.env_set.MINE=1", "hydra.job_logging.root.level=WARNING", "hydra/job_logging=default",
+        "judge=own", "hydra.job_logging.root.level=WARNING", "hydra/job_logging=default",
     )  # fmt: skip
     assert (code, ran) == (0, [True]), said

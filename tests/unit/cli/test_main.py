@@ -13,6 +13,11 @@ from herl.cli.overrides import for_hydra, lacking
 from herl.cli.own_runs import is_own, sign
 
 
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("HERL_CACHE", str(tmp_path / "cache"))
+
+
 @pytest.fixture
 def handed_over(monkeypatch):
     """The arguments that Hydra would get from a herl command."""
@@ -27,7 +32,7 @@ def handed_over(monkeypatch):
     return read
 
 
-def a_run(folder, *overrides, config_dir=None):
+def a_run(folder, *overrides, config_dir=None, own=True):
     (folder / ".hydra").mkdir(parents=True)
     OmegaConf.save(list(overrides), folder / ".hydra" / "overrides.yaml")
     sources = [{"path": "hydra.conf", "provider": "hydra"}]
@@ -35,6 +40,8 @@ def a_run(folder, *overrides, config_dir=None):
         sources.append({"path": str(config_dir), "provider": "command-line"})
     runtime = {"hydra": {"runtime": {"config_sources": sources}}}
     OmegaConf.save(runtime, folder / ".hydra" / "hydra.yaml")
+    if own:
+        sign(folder / ".hydra")
     return folder
 
 
@@ -154,6 +161,7 @@ def test_a_run_keeps_the_experiment_that_was_the_default_when_it_was_started(han
     kept = OmegaConf.load(run / ".hydra" / "hydra.yaml")
     kept.hydra.runtime.choices = choices
     OmegaConf.save(kept, run / ".hydra" / "hydra.yaml")
+    sign(run / ".hydra")
     chosen = ["experiment=embedded"] if choices.get("experiment") == "embedded" else []
     assert handed_over("validate", f"run={run}") == [*chosen, "seed=7", f"run={run}"]
 
@@ -260,6 +268,9 @@ def test_a_run_brings_no_setting_of_the_command_itself(handed_over, tmp_path, ov
     assert handed_over("export", f"run={run}") == ["seed=4", f"run={run}"]
 
 
+REACHES = "it may decide what is written, or where prompts and answers go"
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -270,19 +281,25 @@ def test_a_run_brings_no_setting_of_the_command_itself(handed_over, tmp_path, ov
         ("seed='${oc.env:HOME}'", "it may read an environment variable"),
         ("a={b: [{c: '${oc.env:HOME}'}]}", "it may read an environment variable"),
         ("seed='${oc.${x}:HOME}'", "it may read an environment variable"),
-        ("judge.chat.base_url=${x.y}", "prompts and answers would go to"),
+        ("judge.chat.base_url=${x.y}", "it may read an environment variable"),
         ("sampler.engine={hf_overrides: {}}", "it decides what code runs"),
-        ("judge.chat.base_url=https://evil.example/v1", "prompts and answers would go to"),
-        ("+judge.judges.a.judge.chat={base_url: 'http://evil.example'}", "prompts and answers would go to"),
-        ("sampler.urls=['http://localhost:1','http://evil.example']", "prompts and answers would go to"),
-        ("judge.chat.api_key_env=AWS_SECRET", "it names an environment variable"),
+        ("judge.chat.base_url=https://evil.example/v1", REACHES),
+        ("+judge.judges.a.judge.chat={base_url: 'http://evil.example'}", REACHES),
+        ("sampler.urls=['http://localhost:1','http://evil.example']", REACHES),
+        ("sampler.urls.0=http://evil.example", REACHES),
+        ("judge.chat.log=victim", REACHES),
+        ("module.judge={cache: {path: victim}}", REACHES),
+        ("logger.trackio.space_id=evil/space", REACHES),
+        ("callbacks.checkpoints.dirpath=there", REACHES),
+        ("judge=../../outside", REACHES),
+        ("judge.chat.api_key_env=AWS_SECRET", REACHES),
         ("judge.python_modules=[subprocess]", "it decides what code runs"),
         ("sampler.engine.trust_remote_code=true", "it decides what code runs"),
         ("judge.chat.arguments=[--trust-remote-code]", "it decides what code runs"),
     ],
 )
 def test_what_a_run_may_not_decide_alone_is_typed_again(handed_over, tmp_path, capsys, override, message):
-    run = a_run(tmp_path / "run", override, "seed=4")
+    run = a_run(tmp_path / "run", override, "seed=4", own=False)
     with pytest.raises(SystemExit):
         handed_over("validate", f"run={run}")
     said = capsys.readouterr().err
@@ -297,17 +314,15 @@ def test_what_a_run_may_not_decide_alone_is_typed_again(handed_over, tmp_path, c
 def test_a_run_that_this_user_started_brings_all_its_settings_until_someone_changes_them(
     handed_over, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setenv("HERL_CACHE", str(tmp_path / "cache"))
     override = "judge.chat.base_url=https://hosted.example/v1"
     run = a_run(tmp_path / "run", override, "judge.chat.api_key_env=A_KEY")
-    sign(run / ".hydra")
     assert override in handed_over("validate", f"run={run}")
     assert (tmp_path / "cache" / "own_runs.key").stat().st_mode & 0o077 == 0
     path = run / ".hydra" / "overrides.yaml"
     path.write_text(path.read_text().replace("hosted", "evil"))
     with pytest.raises(SystemExit):
         handed_over("validate", f"run={run}")
-    assert "would go to https://evil.example/v1" in capsys.readouterr().err
+    assert "https://evil.example/v1': it may decide" in capsys.readouterr().err
 
 
 def test_a_run_signed_with_another_key_is_a_strangers(tmp_path, monkeypatch):
@@ -319,16 +334,10 @@ def test_a_run_signed_with_another_key_is_a_strangers(tmp_path, monkeypatch):
     assert not is_own(run)
 
 
-@pytest.mark.parametrize("whose", ["in the run", "another user", "relative"])
-def test_a_config_dir_that_may_be_a_strangers_is_given_again(
-    handed_over, tmp_path, capsys, monkeypatch, whose
-):
-    place = tmp_path / "run" / "conf" if whose == "in the run" else tmp_path / "conf"
-    place.mkdir(parents=True)
-    run = a_run(tmp_path / "run", "seed=4", config_dir="../" + place.name if whose == "relative" else place)
-    monkeypatch.chdir(tmp_path / "run")
-    if whose == "another user":
-        monkeypatch.setattr(os, "getuid", lambda: 12345)
+def test_a_config_dir_that_may_be_a_strangers_is_given_again(handed_over, tmp_path, capsys):
+    place = tmp_path / "conf"
+    place.mkdir()
+    run = a_run(tmp_path / "run", "seed=4", config_dir=place, own=False)
     with pytest.raises(SystemExit):
         handed_over("validate", f"run={run}")
     assert "may be a stranger's: give --config-dir again" in capsys.readouterr().err
@@ -336,20 +345,20 @@ def test_a_config_dir_that_may_be_a_strangers_is_given_again(
 
 
 @pytest.mark.parametrize(
-    "value", ["judge.chat.base_url=http://localhost:8000/v1", "judge.chat.base_url='http://127.0.0.1:1/v1'"]
-)
-def test_a_judge_on_this_machine_is_found_again_by_the_run(handed_over, tmp_path, value):
-    assert value in handed_over("validate", f"run={a_run(tmp_path / 'run', value)}")
+    "value",
+    ["judge=llm", "judge/chat=vllm", "algorithm=grpo", "seed=7", "judge.criteria_per_call=3", "~bonus",
+     "model.path=Qwen/Qwen3-0.6B", "data.train.path=rows.jsonl", "sampler.urls=null", "trainer.devices=2"],
+)  # fmt: skip
+def test_a_strangers_run_brings_what_it_computed(handed_over, tmp_path, value):
+    assert value in handed_over("validate", f"run={a_run(tmp_path / 'run', value, own=False)}")
 
 
-def test_a_run_brings_interpolations_as_they_were_written(handed_over, tmp_path, monkeypatch):
-    monkeypatch.setenv("SECRET", "hush")
+def test_a_run_brings_interpolations_as_they_were_written(handed_over, tmp_path, capsys):
     run = a_run(tmp_path / "run", "seed=${module.warmup_steps}")
+    assert "seed=${module.warmup_steps}" in handed_over("validate", f"run={run}")
     kept = OmegaConf.load(run / ".hydra" / "hydra.yaml")
     kept.hydra.runtime.choices = {"experiment": "${oc.env:SECRET}"}
     OmegaConf.save(kept, run / ".hydra" / "hydra.yaml")
     with pytest.raises(SystemExit):
         handed_over("validate", f"run={run}")
-    given = handed_over("validate", f"run={run}", "experiment=none")
-    assert "seed=${module.warmup_steps}" in given
-    assert not any("hush" in one for one in given)
+    assert "experiment=${oc.env:SECRET}': it may read" in capsys.readouterr().err
