@@ -147,15 +147,12 @@ def _main() -> None:
 
 def _run_hydra(verb: str) -> None:
     import hydra
-    from hydra.core.hydra_config import HydraConfig
     from hydra.core.plugins import Plugins
 
     from herl.cli.hydra_settings import checked_settings
-    from herl.cli.own_runs import sign
     from herl.cli.run_folder import release
     from herl.cli.run_name import register
     from herl.config.check import conf_dir
-    from herl.distributed import is_first_process
 
     register()
 
@@ -170,28 +167,7 @@ def _run_hydra(verb: str) -> None:
     def command(config: DictConfig) -> None:
         nonlocal started
         started, sys.stdout, sys.stderr = True, output, shown
-        try:
-            if verb not in LIGHT:  # before the heavy imports
-                typed = list(HydraConfig.get().overrides.task)
-                import_module("herl.config.early").check_early(config, typed, judges=verb in RUNS)
-            if is_first_process():
-                sign(Path(HydraConfig.get().runtime.output_dir, ".hydra"))
-            commands = import_module(LIGHT.get(verb, "herl.cli.commands"))
-            guard_logs()  # those that Hydra and the packages have set up by now
-            getattr(commands, verb)(config)
-        except RunStopped as stop:
-            # the scheduler that ends a fit starts it again; what else is ended has no result
-            raise SystemExit(0 if verb == "fit" and stop.signal != SIGINT else 128 + stop.signal) from stop
-        except HerlError as error:
-            fail(str(error))
-        except KeyboardInterrupt:
-            fail("interrupted")
-        except BrokenPipeError:
-            _end_unless_read()
-            raise
-        except Exception:
-            sys.stderr = Shown(shown)  # Hydra prints it
-            raise
+        _call(verb, config)
 
     try:
         sys.stdout = Shown(output)  # such as --cfg job
@@ -208,6 +184,37 @@ def _run_hydra(verb: str) -> None:
     finally:
         sys.stdout, sys.stderr = output, shown
         release(failed)
+
+
+def _call(verb: str, config: DictConfig) -> None:
+    """Does what the verb says, and turns errors into messages and exit codes."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from herl.cli.own_runs import sign
+    from herl.distributed import is_first_process
+
+    try:
+        if verb not in LIGHT:  # before the heavy imports
+            typed = list(HydraConfig.get().overrides.task)
+            import_module("herl.config.early").check_early(config, typed, judges=verb in RUNS)
+        if is_first_process():
+            sign(Path(HydraConfig.get().runtime.output_dir, ".hydra"))
+        commands = import_module(LIGHT.get(verb, "herl.cli.commands"))
+        guard_logs()  # those that Hydra and the packages have set up by now
+        getattr(commands, verb)(config)
+    except RunStopped as stop:
+        # the scheduler that ends a fit starts it again; what else is ended has no result
+        raise SystemExit(0 if verb == "fit" and stop.signal != SIGINT else 128 + stop.signal) from stop
+    except HerlError as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        fail("interrupted")
+    except BrokenPipeError:
+        _end_unless_read()
+        raise
+    except Exception:
+        sys.stderr = Shown(sys.stderr)  # Hydra prints it
+        raise
 
 
 @contextmanager

@@ -103,7 +103,7 @@ def _is_taken(path: str, text: str, typed: set[str], own: bool) -> bool:
 
     try:
         one = OverridesParser.create().parse_override(text)
-    except HydraException as error:  # options of Hydra are none either
+    except HydraException as error:  # also for options of Hydra
         raise ConfigError(f"run: {path}: expected overrides, got '{text}'") from error
     places = [one.key_or_group, *([one.package] if one.package else [])]
     if any(re.split(r"[./]", place, maxsplit=1)[0] in NOT_OF_A_RUN for place in places):

@@ -37,7 +37,7 @@ def _run():
 
 
 def flipped(case):
-    """The files are read as they were, or with another value of the right type, or an error says what is wrong."""
+    """The files are read, with another value of the right type if need be, or an error says what is wrong."""
     number, place, bit = case
     folder, files, weights = _run()
     kind = sorted(files)[number % len(files)]
