@@ -38,7 +38,7 @@ BODY = (
     | st.builds(lambda piece, times: piece * times, st.sampled_from(["[", '{"a":', " ", "0"]), st.sampled_from([10, 90_000]))
     | st.builds(lambda text: gzip.compress(_completion(text).encode(errors="replace")), REPLY)
 )  # fmt: skip
-FAULT = st.sampled_from([*FAULTS, *HOSTILE, "close"])
+FAULT = st.sampled_from(["ok", *FAULTS, *HOSTILE, "close"])
 CASE = st.tuples(STATUS, BODY, HEADERS) | FAULT
 
 
