@@ -11,14 +11,18 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from herl.cli.own_runs import is_own
 from herl.config import conf_dir
 from herl.config.renamed import renamed
 from herl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
 
 NOT_OF_A_RUN = {
     "hydra", "output_dir",
@@ -63,8 +67,18 @@ def past_overrides(overrides: list[str]) -> list[str]:
     past = [renamed(str(one)) for one in found]
     if not any(one.startswith("experiment=") for one in past):
         past = [*_experiment_of_run(kept), *past]
-    keys, own = {key_of(one) for one in overrides}, is_own(Path(kept))
-    return [one for one in past if _is_taken(path, one, keys, own)]
+    typed = {key_of(one) for one in overrides}
+    read = {one: _read(path, one) for one in past}
+    taken = [one for one in past if not _belongs_to_command(read[one])]
+    unsafe = {one: why for one in taken if key_of(one) not in typed and (why := _why_unsafe(read[one]))}
+    if unsafe and not is_own(Path(kept)):
+        found = "".join(f"\n  {one}: {why}" for one, why in unsafe.items())
+        again = shlex.join(one.lstrip("+") for one in unsafe)
+        raise ConfigError(
+            f"run: no command of yours on this machine started the run in {path}, and it sets:{found}\n"
+            f"If you trust it, add to your command: {again}"
+        )
+    return taken
 
 
 def carried_over(past: list[str], overrides: list[str]) -> list[str]:
@@ -96,26 +110,30 @@ def key_of(override: str) -> str:
     return override.lstrip("+~").partition("=")[0]
 
 
-def _is_taken(path: str, text: str, typed: set[str], own: bool) -> bool:
-    """Whether an override of a run says what the run computed."""
+def _read(path: str, text: str) -> Override:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
     try:
-        one = OverridesParser.create().parse_override(text)
+        return OverridesParser.create().parse_override(text)
     except HydraException as error:  # also for options of Hydra
         raise ConfigError(f"run: {path}: expected overrides, got '{text}'") from error
-    places = [one.key_or_group, *([one.package] if one.package else [])]
-    if any(re.split(r"[./]", place, maxsplit=1)[0] in NOT_OF_A_RUN for place in places):
-        return False
-    if own or one.is_delete() or key_of(text) in typed or _is_choice(one.key_or_group, one.value()):
-        return True
-    for reason in _reasons(".".join(places).split("."), one.value()):
-        raise ConfigError(
-            f"run: {path}: '{text}': {reason}. No command of yours on this machine started the run; if you "
-            f"trust it, type: {text.lstrip('+')!r}"
-        )
-    return True
+
+
+def _places(one: Override) -> list[str]:
+    return [one.key_or_group, *([one.package] if one.package else [])]
+
+
+def _belongs_to_command(one: Override) -> bool:
+    """Whether an override says how a command was started, not what the run computed."""
+    return any(re.split(r"[./]", place, maxsplit=1)[0] in NOT_OF_A_RUN for place in _places(one))
+
+
+def _why_unsafe(one: Override) -> str:
+    """Why an override must be typed again if a stranger wrote it; "" if it need not be."""
+    if one.is_delete() or _is_choice(one.key_or_group, one.value()):
+        return ""
+    return next(_reasons(".".join(_places(one)).split("."), one.value()), "")
 
 
 def _is_choice(group: str, value: Any) -> bool:

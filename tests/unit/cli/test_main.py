@@ -306,7 +306,7 @@ def test_what_a_run_may_not_decide_alone_is_typed_again(handed_over, tmp_path, c
     assert message in said
     assert "overrides.yaml" in said
     if not override.startswith("-"):
-        assert "if you trust it, type" in said
+        assert "If you trust it, add to your command: " in said
         own = override.lstrip("+")
         assert handed_over("validate", f"run={run}", own)[-1] == own
 
@@ -322,7 +322,7 @@ def test_a_run_that_this_user_started_brings_all_its_settings_until_someone_chan
     path.write_text(path.read_text().replace("hosted", "evil"))
     with pytest.raises(SystemExit):
         handed_over("validate", f"run={run}")
-    assert "https://evil.example/v1': it may decide" in capsys.readouterr().err
+    assert "https://evil.example/v1: it may decide" in capsys.readouterr().err
 
 
 def test_a_run_signed_with_another_key_is_a_strangers(tmp_path, monkeypatch):
@@ -361,4 +361,4 @@ def test_a_run_brings_interpolations_as_they_were_written(handed_over, tmp_path,
     OmegaConf.save(kept, run / ".hydra" / "hydra.yaml")
     with pytest.raises(SystemExit):
         handed_over("validate", f"run={run}")
-    assert "experiment=${oc.env:SECRET}': it may read" in capsys.readouterr().err
+    assert "experiment=${oc.env:SECRET}: it may read" in capsys.readouterr().err
