@@ -7,7 +7,8 @@ process (`worker_process`) serves all judges of this one, and many calls at once
 
 A call that is late ends the process. A new one is started, and the other calls are sent again. If the process
 did not even answer, any call in it may have held it: each late one is then tried once more, alone, and only
-what is late alone counts as late. The same holds if the process dies.
+what is late alone counts as late. The same holds if the process dies. What functions start ends with the
+process: it is one group, unless a program leaves it.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ import asyncio
 import atexit
 import inspect
 import itertools
+import logging
 import os
 import pickle
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -30,21 +31,23 @@ from typing import Any
 from herl.errors import JudgeError
 from herl.judge.worker_process import (
     CALL,
-    HEADER,
-    IMPORT,
-    IMPORTED,
     LATE,
     RETURNED,
     THREADS,
+    Child,
     RaisedError,
     raised,
+    text_of,
 )
 
 __all__ = ["THREADS", "RaisedError", "Worker", "raised", "shared"]
 
+logger = logging.getLogger(__name__)
+
 _PATIENCE = 1.0
 """Seconds in which a process that nothing holds answers."""
-_START = "import sys; sys.path[:] = {path!r}; from herl.judge.worker_process import main; main()"
+_IMPORT_NOTE, _IMPORT_SECONDS = 30.0, 600.0
+"""Seconds after which a line says that an import is waited for, and after which it is given up."""
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -52,8 +55,7 @@ class _Call:
     number: int
     path: str
     seconds: float
-    name: str
-    """As messages call the function and its limit."""
+    late_message: str
     body: bytes
     in_thread: bool
     answer: Future[Any] = field(default_factory=Future)
@@ -70,24 +72,6 @@ class _Call:
                 self.answer.set_result(result)
 
 
-@dataclass(slots=True, eq=False, kw_only=True)
-class _Child:
-    process: asyncio.subprocess.Process
-    imported: dict[str, asyncio.Future[None]] = field(default_factory=dict)
-    """Path of each function -> whether the process has answered that it is imported."""
-    calls: dict[int, _Call] = field(default_factory=dict)
-
-    def send(self, number: int, kind: int, body: bytes) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(HEADER.pack(number, len(body), kind) + body)
-
-    def ask(self, path: str) -> asyncio.Future[None]:
-        """Asks for an import; if there was one, the answer only shows that nothing holds the process."""
-        self.imported[path] = asyncio.get_running_loop().create_future()
-        self.send(0, IMPORT, pickle.dumps((path, _folders())))
-        return self.imported[path]
-
-
 class Worker:
     """One process, started when it is needed. All its state belongs to the loop of one thread."""
 
@@ -96,7 +80,9 @@ class Worker:
         self._opening = threading.Lock()
         self._numbers = itertools.count(1)
         self._waiting: deque[_Call] = deque()
-        self._child: _Child | None = None
+        self._child: Child | None = None
+        self._running: dict[int, _Call] = {}
+        """The calls in the process."""
         self._busy: set[asyncio.Task[None]] = set()
         """Starting the process, reading from it, or ending it."""
         self._changing = False
@@ -138,13 +124,13 @@ class Worker:
             )
         except Exception as error:  # objects of users raise anything
             raise JudgeError(
-                f"{path}: its arguments cannot be sent to the process that calls it: {error}. Set "
+                f"{path}: its arguments cannot be sent to the process that calls it: {text_of(error)}. Set "
                 f"{key}=null to call it in this process",
                 "function",
             ) from error
         call = _Call(
             number=next(self._numbers), path=path, seconds=seconds, body=body,
-            name=f"{path} took longer than {key}={seconds:g} seconds",
+            late_message=f"{path} took longer than {key}={seconds:g} seconds",
             in_thread=not inspect.iscoroutinefunction(function),
         )  # fmt: skip
         self._running_loop().call_soon_threadsafe(self._add, call)
@@ -190,24 +176,35 @@ class Worker:
                 self._waiting.popleft()
             elif child is None:
                 self._do(self._start())
-            elif not self._has_room(child, call):
+            elif child.exited.is_set() or not self._has_room(call):
                 return
-            elif call.path not in child.imported:
-                child.ask(call.path).add_done_callback(lambda _: self._send())
+            elif call.path not in child.imports:
+                child.imports[call.path] = child.ask(call.path)
+                self._keep(self._import(child, call.path))
                 return
-            elif not child.imported[call.path].done():
+            elif not child.imports[call.path].done():
                 return
             else:
                 self._waiting.popleft()
-                child.calls[call.number] = call
+                self._running[call.number] = call
                 child.send(call.number, CALL, call.body)
                 patience = 0 if call.in_thread else _PATIENCE  # the process itself ends late coroutines
                 call.timer = asyncio.get_running_loop().call_later(
                     call.seconds + patience, self._is_late, call
                 )
 
-    def _has_room(self, child: _Child, call: _Call) -> bool:
-        running = child.calls.values()
+    async def _import(self, child: Child, path: str) -> None:
+        answer = child.imports[path]
+        if not (await asyncio.wait({answer}, timeout=_IMPORT_NOTE))[0]:
+            logger.warning("waiting for the import of %s in the process for users' functions", path)
+            if not (await asyncio.wait({answer}, timeout=_IMPORT_SECONDS - _IMPORT_NOTE))[0]:
+                child.kill(
+                    f"was ended, since its import of {path} took longer than {_IMPORT_SECONDS:g} seconds"
+                )
+        self._send()
+
+    def _has_room(self, call: _Call) -> bool:
+        running = self._running.values()
         if call.alone or any(one.alone for one in running):
             return not running
         return not call.in_thread or sum(one.in_thread for one in running) < THREADS
@@ -232,36 +229,22 @@ class Worker:
 
     async def _start(self) -> None:
         try:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-c", _START.format(path=_folders()),
-                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-                start_new_session=True,  # Ctrl-C is for the run, which ends this process
-            )  # fmt: skip
+            child = await Child.start(self._take)
         except OSError as error:
             while self._waiting:
                 told = f"the process for users' functions cannot be started: {error}"
                 self._waiting.popleft().give(JudgeError(told, "function"))
             return
-        self._child = _Child(process=process)
-        self._keep(self._read(self._child))
+        self._child = child
+        self._keep(self._watch(child))
 
-    async def _read(self, child: _Child) -> None:
-        replies = child.process.stdout
-        assert replies is not None
-        with suppress(asyncio.IncompleteReadError, ConnectionError):
-            while True:
-                number, length, kind = HEADER.unpack(await replies.readexactly(HEADER.size))
-                self._take(child, number, kind, await replies.readexactly(length))
+    async def _watch(self, child: Child) -> None:
+        code = await child.gone()
         if self._child is child:
-            self._died(child, await child.process.wait())
+            self._died(child, code)
 
-    def _take(self, child: _Child, number: int, kind: int, body: bytes) -> None:
-        if kind == IMPORTED:
-            for answer in child.imported.values():
-                if not answer.done():
-                    answer.set_result(None)
-            return
-        call = child.calls.pop(number, None)
+    def _take(self, number: int, kind: int, body: bytes) -> None:
+        call = self._running.pop(number, None)
         if call is None:
             return
         _stop_timer(call)
@@ -270,18 +253,15 @@ class Worker:
 
     def _is_late(self, call: _Call) -> None:
         call.late = True
-        if not self._changing and self._child is not None and call.number in self._child.calls:
+        if not self._changing and self._child is not None and call.number in self._running:
             self._do(self._end_late(self._child, call))
 
-    async def _end_late(self, child: _Child, first: _Call) -> None:
+    async def _end_late(self, child: Child, first: _Call) -> None:
         held = False
-        if len(child.calls) > 1:
-            held = not first.in_thread  # then its loop is held, which should have ended it
-            try:
-                await asyncio.wait_for(child.ask(first.path), _PATIENCE)
-            except TimeoutError:
-                held = True
-        if self._child is not child or not any(call.late for call in child.calls.values()):
+        if len(self._running) > 1:
+            answered, _ = await asyncio.wait({child.ask(first.path)}, timeout=_PATIENCE)
+            held = not answered or not first.in_thread  # its loop, which ends late coroutines, is held too
+        if self._child is not child or not any(call.late for call in self._running.values()):
             return
         again: list[_Call] = []
         for call in await self._end(child):
@@ -299,13 +279,12 @@ class Worker:
         ordered = sorted(calls, key=lambda call: not call.alone)
         self._waiting.extendleft(ordered[::-1])
 
-    def _died(self, child: _Child, code: int) -> None:
+    def _died(self, child: Child, code: int) -> None:
         self._child = None
-        what = f"ended with code {code}" if code >= 0 else f"was ended by signal {-code}"
-        importing = {path for path, answer in child.imported.items() if not answer.done()}
-        calls = list(child.calls.values())
+        what = child.ended or (f"ended with code {code}" if code >= 0 else f"was ended by signal {-code}")
+        calls = self._left()
+        importing = {path for path, answer in child.imports.items() if answer.cancelled()}
         for call in calls:
-            _stop_timer(call)
             call.alone |= not importing
         suspects = [call for call in self._waiting if call.path in importing] if importing else calls
         if importing or len(calls) == 1:
@@ -315,7 +294,7 @@ class Worker:
         self._send()
 
     async def _rest(self) -> None:
-        if self._child is not None and not (self._child.calls or self._waiting or self._changing):
+        if self._child is not None and not (self._running or self._waiting or self._changing):
             await self._end(self._child)
 
     async def _stop(self) -> None:
@@ -329,20 +308,21 @@ class Worker:
         await asyncio.gather(*self._busy, return_exceptions=True)
         self._changing = False
 
-    async def _end(self, child: _Child) -> list[_Call]:
+    async def _end(self, child: Child) -> list[_Call]:
         """Ends the process. Returns the calls that were running in it."""
         self._child = None
-        calls = list(child.calls.values())
-        for call in calls:
-            _stop_timer(call)
-        with suppress(ProcessLookupError):
-            child.process.kill()
-        await child.process.wait()
+        calls = self._left()
+        child.kill()
+        await child.gone()
         return calls
 
-
-def _folders() -> list[str]:
-    return [str(folder) for folder in sys.path]
+    def _left(self) -> list[_Call]:
+        """The calls that are running, which are no more."""
+        calls = list(self._running.values())
+        self._running.clear()
+        for call in calls:
+            _stop_timer(call)
+        return calls
 
 
 def _stop_timer(call: _Call) -> None:
@@ -351,14 +331,14 @@ def _stop_timer(call: _Call) -> None:
 
 
 def _late(call: _Call) -> JudgeError:
-    return JudgeError(call.name, "timeout")
+    return JudgeError(call.late_message, "timeout")
 
 
 def _loaded(call: _Call, kind: int, body: bytes) -> Any:
     try:
         found = pickle.loads(body)
-    except Exception as error:  # objects of users raise anything
-        return JudgeError(f"{call.path}: its result cannot be read: {error}", "function")
+    except BaseException as error:  # objects of users raise anything
+        return JudgeError(f"{call.path}: its result cannot be read: {text_of(error)}", "function")
     return found if kind == RETURNED else RaisedError(*found)
 
 

@@ -1,6 +1,7 @@
 """The process behind `herl.judge.worker`: reads calls from its first pipe, and writes results to its second.
 
-Each message is a header and a body. What functions print goes to stderr, so it cannot break the protocol.
+Each message is a header and a body. What functions print goes to its third pipe, so it cannot break the
+protocol, and `herl.display.terminal` shows it.
 Plain functions run in threads and coroutine functions on one loop, so many calls run at once. The process
 ends with its parent: its input ends then, and on Linux the kernel ends it even if a function holds the
 interpreter.
@@ -11,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import inspect
+import io
 import linecache
 import os
 import pickle
@@ -22,19 +24,27 @@ import threading
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import IO, Any
 
+from herl.display.terminal import say
 from herl.errors import HerlError
 
 HEADER = struct.Struct("!QQB")
-"""Number of the call, bytes in the body, and what the body is."""
+"""Number of the request, bytes in the body, and what the body is."""
 CALL, IMPORT = 0, 1
 """What a request's body is: a pickled call; or the pickled path of a function to import, and the folders to
-find it in, `sys.path`. The reply to the latter has no body."""
+find it in, `sys.path`. The reply to the latter has its number and no body."""
 IMPORTED, RETURNED, RAISED, LATE = 0, 1, 2, 3
 """What a reply's body is."""
 THREADS = min(32, (os.cpu_count() or 1) + 4)
 """Plain functions that run at once, as many as in asyncio's own threads."""
+
+_START = "import sys; sys.path[:] = {path!r}; from herl.judge.worker_process import main; main()"
+_LAST_REPLIES = 1.0
+"""Seconds in which the replies of a process that has ended are read."""
+_LINE = 10_000
+"""Bytes of a printed line that are kept until it ends."""
 
 
 class RaisedError(Exception):
@@ -66,6 +76,14 @@ class RaisedError(Exception):
         return f"  {shown}:{self.line}: {linecache.getline(self.file, self.line).strip()}"
 
 
+def text_of(error: BaseException) -> str:
+    """Returns the text of an exception, also if it cannot tell it."""
+    try:
+        return str(error)
+    except Exception as failed:
+        return f"(no text: its __str__ raised {type(failed).__name__})"
+
+
 def raised(function: Callable[..., Any] | None, error: BaseException) -> RaisedError:
     """Returns what a function raised, with the innermost line of the function's own file. If the call itself
     failed, it is the line where the function is defined."""
@@ -80,7 +98,107 @@ def raised(function: Callable[..., Any] | None, error: BaseException) -> RaisedE
     else:
         file, line = "", 0
     of_machine = isinstance(error, HerlError | ImportError | OSError | MemoryError)
-    return RaisedError(type(error).__name__, str(error), file, line, of_machine)
+    return RaisedError(type(error).__name__, text_of(error), file, line, of_machine)
+
+
+class Child(asyncio.SubprocessProtocol):
+    """The process as its parent sees it.
+
+    Args:
+        take: Gets the number, the kind and the body of each reply.
+    """
+
+    def __init__(self, take: Callable[[int, int, bytes], None]) -> None:
+        self.imports: dict[str, asyncio.Future[None]] = {}
+        """Path of each function -> whether the process has answered that it is imported."""
+        self.ended = ""
+        """Why it was ended, if it was."""
+        self._take = take
+        self._asked: dict[int, asyncio.Future[None]] = {}
+        self._replies, self._printed = bytearray(), bytearray()
+        self.exited, self._closed = asyncio.Event(), asyncio.Event()
+
+    @classmethod
+    async def start(cls, take: Callable[[int, int, bytes], None]) -> Child:
+        """Returns a new process. Raises OSError if there can be none."""
+        _, child = await asyncio.get_running_loop().subprocess_exec(
+            lambda: cls(take),
+            sys.executable, "-c", _START.format(path=_folders()),
+            start_new_session=True,  # Ctrl-C is for the run, which ends this process
+        )  # fmt: skip
+        return child
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport: asyncio.SubprocessTransport = transport
+        self.pid: int = transport.get_pid()
+
+    def send(self, number: int, kind: int, body: bytes) -> None:
+        requests: Any = self._transport.get_pipe_transport(0)
+        requests.write(HEADER.pack(number, len(body), kind) + body)
+
+    def ask(self, path: str) -> asyncio.Future[None]:
+        """Asks for an import; if there was one, the answer only shows that nothing holds the process. The
+        answer is canceled if the process ends."""
+        number = len(self._asked)
+        self._asked[number] = asyncio.get_running_loop().create_future()
+        self.send(number, IMPORT, pickle.dumps((path, _folders())))
+        return self._asked[number]
+
+    def kill(self, why: str = "") -> None:
+        """Ends the process and all that functions have started in it."""
+        self.ended = self.ended or why
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+    async def gone(self) -> int:
+        """Waits until it has ended, and takes its last replies. Returns its code."""
+        await self.exited.wait()
+        with suppress(TimeoutError):  # its pipes stay open in a program that has left its group
+            await asyncio.wait_for(self._closed.wait(), _LAST_REPLIES)
+        self._transport.close()
+        return self._transport.get_returncode() or 0
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        (self._replied if fd == 1 else self._print)(data)
+
+    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
+        if fd == 2 and self._printed:
+            self._print(b"\n")
+
+    def process_exited(self) -> None:
+        self.kill()  # what it leaves behind holds its pipes
+        for answer in self._asked.values():
+            answer.cancel()
+        self.exited.set()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._closed.set()
+
+    def _replied(self, data: bytes) -> None:
+        self._replies += data
+        while len(self._replies) >= HEADER.size:
+            number, length, kind = HEADER.unpack_from(self._replies)
+            if len(self._replies) < HEADER.size + length:
+                return
+            body = bytes(self._replies[HEADER.size : HEADER.size + length])
+            del self._replies[: HEADER.size + length]
+            if kind != IMPORTED:
+                self._take(number, kind, body)
+            elif not self._asked[number].done():
+                self._asked[number].set_result(None)
+
+    def _print(self, data: bytes) -> None:
+        self._printed += data
+        *lines, rest = self._printed.split(b"\n")
+        if len(rest) > _LINE:
+            lines, rest = [*lines, rest], bytearray()
+        self._printed = rest
+        if lines:
+            say(b"\n".join(lines).decode(errors="backslashreplace"), stderr=True)
+
+
+def _folders() -> list[str]:
+    return [str(folder) for folder in sys.path]
 
 
 class _Process:
@@ -89,7 +207,7 @@ class _Process:
     def __init__(self, replies: IO[bytes]) -> None:
         self._replies = replies
         self._writing = threading.Lock()
-        self._functions: dict[str, Callable[..., Any] | Exception] = {}
+        self._functions: dict[str, Callable[..., Any] | BaseException] = {}
         self._threads = ThreadPoolExecutor(THREADS)
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
@@ -110,17 +228,17 @@ class _Process:
         if path not in self._functions:
             try:
                 self._functions[path] = pkgutil.resolve_name(path)
-            except Exception as error:  # a user's module may raise anything
+            except BaseException as error:  # a user's module may raise anything, such as SystemExit
                 self._functions[path] = error
 
     def _start(self, number: int, body: bytes) -> None:
         try:
             path, seconds, as_bool, arguments, named = pickle.loads(body)
-        except Exception as error:  # what unpickling raises is the user's classes' too
+        except BaseException as error:  # what unpickling raises is the user's classes' too
             self._failed(number, None, error)
             return
         function = self._functions[path]
-        if isinstance(function, Exception):
+        if isinstance(function, BaseException):
             self._failed(number, None, function)
             return
         if inspect.iscoroutinefunction(function):
@@ -162,11 +280,11 @@ class _Process:
     def _returned(self, number: int, function: Callable[..., Any], result: Any, as_bool: bool) -> None:
         try:
             body = pickle.dumps(bool(result) if as_bool else result, pickle.HIGHEST_PROTOCOL)
-        except Exception as error:
+        except BaseException as error:
             kind = type(result).__name__
             told = TypeError(
-                f"its result, a {kind}, cannot be sent to the run ({error}); expected numbers, texts, "
-                f"or a Judgement"
+                f"its result, a {kind}, cannot be sent to the run ({text_of(error)}); expected numbers, "
+                f"texts, or a Judgement"
             )
             self._failed(number, function, told)
         else:
@@ -177,8 +295,12 @@ class _Process:
     ) -> None:
         if late and isinstance(error, TimeoutError):
             self._reply(number, LATE, b"")
-        else:
-            self._reply(number, RAISED, pickle.dumps(raised(function, error).args))
+            return
+        try:
+            body = pickle.dumps(raised(function, error).args)
+        except BaseException:  # an exception's own methods may raise anything, and a call needs a reply
+            body = pickle.dumps((type(error).__name__, "", "", 0, False))
+        self._reply(number, RAISED, body)
 
     def _reply(self, number: int, kind: int, body: bytes) -> None:
         with self._writing:
@@ -198,6 +320,8 @@ def main() -> None:
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.dup2(2, 1)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # the process is ended, which loses what is not written
     try:
         _Process(replies).serve(requests)
     finally:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import pkgutil
 import signal
 import subprocess
 import sys
@@ -9,17 +10,17 @@ import time
 
 import pytest
 
-from herl import ConfigError
+from herl import ConfigError, JudgeError
 from herl.judge import JudgeRunner
 from herl.judge.function import FunctionJudge
-from herl.judge.worker import shared
+from herl.judge.worker import RaisedError, Worker, shared
 from herl.testing import make_rollout, make_task
 
 MODULE = """
-import asyncio, os, re, sys, threading, time
+import asyncio, ctypes, os, pathlib, re, signal, subprocess, sys, threading, time
 
 def ok(task, text):
-    print("some words", flush=True)
+    print("some words\\x1b[2J")
     return {"fish": "fish" in text, "river": os.getpid() != task.meta["pid"]}
 
 def sleeps(task, text):
@@ -50,6 +51,53 @@ def locked(task, text):
 
 def leaves(task, text):
     sys.exit(3)
+
+class Wordless(Exception):
+    def __str__(self):
+        raise RuntimeError
+
+def wordless(task, text):
+    raise Wordless
+
+class Odd:
+    def __init__(self, *steps):
+        self.steps = steps
+    def __reduce__(self):
+        if self.steps:
+            return self.steps
+        raise Wordless
+
+def unsent(task, text):
+    return Odd()
+
+def unread(task, text):
+    return Odd(wordless, (0, 0))
+
+def leaves_when_sent(task, text):
+    return Odd(sys.exit, (3,))
+
+def forks(task, text):
+    if child := os.fork():
+        pathlib.Path(text).write_text(str(child))
+    time.sleep(100)
+
+def forks_and_dies(task, text):
+    if child := os.fork():
+        pathlib.Path(text).write_text(str(child))
+        os._exit(7)
+    time.sleep(100)
+
+def starts(task, text):
+    child = subprocess.Popen(["sleep", "100"])
+    pathlib.Path(text).write_text(str(child.pid))
+    child.wait()
+
+def dies_while_another_is_late(task, text):
+    time.sleep({"late": 100, "good": 0, "bad": 0.3}[text])
+    if text == "bad":  # holds the interpreter, so the process does not answer
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        ctypes.PyDLL(None).sleep(5)
+    return 0.5
 """
 
 
@@ -73,14 +121,16 @@ def judged(function, texts, **settings):
         return [future.result().judgement for future in futures]
 
 
-def test_a_path_is_called_in_another_process_whose_prints_go_to_stderr(capfd):
-    shared().close()  # the process writes to the stderr that it was started with
+def test_a_path_is_called_in_another_process_whose_prints_are_shown_on_stderr_without_control_characters(
+    capfd,
+):
     [judgement] = judged("ok", ["fish"])
     assert [verdict.met for verdict in judgement.verdicts] == [True, True]
+    shared().close()
     [here] = judged("ok", ["fish"], timeout_seconds=None)
     assert [verdict.met for verdict in here.verdicts] == [True, False]
     out, err = capfd.readouterr()
-    assert (out.count("some words"), err.count("some words")) == (1, 1)
+    assert (out.count("some words"), err.count("some words\u241b[2J\n")) == (1, 1)
 
 
 @pytest.mark.parametrize("function", ["sleeps", "holds", "waits", "blocks"])
@@ -105,12 +155,71 @@ def test_a_call_that_ends_the_process_abstains_alone():
         ("breaks", "of_worker.breaks raised ZeroDivisionError: division by zero"),
         ("locked", "raised TypeError: its result, a lock, cannot be sent to the run"),
         ("leaves", "of_worker.leaves raised SystemExit: 3"),
+        ("wordless", "raised Wordless: (no text: its __str__ raised RuntimeError)"),
+        ("unsent", "its result, a Odd, cannot be sent to the run ((no text: its __str__ raised"),
     ],
 )
 def test_what_a_function_raises_comes_back_with_its_line(function, words, caplog):
     [judgement] = judged(function, ["good"])
     assert words in judgement.verdicts[0].reason
     assert "of_worker.py:" in caplog.text
+
+
+@pytest.fixture
+def worker():
+    worker = Worker()
+    yield worker
+    worker.close()
+
+
+def called(worker, name, text, seconds=60):
+    path = name if "." in name else f"of_worker.{name}"
+    return worker.call(path, pkgutil.resolve_name(path), (None, text), {}, seconds=seconds, key="k")
+
+
+@pytest.mark.parametrize("function", ["unread", "leaves_when_sent"])
+def test_a_result_that_cannot_be_read_abstains(worker, function):
+    with pytest.raises(JudgeError, match=r"its result cannot be read"):
+        called(worker, function, "").result(timeout=10)
+
+
+@pytest.mark.parametrize(
+    ("function", "cause"), [("forks", "timeout"), ("starts", "timeout"), ("forks_and_dies", "function")]
+)
+def test_what_a_function_starts_ends_with_its_process(worker, function, cause, tmp_path):
+    with pytest.raises(JudgeError) as told:
+        called(worker, function, str(tmp_path / "pid"), 0.5).result(timeout=10)
+    assert told.value.cause == cause
+    assert _ends(int((tmp_path / "pid").read_text()))
+
+
+def test_a_process_that_dies_while_it_is_checked_is_not_tried_for_ever(worker):
+    function = "dies_while_another_is_late"
+    called(worker, function, "good").result(timeout=10)
+    late, bad = called(worker, function, "late", 0.4), called(worker, function, "bad", 5)
+    time.sleep(0.5)
+    good = called(worker, function, "good")
+    assert good.result(timeout=10) == 0.5
+    assert [call.exception(timeout=10).cause for call in (late, bad)] == ["timeout", "function"]
+
+
+def test_an_import_has_a_limit_and_is_told(worker, functions, caplog, monkeypatch):
+    monkeypatch.setattr("herl.judge.worker._IMPORT_SECONDS", 0.3)
+    monkeypatch.setattr("herl.judge.worker._IMPORT_NOTE", 0.1)
+    (functions / "of_hang.py").write_text(
+        "import sys, time\nif sys.argv[0] == '-c':\n    time.sleep(100)\ndef f(task, text): pass\n"
+    )
+    with pytest.raises(JudgeError, match=r"was ended, since its import of of_hang.f took longer than 0.3 s"):
+        called(worker, "of_hang.f", "").result(timeout=10)
+    assert "waiting for the import of of_hang.f in the process for users' functions" in caplog.messages
+
+
+def test_a_module_that_leaves_is_told(worker, functions):
+    (functions / "of_exit.py").write_text(
+        "import sys\nif sys.argv[0] == '-c':\n    sys.exit(3)\ndef f(task, text): pass\n"
+    )
+    with pytest.raises(RaisedError, match="SystemExit: 3"):
+        called(worker, "of_exit.f", "").result(timeout=10)
 
 
 def test_arguments_that_cannot_be_sent_are_named(monkeypatch):
@@ -161,7 +270,7 @@ def test_the_process_ends_with_its_parent_even_if_a_function_holds_it(functions)
         "answers = [worker.call('of_worker.holds', of_worker.holds, (None, text), {}, seconds=60, key='k')\n"
         "           for text in ('good', 'bad')]\n"
         "answers[0].result()\n"
-        "print(worker._child.process.pid, flush=True)\n"
+        "print(worker._child.pid, flush=True)\n"
         "time.sleep(60)\n"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(functions), *filter(None, sys.path)])}
@@ -172,12 +281,16 @@ def test_the_process_ends_with_its_parent_even_if_a_function_holds_it(functions)
         child = int(parent.stdout.readline())
         time.sleep(0.1)
         parent.send_signal(signal.SIGKILL)
+    assert _ends(child)
+
+
+def _ends(pid):
     for _ in range(100):
-        if not _runs(child):
-            return
+        if not _runs(pid):
+            return True
         time.sleep(0.05)
-    os.kill(child, signal.SIGKILL)
-    pytest.fail("the child still runs")
+    os.kill(pid, signal.SIGKILL)
+    return False
 
 
 def _runs(pid):
