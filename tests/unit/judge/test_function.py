@@ -264,7 +264,7 @@ def test_a_missing_column_and_a_missing_rubric_are_errors_of_the_row():
     "function", [lambda text: 1.0, lambda completions, **columns: [1.0], lambda: 1.0, "herl.errors"]
 )
 def test_a_function_takes_a_task_and_a_text(function):
-    with pytest.raises(ConfigError, match="judge.function: expected a function"):
+    with pytest.raises(ConfigError, match="judge.function: expected a (class or a )?function"):
         FunctionJudge(function)
 
 
