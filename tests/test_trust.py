@@ -69,7 +69,7 @@ def test_the_table_has_these_lines():
     assert rows[1:] == list(TESTS)
 
 
-@pytest.mark.parametrize("file", {file for files in TESTS.values() for file in files})
+@pytest.mark.parametrize("file", sorted({file for files in TESTS.values() for file in files}))
 def test_the_tests_exist(file):
     tree = ast.parse((ROOT / "tests" / file).read_text())
     found = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}

@@ -26,7 +26,7 @@ from herl.display.screen import Screen
 from herl.display.terminal import say
 from herl.errors import ConfigError, DataError
 from herl.prompt_text import visible
-from herl.records.lines import checked, record_files, whole_bytes
+from herl.records.lines import read_record, record_files, whole_bytes
 
 Order = Literal["worst", "best", "improved", "broken", "first", "last"]
 _VERDICT = pa.struct([("criterion_id", pa.string()), ("fulfilled", pa.bool_())])
@@ -235,7 +235,7 @@ def _read_lines(files: Sequence[Path], places: set[tuple[int, int]]) -> dict[tup
         with files[number].open("rb") as lines:
             for place, line in enumerate(lines):
                 if place in wanted:
-                    found[number, place] = checked(json.loads(line), f"{files[number]}:{place + 1}")
+                    found[number, place] = read_record(line, f"{files[number]}:{place + 1}")
     return found
 
 
@@ -248,7 +248,7 @@ def _read_drafts(files: Sequence[Path], wanted: set[tuple[int, str]]) -> dict[st
             for place, line in enumerate(lines, 1):
                 for id, key in keys.items():
                     if key in line[: len(key) + 2]:
-                        found[id] = checked(json.loads(line), f"{files[number]}:{place}")
+                        found[id] = read_record(line, f"{files[number]}:{place}")
     return found
 
 

@@ -118,10 +118,16 @@ def read_records(folder: Path) -> Iterator[dict[str, Any]]:
             for number, line in enumerate(file, 1):
                 if not line.endswith(b"\n"):
                     break
-                try:
-                    yield json.loads(line)
-                except ValueError as error:
-                    raise DataError(f"{path}:{number}: expected one JSON object per line: {error}") from error
+                yield _object(line, f"{path}:{number}")
+
+
+def read_record(line: bytes, place: str) -> dict[str, Any]:
+    """Returns the record in a line, whose file and number are its place.
+
+    Raises:
+        DataError: it is not JSON, or as in `checked`.
+    """
+    return checked(_object(line, place), place)
 
 
 def checked(record: Any, place: str) -> dict[str, Any]:
@@ -143,6 +149,13 @@ def checked(record: Any, place: str) -> dict[str, Any]:
             f"{place}: expected an answer as a run records it; {field}: {first['msg']}"
         ) from error
     return dict(record)
+
+
+def _object(line: bytes, place: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{place}: expected one JSON object per line: {error}") from error
 
 
 def whole_bytes(path: Path) -> int:

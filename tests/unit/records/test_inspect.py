@@ -189,6 +189,14 @@ def test_a_foreign_record_is_one_error_with_line_and_field(tmp_path, changes, fi
         find(folder, Query(order="best"))
 
 
+def test_bytes_that_are_no_text_are_an_error_with_their_line(tmp_path):
+    folder = written(tmp_path, [record(0, reward=0.1), record(1, reward=0.2, text="otter")])
+    [path] = folder.glob("**/answers*.jsonl")
+    path.write_bytes(path.read_bytes().replace(b"otter", b"ot\xe3er"))
+    with pytest.raises(DataError, match=r"answers-00000.jsonl:2: expected one JSON object"):
+        find(folder, Query(order="best"))
+
+
 def test_no_escape_sequence_of_an_answer_reaches_the_terminal(tmp_path, capsys):
     evil = "\x1b]0;owned\x07\x9b31m\u202e"
     verdict = {"criterion_id": evil, "criterion": evil, "weight": 1.0, "fulfilled": True, "reason": evil}
