@@ -190,9 +190,9 @@ def test_a_foreign_record_is_one_error_with_line_and_field(tmp_path, changes, fi
 
 
 def test_bytes_that_are_no_text_are_an_error_with_their_line(tmp_path):
-    folder = written(tmp_path, [record(0, reward=0.1), record(1, reward=0.2, text="otter")])
+    folder = written(tmp_path, [record(0, reward=0.1), record(1, reward=0.2, text="zebra")])
     [path] = folder.glob("**/answers*.jsonl")
-    path.write_bytes(path.read_bytes().replace(b"otter", b"ot\xe3er"))
+    path.write_bytes(path.read_bytes().replace(b"zebra", b"ze\xe3ra"))
     with pytest.raises(DataError, match=r"answers-00000.jsonl:2: expected one JSON object"):
         find(folder, Query(order="best"))
 
