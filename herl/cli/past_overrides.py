@@ -137,8 +137,10 @@ def _why_unsafe(one: Override) -> str:
 
 
 def _is_choice(group: str, value: Any) -> bool:
-    """Whether this chooses one of herl's own options, such as judge=llm."""
-    return isinstance(value, str) and (conf_dir() / group / f"{value}.yaml").is_file() and ".." not in value
+    """Whether this chooses herl's own options, such as judge=llm or logger=[tensorboard,csv]."""
+    names = value if isinstance(value, list) else [value]
+    options = {path.stem for path in (conf_dir() / group).glob("*.yaml")}
+    return all(isinstance(name, str) and name in options for name in names)
 
 
 def _reasons(names: list[str], value: Any) -> Iterator[str]:

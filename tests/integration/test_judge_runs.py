@@ -21,7 +21,7 @@ TWO_EPOCHS = (
 def command(folder, endpoint, *overrides, cache=None):
     return [
         *HERL, "fit", *SMALL, *TWO_EPOCHS, "judge=llm", f"judge.chat.base_url={endpoint.url}", "judge.chat.model=m",
-        "judge.chat.api_key_env=JUDGE_KEY", "judge.chat.identity=fake", "judge.chat.try_timeout_seconds=1.0",
+        "judge.chat.api_key_env=JUDGE_KEY", "judge.chat.identity=fake", "judge.chat.try_timeout_seconds=4.0",
         "judge.limits.backoff_seconds=0.01", "judge.limits.tries=12", f"judge.cache.path={cache or folder / 'replies.sqlite'}",
         *overrides, f"hydra.run.dir={folder}",
     ]  # fmt: skip

@@ -65,6 +65,8 @@ def same_logging():
     finally:
         for logger, level, handlers in before:
             logger.setLevel(level)
+            for handler in set(logger.handlers) - set(handlers):
+                handler.close()
             logger.handlers[:] = handlers
 
 

@@ -5,6 +5,7 @@ import sys
 import pytest
 
 import herl.cli.main as cli
+from tests.support.runs import same_logging
 
 RUNS = "_target_: builtins.open\n  file: MARK\n  mode: w"
 
@@ -23,7 +24,7 @@ def herl(tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["herl", "fit", f"--config-dir={tmp_path}/conf", *given])
         ran = []
         monkeypatch.setattr("herl.config.early.check_early", lambda *a, **k: ran.append(True) or sys.exit(0))
-        with pytest.raises(SystemExit) as stop:
+        with same_logging(), pytest.raises(SystemExit) as stop:
             cli.main()
         assert not (tmp_path / "marker").exists()
         return stop.value.code, ran, capsys.readouterr().err

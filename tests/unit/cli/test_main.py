@@ -346,7 +346,7 @@ def test_a_config_dir_that_may_be_a_strangers_is_given_again(handed_over, tmp_pa
 
 @pytest.mark.parametrize(
     "value",
-    ["judge=llm", "judge/chat=vllm", "algorithm=grpo", "seed=7", "judge.criteria_per_call=3", "~bonus",
+    ["judge=llm", "judge/chat=vllm", "logger=[tensorboard,csv]", "algorithm=grpo", "seed=7", "judge.criteria_per_call=3", "~bonus",
      "model.path=Qwen/Qwen3-0.6B", "data.train.path=rows.jsonl", "sampler.urls=null", "trainer.devices=2"],
 )  # fmt: skip
 def test_a_strangers_run_brings_what_it_computed(handed_over, tmp_path, value):

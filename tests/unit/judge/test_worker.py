@@ -207,7 +207,7 @@ def test_an_import_has_a_limit_and_is_told(worker, functions, caplog, monkeypatc
     monkeypatch.setattr("herl.judge.worker._IMPORT_SECONDS", 0.3)
     monkeypatch.setattr("herl.judge.worker._IMPORT_NOTE", 0.1)
     (functions / "of_hang.py").write_text(
-        "import sys, time\nif sys.argv[0] == '-c':\n    time.sleep(100)\ndef f(task, text): pass\n"
+        f"import os, time\nif os.getpid() != {os.getpid()}:\n    time.sleep(100)\ndef f(task, text): pass\n"
     )
     with pytest.raises(JudgeError, match=r"was ended, since its import of of_hang.f took longer than 0.3 s"):
         called(worker, "of_hang.f", "").result(timeout=10)
@@ -216,7 +216,7 @@ def test_an_import_has_a_limit_and_is_told(worker, functions, caplog, monkeypatc
 
 def test_a_module_that_leaves_is_told(worker, functions):
     (functions / "of_exit.py").write_text(
-        "import sys\nif sys.argv[0] == '-c':\n    sys.exit(3)\ndef f(task, text): pass\n"
+        f"import os, sys\nif os.getpid() != {os.getpid()}:\n    sys.exit(3)\ndef f(task, text): pass\n"
     )
     with pytest.raises(RaisedError, match="SystemExit: 3"):
         called(worker, "of_exit.f", "").result(timeout=10)
