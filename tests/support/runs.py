@@ -60,9 +60,12 @@ def same_logging():
     """Restores the loggers that a command configures for its whole process."""
     loggers = [logging.getLogger(name) for name in ("", "herl", "lightning.pytorch")]
     before = [(logger, logger.level, list(logger.handlers)) for logger in loggers]
+    formatters = [(handler, handler.formatter) for logger in loggers for handler in logger.handlers]
     try:
         yield
     finally:
+        for handler, formatter in formatters:
+            handler.setFormatter(formatter)
         for logger, level, handlers in before:
             logger.setLevel(level)
             for handler in set(logger.handlers) - set(handlers):

@@ -20,7 +20,7 @@ from herl.cli.banner import banner
 from herl.display.screen import Screen
 from herl.display.terminal import Shown, guard_errors, guard_logs, say
 from herl.prompt_text import visible
-from tests.support.runs import herl_here
+from tests.support.runs import herl_here, same_logging
 from tests.unit.display.hostile import EVIL, controls
 
 ROOT = Path(__file__).parents[3]
@@ -90,14 +90,15 @@ def test_log_lines_warnings_and_tracebacks_are_shown_without_control_characters(
     handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
     monkeypatch.setattr(logger, "handlers", [handler])
     guard_errors()
-    guard_logs()
-    guard_logs()
-    try:
-        raise ValueError(EVIL)
-    except ValueError as error:
-        logger.exception("answer %s", EVIL)
-        sys.excepthook(*sys.exc_info())
-        print(*traceback.format_exception_only(error), file=Shown(sys.stdout))
+    with same_logging():
+        guard_logs()
+        guard_logs()
+        try:
+            raise ValueError(EVIL)
+        except ValueError as error:
+            logger.exception("answer %s", EVIL)
+            sys.excepthook(*sys.exc_info())
+            print(*traceback.format_exception_only(error), file=Shown(sys.stdout))
     said = warnings.formatwarning(EVIL, UserWarning, "f.py", 1)
     say(EVIL)
     thread = threading.Thread(target=lambda: 1 / 0, name=EVIL)

@@ -108,7 +108,7 @@ def faulty():
     texts = [f"{text} {n}" for n in range(5) for text in TEXTS]
     with FakeEndpoint(fault_share=0.3) as endpoint:
         judgements, runner = judge_all(
-            made(endpoint, limits=Limits(backoff_seconds=0.01, tries=12), timeout=1.0), texts
+            made(endpoint, limits=Limits(backoff_seconds=0.01, tries=12), timeout=5.0), texts
         )
     return judgements, runner, endpoint
 
