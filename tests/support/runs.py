@@ -71,6 +71,8 @@ def same_logging():
             for handler in set(logger.handlers) - set(handlers):
                 handler.close()
             logger.handlers[:] = handlers
+        for logger in logging.root.manager.loggerDict.values():
+            logger.disabled = False  # Hydra disables those that it finds
 
 
 def herl_here(*arguments, cwd, stdin="", **changes):
