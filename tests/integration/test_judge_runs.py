@@ -157,7 +157,7 @@ def test_a_run_killed_while_judging_pays_no_call_again(clean, tmp_path, after):
     assert summary(tmp_path / "second")["heldout_reward_after"] == summary(clean)["heldout_reward_after"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.nightly)])
 def test_a_signal_cancels_what_is_under_way(tmp_path, number):
     with FakeEndpoint(judge=verdicts_by_hash, key=KEY, seconds=900.0) as endpoint:
         process = start(tmp_path, endpoint, "judge.chat.try_timeout_seconds=1000")
