@@ -54,6 +54,10 @@ def pytest_runtest_logstart():
 def pytest_runtest_makereport(item):
     report = yield
     report.tier, report.cpu_seconds = tiers.tier_of(item), tiers.clock.lap()
+    # a worker can only send Unicode, and tests of hostile text log halves of surrogate pairs
+    report.sections = [
+        (name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections
+    ]
     return report
 
 

@@ -36,21 +36,12 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from kill_and_resume import Kind, outcome, same
+from kill_and_resume import SHORT, Kind, outcome, same
 
 from tests.support.fake_endpoint import FakeEndpoint, verdicts_by_hash
 
-SHORT = (
-    "experiment=embedded",
-    "trainer.max_epochs=2",
-    "trainer.limit_train_batches=8",
-    "trainer.limit_val_batches=1",
-    "trainer.val_check_interval=4",
-    "data.prompts_per_batch=8",
-    "rollout.attempts_per_prompt=4",
-    "module.validation_attempts=1",
-)
-LONG = (*SHORT, "trainer.max_epochs=100000", "seed=1000")
+ROUND = (*SHORT, "trainer.max_epochs=2", "trainer.limit_train_batches=8", "rollout.attempts_per_prompt=4")
+LONG = (*ROUND, "trainer.max_epochs=100000", "seed=1000")
 DISK_MIB = 1024
 IN_NAMESPACE = "HERL_SOAK_DISK"
 """Environment variable with the folder of the mounted disk; empty if nothing could be mounted."""
@@ -110,7 +101,6 @@ class Run:
             "judge.limits.backoff_seconds=0.05",
             "judge.limits.tries=16",
             f"judge.cache.path={cache}",
-            "callbacks.checkpoints.every_n_batches=2",
             f"hydra.run.dir={folder}",
             "resume=auto",
         ]
@@ -178,7 +168,7 @@ class Soak:
         return self._report(long, served)
 
     def _round(self, number: int, sound: FakeEndpoint, faulty: FakeEndpoint, cache: Path) -> dict[str, Any]:
-        own = (*SHORT, f"seed={number}")
+        own = (*ROUND, f"seed={number}")
         folder = self._root / f"round-{number}"
         folder.mkdir()
         quiet = Run(folder / "quiet", sound, folder / "quiet.sqlite", own)

@@ -10,8 +10,8 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from herl.callbacks.base import HerlCallback
-from herl.callbacks.checkpoint_file import write_checkpoint
 from herl.callbacks.checkpoints import free_name, point
+from herl.callbacks.write_checkpoint import write_checkpoint
 from herl.files import part_of, put_in_place, remove
 from herl.module import HerlModule
 

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 from herl.callbacks.base import HerlCallback
-from herl.callbacks.checkpoint_file import write_checkpoint
+from herl.callbacks.write_checkpoint import write_checkpoint
 from herl.distributed import gather
 from herl.errors import (
     ConfigError,

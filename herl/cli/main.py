@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from herl.cli.openmp import spin_briefly
 from herl.cli.overrides import for_hydra, lacking
-from herl.display.terminal import Shown, guard_errors, guard_logs, say
+from herl.display.terminal import VisibleStream, guard_errors, guard_logs, say
 from herl.errors import ConfigError, HerlError, RunStopped, did_you_mean
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def _run_hydra(verb: str) -> None:
         _call(verb, config)
 
     try:
-        sys.stdout = Shown(output)  # such as --cfg job
+        sys.stdout = VisibleStream(output)  # such as --cfg job
         with _run_folder(), checked_settings():
             if not os.environ.get("HYDRA_FULL_ERROR"):
                 sys.stderr = said
@@ -213,7 +213,7 @@ def _call(verb: str, config: DictConfig) -> None:
         _end_unless_read()
         raise
     except Exception:
-        sys.stderr = Shown(sys.stderr)  # Hydra prints it
+        sys.stderr = VisibleStream(sys.stderr)  # Hydra prints it
         raise
 
 

@@ -23,7 +23,7 @@ def say(text: str, stderr: bool = False) -> None:
     print(visible(text), file=sys.stderr if stderr else sys.stdout)
 
 
-class Shown:
+class VisibleStream:
     """A stream for the words of others, such as Hydra: control characters become visible in what they write.
 
     Args:
@@ -42,7 +42,7 @@ class Shown:
         return getattr(self._stream, name)
 
 
-class ShownLines(logging.Formatter):
+class VisibleFormatter(logging.Formatter):
     """Log lines whose texts have no control characters, otherwise as another formatter writes them.
 
     Args:
@@ -84,8 +84,8 @@ def guard_logs() -> None:
     """Guards the handlers that all loggers have now, and the one that logging uses without any."""
     known = [logging.root, *map(logging.getLogger, list(logging.root.manager.loggerDict))]
     for handler in [handler for logger in known for handler in logger.handlers] + [logging.lastResort]:
-        if handler is not None and not isinstance(handler.formatter, ShownLines):
-            handler.setFormatter(ShownLines(handler.formatter))
+        if handler is not None and not isinstance(handler.formatter, VisibleFormatter):
+            handler.setFormatter(VisibleFormatter(handler.formatter))
 
 
 def _say_error(kind: Any, error: Any, trace: Any) -> None:

@@ -18,7 +18,7 @@ from rich.text import Text
 from herl.callbacks.markup import plain
 from herl.cli.banner import banner
 from herl.display.screen import Screen
-from herl.display.terminal import Shown, guard_errors, guard_logs, say
+from herl.display.terminal import VisibleStream, guard_errors, guard_logs, say
 from herl.prompt_text import visible
 from tests.support.runs import herl_here, same_logging
 from tests.unit.display.hostile import EVIL, controls
@@ -98,7 +98,7 @@ def test_log_lines_warnings_and_tracebacks_are_shown_without_control_characters(
         except ValueError as error:
             logger.exception("answer %s", EVIL)
             sys.excepthook(*sys.exc_info())
-            print(*traceback.format_exception_only(error), file=Shown(sys.stdout))
+            print(*traceback.format_exception_only(error), file=VisibleStream(sys.stdout))
     said = warnings.formatwarning(EVIL, UserWarning, "f.py", 1)
     say(EVIL)
     thread = threading.Thread(target=lambda: 1 / 0, name=EVIL)
