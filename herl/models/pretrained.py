@@ -44,7 +44,7 @@ class PretrainedModel:
             AMX, bfloat16 is ten times slower.
         gradient_checkpointing: Recompute activations in backward: less memory, a third more time.
         compile: Compile each block of layers for the update; None for on a GPU only. The first steps take
-            half a minute longer. Sampling from the live policy is not affected.
+            up to a minute longer. Sampling from the live policy is not affected.
         lora: Train low-rank adapters instead of the weights. The reference is then the policy without them.
         seed: Seed of fresh adapters.
     """

@@ -25,8 +25,11 @@ if TYPE_CHECKING:
 
     from herl.update.batch import MicroBatch
 
-WHOLE_LOGITS = {"cpu": 2**25, "cuda": 2**31 - 1}
-"""Up to this many logits nothing is recomputed: 128 MiB in float32 on a CPU, 4 GiB in bfloat16 on a GPU."""
+WHOLE_LOGITS = {"cpu": 2**25, "cuda": 2**32}
+"""Up to this many logits nothing is recomputed: 128 MiB in float32 on a CPU, 8 GiB in bfloat16 on a GPU."""
+
+LONGEST_TENSOR = 2**31 - 1
+"""Most logits in one tensor: a GPU's kernels count elements in 32 bits."""
 
 CHUNK_LOGITS = {"cpu": 2**24, "cuda": 2**29}
 """Maximum number of logits in memory at once beyond that."""
@@ -63,7 +66,7 @@ def _by_chunks(
     hidden = torch.nn.functional.embedding(batch.before, body.last_hidden_state[0])
     vocabulary = model.config.get_text_config().vocab_size
     whole = len(hidden) * vocabulary <= WHOLE_LOGITS[device]
-    size = max(1, len(hidden) if whole else CHUNK_LOGITS[device] // vocabulary)
+    size = max(1, (LONGEST_TENSOR if whole else CHUNK_LOGITS[device]) // vocabulary)
     compute: Callable[..., tuple[torch.Tensor, torch.Tensor]] = partial(
         _chunk, model, body, temperature=temperature, entropy_grad=entropy_grad
     )
@@ -200,5 +203,5 @@ def _logits(model: PreTrainedModel, body: ModelOutput, hidden: torch.Tensor) -> 
     """Runs the model's forward without its body: the head with all scalings, [n, vocabulary]."""
     output = type(body)(**{**body, "last_hidden_state": hidden[None]})
     with forward_swapped(body_of(model), lambda *_, **__: output):
-        logits: torch.Tensor = type(model).forward(model, use_cache=False).logits[0]
-        return logits
+        logits: torch.Tensor = type(model).forward(model, use_cache=False).logits
+        return logits.squeeze(0)  # unlike of [0], its gradient is a view

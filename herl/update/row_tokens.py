@@ -70,8 +70,10 @@ def row_tokens(
         still_to_come += bfloat16_weights(size, settings, world_size() if is_sharded(policy) else 1)
     free = torch.cuda.mem_get_info(device)[0]
     free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    room = SHARE * (free - still_to_come) - of_logit * LOGITS_AT_ONCE
-    fitting = min(gather(int(room / of_token)))
+    room = SHARE * (free - still_to_come)
+    with_all_logits = room / (of_token + of_logit * size.vocabulary)
+    in_chunks = (room - of_logit * LOGITS_AT_ONCE) / of_token
+    fitting = min(gather(int(max(with_all_logits, in_chunks))))
     if fitting < MIN_TOKENS:
         logger.warning(
             "the GPU's free memory fits rows of an estimated %d tokens; trying %d. "

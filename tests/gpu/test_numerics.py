@@ -43,6 +43,12 @@ def exact_float32():
     torch.set_float32_matmul_precision(before)
 
 
+@pytest.fixture(autouse=True)
+def compiled_anew():
+    """Each test compiles for its own models: torch limits how many variants of a function a process keeps."""
+    torch.compiler.reset()
+
+
 def architecture(name):
     # tensor cores multiply at least 16 x 16
     return model_of(name.split("-")[0], **(ARCHITECTURES[name] | {"head_dim": 16}))
@@ -204,7 +210,8 @@ def test_an_engine_on_the_gpu_is_proven_after_a_refresh_and_a_stale_one_is_caugh
     sampler = VLLMSampler(dtype="bfloat16", max_model_len=512, gpu_memory_utilization=0.2)
     module = HerlModule(PretrainedModel(path="tiny"), sampler, RuleJudge())
     module.trainer = trainer_on(torch.device("cuda"), precision="bf16-mixed")
-    module.policy = policy = module.model.load().to("cuda")
+    module.policy = policy = module.model.load()
+    module.to("cuda")
     module.record = lambda numbers: None
     sampler.start(policy, module.stages.tokenizer)
     RefreshSampler().refresh(module)

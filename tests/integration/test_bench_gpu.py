@@ -132,7 +132,7 @@ def test_a_section_whose_package_is_missing_says_so(tmp_path, monkeypatch):
 
 @pytest.mark.nightly
 def test_the_command_measures_the_sections_that_start_engines_and_steps(tmp_path):
-    sections = ("step-herl", "step-trl", "engine")
+    sections = ("step-herl", "step-trl")
     command = [sys.executable, str(BENCH / "gpu"), "--minutes", "20", "--out", str(tmp_path / "gpu.json")]
     done = subprocess.run([*command, "--only", *sections], capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]

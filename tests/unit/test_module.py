@@ -213,6 +213,25 @@ def test_heldout_prompts_that_are_too_long_are_dropped_and_counted(tmp_path):
     assert trainer.callback_metrics["heldout/reward"] == pytest.approx(0.6)
 
 
+def test_callbacks_find_a_steps_metrics_in_the_trainer(tmp_path):
+    """As with module.log, so that Lightning's own callbacks can monitor them."""
+    found = []
+
+    class Reads(L.Callback):
+        def on_train_batch_end(self, trainer, module, outputs, *_):
+            metrics = outputs["step"].metrics
+            found.append({n: float(v) for n, v in trainer.callback_metrics.items()})
+            for name, value in found[-1].items():
+                assert value == pytest.approx(metrics[name]) or value != value
+            assert float(trainer.progress_bar_metrics["train/reward"]) == pytest.approx(
+                metrics["train/reward"]
+            )
+
+    fit(module_of(), tmp_path, callbacks=[Reads()])
+    assert {"train/reward", "update/loss", "time/update"} <= found[-1].keys()
+    assert not any("_criterion/" in name for name in found[-1])
+
+
 def test_a_run_whose_prompts_are_all_too_long_says_so(tmp_path, caplog):
     module = module_of(rollout=RolloutPlan(attempts_per_prompt=4, max_prompt_tokens=3))
     fit(module, tmp_path)

@@ -20,6 +20,7 @@ import tempfile
 import time
 import warnings
 from argparse import Namespace
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,13 @@ WARM_UP = 2
 TRAINERS = ("herl-vllm", "herl-transformers", "trl")
 
 
-def herl(arguments: Namespace, sampler: Any, **settings: Any) -> dict[str, Any]:
-    """Returns each measured step's seconds by phase, and tokens per step. `settings` go to L.Trainer."""
+def herl(
+    arguments: Namespace, sampler: Any, after: Callable[[Any], None] = lambda module: None, **settings: Any
+) -> dict[str, Any]:
+    """Returns each measured step's seconds by phase, and tokens per step. `settings` go to L.Trainer.
+
+    `after` is called with the trained module.
+    """
     import lightning as L
 
     from herl.callbacks import RefreshSampler
@@ -87,6 +93,7 @@ def herl(arguments: Namespace, sampler: Any, **settings: Any) -> dict[str, Any]:
     trainer = L.Trainer(**settings, callbacks=[Watch(), RefreshSampler()])
     tasks = tasks_of(arguments.prompts * (WARM_UP + arguments.steps), arguments.words)
     trainer.fit(module, RubricDataModule(tasks, prompts_per_batch=arguments.prompts))
+    after(module)
     return {"steps": steps[WARM_UP:], "tokens": module.counts["tokens_sampled"] / len(steps)}
 
 

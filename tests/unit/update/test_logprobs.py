@@ -122,6 +122,25 @@ def test_the_entropy_carries_gradient_only_where_it_is_asked_for(policy):
         assert answer_logprobs(policy, batch, 1.0, entropy_grad=asked)[1].requires_grad == asked
 
 
+def test_logits_that_all_fit_are_computed_once_even_if_they_take_several_tensors(policy, monkeypatch):
+    """A GPU's kernels count elements in 32 bits, but its memory holds more logits than that."""
+    [batch] = micro_batches(several(), max_tokens=10**6, aggregation="token_mean")
+
+    def computed():
+        policy.zero_grad()
+        logprobs, _ = answer_logprobs(policy, batch, 1.0)
+        logprobs.sum().backward()
+        return logprobs.detach(), torch.cat([p.grad.flatten() for p in policy.parameters()])
+
+    whole = computed()
+    monkeypatch.setattr("herl.update.logprobs.LONGEST_TENSOR", 8 * policy.config.vocab_size)
+    calls = []
+    policy.get_output_embeddings().register_forward_hook(lambda *a: calls.append(1))
+    for found, expected in zip(computed(), whole, strict=True):
+        assert float((found - expected).norm() / expected.norm()) < 1e-5
+    assert len(calls) == -(-len(batch.answer_ids) // 8)
+
+
 def test_without_gradient_no_chunk_is_computed_twice(policy, monkeypatch):
     monkeypatch.setitem(WHOLE_LOGITS, "cpu", 0)
     monkeypatch.setitem(CHUNK_LOGITS, "cpu", 8 * policy.config.vocab_size)

@@ -1,6 +1,6 @@
 """Measures herl on one GPU: correctness, speed, memory. Prints one table, and writes it as JSON.
 
-    python tools/bench/gpu [--minutes 8] [--only rows update-0.5b ...] [--out gpu.json] [--tokenizer PATH]
+    python tools/bench/gpu [--minutes 15] [--only rows update-0.5b ...] [--out gpu.json] [--tokenizer PATH]
     python tools/bench/gpu --list
 
 Each section is a process with its own time limit. If it fails or runs out of time, the others continue, and

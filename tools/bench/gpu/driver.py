@@ -138,10 +138,11 @@ class Measurement:
         state, name = job.state(self.deadline), job.section.name
         if state:
             self.states[name], self.seconds[name] = state, job.seconds
-            print(f"{name}: {state}, {job.seconds:.0f} s", flush=True)
+            now = time.strftime("%H:%M:%S")
+            print(f"{now} {name}: {state}, {job.seconds:.0f} s", flush=True)
         if state not in ("", "done"):
             log = job.log.read_text(errors="replace").strip()
-            print("    " + "\n    ".join(log[-1500:].splitlines()[-12:]), flush=True)
+            print("    " + "\n    ".join(log[-4000:].splitlines()[-30:]), flush=True)
         return bool(state)
 
     def figures(self) -> list[Figure]:
@@ -189,7 +190,7 @@ def main(description: str | None) -> None:
     parser = argparse.ArgumentParser(
         prog="tools/bench/gpu", description=description, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--minutes", type=float, default=8.0, help="for all sections together")
+    parser.add_argument("--minutes", type=float, default=15.0, help="for all sections together")
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="SECTION")
     parser.add_argument("--list", action="store_true", help="shows the sections")
     parser.add_argument("--out", type=Path, default=Path("gpu.json"), help="JSON file for the figures")

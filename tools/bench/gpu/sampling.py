@@ -43,19 +43,8 @@ def in_process(bench: Bench) -> None:
     sampler.close()
 
 
-def engine(bench: Bench) -> None:
-    """Section: vLLM in herl against the bare engine, then its refresh, sleep and wake, with a 0.5B model."""
-    model = PretrainedModel(path=folder(bench, "0.5b"))
-    tokenizer, policy = model.tokenizer(), model.load().to(bench.device)
-    choice: dict[str, Any] = (
-        {"dtype": "bfloat16", "gpu_memory_utilization": 0.4, "sleep": True}
-        if bench.full
-        else {"kv_cache_gib": 0.1}
-    )
-    sampler = VLLMSampler(max_model_len=2048 if bench.full else 512, **choice)
-    started = time.perf_counter()
-    sampler.start(policy, tokenizer)
-    bench.add("vllm: start of the engine", time.perf_counter() - started, "s")
+def engine(bench: Bench, sampler: VLLMSampler, policy: Any, tokenizer: Any) -> None:
+    """Measures vLLM in herl against the bare engine, then its refresh, sleep and wake, with a 0.5B model."""
     sampler.load_weights(named_weights(policy), 0)
     requests = _requests(tokenizer, bench.size(64, 2), 8, bench.size(256, 8))
     llm = sampler._llm
@@ -82,7 +71,6 @@ def engine(bench: Bench) -> None:
     share = median(found["vllm in herl"]) / median(found["bare vllm"])
     bench.add("vllm in herl over the bare engine", share, target=">= 0.95")
     _refresh(bench, sampler, policy)
-    sampler.close()
 
 
 def _refresh(bench: Bench, sampler: VLLMSampler, policy: Any) -> None:

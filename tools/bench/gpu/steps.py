@@ -1,4 +1,7 @@
-"""Measures a whole GRPO step of herl and of TRL, with vLLM on the same GPU: seconds by phase, peak memory."""
+"""Measures a whole GRPO step of herl and of TRL, with vLLM on the same GPU: seconds by phase, peak memory.
+
+The engine of herl's run then shows what herl adds to it: starting one takes a minute, so there is no second.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,8 @@ from workload import median, peak_gib
 
 from gpu.bench import Bench, settings
 from gpu.models import folder
+from gpu.sampling import engine
+from herl.module import HerlModule
 from herl.sampler.vllm import VLLMSampler
 
 GIB = 2**30
@@ -35,15 +40,20 @@ def _arguments(bench: Bench) -> Namespace:
 
 
 def herl(bench: Bench) -> None:
-    """Section: a step of herl."""
+    """Section: a step of herl, then its engine."""
     sampler = (
         VLLMSampler(dtype="bfloat16", gpu_memory_utilization=0.3)
         if bench.full
         else VLLMSampler(kv_cache_gib=0.1)
     )
+    modules: list[HerlModule] = []
     with _card(bench):
-        found = step_vs_trl.herl(_arguments(bench), sampler, **settings())
+        found = step_vs_trl.herl(_arguments(bench), sampler, after=modules.append, **settings())
     _report(bench, found["steps"])
+    [module] = modules
+    module.to(bench.device)  # at its end, a trainer moves the policy to the CPU
+    engine(bench, sampler, module.policy, module.stages.tokenizer)
+    sampler.close()
 
 
 def trl(bench: Bench) -> None:
