@@ -148,7 +148,8 @@ class GoldJudges(HerlCallback):
         self.validations = [*past, {**place, "curves": kept}]
 
     def _answers(self, trajectories: list[Trajectory]) -> dict[str, list[Rejudged]]:
-        """All judgements of this validation, the same on every rank."""
+        """All judgements of this validation by judge, the same on every rank. A judge that could not be asked
+        about some answers, or that abstained too often, is left out: a mean over the others would mislead."""
         is_first = not self._first
         parts = gather_results(lambda: {name: _waited(one, is_first) for name, one in self._asked.items()})
         self._asked = {}
@@ -160,17 +161,19 @@ class GoldJudges(HerlCallback):
                 judged_at |= part[name][0]
                 failures += part[name][1]
             failures += _watched(runner, [judged_at[place] for place in sorted(judged_at)])
-            answers[name] = [
-                Rejudged(task=one.task, trained=one.answers[0], gold=judged_at.get(place))
-                for place, one in enumerate(trajectories)
-            ]
-            if not any(one.gold is not None and one.gold.has_reward for one in answers[name]):
-                failures.append(f"it could judge none of {len(trajectories)} answers: {_reason(judged_at)}")
-            if failures and rank() == 0:
+            if not failures:
+                answers[name] = [
+                    Rejudged(task=one.task, trained=one.answers[0], gold=judged_at[place])
+                    for place, one in enumerate(trajectories)
+                ]
+            elif rank() == 0:
                 logger.warning(
-                    "the gold judge '%s' (further_judges.%s) failed at this validation, so its curves lack "
-                    "answers; the training goes on: %s", name, name, failures[0],
-                )  # fmt: skip
+                    "the gold judge '%s' (further_judges.%s) failed at this validation, which lacks its "
+                    "curves; the training goes on: %s",
+                    name,
+                    name,
+                    failures[0],
+                )
         return answers
 
 
@@ -205,14 +208,8 @@ def _watched(runner: JudgeRunner, judged: list[Judged]) -> list[str]:
     """Adds up usage and abstentions; returns why the judge fails too often, if it does."""
     try:
         runner.watch(judged)
+        if judged and not any(one.has_reward for one in judged):
+            runner.check_judged()
     except JudgeStop as error:
         return [str(error)]
     return []
-
-
-def _reason(judged: Mapping[int, Judged]) -> str:
-    """Why an answer abstained, as far as a verdict says it."""
-    verdicts = [one for judged_one in judged.values() for one in judged_one.judgement.verdicts]
-    return next(
-        (one.reason for one in verdicts if one.met is None and one.reason), "no verdict gives a reason"
-    )

@@ -8,8 +8,9 @@ from itertools import islice
 
 from omegaconf import DictConfig, OmegaConf
 
+from herl.data.hidden import check_share
 from herl.errors import ConfigError, did_you_mean
-from herl.metrics.gold_curves import gold_curves
+from herl.metrics.gold_curves import best_when_highest
 from herl.types import Task
 
 ROWS = 10_000
@@ -29,22 +30,20 @@ def check_gold(config: DictConfig) -> None:
             raise ConfigError(
                 f"further_judges: expected a name of letters, digits, '_', '-' and '.', got '{name}'"
             )
-    if OmegaConf.select(config, "data.hidden_criteria") and not judges:
+    share = OmegaConf.select(config, "data.hidden_criteria") or 0.0
+    check_share(share)
+    if share and not judges:
         raise ConfigError(
             "data.hidden_criteria: expected a judge that sees the hidden criteria, got none: add "
             "'+further_judges.gold=${judge}', or another judge (+judge@further_judges.gold=rule)"
         )
     monitor = str(OmegaConf.select(config, "callbacks.best_checkpoint.monitor"))
-    known = gold_curves(judges)
+    known = best_when_highest(judges)
     if monitor.startswith(("gold/", "gaming/")) and monitor not in known:
-        listed = (
-            f"those of this run are {', '.join(known)}"
-            if known
-            else "they need further_judges, and there are none"
-        )
+        listed = f"there are {', '.join(known)}" if known else "there are none without further_judges"
         raise ConfigError(
-            f"callbacks.best_checkpoint.monitor: expected a curve of a gold judge, got '{monitor}'; {listed}."
-            f"{did_you_mean(monitor, known)}"
+            "callbacks.best_checkpoint.monitor: expected a gold judge's curve whose highest value is best, "
+            f"got '{monitor}'; {listed}.{did_you_mean(monitor, known)}"
         )
 
 

@@ -34,8 +34,7 @@ class PartlyHidden(Sequence[Task]):
     """
 
     def __init__(self, tasks: Sequence[Task], share: float, seed: int) -> None:
-        if not 0.0 <= share < 1.0:
-            raise ConfigError(f"data.hidden_criteria: expected a share in [0, 1), got {share}")
+        check_share(share)
         self._tasks = tasks
         self._share = share
         self._seed = seed
@@ -53,6 +52,12 @@ class PartlyHidden(Sequence[Task]):
         if isinstance(place, slice):
             return PartlyHidden(self._tasks[place], self._share, self._seed)
         return hide(self._tasks[place], self._share, self._seed)
+
+
+def check_share(share: float) -> None:
+    """Raises a ConfigError if this is no share in [0, 1)."""
+    if not 0.0 <= share < 1.0:
+        raise ConfigError(f"data.hidden_criteria: expected a share in [0, 1), got {share}")
 
 
 class WholeTasks(Sequence[Task]):

@@ -30,13 +30,12 @@ class Rejudged:
     task: Task
     """As the training judge sees it. The gold judge sees `task.whole`."""
     trained: Judged
-    gold: Judged | None
-    """None if the gold judge could not be asked, e.g. because its budget is used up."""
+    gold: Judged
 
     @property
     def gap(self) -> float | None:
         """The training judge's reward minus the gold judge's; None unless both could judge the answer."""
-        if self.gold is None or not (self.gold.has_reward and self.trained.has_reward):
+        if not (self.gold.has_reward and self.trained.has_reward):
             return None
         return self.trained.reward - self.gold.reward
 
@@ -93,7 +92,7 @@ def gold_metrics(name: str, answers: Sequence[Rejudged]) -> dict[str, float]:
         name: The judge's name.
         answers: The held-out answers that it was given.
     """
-    pairs = [(one.task.whole, one.gold) for one in answers if one.gold is not None]
+    pairs = [(one.task.whole, one.gold) for one in answers]
     metrics: dict[str, float] = {}
     for curve, value in rubric_metrics("gold", pairs).items():
         family, _, rest = curve.partition("/")
@@ -157,10 +156,8 @@ def _met(answers: Sequence[Rejudged]) -> dict[str, list[bool]]:
     """Whether the gold judge finds each criterion fulfilled, for "visible" and "hidden" ones."""
     found: defaultdict[str, list[bool]] = defaultdict(list)
     for one in answers:
-        if one.gold is None or not one.task.hidden:
-            continue
         hidden = {criterion.id for criterion in one.task.hidden}
-        for criterion_id, good in fulfilled(one.task.whole, one.gold).items():
+        for criterion_id, good in fulfilled(one.task.whole, one.gold).items() if hidden else ():
             found["hidden" if criterion_id in hidden else "visible"].append(good)
     return dict(found)
 
@@ -170,8 +167,6 @@ def _gap_by_criterion(answers: Sequence[Rejudged], max_criteria: int = 64) -> di
     answers that both have judged by it. Empty if there are too many criteria for curves."""
     found: defaultdict[str, list[int]] = defaultdict(list)
     for one in answers:
-        if one.gold is None:
-            continue
         trained, gold = fulfilled(one.task, one.trained), fulfilled(one.task, one.gold)
         named = {criterion.id for criterion in one.task.rubric.criteria if criterion.named}
         for criterion_id in named & trained.keys() & gold.keys():

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-OF_JUDGE = ("reward", "gap", "criteria_met", "perfect", "abstained", "length_correlation")
-"""Curves `gold/<name>/...` that any gold judge may have."""
+BEST_WHEN_HIGHEST = ("reward", "criteria_met", "perfect", "visible_met", "hidden_met")
+"""Curves `gold/<name>/...` whose highest value can mark the best checkpoint."""
+OF_JUDGE = (*BEST_WHEN_HIGHEST, "gap", "abstained", "length_correlation")
+"""Curves `gold/<name>/...` that a gold judge may have, without those of its cost."""
 GAMING = ("gap", "opened", "opened_error", "length_correlation")
 """Curves `gaming/...`."""
+
+
+def best_when_highest(judges: Iterable[str]) -> list[str]:
+    """Returns the curves of these gold judges that the best checkpoint may depend on."""
+    return [f"gold/{judge}/{curve}" for judge in judges for curve in BEST_WHEN_HIGHEST]
 
 
 def gold_curves(judges: Iterable[str]) -> list[str]:
