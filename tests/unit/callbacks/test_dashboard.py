@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugin_util import markdown_to_safe_html
 
 from herl.callbacks import BestCheckpoint, Dashboard, RecordAnswers
-from herl.callbacks.dashboard import LAYOUT, layout
+from herl.callbacks.dashboard import GOLD_LAYOUT, LAYOUT, layout
 from herl.callbacks.heat_map import heat_map
 from herl.callbacks.markup import answer_markdown, plain, revision_markdown
 from herl.callbacks.reward_picture import reward_picture, smooth
