@@ -191,7 +191,9 @@ def test_the_first_page_has_no_chart_without_curves():
 
 
 def test_a_chart_has_one_curve_since_a_run_has_one_color():
-    assert all(len(curves) == 1 for charts in LAYOUT.values() for _, curves in charts.values())
+    assert all(
+        len(curves) == 1 for charts in (LAYOUT | GOLD_LAYOUT).values() for _, curves in charts.values()
+    )
 
 
 def test_the_limit_of_records_is_said_once(tmp_path, caplog):
