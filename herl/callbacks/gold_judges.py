@@ -178,7 +178,7 @@ class GoldJudges(HerlCallback):
 
 
 def _runner(training: JudgeRunner, judge: Judge) -> JudgeRunner:
-    """A runner with the settings of the training judge's, and a budget of its own with the same limits."""
+    """A runner with the settings of the training judge's, and a separate budget with the same limits."""
     runner = training.for_judge(judge)
     runner.budget = Budget(**training.budget.limits, warn_at=training.budget.warn_at)  # type: ignore[arg-type]
     return runner

@@ -40,7 +40,9 @@ def check_gold(config: DictConfig) -> None:
     monitor = str(OmegaConf.select(config, "callbacks.best_checkpoint.monitor"))
     known = best_when_highest(judges)
     if monitor.startswith(("gold/", "gaming/")) and monitor not in known:
-        listed = f"there are {', '.join(known)}" if known else "there are none without further_judges"
+        listed = (
+            f"there are {', '.join(known)}" if known else "a run without further_judges has no such curves"
+        )
         raise ConfigError(
             "callbacks.best_checkpoint.monitor: expected a gold judge's curve whose highest value is best, "
             f"got '{monitor}'; {listed}.{did_you_mean(monitor, known)}"

@@ -135,7 +135,7 @@ def gaming_metrics(
 def length_correlation(pairs: Sequence[Pair]) -> float | None:
     """Returns Pearson's correlation, in [-1, 1], of reward with answer length in tokens, without thinking.
 
-    None if there is none: fewer than three answers with a reward, or all have the same reward or length.
+    None for fewer than three answers with a reward, or if all have the same reward or length.
     """
     found = [
         (judged.reward, len(judged.rollout.token_ids) - judged.rollout.thinking_tokens)

@@ -33,7 +33,7 @@ def test_these_can(settings):
     [
         ({"judges": ["rule"], "monitor": "gold/rule/rewrd"}, "got 'gold/rule/rewrd'; there are gold/rule/reward, .*Did you mean 'gold/rule/reward'"),
         ({"judges": ["rule"], "monitor": "gaming/gap"}, "whose highest value is best, got 'gaming/gap'"),
-        ({"monitor": "gold/rule/reward"}, "there are none without further_judges"),
+        ({"monitor": "gold/rule/reward"}, "a run without further_judges has no such curves"),
         ({"hidden": 0.2}, "data.hidden_criteria: expected a judge that sees the hidden criteria, got none"),
         ({"hidden": 1.0, "judges": ["rule"]}, r"data.hidden_criteria: expected a share in \[0, 1\)"),
         ({"judges": ["a/b"]}, "further_judges: expected a name of letters, .* got 'a/b'"),
