@@ -85,9 +85,7 @@ def test_a_judge_that_pays_a_word_is_found_out_when_more_than_noise_has_changed(
 
 
 def test_the_limit_is_a_setting(tmp_path):
-    module, _, _ = run(
-        tmp_path, GoldJudges({"rule": RuleJudge()}), Alarms(gap_above=1.5), Alarms(gap_above=None)
-    )
+    module, _, _ = run(tmp_path, GoldJudges({"rule": RuleJudge()}), Alarms(gap_above=1.5))
     assert module.counts["alarms_gap"] == 0
     with pytest.raises(ConfigError, match="callbacks.alarms.gap_above: expected at least 0, got -1"):
         Alarms(gap_above=-1.0)
