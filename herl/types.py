@@ -29,7 +29,7 @@ The words, with TRL's / verl's terms where they have one:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 Message = Mapping[str, str]
@@ -105,6 +105,16 @@ class Task:
     """A good answer, if the data has one. Judges may read it; the policy never does."""
     source: str = ""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    hidden: tuple[Criterion, ...] = ()
+    """Criteria that are kept from the training judge and from hindsight: only gold judges see them
+    (`data.hidden_criteria`). They are not in `rubric`."""
+
+    @property
+    def whole(self) -> Task:
+        """The task as gold judges see it: with its hidden criteria, after the others."""
+        if not self.hidden:
+            return self
+        return replace(self, rubric=Rubric(criteria=(*self.rubric.criteria, *self.hidden)), hidden=())
 
     @property
     def request(self) -> str:

@@ -6,6 +6,7 @@ from herl.callbacks.base import HerlCallback
 from herl.callbacks.best_checkpoint import BestCheckpoint
 from herl.callbacks.checkpoints import Checkpoints
 from herl.callbacks.dashboard import Dashboard
+from herl.callbacks.gold_judges import GoldJudges
 from herl.callbacks.keep_heldout import KeepHeldout
 from herl.callbacks.progress_bar import ProgressBar
 from herl.callbacks.record_answers import RecordAnswers
@@ -18,6 +19,7 @@ __all__ = [
     "BestCheckpoint",
     "Checkpoints",
     "Dashboard",
+    "GoldJudges",
     "HerlCallback",
     "KeepHeldout",
     "ProgressBar",

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 import lightning as L
+from lightning.pytorch.trainer.states import TrainerFn
 
 from herl.callbacks.base import HerlCallback
+from herl.callbacks.gold_judges import GoldJudges
 from herl.errors import TrainingError, check_at_least
 from herl.metrics.step import Step
 from herl.module import HerlModule
+from herl.rollout.improve import Trajectory
 
 logger = logging.getLogger(__name__)
 
@@ -19,6 +22,11 @@ LOWER_RATE = (
     ". The policy moves too far in a batch: lower optimizer.lr (usual for 0.5B to 7B: 1e-6 for all weights, "
     "1e-5 for LoRA), or raise module.warmup_steps"
 )
+STANDARD_ERRORS = 3.0
+"""An opening of the gap counts only if it exceeds this many of its standard errors, which by chance alone
+happens about once in a thousand validations."""
+MIN_PROMPTS = 8
+"""Held-out prompts below which the standard error itself is too uncertain for an alarm."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +56,12 @@ class Alarms(HerlCallback):
     alarm goes off once a limit has been broken for `patience` batches in a row, and rearms when the limit
     is met again. It is logged as a warning and counted in `progress/alarms_<name>`.
 
+    With gold judges (`further_judges`), validations are watched too. The gap is the training judge's reward
+    minus a gold judge's, for the same held-out answers. What counts is how far it has opened since the first
+    validation, prompt by prompt. So that noise of few prompts is no alarm, the opening must also exceed
+    three of its standard errors over prompts (the curve `gaming/opened_error`), and there must be at least
+    eight prompts.
+
     Args:
         entropy_below: Mean entropy of the policy's tokens, in nats.
         truncated_above: Share of attempts cut off at the token limit.
@@ -56,6 +70,8 @@ class Alarms(HerlCallback):
         kl_above: KL to the reference policy, in nats per token, for losses that use a reference.
         kl_to_old_above: KL to the policy before the batch, in nats per token. Healthy runs stay below 0.1.
         clipped_above: Share of the tokens whose gradient the loss clips, in both directions.
+        gap_above: How far the gap between the training judge and any gold judge may open, in units of the
+            reward; one validation is enough.
         patience: Batches in a row that must break a limit.
         stop: Whether an alarm ends the run with an error.
     """
@@ -71,6 +87,7 @@ class Alarms(HerlCallback):
         clipped_above: float | None = 0.3,
         patience: int = 5,
         stop: bool = False,
+        gap_above: float | None = 0.1,
     ) -> None:
         check_at_least("callbacks.alarms", 1, patience=patience)
         clips = ("update/clip_fraction_low", "update/clip_fraction_high")
@@ -83,6 +100,8 @@ class Alarms(HerlCallback):
             "kl_to_old": Limit(("update/kl_to_old",), kl_to_old_above, "above", 1, LOWER_RATE),
             "clipped": Limit(clips, clipped_above, "above", patience, LOWER_RATE),
         }
+        check_at_least("callbacks.alarms", 0, gap_above=gap_above)
+        self.gap_above = gap_above
         self.stop = stop
         self.broken: dict[str, int] = {}
 
@@ -108,7 +127,37 @@ class Alarms(HerlCallback):
                 f"alarm: {' + '.join(limit.curves)} was {limit.side} {limit.value:g} {span}, "
                 f"now {sum(values):.4g} (callbacks.alarms.{name}_{limit.side}){limit.advice}"
             )
-            if self.stop:
-                raise TrainingError(message)
-            if trainer.is_global_zero:
-                logger.warning(message)
+            self._sound(trainer, message)
+
+    def on_heldout(
+        self, trainer: L.Trainer, module: HerlModule, trajectories: tuple[Trajectory, ...]
+    ) -> None:
+        gold = next((one for one in trainer.callbacks if isinstance(one, GoldJudges)), None)  # type: ignore[attr-defined]
+        if gold is None or self.gap_above is None:
+            return
+        beyond = {
+            name: one
+            for name, one in gold.openings.items()
+            if one.prompts >= MIN_PROMPTS and one.is_beyond(self.gap_above, STANDARD_ERRORS)
+        }
+        self.broken["gap"] = self.broken.get("gap", 0) + 1 if beyond else 0
+        if self.broken["gap"] != 1:
+            return
+        module.counts["alarms_gap"] += 1
+        name, widest = max(beyond.items(), key=lambda one: one[1].change)
+        self._sound(
+            trainer,
+            f"alarm: the reward of the training judge has risen {widest.change:.3g} more than that of the "
+            f"gold judge '{name}' since the first validation (standard error {widest.error:.2g} over "
+            f"{widest.prompts} prompts), after {module.counts['optimizer_steps']} optimizer steps and "
+            f"{module.counts['answers_sampled']} answers (callbacks.alarms.gap_above). The policy may be "
+            "learning to please the judge: read the answers that it likes best (herl inspect RUN order=best) "
+            f"and the curves gaming_criterion. callbacks.best_checkpoint.monitor=gold/{name}/reward keeps "
+            "the policy that the gold judge likes best",
+        )
+
+    def _sound(self, trainer: L.Trainer, message: str) -> None:
+        if self.stop and trainer.state.fn == TrainerFn.FITTING:
+            raise TrainingError(message)
+        if trainer.is_global_zero:
+            logger.warning(message)

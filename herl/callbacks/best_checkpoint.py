@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 from weakref import proxy
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
 
 from herl.callbacks.base import HerlCallback
 from herl.callbacks.checkpoints import free_name, point
+from herl.callbacks.gold_judges import GoldJudges
 from herl.callbacks.write_checkpoint import write_checkpoint
+from herl.errors import ConfigError, did_you_mean
 from herl.files import part_of, put_in_place, remove
 from herl.module import HerlModule
+
+SOMETIMES = ("heldout/clipped_reward", "heldout/thinking_tokens", "heldout/no_answer")
+"""Curves that a validation has only if some answer needs them."""
 
 
 class BestCheckpoint(HerlCallback, ModelCheckpoint):
@@ -25,7 +32,7 @@ class BestCheckpoint(HerlCallback, ModelCheckpoint):
 
     Args:
         dirpath: Folder of the checkpoint.
-        monitor: The metric to maximize.
+        monitor: The curve to maximize, such as heldout/reward or gold/<name>/reward of a gold judge.
     """
 
     def __init__(self, dirpath: str, monitor: str = "heldout/reward") -> None:
@@ -45,9 +52,31 @@ class BestCheckpoint(HerlCallback, ModelCheckpoint):
             remove(part_of(self._place()))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Does nothing if no held-out answer could be judged."""
+        """Does nothing if no held-out answer could be judged.
+
+        Raises:
+            ConfigError: there is no such curve.
+        """
         if self.monitor in trainer.callback_metrics:
             super().on_validation_end(trainer, pl_module)
+        elif getattr(pl_module, "trains", False) and "heldout/reward" in trainer.callback_metrics:
+            self._check_monitor(trainer)
+
+    def _check_monitor(self, trainer: L.Trainer) -> None:
+        """Raises if the monitored curve is not there: before training if it would be one of a validation,
+        else at the first validation during training, since a step or a user's callback may bring it until
+        then. A curve that only some validations have, or that a gold judge abstained from, is no error."""
+        name = str(self.monitor)
+        gold = [one.curves for one in trainer.callbacks if isinstance(one, GoldJudges)]  # type: ignore[attr-defined]
+        if name in SOMETIMES or any(name in curves for curves in gold):
+            return
+        known = sorted({*trainer.callback_metrics, *chain.from_iterable(gold)})
+        of_validation = did_you_mean(name.partition("/")[0], ("heldout", "gold", "gaming"))
+        if of_validation or trainer.state.fn == TrainerFn.FITTING:
+            raise ConfigError(
+                f"callbacks.best_checkpoint.monitor: expected a curve, got '{name}', which this run does not "
+                f"have.{did_you_mean(name, known)} There are {', '.join(known)}"
+            )
 
     def keep_if_best(self, trainer: L.Trainer, score: float) -> None:
         """Handles a validation after training, where Lightning saves nothing. All ranks must call it."""

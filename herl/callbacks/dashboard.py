@@ -14,6 +14,7 @@ from torch.utils.tensorboard.writer import SummaryWriter
 
 from herl.callbacks.answer_tables import answer_table, revision_table
 from herl.callbacks.base import HerlCallback
+from herl.callbacks.gold_judges import GoldJudges
 from herl.callbacks.heat_map import heat_map
 from herl.callbacks.markup import answer_markdown, revision_markdown
 from herl.callbacks.reward_picture import SERIES, reward_picture
@@ -88,6 +89,17 @@ LAYOUT: dict[str, dict[str, list[Any]]] = {
     },
 }
 """Sections and charts of TensorBoard's page "Custom Scalars"."""
+GOLD_LAYOUT: dict[str, dict[str, list[Any]]] = {
+    "5 Is the judge gamed?": {
+        "Reward of gold judges: held-out": _chart("gold/.*/reward"),
+        "Training judge's reward minus that of gold judges": _chart("gaming/gap"),
+        "How far this has opened": _chart("gaming/opened"),
+        "Its standard error": _chart("gaming/opened_error"),
+        "Correlation of reward with length: training judge": _chart("gaming/length_correlation"),
+        "Correlation of reward with length: gold judges": _chart("gold/.*/length_correlation"),
+    },
+}
+"""The section of runs with gold judges."""
 
 
 def layout(module: HerlModule) -> dict[str, dict[str, list[Any]]]:
@@ -157,7 +169,8 @@ class Dashboard(HerlCallback):
     def on_start(self, trainer: L.Trainer, module: HerlModule) -> None:
         with may_fail("the dashboard's layout", self._told):
             for writer in _writers(trainer):
-                writer.add_custom_scalars(layout(module))
+                gold = any(isinstance(one, GoldJudges) for one in trainer.callbacks)  # type: ignore[attr-defined]
+                writer.add_custom_scalars(layout(module) | (GOLD_LAYOUT if gold else {}))
 
     def on_step(self, trainer: L.Trainer, module: HerlModule, step: Step) -> None:
         groups, place = step.collection.groups, module.counts[module.log_over]

@@ -58,7 +58,7 @@ def fit(config: DictConfig) -> dict[str, Any]:
         return dry_run(config)
     started = time.perf_counter()
     resume = resumed_from(config)
-    run = build(config)
+    run = build(config, gold=True)
     run.module.clock.began = started
     run.module.model.check_trainable()
     check_checkpoint("resume", resume, run)
@@ -79,7 +79,7 @@ def fit(config: DictConfig) -> dict[str, Any]:
             results["heldout_reward_before"] = run.heldout.before.get("reward")
             run.trainer.fit(run.module, run.data, ckpt_path=resume, weights_only=True)
             results["heldout_reward_after"], last = _heldout(run)
-            _keep_if_best(run, results["heldout_reward_after"])
+            _keep_if_best(run)
         except (JudgeStop, RunStopped) as stop:
             results |= {"stopped": str(stop)} | _best(run)
             summary = finish(config, run, results | _measured(run))
@@ -225,7 +225,8 @@ def _reward(run: Run) -> float | None:
 
 def _measured(run: Run) -> dict[str, Any]:
     """The counts of a training run and the results of its validations."""
-    return {**_counts(run), "validations": run.heldout.validations}
+    gold = {"gold": run.gold.validations} if run.gold else {}
+    return {**_counts(run), "validations": run.heldout.validations, **gold}
 
 
 def _counts(run: Run) -> dict[str, int]:
@@ -233,21 +234,24 @@ def _counts(run: Run) -> dict[str, int]:
     return {name: run.module.counts[name] for name in names}
 
 
-def _keep_if_best(run: Run, reward: float | None) -> None:
+def _keep_if_best(run: Run) -> None:
     """Considers the validation after training too, since a run may be best at its end."""
     for callback in run.trainer.checkpoint_callbacks:
-        if isinstance(callback, BestCheckpoint) and reward is not None:
-            callback.keep_if_best(run.trainer, reward)
+        if isinstance(callback, BestCheckpoint):
+            score = run.trainer.callback_metrics.get(str(callback.monitor))
+            if score is not None:
+                callback.keep_if_best(run.trainer, float(score))
 
 
 def _best(run: Run) -> dict[str, Any]:
     """The best checkpoint, if there is one."""
     for callback in run.trainer.checkpoint_callbacks:
         if isinstance(callback, BestCheckpoint) and callback.best_model_score is not None:
-            return {
-                "heldout_reward_best": float(callback.best_model_score),
-                "best_checkpoint": callback.best_model_path,
-            }
+            found = {"best_checkpoint": callback.best_model_path}
+            best = float(callback.best_model_score)
+            if callback.monitor == "heldout/reward":
+                return {"heldout_reward_best": best, **found}
+            return {"best_monitored": {str(callback.monitor): best}, **found}
     return {}
 
 

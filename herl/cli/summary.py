@@ -31,7 +31,7 @@ from herl.report.secret import HIDDEN as HIDDEN_VALUE
 from herl.report.secret import without_secret
 
 PACKAGES = ("herl", "torch", "lightning", "transformers", "hydra-core")
-HIDDEN = ("experiment", "algorithm", "versions", "results", "validations", "heldout")
+HIDDEN = ("experiment", "algorithm", "versions", "results", "validations", "heldout", "gold")
 """Parts of a summary that the screen does not show."""
 SHOWN = ("Answers", "Curves", "Export")
 """Commands that the screen shows; report.html has more."""

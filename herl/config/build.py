@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing, nullcontext, suppress
 from copy import deepcopy
 from dataclasses import dataclass
@@ -22,9 +22,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from transformers.utils import logging as transformers_logging
 
+from herl.callbacks.gold_judges import GoldJudges
 from herl.callbacks.keep_heldout import KeepHeldout
 from herl.config.check import check
 from herl.config.early import without_warnings
+from herl.config.gold import check_gold, check_hidden
+from herl.data.hidden import WholeTasks
 from herl.distributed import is_first_process
 from herl.errors import ConfigError, HerlError
 from herl.judge.check_rows import check_rows
@@ -35,6 +38,7 @@ from herl.models.precision import default_precision, use_tf32
 from herl.module import HerlModule
 from herl.rollout.check_prompts import check_prompts
 from herl.rollout.improve import Trajectory
+from herl.types import Task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +49,7 @@ class Run:
     data: L.LightningDataModule
     trainer: L.Trainer
     heldout: KeepHeldout
+    gold: GoldJudges | None = None
 
     def validate(self, checkpoint: str | None = None) -> tuple[Trajectory, ...]:
         """Answers the held-out prompts; returns attempts with their revisions, empty without prompts.
@@ -64,11 +69,17 @@ class Run:
             self.module.stages.judge_runner,
         ):
             stack.enter_context(closing(part))
+        if self.gold is not None:
+            stack.enter_context(closing(self.gold))
         return stack
 
 
 def build(
-    config: DictConfig, data: L.LightningDataModule | None = None, callbacks: Sequence[L.Callback] = ()
+    config: DictConfig,
+    data: L.LightningDataModule | None = None,
+    callbacks: Sequence[L.Callback] = (),
+    *,
+    gold: bool = False,
 ) -> Run:
     """Checks the configuration, then builds its objects.
 
@@ -76,6 +87,7 @@ def build(
         config: Configuration of a verb that runs a model.
         data: Replaces the configuration's data.
         callbacks: Called before those of the configuration.
+        gold: Whether further judges judge the held-out answers at every validation.
 
     Raises:
         ConfigError: the configuration is invalid; raised before any model is loaded.
@@ -84,6 +96,8 @@ def build(
     with suppress(OmegaConfBaseException):  # `check` says what is wrong
         OmegaConf.resolve(config)  # once, so that what is checked is what is built
     check(config)
+    if gold:
+        check_gold(config)
     quiet()
     L.seed_everything(config.seed, verbose=False)
     with nullcontext() if is_first_process() else without_warnings():
@@ -93,6 +107,7 @@ def build(
         if OmegaConf.select(config, "prompt") is None:  # an answer to a typed prompt is shown, judged or not
             check_rows(splits, module.stages.judge_runner.judge)
         module.stages.check_verdicts()  # whether a function gives verdicts is known once it was tried
+        judges = _gold_judges(config, splits) if gold else None
         check_prompts(splits, module.stages.tokenizer, module.model.vocab_size())
     heldout = KeepHeldout()
     accelerator = config.trainer.accelerator
@@ -102,14 +117,32 @@ def build(
         config.trainer,
         accelerator=accelerator,
         precision=config.trainer.precision or default_precision(accelerator),
-        callbacks=[heldout, *callbacks, *make(config.callbacks).values()],
+        callbacks=[heldout, *([judges] if judges else []), *callbacks, *make(config.callbacks).values()],
         logger=[going_on(make(one)) for one in config.logger.values()] or False,
     )
     check_trainer(trainer)  # before other processes are started
     _check_sweep(trainer)
     if trainer.strategy.root_device.type == "cuda":
         use_tf32(config.tf32)
-    return Run(module=module, data=data, trainer=trainer, heldout=heldout)
+    return Run(module=module, data=data, trainer=trainer, heldout=heldout, gold=judges)
+
+
+def _gold_judges(config: DictConfig, splits: Mapping[str, Sequence[Task]]) -> GoldJudges | None:
+    """The further judges, which must be able to judge the held-out prompts with all their criteria."""
+    judges = {str(name): make(node) for name, node in config.further_judges.items()}
+    if not judges:
+        return None
+    validated = "train" if config.trainer.get("overfit_batches") else "heldout"
+    if not splits[validated]:
+        raise ConfigError("further_judges: expected held-out prompts to judge, got none (data.heldout)")
+    check_hidden(splits, OmegaConf.select(config, "data.hidden_criteria"))
+    whole = WholeTasks(splits[validated])
+    for name, judge in judges.items():
+        try:
+            check_rows({validated: whole}, judge)
+        except HerlError as error:
+            raise type(error)(f"further_judges.{name}: {error}") from error
+    return GoldJudges(judges)
 
 
 def make(node: DictConfig, **arguments: Any) -> Any:

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from herl.config.check import check, check_value, holds_target, mistakes, written
+from herl.config.gold import check_gold
 from herl.config.signatures import argument_type
 from herl.data.prompts import spread
 from herl.data.rows import HUB
@@ -71,6 +72,8 @@ def check_early(config: DictConfig, typed: Sequence[str] = (), *, judges: bool =
     resume = OmegaConf.select(config, "resume")
     if resume not in (None, "auto") and not Path(str(resume)).exists():
         raise ConfigError(f"resume: expected a checkpoint or a folder of a run, but there is no '{resume}'")
+    if OmegaConf.select(config, "dry_run") is not None:  # herl fit
+        check_gold(config)
     if (repository := OmegaConf.select(config, "push")) is not None:
         check_push(str(repository))
     if judges:

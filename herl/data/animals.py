@@ -20,6 +20,7 @@ def animals(
     prompts_per_batch: int = 16,
     tuning: bool = False,
     seed: int = 0,
+    hidden_criteria: float = 0.0,
 ) -> RubricDataModule:
     """Returns 288 training and 72 held-out prompts; two animals per verb and class are held out.
 
@@ -29,6 +30,7 @@ def animals(
         tuning: Holds out every fourth training prompt instead, so that settings can be tuned without the
             real held-out prompts.
         seed: Seed for the order of the prompts.
+        hidden_criteria: Share of the criteria that only gold judges see (`herl.data.hidden`).
     """
     splits: dict[str, list[Task]] = {}
     with as_file(files("herl").joinpath("assets", "animals.jsonl")) as path:
@@ -39,7 +41,11 @@ def animals(
         splits["heldout"] = splits["train"][::4]
         splits["train"] = [task for place, task in enumerate(splits["train"]) if place % 4]
     return RubricDataModule(
-        splits["train"], splits["heldout"], prompts_per_batch=prompts_per_batch, seed=seed
+        splits["train"],
+        splits["heldout"],
+        prompts_per_batch=prompts_per_batch,
+        seed=seed,
+        hidden_criteria=hidden_criteria,
     )
 
 

@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader, Sampler
 
+from herl.data.hidden import PartlyHidden
 from herl.data.split import NO_PROMPTS, prompt_hash, split_off
 from herl.distributed import rank, together
 from herl.errors import ConfigError, DataError
@@ -35,7 +36,9 @@ class RubricDataModule(L.LightningDataModule):
             (`herl.data.split`).
         heldout_seed: Seed of that choice.
         prompts_per_batch: Prompts per rollout batch.
-        seed: Determines the order of prompts, together with the epoch.
+        seed: Determines the order of prompts, together with the epoch, and which criteria are hidden.
+        hidden_criteria: Share of the criteria, in [0, 1), of training and held-out prompts that only gold
+            judges see (`herl.data.hidden`).
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class RubricDataModule(L.LightningDataModule):
         heldout_seed: int = 0,
         prompts_per_batch: int = 16,
         seed: int = 0,
+        hidden_criteria: float = 0.0,
     ) -> None:
         super().__init__()
         if prompts_per_batch < 1:
@@ -59,6 +63,8 @@ class RubricDataModule(L.LightningDataModule):
         self._all = train
         if not heldout and heldout_share:
             train, heldout = split_off(train, heldout_share, heldout_seed)
+        if hidden_criteria:
+            train, heldout = (PartlyHidden(tasks, hidden_criteria, seed) for tasks in (train, heldout))
         self.train = train
         self.heldout = heldout
         self.prompts_per_batch = prompts_per_batch

@@ -309,7 +309,11 @@ def instruction_tasks(split: Split, size: int, seed: int = 0) -> list[Task]:
 
 
 def verifiable_instructions(
-    train_size: int = 512, heldout_size: int = 48, prompts_per_batch: int = 8, seed: int = 0
+    train_size: int = 512,
+    heldout_size: int = 48,
+    prompts_per_batch: int = 8,
+    seed: int = 0,
+    hidden_criteria: float = 0.0,
 ) -> RubricDataModule:
     """Returns generated training prompts, and held-out prompts of other kinds and topics.
 
@@ -320,6 +324,7 @@ def verifiable_instructions(
         instruction_tasks("heldout", heldout_size),
         prompts_per_batch=prompts_per_batch,
         seed=seed,
+        hidden_criteria=hidden_criteria,
     )
 
 

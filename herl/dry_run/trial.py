@@ -49,7 +49,7 @@ def dry_run(config: DictConfig) -> dict[str, Any]:
     cost = gpu_named(config.cost.gpu) if config.cost.gpu is not None else None
     size = model_size(config.cost.model or config.model.path) if cost else None
     tried = Tried()
-    run = build(_trial_of(config), callbacks=[_Watch(tried)])  # called before the refresh
+    run = build(_trial_of(config), callbacks=[_Watch(tried)], gold=True)  # called before the refresh
     found = _lint(run)
     memory = memory_of(run)
     warn_of_memory(memory)
@@ -58,7 +58,7 @@ def dry_run(config: DictConfig) -> dict[str, Any]:
         before = dict(run.module.clock.seconds)  # the model is warm by now
         trajectories = run.validate()
         spent = {name: s - before.get(name, 0.0) for name, s in run.module.clock.seconds.items()}
-        tried.heldout_seconds = spent.get("validate", 0.0) + spent.get("judge", 0.0)
+        tried.heldout_seconds = sum(spent.get(name, 0.0) for name in ("validate", "judge", "gold"))
         tried.heldout = [one for trajectory in trajectories for one in trajectory.answers]
     report = run_estimate(config, run, tried) | {"lint": found}
     if cost and size:

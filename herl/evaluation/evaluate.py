@@ -34,19 +34,21 @@ def evaluate(
     Args:
         trajectories: Attempts with their revisions.
         rounds: Maximum number of revisions of each attempt.
-        further_judges: Judges by name that score the same answers. They do not guide or choose revisions.
+        further_judges: Judges by name that score the same answers. They do not guide or choose revisions,
+            and they see hidden criteria too (`Task.whole`).
         seed: Seed of the confidence intervals.
         runner_of: Makes the runner of a further judge; `JudgeRunner.for_judge` shares the run's budget.
     """
     rows: list[Row] = []
     tasks = [one.task for one in trajectories]
+    whole = [task.whole for task in tasks]
     for revisions in range(rounds + 1):
         best = [one.best(revisions) for one in trajectories]
         rows += evaluation_rows(zip(tasks, best, strict=True), revisions=revisions, seed=seed)
         for name, judge in (further_judges or {}).items():
-            again = judge_again(runner_of(judge), tasks, [one.rollout for one in best])
+            again = judge_again(runner_of(judge), whole, [one.rollout for one in best])
             rows += evaluation_rows(
-                zip(tasks, again, strict=True), revisions=revisions, judge=name, seed=seed
+                zip(whole, again, strict=True), revisions=revisions, judge=name, seed=seed
             )
     return rows
 

@@ -55,6 +55,7 @@ RARE = {
     "train/dropped_prompts", "heldout/reward_revised_k", "judge/missing", "progress/skipped_steps",
     "train_category/<name>",  # no categories in these rubrics
     "update/logprob", "update/preference_loss",  # of sft and dpo
+    "gold/<name>", "gaming/<name>", "gold_criterion/<name>", "gaming_criterion/<name>",  # no gold judges
     "replay/recalled<name>", "replay/joined<name>",  # no replay
 }  # fmt: skip
 """Curves of the guide that a default run does not have."""

@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugin_util import markdown_to_safe_html
 
 from herl.callbacks import BestCheckpoint, Dashboard, RecordAnswers
-from herl.callbacks.dashboard import LAYOUT, layout
+from herl.callbacks.dashboard import GOLD_LAYOUT, LAYOUT, layout
 from herl.callbacks.heat_map import heat_map
 from herl.callbacks.markup import answer_markdown, plain, revision_markdown
 from herl.callbacks.reward_picture import reward_picture, smooth
@@ -191,7 +191,9 @@ def test_the_first_page_has_no_chart_without_curves():
 
 
 def test_a_chart_has_one_curve_since_a_run_has_one_color():
-    assert all(len(curves) == 1 for charts in LAYOUT.values() for _, curves in charts.values())
+    assert all(
+        len(curves) == 1 for charts in (LAYOUT | GOLD_LAYOUT).values() for _, curves in charts.values()
+    )
 
 
 def test_the_limit_of_records_is_said_once(tmp_path, caplog):

@@ -25,6 +25,7 @@ ARGUMENTS = {
     "BestCheckpoint": {"dirpath": "best"},
     "Checkpoints": {"dirpath": "checkpoints", "every_n_batches": 1},
     "Dashboard": {"every_n_batches": 1},
+    "GoldJudges": {"judges": {"rule": RuleJudge()}},
     "ProgressBar": {"seconds_between_lines": 0},
     "RecordAnswers": {"folder": "records"},
 }

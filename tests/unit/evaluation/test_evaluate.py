@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from herl.cli.summary import harmless, show_rows
+from herl.data.hidden import hide
 from herl.errors import JudgeError
 from herl.evaluation.evaluate import evaluate, judge_again, rounds_picture, rounds_table
 from herl.evaluation.intervals import evaluation_rows, find_row, prompt_rewards
@@ -97,6 +98,16 @@ def test_a_further_judge_judges_the_answers_that_the_first_chose():
     by = {(row.judge, row.revisions): row.mean for row in rows if row.name == "reward"}
     assert by == {("", 0): 0.75, ("", 1): 1.0, ("loose", 0): 1.0, ("loose", 1): 1.0}
     assert find_row(rows, "abstained", 0, "loose").mean == 0.5
+
+
+def test_a_further_judge_sees_hidden_criteria_too():
+    task = hide(make_task({"fish": 1.0, "river": 1.0}), 0.999, seed=0)
+    hidden = task.hidden[0].id
+    answer = make_judged(1.0, rollout=make_rollout(hidden))
+    rows = evaluate([Trajectory(task=task, answers=(answer,))], 0, {"rule": RuleJudge()})
+    assert find_row(rows, f"criterion/{hidden}") is None
+    assert find_row(rows, f"criterion/{hidden}", judge="rule").mean == 1.0
+    assert find_row(rows, "reward", judge="rule").mean == 0.5
 
 
 def test_judging_again_keeps_the_order():
