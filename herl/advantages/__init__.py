@@ -16,7 +16,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from herl.errors import ConfigError
 from herl.types import Group
@@ -25,6 +25,7 @@ Scale = Literal["group_std", "batch_std", "none"]
 Baseline = Literal["mean", "leave_one_out"]
 
 
+@runtime_checkable
 class Advantages(Protocol):
     """Stage 7: all groups of a batch, on all ranks -> advantages.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from herl.advantages import Advantages, check_takes_groups
 from herl.bonus import BonusReward, NoBonus
@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 TrainingContext = Literal["original", "hindsight", "both"]
 
 
+@runtime_checkable
 class Selection(Protocol):
     """Stage 6: which answers form the group that advantages compare (`herl.selection`)."""
 
