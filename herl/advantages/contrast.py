@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from statistics import pvariance
+from statistics import fmean
 
 from herl.advantages.emphasis import Emphasis
 from herl.types import Group
@@ -41,7 +41,9 @@ class Contrast(Emphasis):
         after: defaultdict[str, float] = defaultdict(float)
         for criterion in rubric.criteria:
             values = [member[criterion.id] for member in good if criterion.id in member]
-            found[criterion.id] = abs(criterion.weight) * (pvariance(values) if values else 0.0)
+            mean = fmean(values) if values else 0.0
+            variance = fmean((value - mean) ** 2 for value in values) if values else 0.0
+            found[criterion.id] = abs(criterion.weight) * variance
             before[criterion.category] += abs(criterion.weight)
             after[criterion.category] += found[criterion.id]
         return {

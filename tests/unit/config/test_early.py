@@ -128,7 +128,10 @@ def test_nothing_heavy_is_imported(tmp_path):
         (["rollout.attempt.temperature=-1"], "rollout.attempt: expected temperature >= 0"),
         (["rollout.attempt.temperature=warm", "seed=x"], "rollout.attempt.temperature: expected a number"),
         (["emphasis=dropout", "emphasis.rate=1.5"], "emphasis.rate: expected a share"),
-        (["advantages=by_criterion", "advantages.scale=group_std"], "advantages.scale: expected batch_std or none"),
+        (
+            ["advantages=by_criterion", "advantages.scale=group_std"],
+            "advantages.scale: expected batch_std or none",
+        ),
         (["selection.joins=all"], "selection.joins: expected better or new, got 'all'"),
         (["judge=llm"], "judge.chat.base_url: expected a value, got none"),
         (["judge=llm", "judge.chat.base_url=localhost:8000", "judge.chat.model=m"], "expected a URL such as"),
