@@ -25,8 +25,11 @@ class ByCriterion:
     a member whose verdict abstained, and where all agree, z is 0. Weights are those of the rubric:
     `aggregation` shapes the reward, which selection and curves go on to use, but not these advantages.
 
-    A bonus, minus the group's mean bonus, is added to a as it is: a unit of reward counts as one standard
-    deviation of a criterion with all the weight. It is never divided by its own deviation.
+    A bonus, minus the mean bonus of the group, is added to a without being normalized: 1 of it counts as one
+    standard deviation of a criterion with all the weight. So a tiny bonus stays tiny, whatever else differs.
+    Whether a group carries a signal is decided without it (`bonus.in_flat_groups`).
+
+    Like those of `batch_std` in `group_advantages`, the groups are those of all ranks.
 
     Args:
         scale: `batch_std` divides by the unbiased standard deviation over the batch, without groups that

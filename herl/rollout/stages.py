@@ -154,7 +154,21 @@ class Stages:
             raise ConfigError(
                 "replay.of=revisions needs hindsight; use replay.of=best, or choose a hindsight builder"
             )
+        if self._joins_new and not self.adds_answers:
+            raise ConfigError(
+                "selection.joins=new needs answers that may join: choose a hindsight builder or "
+                "replay=buffer, or use selection.joins=better"
+            )
         self.check_verdicts()
+
+    @property
+    def _joins_new(self) -> bool:
+        return bool(getattr(self.selection, "keywords", {}).get("joins") == "new")
+
+    @property
+    def adds_answers(self) -> bool:
+        """Whether there may be more answers than attempts."""
+        return self.hindsight.revises or not isinstance(self.replay, NoReplay)
 
     def check_verdicts(self) -> None:
         """Checks that the judge gives verdicts if hindsight, advantages or selection need them.
@@ -165,7 +179,7 @@ class Stages:
         needed = {
             "hindsight": self.hindsight.needs_verdicts,
             "advantages": needs_verdicts(self.advantages),
-            "selection": getattr(self.selection, "keywords", {}).get("joins") == "new",
+            "selection": self._joins_new,
         }
         check_gives_verdicts(self.judge_runner.judge, needed)
 
@@ -203,7 +217,7 @@ def check_signal(stages: Stages) -> None:
     """
     check_takes_groups(stages.advantages)
     count = stages.plan.attempts_per_prompt
-    joined = stages.hindsight.revises or not isinstance(stages.replay, NoReplay)
+    joined = stages.adds_answers
     for better in (0.0, 0.5) if joined else (0.0,):
         for scale in (1.0, 100.0):  # a threshold may fit rewards beyond 1
             if any(_trial(stages, [scale * (i + 1) / count for i in range(count)], better * scale)):

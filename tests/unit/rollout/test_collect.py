@@ -16,6 +16,7 @@ from herl.judge import JudgeRunner
 from herl.judge.rule import RuleJudge
 from herl.metrics.collection import collection_metrics
 from herl.models.chat_template import render
+from herl.replay import ReplayBuffer
 from herl.rollout.collect import collect
 from herl.rollout.stages import RolloutPlan, Stages, check_signal, trial_advantages
 from herl.sampler.scripted import ScriptedSampler
@@ -145,7 +146,11 @@ def test_a_function_of_rewards_is_refused_before_a_model_loads(stages):
             "advantages needs .* with emphasis=none",
         ),
         (
-            {"hindsight": NoHindsight(), "selection": partial(form_group, joins="new")},
+            {
+                "hindsight": NoHindsight(),
+                "replay": ReplayBuffer(of="best"),
+                "selection": partial(form_group, joins="new"),
+            },
             "selection needs .* use selection.joins=better",
         ),
     ],
@@ -157,6 +162,13 @@ def test_a_holistic_judge_is_refused_where_verdicts_are_needed(stages, parts, in
         stages(judge=judge, **parts)
     judge.holistic = False
     stages(judge=judge, **parts)
+
+
+def test_new_criteria_need_answers_that_may_join(stages):
+    with pytest.raises(
+        ConfigError, match=r"selection.joins=new needs answers that may join: .*replay=buffer"
+    ):
+        stages(selection=partial(form_group, joins="new"), hindsight=NoHindsight())
 
 
 @pytest.mark.parametrize(
