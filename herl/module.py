@@ -20,13 +20,13 @@ from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.trainer.states import TrainerFn
 from transformers import PreTrainedModel
 
-from herl.advantages import group_advantages
+from herl.advantages import Advantages, group_advantages
 from herl.bonus import BonusReward, NoBonus
 from herl.clock import PhaseClock
 from herl.distributed import together
 from herl.hindsight import HindsightBuilder, NoHindsight
 from herl.hindsight.gate import gated
-from herl.judge import Judge, JudgeRunner
+from herl.judge import Judge, JudgeRunner, needs_verdicts
 from herl.metrics.collection import collection_counts
 from herl.metrics.heldout import heldout_metrics
 from herl.metrics.report import log_to_lightning
@@ -39,7 +39,7 @@ from herl.replay import NoReplay, Replay
 from herl.rollout.collect import collect
 from herl.rollout.improve import check_rounds
 from herl.rollout.run_state import restore, run_state, saved_state
-from herl.rollout.stages import Advantages, RolloutPlan, Selection, Stages, check_signal, trial_advantages
+from herl.rollout.stages import RolloutPlan, Selection, Stages, check_signal, trial_advantages
 from herl.rollout.validate import HeldOut, check_attempts, validate
 from herl.sampler import Sampler
 from herl.selection import form_group
@@ -126,7 +126,7 @@ class HerlModule(L.LightningModule):
         self.stages = Stages(
             tokenizer=model.tokenizer(),
             sampler=sampler,
-            judge_runner=judge_runner(judge, needs_verdicts=hindsight.needs_verdicts),
+            judge_runner=judge_runner(judge, needs_verdicts=needs_verdicts(hindsight, advantages)),
             plan=(rollout or RolloutPlan()).within(model.max_tokens()),
             selection=selection,
             advantages=advantages,

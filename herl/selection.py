@@ -15,6 +15,7 @@ from typing import Literal
 from herl.types import Judged, Member, Task
 
 Placement = Literal["append", "replace_worst", "replace_random"]
+Joins = Literal["better", "new"]
 
 
 def form_group(
@@ -26,6 +27,7 @@ def form_group(
     *,
     top_n: int = 1,
     strict: bool = True,
+    joins: Joins = "better",
     placement: Placement = "replace_worst",
     fallback_copies: bool = False,
 ) -> list[Member]:
@@ -40,6 +42,9 @@ def form_group(
         top_n: Maximum number of revisions that join.
         strict: Whether a revision must beat the best attempt or may tie with it. Allowing ties lets in
             verbatim copies of the draft.
+        joins: `better` admits revisions by their reward alone. With `new` a revision may also join because it
+            fulfills a criterion that no attempt does, whatever its reward; the best still come first.
+            `advantages=by_criterion` never gives such a revision a negative advantage.
         placement: `append` grows the group, `replace_worst` overwrites the worst attempts,
             `replace_random` overwrites any of them, even the best (reference code).
         fallback_copies: Whether a copy of the best attempt overwrites a random slot if revisions were made
@@ -56,6 +61,13 @@ def form_group(
     >>> tie = make_judged(0.6, id="r", parent_id="a0")
     >>> [m.judged.rollout.id for m in form_group(make_task(), attempts, [tie], {}, seed=0)]
     ['a0', 'a1', 'a2']
+
+    The attempts say nothing of the river, which is worth 2 of 5 points.
+
+    >>> attempts = [make_judged(0.6, id="a0", met={"fish": True, "river": False})]
+    >>> new = make_judged(0.4, id="r", parent_id="a0", met={"fish": False, "river": True})
+    >>> form_group(make_task(), attempts, [new], {}, seed=0, joins="new", placement="append")[1].reward
+    0.4
     """
     members = [
         Member(judged=judged, reward=judged.reward, bonus=bonuses.get(judged.rollout.id, 0.0))
@@ -64,7 +76,14 @@ def form_group(
     if not members or not revisions:
         return members
     best = max(member.reward for member in members)
-    qualified = [r for r in revisions if r.reward > best or (not strict and r.reward >= best)]
+    verdicts = [attempt.judgement.verdicts for attempt in attempts]
+    qualified = [
+        revision
+        for revision in revisions
+        if revision.reward > best
+        or (not strict and revision.reward >= best)
+        or (joins == "new" and task.rubric.fulfilled_first(revision.judgement.verdicts, verdicts))
+    ]
     chosen = sorted(qualified, key=attrgetter("reward"), reverse=True)[:top_n]
     joining = [Member(judged=revision, reward=revision.reward) for revision in chosen]
     made = any(revision.rollout.origin == "hindsight" for revision in revisions)

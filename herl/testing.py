@@ -14,17 +14,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from herl.advantages import Advantages, check_takes_groups
+from herl.advantages.emphasis import Emphasis
 from herl.bonus import BonusReward
 from herl.errors import JudgeError
 from herl.hindsight import HindsightBuilder
 from herl.judge.base import Judge
-from herl.rollout.stages import Advantages, Selection
+from herl.rollout.stages import Selection
 from herl.sampler import Sampler, StreamingSampler
 from herl.types import (
     Criterion,
     Experience,
+    Group,
     Judged,
     Judgement,
+    Member,
     Rollout,
     Rubric,
     SampleRequest,
@@ -106,6 +110,28 @@ def make_judged(
     return Judged(
         rollout=rollout,
         judgement=Judgement(rollout_id=rollout.id, verdicts=verdicts, reward=reward),
+    )
+
+
+def make_group(*answers: Judged, task: Task | None = None, bonuses: Sequence[float] = ()) -> Group:
+    """Returns a group whose members are these answers, which all have a reward.
+
+    Args:
+        answers: Those with a parent are revisions.
+        task: The prompt; that of `make_task` by default.
+        bonuses: Bonus of each answer; none by default.
+    """
+    paid = bonuses or [0.0] * len(answers)
+    return Group(
+        id="group",
+        task=task or make_task(),
+        prompt_ids=(1, 2, 3),
+        attempts=tuple(answer for answer in answers if answer.rollout.parent_id is None),
+        revisions=tuple(answer for answer in answers if answer.rollout.parent_id is not None),
+        members=tuple(
+            Member(judged=answer, reward=answer.reward, bonus=bonus)
+            for answer, bonus in zip(answers, paid, strict=True)
+        ),
     )
 
 
@@ -273,16 +299,39 @@ def check_selection(selection: Selection) -> None:
 
 
 def check_advantages(advantages: Advantages) -> None:
-    """Asserts that advantages are finite, one for each member of each group, an empty group included.
+    """Asserts that advantages are finite, one for each member of each group, an empty group included, and the
+    same whenever they are computed.
 
     Raises:
         AssertionError: says which part of the contract is broken.
     """
-    rewards = [[0.0, 0.5, 1.0], [], [0.5, 0.5]]
-    found = advantages(rewards, [[True, True, False], [], [True, True]])
+    check_takes_groups(advantages)
+    answers = [
+        make_judged(0.0, met={"fish": False, "river": False}),
+        make_judged(0.6, met={"fish": True, "river": None}),
+        make_judged(1.0, met={"fish": True, "river": True}, id="group/0/0", parent_id="group/0"),
+    ]
+    groups = [make_group(*answers), make_group(), make_group(answers[1], answers[1])]
+    found = advantages(groups, 0)
     counts = [len(group) for group in found]
     assert counts == [3, 0, 2], f"expected one advantage for each member, 3, 0 and 2, got {counts}"
     assert all(abs(value) < float("inf") for group in found for value in group), "expected finite advantages"
+    assert advantages(groups, 0) == found, "the same seed must give the same advantages"
+
+
+def check_emphasis(emphasis: Emphasis) -> None:
+    """Asserts that an emphasis gives criteria of the rubric finite weights of at least 0, by the seed alone.
+
+    Raises:
+        AssertionError: says which part of the contract is broken.
+    """
+    fish = make_judged(0.6, met={"fish": True, "river": False})
+    river = make_judged(0.4, met={"fish": None, "river": True})
+    for group in (make_group(fish, river), make_group(fish, fish), make_group()):
+        weights = emphasis.weights(group, 0)
+        assert set(weights) <= {"fish", "river"}, f"expected weights of criteria only, got {weights}"
+        assert all(0.0 <= one < float("inf") for one in weights.values()), f"expected weights, got {weights}"
+        assert emphasis.weights(group, 0) == weights, "the same seed must give the same weights"
 
 
 def check_lost_weights(sampler: Sampler, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:

@@ -28,7 +28,7 @@ The words, with TRL's / verl's terms where they have one:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -71,6 +71,18 @@ class Criterion:
         """Whether the verdict `met` fulfills the author's wish."""
         return met != self.undesirable
 
+    def goodness(self, verdict: Verdict) -> float:
+        """Returns how well the wish is fulfilled, in [0, 1]. The verdict must not be an abstention.
+
+        >>> advert = Criterion(id="advert", text="Advertises a zoo.", weight=-4.0, undesirable=True)
+        >>> advert.goodness(Verdict(criterion_id="advert", met=False))
+        1.0
+        >>> advert.goodness(Verdict(criterion_id="advert", met=True, score=0.75))
+        0.25
+        """
+        value = float(bool(verdict.met)) if verdict.score is None else verdict.score
+        return 1.0 - value if self.undesirable else value
+
     @property
     def unfulfilled(self) -> bool:
         """The verdict `met` of an answer that fulfills nothing, e.g. because it breaks its check."""
@@ -90,6 +102,32 @@ class Rubric:
             criterion.id: criterion.good(answer)
             for criterion in self.criteria
             if (answer := met.get(criterion.id)) is not None
+        }
+
+    def goodness(self, verdicts: Sequence[Verdict]) -> dict[str, float]:
+        """Returns, by criterion id, how well its wish is fulfilled. Abstentions are left out."""
+        judged = {verdict.criterion_id: verdict for verdict in verdicts if verdict.met is not None}
+        return {
+            criterion.id: criterion.goodness(judged[criterion.id])
+            for criterion in self.criteria
+            if criterion.id in judged
+        }
+
+    def fulfilled_first(self, verdicts: Sequence[Verdict], others: Iterable[Sequence[Verdict]]) -> set[str]:
+        """Returns the ids of criteria that an answer fulfills and none of the others does.
+
+        Each was judged on at least one of the others; where all of them abstained, nothing is known. Criteria
+        with weight 0 are left out.
+        """
+        known = [self.fulfilled(other) for other in others]
+        mine = self.fulfilled(verdicts)
+        return {
+            criterion.id
+            for criterion in self.criteria
+            if criterion.weight
+            and mine.get(criterion.id)
+            and any(criterion.id in other for other in known)
+            and not any(other.get(criterion.id) for other in known)
         }
 
 

@@ -8,8 +8,10 @@ from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 
 from herl import BonusReward, ConfigError, HindsightBuilder, Judge, Replay, Sampler
+from herl.advantages.emphasis import EmphasizedAdvantages
 from herl.cli.commands import _benchmarked
 from herl.config.check import check, conf_dir
+from herl.judge import needs_verdicts
 from herl.update.loss.base import Loss
 from herl.update.loss.policy import PolicyLoss
 from herl.update.loss.sft import LikelihoodLoss
@@ -75,6 +77,18 @@ def test_a_benchmark_goes_with_every_experiment(experiment, monkeypatch):
     )
     assert list(benchmarked.further_judges) == ["loose"]
     assert OmegaConf.is_interpolation(config.module, "judge"), "the given configuration is unchanged"
+
+
+def test_an_emphasis_goes_with_all_advantages_that_compare_answers():
+    for emphasis in choices("emphasis"):
+        for advantages in ("group", "by_criterion"):
+            config = composed(
+                "fit", f"advantages={advantages}", f"emphasis={emphasis}", "selection.joins=new"
+            )
+            check(config)
+            made = instantiate(config.module.advantages)
+            assert isinstance(made, EmphasizedAdvantages) == (emphasis != "none")
+            assert needs_verdicts(made) == (emphasis != "none" or advantages == "by_criterion")
 
 
 def test_several_loggers_write_at_once():
@@ -197,13 +211,15 @@ def test_the_config_of_a_loss_makes_that_loss():
 
 
 def test_all_mistakes_are_reported_at_once_and_each_once():
-    config = composed("fit", "loss.clip_low=wide", "+optimizer.lrr=1", "module.warmup_steps=many")
+    config = composed(
+        "fit", "loss.clip_low=wide", "+optimizer.lrr=1", "module.warmup_steps=many", "advantages.scale=no"
+    )
     with pytest.raises(ConfigError) as error:
         check(config)
     said = str(error.value).splitlines()
-    assert said[0] == "3 mistakes:"
+    assert said[0] == "4 mistakes:"
     assert sorted(line.split(":")[0].strip() for line in said[1:]) == [
-        "loss.clip_low", "module.warmup_steps", "optimizer.lrr",
+        "advantages.scale", "loss.clip_low", "module.warmup_steps", "optimizer.lrr",
     ]  # fmt: skip
 
 

@@ -74,7 +74,10 @@ LAYOUT: dict[str, dict[str, list[Any]]] = {
         "Tokens clipped below": _chart("update/clip_fraction_low"),
         "Tokens clipped above": _chart("update/clip_fraction_high"),
         "Share of groups without signal": _chart("train/zero_signal_groups"),
-        "Number of groups, over which this is": _chart("train/groups"),
+        "Groups in which a criterion is fulfilled only by answers with a negative advantage": _chart(
+            "criteria/suppressed"
+        ),
+        "Number of groups, over which these are": _chart("train/groups"),
         "Truncated attempts": _chart("train/truncated"),
         "Abstained verdicts": _chart("train/abstained"),
     },

@@ -45,8 +45,15 @@ def check(config: DictConfig) -> None:
         problem for key, value in plain.items() for problem in _node_problems(str(key), value, config)
     ]
     # A node that interpolates another repeats its mistakes: each is reported once.
-    if found := list(dict.fromkeys(p for p in problems if p.partition(".")[2] not in problems)):
+    if found := list(dict.fromkeys(p for p in problems if not _repeats(p, problems))):
         raise ConfigError(mistakes(found))
+
+
+def _repeats(problem: str, problems: Sequence[str]) -> bool:
+    """Whether a problem is another one under a longer key, such as module.advantages.emphasis.rate."""
+    key, colon, message = problem.partition(": ")
+    names = key.split(".")
+    return any(".".join(names[start:]) + colon + message in problems for start in range(1, len(names)))
 
 
 def mistakes(found: Sequence[str]) -> str:

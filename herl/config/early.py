@@ -26,7 +26,7 @@ from herl.data.rows import HUB
 from herl.data.sources import read_tasks
 from herl.data.split import NO_PROMPTS, split_off
 from herl.errors import ConfigError, DataError, HerlError
-from herl.judge.base import NEEDS_VERDICTS, Judge
+from herl.judge.base import Judge, check_gives_verdicts, needs_verdicts
 from herl.judge.check_rows import check_rows
 from herl.models.push import check_push
 from herl.models.source import check_source
@@ -48,6 +48,7 @@ LIGHT_PARTS = (
     "herl.types.",
     "herl.rollout.stages.",
     "herl.hindsight.",
+    "herl.advantages.",
     "herl.bonus.",
     "herl.judge.llm.endpoint.",
 )
@@ -155,8 +156,10 @@ def _check_rows(config: DictConfig) -> None:
     if not splits:
         return
     check_rows(splits, made)
-    if made.holistic and _needs_verdicts(config):
-        raise ConfigError(NEEDS_VERDICTS)
+    needed = {"hindsight": _needs_verdicts(config, "hindsight")}
+    needed["advantages"] = _needs_verdicts(config, "advantages") or _needs_verdicts(config, "emphasis")
+    needed["selection"] = OmegaConf.select(config, "selection.joins") == "new"
+    check_gives_verdicts(made, needed)
 
 
 def _check_split(data: Mapping[Any, Any], splits: Mapping[str, Sequence[Task]]) -> None:
@@ -216,6 +219,6 @@ def _made(node: DictConfig) -> Judge:
     return made
 
 
-def _needs_verdicts(config: DictConfig) -> bool:
-    target = str(OmegaConf.select(config, "hindsight._target_"))
-    return target.startswith("herl.") and bool(configured("hindsight._target_", target).needs_verdicts)
+def _needs_verdicts(config: DictConfig, part: str) -> bool:
+    target = str(OmegaConf.select(config, f"{part}._target_"))
+    return target.startswith("herl.") and needs_verdicts(configured(f"{part}._target_", target))

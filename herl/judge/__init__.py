@@ -18,8 +18,8 @@ To write your own, subclass `Judge`, return `self.verdict_sum(task, rollout, ver
 a file in a `judge/` folder of your configuration (README, "Write a plug-in").
 """
 
-from herl.judge.base import Aggregation, Judge
+from herl.judge.base import Aggregation, Judge, needs_verdicts
 from herl.judge.budget import Budget
 from herl.judge.runner import JudgeRunner
 
-__all__ = ["Aggregation", "Budget", "Judge", "JudgeRunner"]
+__all__ = ["Aggregation", "Budget", "Judge", "JudgeRunner", "needs_verdicts"]

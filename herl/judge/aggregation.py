@@ -23,25 +23,11 @@ CATEGORY_WEIGHTS = {"essential": 1.0, "important": 0.7, "optional": 0.3, "pitfal
 """Category weights from Rubrics as Rewards (arXiv:2507.17746)."""
 
 
-def goodness(criterion: Criterion, verdict: Verdict) -> float:
-    """Returns how well a criterion is fulfilled, in [0, 1]. The verdict must not be an abstention.
-
-    >>> advert = Criterion(id="advert", text="Advertises a zoo.", weight=-4.0, undesirable=True)
-    >>> goodness(advert, Verdict(criterion_id="advert", met=False))
-    1.0
-    >>> goodness(advert, Verdict(criterion_id="advert", met=True, score=0.75))
-    0.25
-    """
-    value = float(bool(verdict.met)) if verdict.score is None else verdict.score
-    return 1.0 - value if criterion.undesirable else value
-
-
 def _judged(rubric: Rubric, verdicts: Sequence[Verdict]) -> Iterator[tuple[Criterion, float]]:
-    by_id = {verdict.criterion_id: verdict for verdict in verdicts}
+    good = rubric.goodness(verdicts)
     for criterion in rubric.criteria:
-        verdict = by_id.get(criterion.id)
-        if verdict is not None and verdict.met is not None:
-            yield criterion, goodness(criterion, verdict)
+        if criterion.id in good:
+            yield criterion, good[criterion.id]
 
 
 def _points(weight: float, good: float) -> float:

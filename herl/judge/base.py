@@ -8,17 +8,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from herl.errors import DataError, JudgeError
+from herl.errors import ConfigError, DataError, JudgeError
 from herl.judge.aggregation import weighted
 from herl.judge.budget import Budget
 from herl.types import Judgement, Rollout, Rubric, Task, Verdict
 
 NO_ANSWER = "the thinking never ended, so there is no answer"
-NEEDS_VERDICTS = (
-    "judge: hindsight needs verdicts on each criterion, but a holistic judge gives one score for the whole "
-    "answer: use algorithm=grpo, or a judge with verdicts (another judge.mode of judge=llm; a function that "
-    "returns {'criterion id': True, ...} for rows with a rubric)"
-)
+INSTEAD = {
+    "hindsight": "algorithm=grpo",
+    "advantages": "advantages=group with emphasis=none",
+    "selection": "selection.joins=better",
+}
+"""What needs no verdicts, by the setting that may need them."""
 
 
 class Aggregation(Protocol):
@@ -119,6 +120,29 @@ class Judge(ABC):
             verdicts=tuple(verdicts),
             reward=self.aggregation(task.rubric, verdicts),
             usage=usage or {},
+        )
+
+
+def needs_verdicts(*parts: object) -> bool:
+    """Whether one of these components has a `needs_verdicts` that is true: rewards alone do not do for it."""
+    return any(getattr(part, "needs_verdicts", False) for part in parts)
+
+
+def check_gives_verdicts(judge: Judge, needed: Mapping[str, bool]) -> None:
+    """Checks that a judge gives verdicts on each criterion if some part of the run needs them.
+
+    Args:
+        judge: The judge.
+        needed: By the keys of `INSTEAD`, whether that part of the run needs verdicts.
+
+    Raises:
+        ConfigError: a part needs them, and the judge is holistic.
+    """
+    for part in (name for name, needs in needed.items() if needs and judge.holistic):
+        raise ConfigError(
+            f"judge: {part} needs verdicts on each criterion, but a holistic judge gives one score for the "
+            f"whole answer: use {INSTEAD[part]}, or a judge with verdicts (another judge.mode of judge=llm; "
+            "a function that returns {'criterion id': True, ...} for rows with a rubric)"
         )
 
 

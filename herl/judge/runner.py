@@ -50,7 +50,8 @@ class JudgeRunner:
         max_cannot_tell: Largest share of an answer's verdicts, in [0, 1], on which the judge may say that it
             cannot tell. More is an alarm, since the reward then rests on the few other verdicts.
         budget: Limits on the cost of judging in the whole run; None for no limits.
-        needs_verdicts: Whether a reward without verdicts counts as a failure, since hindsight cannot use it.
+        needs_verdicts: Whether a reward without verdicts counts as a failure, since hindsight or advantages
+            cannot use it.
     """
 
     def __init__(

@@ -30,6 +30,7 @@ def collection_metrics(collection: Collection, policy_version: int = 0) -> dict[
             any(is_perfect(group.task, one) for one in group.attempts) for group in groups
         ],
         "train/zero_signal_groups": [not any(group.advantages) for group in groups],
+        "criteria/suppressed": [told for group in groups for told in _suppresses(group)],
         "train/identical_groups": [
             len({one.rollout.token_ids for one in group.attempts}) == 1 < len(group.attempts)
             for group in groups
@@ -107,6 +108,21 @@ def _turned(task: Task, draft: Judged, revision: Judged) -> list[tuple[str, bool
     before, after = fulfilled(task, draft), fulfilled(task, revision)
     both = [(before[key], after[key]) for key in before if key in after]
     return [("broken", not now) if then else ("mended", now) for then, now in both]
+
+
+def _suppresses(group: Group) -> list[bool]:
+    """Whether the policy unlearns a criterion: all members that fulfill it have a negative advantage.
+
+    Empty if no member has a verdict.
+    """
+    pushed_down: dict[str, bool] = {}
+    judged = False
+    for member, advantage in zip(group.members, group.advantages, strict=True):
+        good = fulfilled(group.task, member.judged)
+        judged = judged or bool(good)
+        for name in (name for name, met in good.items() if met):
+            pushed_down[name] = pushed_down.get(name, True) and advantage < 0.0
+    return [any(pushed_down.values())] if judged else []
 
 
 def _gradient_share(experiences: Sequence[Experience]) -> list[float]:

@@ -52,7 +52,7 @@ def collect(tasks: Sequence[Task], stages: Stages, key: Key, clock: PhaseClock |
     """
     opened, over_long = open_groups(tasks, stages, ":".join(map(str, key)))
     answered, revisions_over_long = attempt_and_revise(opened, stages, key, clock or PhaseClock())
-    groups = compare(settle(answered, stages, key), stages)
+    groups = compare(settle(answered, stages, key), stages, derive_seed(*key, "advantages"))
     return Collection(
         groups=tuple(groups),
         experiences=tuple(e for group in groups for e in _experiences(group, stages.plan)),
@@ -101,27 +101,29 @@ def settle(groups: Sequence[Group], stages: Stages, key: Key) -> list[Group]:
     return settled
 
 
-def compare(groups: Sequence[Group], stages: Stages) -> list[Group]:
+def compare(groups: Sequence[Group], stages: Stages, seed: int) -> list[Group]:
     """Stage 7: adds the advantages.
 
     Whether a group carries a signal is decided on the rewards without the bonus (`bonus.in_flat_groups`).
     """
-    is_attempt = [[member.origin == "policy" for member in group.members] for group in groups]
     paid = [any(member.bonus for member in group.members) for group in groups]
     alone = [False] * len(groups)
     if any(paid):
-        unpaid = stages.advantages([[m.reward for m in group.members] for group in groups], is_attempt)
+        unpaid = stages.advantages([_without_bonus(group) for group in groups], seed)
         alone = [has_bonus and not any(values) for has_bonus, values in zip(paid, unpaid, strict=True)]
-    # Rewards without the bonus keep such a group out of a scale over the whole batch, too.
-    drop = [only and not stages.bonus.in_flat_groups for only in alone]
-    rewards = [
-        [member.reward if without else member.total for member in group.members]
-        for group, without in zip(groups, drop, strict=True)
+    # Without the bonus such a group stays out of a scale over the whole batch, too.
+    compared = [
+        _without_bonus(group) if only and not stages.bonus.in_flat_groups else group
+        for group, only in zip(groups, alone, strict=True)
     ]
     return [
         replace(group, advantages=tuple(values), bonus_alone=only)
-        for group, values, only in zip(groups, stages.advantages(rewards, is_attempt), alone, strict=True)
+        for group, values, only in zip(groups, stages.advantages(compared, seed), alone, strict=True)
     ]
+
+
+def _without_bonus(group: Group) -> Group:
+    return replace(group, members=tuple(replace(member, bonus=0.0) for member in group.members))
 
 
 def _revise(group: Group, stages: Stages, key: Key) -> RevisionRequests:

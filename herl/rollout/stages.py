@@ -5,18 +5,31 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
+from herl.advantages import Advantages, check_takes_groups
 from herl.bonus import BonusReward, NoBonus
 from herl.distributed import gather, together
 from herl.errors import ConfigError
 from herl.hindsight import HindsightBuilder, NoHindsight
 from herl.judge import JudgeRunner
-from herl.judge.base import NEEDS_VERDICTS
+from herl.judge.base import check_gives_verdicts, needs_verdicts
 from herl.models.chat_template import Today
 from herl.replay import NoReplay, Replay
 from herl.sampler import Sampler
-from herl.types import Judged, Judgement, Member, Rollout, Rubric, SampleRequest, Sampling, Task
+from herl.types import (
+    Criterion,
+    Group,
+    Judged,
+    Judgement,
+    Member,
+    Rollout,
+    Rubric,
+    SampleRequest,
+    Sampling,
+    Task,
+    Verdict,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -25,6 +38,7 @@ logger = logging.getLogger(__name__)
 TrainingContext = Literal["original", "hindsight", "both"]
 
 
+@runtime_checkable
 class Selection(Protocol):
     """Stage 6: which answers form the group that advantages compare (`herl.selection`)."""
 
@@ -44,22 +58,6 @@ class Selection(Protocol):
             revisions: Revisions of some attempts, and replayed answers, that could be judged.
             bonuses: Bonus of each revised attempt, by rollout id.
             seed: All randomness is a hash of it.
-        """
-        ...
-
-
-class Advantages(Protocol):
-    """Stage 7: the rewards of all groups of a batch -> advantages (`herl.advantages`)."""
-
-    def __call__(
-        self, rewards: Sequence[Sequence[float]], is_attempt: Sequence[Sequence[bool]]
-    ) -> list[list[float]]:
-        """Returns one advantage for each member of each group.
-
-        Args:
-            rewards: Reward of each member, with its bonus unless that is the only difference. A batch with
-                bonuses is compared twice (`herl.rollout.collect.compare`), so this must be a pure function.
-            is_attempt: Whether each member is an attempt; False for revisions and replayed answers.
         """
         ...
 
@@ -156,16 +154,34 @@ class Stages:
             raise ConfigError(
                 "replay.of=revisions needs hindsight; use replay.of=best, or choose a hindsight builder"
             )
+        if self._joins_new and not self.adds_answers:
+            raise ConfigError(
+                "selection.joins=new needs answers that may join: choose a hindsight builder or "
+                "replay=buffer, or use selection.joins=better"
+            )
         self.check_verdicts()
 
+    @property
+    def _joins_new(self) -> bool:
+        return bool(getattr(self.selection, "keywords", {}).get("joins") == "new")
+
+    @property
+    def adds_answers(self) -> bool:
+        """Whether there may be more answers than attempts."""
+        return self.hindsight.revises or not isinstance(self.replay, NoReplay)
+
     def check_verdicts(self) -> None:
-        """Checks that the judge gives verdicts if hindsight needs them.
+        """Checks that the judge gives verdicts if hindsight, advantages or selection need them.
 
         Raises:
             ConfigError: the judge is holistic.
         """
-        if self.judge_runner.judge.holistic and self.hindsight.needs_verdicts:
-            raise ConfigError(NEEDS_VERDICTS)
+        needed = {
+            "hindsight": self.hindsight.needs_verdicts,
+            "advantages": needs_verdicts(self.advantages),
+            "selection": self._joins_new,
+        }
+        check_gives_verdicts(self.judge_runner.judge, needed)
 
     def open(self) -> None:
         """Opens the judge runner, and agrees with the other ranks on the run's date."""
@@ -197,10 +213,11 @@ def check_signal(stages: Stages) -> None:
     replay, the same with answers that beat them all.
 
     Raises:
-        ConfigError: the policy would never be updated.
+        ConfigError: the policy would never be updated, or advantages expect something else than groups.
     """
+    check_takes_groups(stages.advantages)
     count = stages.plan.attempts_per_prompt
-    joined = stages.hindsight.revises or not isinstance(stages.replay, NoReplay)
+    joined = stages.adds_answers
     for better in (0.0, 0.5) if joined else (0.0,):
         for scale in (1.0, 100.0):  # a threshold may fit rewards beyond 1
             if any(_trial(stages, [scale * (i + 1) / count for i in range(count)], better * scale)):
@@ -228,23 +245,35 @@ def trial_advantages(stages: Stages) -> list[float]:
 
 
 def _trial(stages: Stages, rewards: Sequence[float], better: float = 0.0) -> list[float]:
-    """The advantages of a made-up group with these attempts. If `better` is above 0, a revision joins that
-    earns this much more than the best attempt."""
-    task = Task(id="trial", messages=(), rubric=Rubric(criteria=()))
+    """The advantages of a made-up group with these attempts, each of which fulfills one criterion more.
+
+    If `better` is above 0, a revision joins that earns this much more than the best attempt and fulfills all
+    criteria.
+    """
+    criteria = [Criterion(id=str(i), text="trial") for i in range(len(rewards) - (not better))]
+    task = Task(id="trial", messages=(), rubric=Rubric(criteria=tuple(criteria)))
     request = SampleRequest(
         task_id=task.id, group_id=task.id, prompt_ids=(), n=1, sampling=stages.plan.attempt, seed=0
     )
-    attempts = [_made_up(request, index, reward) for index, reward in enumerate(rewards)]
+    attempts = [_made_up(request, i, reward, criteria, fulfilled=i) for i, reward in enumerate(rewards)]
     revisions = []
     if better:
         asked = replace(request, parent_id=attempts[-1].rollout.id)
-        revisions = [_made_up(asked, 0, max(rewards) + better)]
+        revisions = [_made_up(asked, 0, max(rewards) + better, criteria, fulfilled=len(criteria))]
     members = stages.selection(task, attempts, revisions, {}, 0)
-    origins = [[member.origin == "policy" for member in members]]
-    [advantages] = stages.advantages([[member.total for member in members]], origins)
+    group = Group(
+        id=task.id, task=task, prompt_ids=(), attempts=tuple(attempts), revisions=tuple(revisions),
+        members=tuple(members),
+    )  # fmt: skip
+    [advantages] = stages.advantages([group], 0)
     return advantages
 
 
-def _made_up(request: SampleRequest, index: int, reward: float) -> Judged:
+def _made_up(
+    request: SampleRequest, index: int, reward: float, criteria: Sequence[Criterion], *, fulfilled: int
+) -> Judged:
     rollout = Rollout.answering(request, index, token_ids=(), logprobs=())
-    return Judged(rollout=rollout, judgement=Judgement(rollout_id=rollout.id, verdicts=(), reward=reward))
+    verdicts = tuple(Verdict(criterion_id=one.id, met=i < fulfilled) for i, one in enumerate(criteria))
+    return Judged(
+        rollout=rollout, judgement=Judgement(rollout_id=rollout.id, verdicts=verdicts, reward=reward)
+    )

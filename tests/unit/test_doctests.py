@@ -6,11 +6,14 @@ from importlib import import_module
 import pytest
 
 EXAMPLES = {
+    "herl.types": ["Criterion.goodness"],
     "herl.advantages": ["group_advantages", "ones"],
+    "herl.advantages.by_criterion": ["ByCriterion.__call__"],
+    "herl.advantages.contrast": ["Contrast.weights"],
+    "herl.advantages.emphasis": ["reweighted"],
     "herl.selection": ["form_group", "keep_ranked"],
     "herl.hindsight.candidates": ["tied_best", "top_k", "bottom_k", "all_imperfect"],
     "herl.judge.aggregation": [
-        "goodness",
         "weighted",
         "healthbench",
         "herl_medicine",

@@ -34,6 +34,38 @@ def test_a_worse_revision_never_joins():
     assert totals(members) == [0.2, 0.6, 0.4]
 
 
+@pytest.mark.parametrize(
+    ("met", "joins", "joined"),
+    [
+        ({"fish": False, "river": True}, "new", True),  # no attempt names the river
+        ({"fish": False, "river": True}, "better", False),
+        ({"fish": True, "river": False}, "new", False),
+        ({"fish": True, "river": None}, "new", False),
+        ({"fish": True, "river": False, "rude": False}, "new", True),  # every attempt is rude
+        ({"fish": True, "river": False, "cold": True}, "new", False),  # no attempt could be judged on it
+        ({"fish": True, "river": False, "idle": True}, "new", False),  # it weighs nothing
+    ],
+)
+def test_a_revision_may_join_for_a_criterion_that_no_attempt_fulfills(met, joins, joined):
+    task = make_task({"fish": 3.0, "river": 2.0, "rude": -1.0, "cold": 1.0, "idle": 0.0})
+    verdicts = {"fish": True, "river": False, "rude": True, "cold": None, "idle": False}
+    attempts = [make_judged(0.5, met=verdicts, id=f"group/{i}") for i in range(2)]
+    new = make_judged(0.3, met={"rude": True, "cold": None, "idle": False} | met, id="r", parent_id="group/0")
+    for placement in ("append", "replace_worst"):
+        members = form_group(task, attempts, [new], {}, 0, joins=joins, placement=placement)
+        assert [member.origin for member in members].count("hindsight") == joined
+        assert len(members) == 2 + (joined and placement == "append")
+
+
+def test_a_better_revision_comes_before_a_new_one():
+    task = make_task()
+    attempt = make_judged(0.6, met={"fish": True, "river": False})
+    new = make_judged(0.4, met={"fish": False, "river": True}, id="new", parent_id="group/0")
+    better = make_judged(1.0, met={"fish": True, "river": True}, id="better", parent_id="group/0")
+    members = form_group(task, [attempt], [new, better], {}, 0, joins="new", placement="append")
+    assert [member.judged.rollout.id for member in members] == ["group/0", "better"]
+
+
 def test_append_grows_the_group():
     assert totals(form_group(make_task(), ATTEMPTS, [revision(0.8)], {}, 0, placement="append")) == [
         0.2,
@@ -113,6 +145,7 @@ def test_of_equal_attempts_the_copy_is_of_the_one_that_fulfils_more():
         form_group,
         partial(form_group, strict=False, placement="replace_random", fallback_copies=True),
         partial(form_group, placement="append"),
+        partial(form_group, joins="new"),
         keep_ranked,
         partial(keep_ranked, worst=1),
     ],

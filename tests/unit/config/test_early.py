@@ -52,6 +52,13 @@ def test_hindsight_with_a_function_that_returns_a_number_is_refused(tmp_path, mo
         check_early(made)
     made.hindsight = {"_target_": "herl.hindsight.NoHindsight"}
     check_early(made)
+    for part, needs in (
+        ("advantages", {"advantages": {"_target_": "herl.advantages.by_criterion.ByCriterion"}}),
+        ("advantages", {"emphasis": {"_target_": "herl.advantages.contrast.Contrast"}}),
+        ("selection", {"selection": {"_target_": "herl.selection.form_group", "joins": "new"}}),
+    ):
+        with pytest.raises(ConfigError, match=f"judge: {part} needs verdicts on each criterion"):
+            check_early(OmegaConf.merge(made, needs))
 
 
 def test_what_would_take_long_is_left_to_the_run(tmp_path):
@@ -120,6 +127,12 @@ def test_nothing_heavy_is_imported(tmp_path):
         (["rollout.attempts_per_prompt=0"], "rollout: expected attempts_per_prompt"),
         (["rollout.attempt.temperature=-1"], "rollout.attempt: expected temperature >= 0"),
         (["rollout.attempt.temperature=warm", "seed=x"], "rollout.attempt.temperature: expected a number"),
+        (["emphasis=dropout", "emphasis.rate=1.5"], "emphasis.rate: expected a share"),
+        (
+            ["advantages=by_criterion", "advantages.scale=group_std"],
+            "advantages.scale: expected batch_std or none",
+        ),
+        (["selection.joins=all"], "selection.joins: expected better or new, got 'all'"),
         (["judge=llm"], "judge.chat.base_url: expected a value, got none"),
         (["judge=llm", "judge.chat.base_url=localhost:8000", "judge.chat.model=m"], "expected a URL such as"),
         (["judge=function", "judge.function=no_such.reward"], "judge.function: expected an object from herl"),

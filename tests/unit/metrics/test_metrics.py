@@ -203,6 +203,36 @@ def test_what_revisions_changed():
     assert {name: found[name] for name in expected} == pytest.approx(expected)
 
 
+def test_a_criterion_is_suppressed_where_only_answers_with_a_negative_advantage_fulfill_it():
+    task = make_task({"fish": 3.0, "river": 1.0, "rude": -1.0})
+    both = answer("a", 1.0, fish=True, river=True, rude=True)
+    fish = answer("b", 0.8, fish=True, river=False, rude=True)
+    river = answer("c", 0.3, fish=False, river=True, rude=True)
+    polite = answer("d", 0.2, fish=None, river=None, rude=False)  # fulfilled by not being met
+    score = answer("e", 0.2)  # by a holistic judge
+    cases = [
+        ((fish, river), (1.0, -1.0), True),
+        ((both, river), (1.0, -1.0), False),
+        ((fish, polite), (1.0, -1.0), True),
+        ((fish, polite), (-1.0, 1.0), True),
+        ((fish, river), (0.0, 0.0), False),
+        ((fish, river), (1.0, 0.0), False),
+        ((score, score), (1.0, -1.0), None),
+    ]
+    groups = [
+        Group(
+            id=str(i), task=task, prompt_ids=(1,), advantages=advantages,
+            members=tuple(Member(judged=one, reward=one.reward) for one in answers),
+        )
+        for i, (answers, advantages, _) in enumerate(cases)
+    ]  # fmt: skip
+    for group, (_, _, expected) in zip(groups, cases, strict=True):
+        found = collection_metrics(Collection(groups=(group,), experiences=(), dropped={}))
+        assert found.get("criteria/suppressed") == expected
+    found = collection_metrics(Collection(groups=tuple(groups), experiences=(), dropped={}))
+    assert found["criteria/suppressed"] == 3 / 6
+
+
 def test_rates_of_a_step():
     rollout = make_rollout(token_ids=(1, 2, 3, 4))
     one = make_judged(1.0, rollout=rollout)

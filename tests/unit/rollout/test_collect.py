@@ -5,6 +5,10 @@ import pytest
 
 from herl import NoHindsight, Sampling
 from herl.advantages import group_advantages, ones
+from herl.advantages.by_criterion import ByCriterion
+from herl.advantages.contrast import Contrast
+from herl.advantages.dropout import CriterionDropout
+from herl.advantages.emphasis import emphasized
 from herl.bonus.improvement import ImprovementBonus
 from herl.errors import ConfigError
 from herl.hindsight.revision import RevisionBuilder
@@ -12,8 +16,9 @@ from herl.judge import JudgeRunner
 from herl.judge.rule import RuleJudge
 from herl.metrics.collection import collection_metrics
 from herl.models.chat_template import render
+from herl.replay import ReplayBuffer
 from herl.rollout.collect import collect
-from herl.rollout.stages import RolloutPlan, Stages, check_signal
+from herl.rollout.stages import RolloutPlan, Stages, check_signal, trial_advantages
 from herl.sampler.scripted import ScriptedSampler
 from herl.sampler.transformers import TransformersSampler
 from herl.selection import form_group, keep_ranked
@@ -95,6 +100,75 @@ def test_a_group_that_only_the_bonus_tells_apart_has_no_signal(stages):
         assert collection_metrics(collection)["bonus/alone"] == 1.0
         kept = collect([make_task()], stages(**parts, plan={"keep_flat_groups": True}), (0,))
         assert [one.advantage for one in kept.experiences] == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize(("joins", "joined"), [("better", False), ("new", True)])
+def test_a_new_criterion_joins_and_is_learned_by_criterion(stages, joins, joined):
+    sampler = ScriptedSampler({"task": ["fish", "fish", "fish", "no"]}, {"task": ["river"]})
+    run = stages(
+        sampler=sampler, selection=partial(form_group, joins=joins), advantages=ByCriterion(scale="none")
+    )
+    [group] = collect([make_task()], run, (0,)).groups
+    rewards = [member.reward for member in group.members]
+    assert rewards == ([0.6, 0.6, 0.6, 0.4] if joined else [0.6, 0.6, 0.6, 0.0])
+    advantage = dict(zip([m.judged.rollout.text for m in group.members], group.advantages, strict=True))
+    assert (advantage.get("river") == 0.0) == joined  # it lacks fish, which weighs more, and is spared
+
+
+@pytest.mark.parametrize("count", [1, 2, 8])
+@pytest.mark.parametrize("emphasis", [None, Contrast(), CriterionDropout(0.9)])
+@pytest.mark.parametrize("inner", [group_advantages, ByCriterion()])
+def test_made_up_groups_have_verdicts_to_learn_from(stages, count, emphasis, inner):
+    parts = {"plan": {"attempts_per_prompt": count}, "advantages": emphasized(inner, emphasis)}
+    check_signal(stages(**parts, selection=partial(form_group, placement="append")))
+    if count == 1:
+        with pytest.raises(ConfigError, match="attempts_per_prompt"):
+            check_signal(stages(**parts, hindsight=NoHindsight()))
+    low, *_, high = trial_advantages(stages(**parts, selection=form_group))
+    assert low < 0 < high
+
+
+def test_a_function_of_rewards_is_refused_before_a_model_loads(stages):
+    with pytest.raises(ConfigError, match=r"expected a function of \(groups, seed\)"):
+        check_signal(stages(advantages=lambda rewards, is_attempt: rewards))
+
+
+@pytest.mark.parametrize(
+    ("parts", "instead"),
+    [
+        ({}, "hindsight needs .* use algorithm=grpo"),
+        (
+            {"hindsight": NoHindsight(), "advantages": ByCriterion()},
+            "advantages needs .* use advantages=group",
+        ),
+        (
+            {"hindsight": NoHindsight(), "advantages": emphasized(group_advantages, Contrast())},
+            "advantages needs .* with emphasis=none",
+        ),
+        (
+            {
+                "hindsight": NoHindsight(),
+                "replay": ReplayBuffer(of="best"),
+                "selection": partial(form_group, joins="new"),
+            },
+            "selection needs .* use selection.joins=better",
+        ),
+    ],
+)
+def test_a_holistic_judge_is_refused_where_verdicts_are_needed(stages, parts, instead):
+    judge = RuleJudge()
+    judge.holistic = True
+    with pytest.raises(ConfigError, match=instead):
+        stages(judge=judge, **parts)
+    judge.holistic = False
+    stages(judge=judge, **parts)
+
+
+def test_new_criteria_need_answers_that_may_join(stages):
+    with pytest.raises(
+        ConfigError, match=r"selection.joins=new needs answers that may join: .*replay=buffer"
+    ):
+        stages(selection=partial(form_group, joins="new"), hindsight=NoHindsight())
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,22 @@ from functools import partial
 import numpy as np
 import pytest
 
-from herl.advantages import group_advantages, ones
-from herl.testing import check_advantages
+from herl.advantages import check_takes_groups, group_advantages, ones
+from herl.errors import ConfigError
+from herl.testing import check_advantages, make_group, make_judged
 
 REWARDS = [[0.1, 0.9, 0.4, 0.6], [0.5, 0.5, 0.5], [1.0, 0.0], [0.2]]
 OWN = [[True, True, True, False], [True, True, True], [True, False], [True]]
+
+
+def advantages(rewards, is_attempt, **options):
+    """Those of groups with these rewards."""
+    parents = [[None if attempt else "group/0" for attempt in group] for group in is_attempt]
+    groups = [
+        make_group(*(make_judged(r, parent_id=parent) for r, parent in zip(*group, strict=True)))
+        for group in zip(rewards, parents, strict=True)
+    ]
+    return group_advantages(groups, **options)
 
 
 def naive(rewards, own, scale, baseline, over):
@@ -46,46 +57,49 @@ def naive(rewards, own, scale, baseline, over):
     ),
 )
 def test_equals_the_naive_implementation(scale, baseline, over):
-    got = group_advantages(REWARDS, OWN, scale=scale, baseline=baseline, baseline_over=over)
+    got = advantages(REWARDS, OWN, scale=scale, baseline=baseline, baseline_over=over)
     for values, expected in zip(got, naive(REWARDS, OWN, scale, baseline, over), strict=True):
         assert values == pytest.approx(expected.tolist(), rel=1e-9, abs=1e-12)
 
 
 def test_two_members_get_plus_and_minus_one_over_root_two():
-    [advantages] = group_advantages([[1.0, 0.0]], [[True, True]])
-    assert advantages == pytest.approx([1 / math.sqrt(2), -1 / math.sqrt(2)], rel=1e-5)
+    [found] = advantages([[1.0, 0.0]], [[True, True]])
+    assert found == pytest.approx([1 / math.sqrt(2), -1 / math.sqrt(2)], rel=1e-5)
 
 
 def test_a_group_without_signal_gets_exactly_zero():
-    assert group_advantages([[0.3, 0.3 + 5e-5]], [[True, True]]) == [[0.0, 0.0]]
+    assert advantages([[0.3, 0.3 + 5e-5]], [[True, True]]) == [[0.0, 0.0]]
 
 
 def test_equal_attempts_do_not_blow_up_what_a_revision_stands_out_by():
-    [advantages] = group_advantages(
-        [[0.5, 0.5, 0.5, 0.8]], [[True, True, True, False]], baseline_over="attempts"
-    )
-    assert advantages == pytest.approx([0.0, 0.0, 0.0, 2.0], rel=1e-4)
+    [found] = advantages([[0.5, 0.5, 0.5, 0.8]], [[True, True, True, False]], baseline_over="attempts")
+    assert found == pytest.approx([0.0, 0.0, 0.0, 2.0], rel=1e-4)
 
 
 def test_tolerance_is_where_signal_begins():
-    [below] = group_advantages([[0.30, 0.39]], [[True, True]], tolerance=0.1)
-    [above] = group_advantages([[0.30, 0.41]], [[True, True]], tolerance=0.1)
+    [below] = advantages([[0.30, 0.39]], [[True, True]], tolerance=0.1)
+    [above] = advantages([[0.30, 0.41]], [[True, True]], tolerance=0.1)
     assert below == [0.0, 0.0]
     assert above[1] > 0
 
 
 def test_empty_groups_and_batches_are_fine():
-    assert group_advantages([], []) == []
-    assert group_advantages([[]], [[]]) == [[]]
+    assert advantages([], []) == []
+    assert advantages([[]], [[]]) == [[]]
 
 
 def test_a_group_of_revisions_alone_still_has_a_baseline():
-    [advantages] = group_advantages([[1.0, 0.0]], [[False, False]], baseline_over="attempts", scale="none")
-    assert advantages == [0.5, -0.5]
+    [found] = advantages([[1.0, 0.0]], [[False, False]], baseline_over="attempts", scale="none")
+    assert found == [0.5, -0.5]
+
+
+def test_the_bonus_counts():
+    group = make_group(make_judged(0.5), make_judged(0.4), bonuses=(0.0, 0.3))
+    assert group_advantages([group], scale="none") == [pytest.approx([-0.1, 0.1])]
 
 
 @pytest.mark.parametrize(
-    "advantages",
+    "shipped",
     [
         group_advantages,
         ones,
@@ -93,10 +107,22 @@ def test_a_group_of_revisions_alone_still_has_a_baseline():
         partial(group_advantages, scale="none", baseline_over="attempts"),
     ],
 )
-def test_the_shipped_advantages_keep_the_contract(advantages):
-    check_advantages(advantages)
+def test_the_shipped_advantages_keep_the_contract(shipped):
+    check_advantages(shipped)
 
 
 def test_advantages_that_leave_members_out_break_the_contract():
     with pytest.raises(AssertionError, match="one advantage for each member"):
-        check_advantages(lambda rewards, is_attempt: [group[:1] for group in rewards])
+        check_advantages(lambda groups, seed: [[1.0] * len(group.members[:1]) for group in groups])
+
+
+def test_a_function_that_takes_rewards_is_told_what_changed():
+    def mine(rewards, is_attempt):
+        return rewards
+
+    with pytest.raises(
+        ConfigError, match=r"function of \(groups, seed\), got one of \(rewards, is_attempt\)"
+    ):
+        check_takes_groups(mine)
+    for fine in (group_advantages, partial(ones), lambda groups, seed: []):
+        check_takes_groups(fine)
