@@ -10,6 +10,7 @@ import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -152,8 +153,13 @@ def _check_rows(config: DictConfig) -> None:
     if not splits:
         return
     check_rows(splits, made)
-    if made.holistic and _needs_verdicts(config):
+    if made.holistic and _hindsight(config, "needs_verdicts"):
         raise ConfigError(NEEDS_VERDICTS)
+    if _hindsight(config, "tells") and not any(task.rubric.criteria for task in chain(*splits.values())):
+        raise ConfigError(
+            "hindsight: expected rows with a rubric, which hindsight=told shows to the policy, got none: use "
+            "algorithm=grpo"
+        )
 
 
 def _check_split(data: Mapping[Any, Any], splits: Mapping[str, Sequence[Task]]) -> None:
@@ -213,6 +219,7 @@ def _made(node: DictConfig) -> Judge:
     return made
 
 
-def _needs_verdicts(config: DictConfig) -> bool:
+def _hindsight(config: DictConfig, attribute: str) -> bool:
+    """Whether an attribute of herl's hindsight builders is set for the run's."""
     target = str(OmegaConf.select(config, "hindsight._target_"))
-    return target.startswith("herl.") and bool(configured("hindsight._target_", target).needs_verdicts)
+    return target.startswith("herl.") and bool(getattr(configured("hindsight._target_", target), attribute, False))
