@@ -185,8 +185,8 @@ class Rollout:
         thinking_tokens: int = 0,
         has_answer: bool = True,
     ) -> Rollout:
-        """Returns answer `index` to a request: a revision if the request has a parent or shows the rubric, else
-        an attempt."""
+        """Returns answer `index` to a request: an attempt, or a revision if the request has a parent or shows
+        the rubric."""
         told = f"{request.group_id}/told" if request.told else request.group_id
         return cls(
             id=f"{request.parent_id or told}/{index}",

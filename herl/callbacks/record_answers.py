@@ -88,8 +88,8 @@ def step_records(
     """Yields a record for each answer of a step: attempts, revisions, and replayed answers that joined.
 
     `advantage` is None for an answer that is not a member of its group: a revision that did not join, or an
-    attempt that was replaced or could not be judged. `parent_reward` is the draft's reward, or, for a revision
-    without a draft, that of the best attempt, which it has to beat.
+    attempt that was replaced or could not be judged. `parent_reward` is the draft's reward, or the best
+    attempt's for a revision without a draft.
 
     Args:
         collection: The step.

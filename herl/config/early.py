@@ -222,4 +222,6 @@ def _made(node: DictConfig) -> Judge:
 def _hindsight(config: DictConfig, attribute: str) -> bool:
     """Whether an attribute of herl's hindsight builders is set for the run's."""
     target = str(OmegaConf.select(config, "hindsight._target_"))
-    return target.startswith("herl.") and bool(getattr(configured("hindsight._target_", target), attribute, False))
+    return target.startswith("herl.") and bool(
+        getattr(configured("hindsight._target_", target), attribute, False)
+    )

@@ -1,7 +1,7 @@
 """Stage 4: a judged group -> hindsight experience, as prompts for revisions.
 
-`HindsightBuilder` is the interface. `RevisionBuilder` is HeRL's builder, `ToldBuilder` shows the whole rubric at
-once, and `NoHindsight` gives plain RL.
+`HindsightBuilder` is the interface. `RevisionBuilder` is HeRL's builder, `ToldBuilder` shows the rubric
+alone, and `NoHindsight` gives plain RL.
 `herl.hindsight.candidates` chooses the attempts to revise, `herl.hindsight.gate` the groups.
 """
 
@@ -24,8 +24,8 @@ class HindsightBuilder(ABC):
     """False for a builder that needs only rewards, so that judges without verdicts work too."""
 
     tells: bool = False
-    """True for a builder whose prompts need no attempts. In training, `tell` is then called instead of `build`, and
-    its answers are sampled together with the attempts, without a second pass."""
+    """True for a builder whose prompts need no attempts. In training, `tell` replaces `build`, and its
+    answers are sampled together with the attempts, without a second pass."""
 
     @abstractmethod
     def build(self, task: Task, group: Sequence[Judged]) -> list[Hindsight]:

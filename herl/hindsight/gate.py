@@ -1,6 +1,6 @@
 """Spends revisions where they are worth most: early in the run, on groups that do badly, or on flat groups.
 
-A group whose attempts all earn the same teaches nothing by itself, and a revision that joins gives it a signal.
+A group whose attempts all earn the same teaches nothing by itself; a revision that joins gives it a signal.
 SAGE (arXiv:2602.03143), LTE (arXiv:2510.26109) and HINT (arXiv:2510.09388) spend hints on such groups only.
 """
 

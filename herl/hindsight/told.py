@@ -1,9 +1,9 @@
 """The rubric told: one more answer per group, with the whole rubric in its prompt.
 
-It needs no verdicts, no draft and no second pass of sampling: the answer is sampled together with the attempts,
-under this prompt, and trained like a revision. It is the control for hindsight: the difference between
-`algorithm=told` and `algorithm=herl` is what the verdicts on the policy's own attempts add to reading the
-rubric. RuscaRL (arXiv:2508.16949) gives rubrics to attempts in this way, and fades them out.
+It needs no verdicts, no draft and no second pass of sampling: the answer is sampled together with the
+attempts, and trained like a revision. It is the control for hindsight: what `algorithm=herl` gains over
+`algorithm=told` is what verdicts on the policy's own attempts add to reading the rubric. RuscaRL
+(arXiv:2508.16949) gives rubrics to attempts in this way, and fades them out.
 
 The wording is in `told.txt`.
 """
@@ -23,8 +23,8 @@ from herl.types import Hindsight, Judged, Message, Task
 class ToldBuilder(HindsightBuilder):
     """Shows the policy the whole rubric. Works with holistic judges too.
 
-    A task without a rubric gets no such answer. Weights, bonus and selection treat the answer like a revision,
-    but no draft is paid a bonus for it, since it has none.
+    A task without a rubric gets no such answer. Selection, replay and loss treat the answer like a revision.
+    It has no draft, so no bonus is paid for it.
 
     Args:
         perfect: Reward at which `herl improve` and validations need no further answer. Training does not know

@@ -1,4 +1,4 @@
-"""The words in which a revision prompt lists criteria. Pure functions, chosen by `hindsight.style` and its siblings.
+"""How a revision prompt lists criteria. Pure functions, chosen by `hindsight.style` and its siblings.
 
 A small model follows plain sentences better than bullets with weights: SmolLM2-135M meets .29 to .34 of the
 criteria that it reads as sentences, and .15 of those that it reads as weighted bullets.
@@ -45,7 +45,8 @@ def heaviest(criteria: Sequence[Criterion], limit: int | None) -> tuple[Criterio
         criteria: In the order of the rubric, which also breaks ties.
         limit: Maximum number of criteria; None for all.
 
-    >>> rubric = [Criterion(id=name, text=name, weight=weight) for name, weight in zip("abc", (2.0, 1.0, -3.0))]
+    >>> weights = {"a": 2.0, "b": 1.0, "c": -3.0}
+    >>> rubric = [Criterion(id=name, text=name, weight=weight) for name, weight in weights.items()]
     >>> [criterion.id for criterion in heaviest(rubric, 2)]
     ['a', 'c']
     """

@@ -16,8 +16,8 @@ from herl.types import Judgement, Rollout, Rubric, Task, Verdict
 NO_ANSWER = "the thinking never ended, so there is no answer"
 NEEDS_VERDICTS = (
     "judge: hindsight needs verdicts on each criterion, but a holistic judge gives one score for the whole "
-    "answer: use algorithm=grpo, algorithm=told if the rows have rubrics, or a judge with verdicts (another judge.mode of judge=llm; a function that "
-    "returns {'criterion id': True, ...} for rows with a rubric)"
+    "answer: use algorithm=grpo, algorithm=told if the rows have rubrics, or a judge with verdicts (another "
+    "judge.mode of judge=llm; a function that returns {'criterion id': True, ...} for rows with a rubric)"
 )
 
 

@@ -53,8 +53,7 @@ def story(run: RunFiles, gains: Sequence[float] = ()) -> list[str]:
 
     Args:
         run: What the run left.
-        gains: Reward of each recorded revision minus its draft's, or, with hindsight=told, minus that of the best
-            attempt.
+        gains: Reward of each recorded revision minus its draft's, or the best attempt's if it has no draft.
     """
     return [
         headline(run),
