@@ -25,7 +25,10 @@ def test_the_prompt_holds_the_request_and_the_whole_rubric_through_a_chat_messag
             Criterion(id="b", text="Advertises a zoo.", weight=-2, undesirable=True),
         )
     )
-    messages = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Describe the otter."})
+    messages = (
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Describe the otter."},
+    )
     task = Task(id="t", messages=messages, rubric=rubric, reference="The one good answer.")
     told = ToldBuilder().tell(task)
     assert told == (messages[0], {"role": "user", "content": PROMPT})
@@ -64,5 +67,7 @@ def test_a_gate_closes_after_its_share_of_the_run_and_knows_no_rewards():
         gate.end_batch([])
         assert gate.tell(task) is not None, "it is open outside of training batches"
     for name in ("below_median", "only_flat"):
-        with pytest.raises(ConfigError, match=rf"module.hindsight_gate.{name}: expected false with hindsight=told"):
+        with pytest.raises(
+            ConfigError, match=rf"module.hindsight_gate.{name}: expected false with hindsight=told"
+        ):
             partial(GatedHindsight, **{name: True})(ToldBuilder())

@@ -22,7 +22,11 @@ RUBRIC = [
 @pytest.mark.parametrize(
     ("style", "weights", "expected"),
     [
-        ("bullets", True, "- Says that it eats fish. (3)\n- Is it kind? (0.5)\n- Avoid: Advertises a zoo (2)"),
+        (
+            "bullets",
+            True,
+            "- Says that it eats fish. (3)\n- Is it kind? (0.5)\n- Avoid: Advertises a zoo (2)",
+        ),
         ("bullets", False, "- Says that it eats fish.\n- Is it kind?\n- Avoid: Advertises a zoo"),
         ("sentences", True, "Says that it eats fish (3). Is it kind (0.5)? Avoid: Advertises a zoo (2)."),
         ("sentences", False, "Says that it eats fish. Is it kind? Avoid: Advertises a zoo."),
@@ -56,7 +60,9 @@ def test_builders_list_criteria_as_they_are_set():
     plain = {"style": "sentences", "weights": False, "max_missed": 1}
     [hindsight] = RevisionBuilder(template="{request} {met} {missed}", **plain).build(task, [judged])
     assert hindsight.messages[-1]["content"] == "Describe the otter. Says fish. Says brown."
-    assert [criterion.id for criterion in hindsight.missed] == ["brown"], "what the prompt does not say is no hindsight"
+    assert [criterion.id for criterion in hindsight.missed] == ["brown"], (
+        "what the prompt does not say is no hindsight"
+    )
     assert [criterion.id for criterion in hindsight.met] == ["fish"]
     told = ToldBuilder(template="{request} {rubric}", **plain | {"max_missed": 2}).tell(task)
     assert told[-1]["content"] == "Describe the otter. Says fish. Says brown."

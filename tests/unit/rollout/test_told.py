@@ -1,15 +1,12 @@
 """The rubric told: its answers are sampled together with the attempts, and are revisions in all else."""
 
-import threading
 from dataclasses import replace
-from functools import partial
 
 import pytest
 
 from herl.advantages import group_advantages
 from herl.bonus.improvement import ImprovementBonus
 from herl.callbacks.record_answers import step_records
-from herl.errors import ConfigError
 from herl.hindsight.gate import gated
 from herl.hindsight.told import ToldBuilder
 from herl.judge import JudgeRunner
@@ -61,7 +58,18 @@ class FakeHolisticJudge(FakeJudge):
         return Judgement(rollout_id=rollout.id, verdicts=(), reward=len(rollout.text) / 10)
 
 
-def run(tokenizer, work=None, *, sampler=None, policy=None, judge=None, tasks=TASKS, key=(0, 0, 0), plan=(), **changes):
+def run(
+    tokenizer,
+    work=None,
+    *,
+    sampler=None,
+    policy=None,
+    judge=None,
+    tasks=TASKS,
+    key=(0, 0, 0),
+    plan=(),
+    **changes,
+):
     sampler = sampler or ScriptedSampler(ATTEMPTS, TOLD)
     sampler.start(policy, tokenizer)
     hindsight = changes.pop("hindsight", ToldBuilder())
@@ -88,7 +96,11 @@ def test_one_pass_samples_everything_and_the_answer_joins_like_a_revision(tokeni
     otter, fox = collection.groups
     assert [one.rollout.id for one in otter.revisions] == [f"{otter.id}/told/{i}" for i in range(2)]
     assert {(one.rollout.origin, one.rollout.parent_id) for one in otter.revisions} == {("hindsight", None)}
-    assert [(m.origin, m.total) for m in otter.members] == [("policy", 0.6), ("hindsight", 1.0), ("policy", 0.4)]
+    assert [(m.origin, m.total) for m in otter.members] == [
+        ("policy", 0.6),
+        ("hindsight", 1.0),
+        ("policy", 0.4),
+    ]
     assert [m.origin for m in fox.members] == ["policy"] * 3, "it does not beat the best attempt"
     assert collection_counts(collection)["answers_sampled"] == 10
     assert collection_counts(collection)["revisions_sampled"] == 4
@@ -120,7 +132,10 @@ def test_the_order_of_prompts_changes_no_answer_and_the_attempts_are_those_witho
     def texts(tasks, hindsight):
         sampler = TransformersSampler(batch_size=5)
         found = run(tokenizer, sampler=sampler, policy=policy, tasks=tasks, plan=plan, hindsight=hindsight)
-        return {g.task.id: [[a.rollout.token_ids for a in part] for part in (g.attempts, g.revisions)] for g in found.groups}
+        return {
+            g.task.id: [[a.rollout.token_ids for a in part] for part in (g.attempts, g.revisions)]
+            for g in found.groups
+        }
 
     there, back = (texts(tasks, ToldBuilder()) for tasks in (TASKS, TASKS[::-1]))
     assert there == back
