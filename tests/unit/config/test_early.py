@@ -53,9 +53,13 @@ def test_hindsight_with_a_function_that_returns_a_number_is_refused(tmp_path, mo
     made.hindsight = {"_target_": "herl.hindsight.NoHindsight"}
     check_early(made)
     made.hindsight = {"_target_": "herl.hindsight.told.ToldBuilder"}
-    with pytest.raises(ConfigError, match="hindsight: expected rows with a rubric, which hindsight=told shows"):
+    with pytest.raises(
+        ConfigError, match="hindsight: expected rows with a rubric, which hindsight=told shows"
+    ):
         check_early(made)
-    judged_as_a_whole = config(tmp_path, {"prompt": "6 x 7?", "rubric": ["Says 42."]}, judge)
+    judged_as_a_whole = config(
+        tmp_path, {"prompt": "6 x 7?", "meta": {"answer": "42"}, "rubric": ["Says 42."]}, judge
+    )
     judged_as_a_whole.hindsight = made.hindsight
     check_early(judged_as_a_whole)
 
