@@ -217,6 +217,12 @@ def check_hindsight_builder(builder: HindsightBuilder) -> None:
             assert hindsight.parent.id in parents, "the parent must be one of the attempts"
             assert hindsight.messages, "the revision prompt must not be empty"
             assert hindsight.messages[-1]["role"] == "user", "the revision prompt must end with the user"
+    prompt = builder.tell(task)
+    if builder.tells:
+        assert prompt is not None, "a builder that tells must return a prompt for a task with a rubric"
+        assert prompt[-1]["role"] == "user", "the prompt must end with the user"
+    else:
+        assert prompt is None, "a builder that tells nothing must have tells=True to be asked"
     builder.begin_batch(0.5)
     builder.end_batch([group, []])
     state = builder.state_dict()

@@ -9,7 +9,7 @@ The words, with TRL's / verl's terms where they have one:
 
     attempt          an answer that the policy samples for the plain prompt (completion / response)
     draft            the attempt that a revision starts from
-    revision         an answer that was sampled with hindsight in its prompt
+    revision         an answer that was sampled with hindsight, or with the whole rubric, in its prompt
     hindsight        a revision prompt: the request, and the criteria that the draft met and missed
     rollout          one sampled answer with its token ids and log-probs (completion / response)
     group            all answers to one prompt in one step (generations of a prompt / uid)
@@ -184,6 +184,8 @@ class SampleRequest:
     """A hash of (seed, i) draws answer i."""
     parent_id: str | None = None
     """The rollout that is being revised."""
+    told: bool = False
+    """Whether the prompt shows the whole rubric: its answers are revisions without a draft."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,7 +210,7 @@ class Rollout:
     """Place among the answers to the same request, from 0."""
     origin: Origin = "policy"
     parent_id: str | None = None
-    """The rollout that this one revises."""
+    """The rollout that this one revises; None for attempts, and for revisions that have no draft."""
     thinking: str = ""
     """The reasoning before the answer, without its tags; empty if the model did not think."""
     thinking_tokens: int = 0
@@ -231,9 +233,11 @@ class Rollout:
         thinking_tokens: int = 0,
         has_answer: bool = True,
     ) -> Rollout:
-        """Returns answer `index` to a request: a revision if the request has a parent, else an attempt."""
+        """Returns answer `index` to a request: an attempt, or a revision if the request has a parent or shows
+        the rubric."""
+        told = f"{request.group_id}/told" if request.told else request.group_id
         return cls(
-            id=f"{request.parent_id or request.group_id}/{index}",
+            id=f"{request.parent_id or told}/{index}",
             task_id=request.task_id,
             group_id=request.group_id,
             prompt_ids=request.prompt_ids,
@@ -243,7 +247,7 @@ class Rollout:
             finish_reason=finish_reason,
             policy_version=policy_version,
             index=index,
-            origin="policy" if request.parent_id is None else "hindsight",
+            origin="hindsight" if request.told or request.parent_id is not None else "policy",
             parent_id=request.parent_id,
             thinking=thinking,
             thinking_tokens=thinking_tokens,
@@ -338,7 +342,7 @@ class Group:
     attempts: tuple[Judged, ...] = ()
     """In the order of their indices."""
     revisions: tuple[Judged, ...] = ()
-    """In the order of their drafts, then of their indices."""
+    """In the order of their drafts, then of their indices. Those without a draft come last."""
     replayed: tuple[Judged, ...] = ()
     """Answers from the replay buffer, sampled for an earlier batch. Selection treats them like revisions."""
     members: tuple[Member, ...] = ()

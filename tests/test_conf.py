@@ -184,6 +184,28 @@ def test_presets_are_what_they_say():
     assert grpo.bonus._target_.endswith("NoBonus")
 
 
+def test_told_differs_from_herl_only_in_what_the_prompt_shows_and_in_the_bonus():
+    herl, told = (OmegaConf.to_container(composed("fit", f"algorithm={a}")) for a in ("herl", "told"))
+    assert {key for key in herl if herl[key] != told[key]} == {"hindsight", "bonus"}
+    assert told["hindsight"]["_target_"].endswith("ToldBuilder")
+    assert told["bonus"]["_target_"].endswith("NoBonus")
+
+
+def test_two_readings_of_the_paper_differ_only_in_context_and_ratio():
+    a, b = (composed("fit", f"algorithm=paper_{name}") for name in "ab")
+    for config in (a, b):
+        assert config.hindsight.draft is True
+        assert config.hindsight.candidates._target_.endswith("top_k")
+        assert (config.hindsight.candidates.k, config.selection.top_n) == (2, 2)
+        assert (config.selection.strict, config.selection.placement) == (True, "append")
+        assert config.selection.fallback_copies is False
+        assert (config.loss.revision_shaping, config.loss.gamma) == ("shaped", 1.0)
+    assert (a.rollout.training_context, a.loss.revision_ratio) == ("hindsight", "same_context")
+    assert (b.rollout.training_context, b.loss.revision_ratio) == ("original", "cross_context")
+    parts = [OmegaConf.to_container(config) for config in (a, b)]
+    assert {key for key in parts[0] if parts[0][key] != parts[1][key]} == {"loss", "rollout"}
+
+
 def test_presets_of_baselines_are_what_they_say():
     critique, sft, dpo = (composed("fit", f"algorithm={a}") for a in ("critique", "sft", "dpo"))
     assert (critique.loss.revision_ratio, critique.loss.revision_shaping) == ("policy_prob", "shaped")

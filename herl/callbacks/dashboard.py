@@ -276,12 +276,12 @@ def _writers(trainer: L.Trainer) -> list[SummaryWriter]:
 
 
 def _revisions(groups: Iterable[Group]) -> Iterator[tuple[Task, Judged, Judged]]:
-    """Yields (task, draft, revision) wherever both answers could be judged."""
+    """Yields (task, draft, revision) wherever there is a draft and both answers could be judged."""
     for group in groups:
         drafts: Mapping[str | None, Judged] = {one.rollout.id: one for one in group.attempts}
         for revision in group.revisions:
-            draft = drafts[revision.rollout.parent_id]
-            if len(rewards([draft, revision])) == 2:
+            draft = drafts.get(revision.rollout.parent_id)
+            if draft is not None and len(rewards([draft, revision])) == 2:
                 yield group.task, draft, revision
 
 

@@ -13,6 +13,7 @@ import lightning as L
 
 from herl.callbacks.base import HerlCallback
 from herl.errors import TrainingError, check_at_least
+from herl.metrics.collection import best_attempt
 from herl.metrics.step import Step
 from herl.module import HerlModule
 from herl.records.lines import answer_record
@@ -87,7 +88,8 @@ def step_records(
     """Yields a record for each answer of a step: attempts, revisions, and replayed answers that joined.
 
     `advantage` is None for an answer that is not a member of its group: a revision that did not join, or an
-    attempt that was replaced or could not be judged.
+    attempt that was replaced or could not be judged. `parent_reward` is the draft's reward, or the best
+    attempt's for a revision without a draft.
 
     Args:
         collection: The step.
@@ -99,11 +101,15 @@ def step_records(
         ids = [member.judged.rollout.id for member in group.members]
         earned = dict(zip(ids, group.advantages, strict=True))
         reward_of = {one.rollout.id: one.judgement.reward for one in group.attempts}
+        best = best_attempt(group)
         again = [member.judged for member in group.members if member.origin == "replay"]
         for judged in (*group.attempts, *group.revisions, *again):
             key = judged.rollout.id
+            parent_reward = reward_of.get(judged.rollout.parent_id or "")
+            if judged.rollout.parent_id is None and judged.rollout.origin == "hindsight" and best:
+                parent_reward = best.reward
             yield answer_record(group.task, judged) | {
-                "parent_reward": reward_of.get(judged.rollout.parent_id or ""),
+                "parent_reward": parent_reward,
                 "bonus": members[key].bonus if key in members else None,
                 "advantage": earned.get(key),
                 "fault": (faults or {}).get(key),

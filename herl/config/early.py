@@ -10,6 +10,7 @@ import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,7 +27,7 @@ from herl.data.rows import HUB
 from herl.data.sources import read_tasks
 from herl.data.split import NO_PROMPTS, split_off
 from herl.errors import ConfigError, DataError, HerlError
-from herl.judge.base import Judge, check_gives_verdicts, needs_verdicts
+from herl.judge.base import Judge, check_gives_verdicts
 from herl.judge.check_rows import check_rows
 from herl.models.push import check_push
 from herl.models.source import check_source
@@ -156,10 +157,17 @@ def _check_rows(config: DictConfig) -> None:
     if not splits:
         return
     check_rows(splits, made)
-    needed = {"hindsight": _needs_verdicts(config, "hindsight")}
-    needed["advantages"] = _needs_verdicts(config, "advantages") or _needs_verdicts(config, "emphasis")
+    needed = {"hindsight": _has("needs_verdicts", config, "hindsight")}
+    needed["advantages"] = any(_has("needs_verdicts", config, part) for part in ("advantages", "emphasis"))
     needed["selection"] = OmegaConf.select(config, "selection.joins") == "new"
     check_gives_verdicts(made, needed)
+    if _has("tells", config, "hindsight") and not any(
+        task.rubric.criteria for task in chain(*splits.values())
+    ):
+        raise ConfigError(
+            "hindsight: expected rows with a rubric, which hindsight=told shows to the policy, got none: use "
+            "algorithm=grpo"
+        )
 
 
 def _check_split(data: Mapping[Any, Any], splits: Mapping[str, Sequence[Task]]) -> None:
@@ -219,6 +227,9 @@ def _made(node: DictConfig) -> Judge:
     return made
 
 
-def _needs_verdicts(config: DictConfig, part: str) -> bool:
+def _has(attribute: str, config: DictConfig, part: str) -> bool:
+    """Whether an attribute of herl's own component for a part of the run is set."""
     target = str(OmegaConf.select(config, f"{part}._target_"))
-    return target.startswith("herl.") and needs_verdicts(configured(f"{part}._target_", target))
+    return target.startswith("herl.") and bool(
+        getattr(configured(f"{part}._target_", target), attribute, False)
+    )

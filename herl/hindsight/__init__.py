@@ -1,6 +1,7 @@
 """Stage 4: a judged group -> hindsight experience, as prompts for revisions.
 
-`HindsightBuilder` is the interface. `RevisionBuilder` is HeRL's builder; `NoHindsight` gives plain RL.
+`HindsightBuilder` is the interface. `RevisionBuilder` is HeRL's builder, `ToldBuilder` shows the rubric
+alone, and `NoHindsight` gives plain RL.
 `herl.hindsight.candidates` chooses the attempts to revise, `herl.hindsight.gate` the groups.
 """
 
@@ -10,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from herl.types import Hindsight, Judged, Task
+from herl.types import Hindsight, Judged, Message, Task
 
 
 class HindsightBuilder(ABC):
@@ -22,6 +23,10 @@ class HindsightBuilder(ABC):
     needs_verdicts: bool = True
     """False for a builder that needs only rewards, so that judges without verdicts work too."""
 
+    tells: bool = False
+    """True for a builder whose prompts need no attempts. In training, `tell` replaces `build`, and its
+    answers are sampled together with the attempts, without a second pass."""
+
     @abstractmethod
     def build(self, task: Task, group: Sequence[Judged]) -> list[Hindsight]:
         """Returns one `Hindsight` for each attempt to revise, or an empty list.
@@ -30,6 +35,16 @@ class HindsightBuilder(ABC):
             task: The prompt and its rubric.
             group: All attempts at it in this step. A reward of None means not judged: do not revise it.
         """
+
+    def tell(self, task: Task) -> tuple[Message, ...] | None:
+        """Returns the prompt of an answer to sample together with the attempts, as a conversation.
+
+        None, the default, samples no such answer. Called only if `tells`.
+
+        Args:
+            task: The prompt and its rubric.
+        """
+        return None
 
     def begin_batch(self, progress: float) -> None:  # noqa: B027  # nothing to do is the right default
         """Called before each training batch. Does nothing by default.

@@ -12,9 +12,11 @@ from functools import partial
 from typing import Protocol
 
 from herl import prompt_text
+from herl.errors import check_at_least
 from herl.hindsight import HindsightBuilder
 from herl.hindsight.candidates import TIE, top_k
-from herl.types import Criterion, Hindsight, Judged, Message, Task
+from herl.hindsight.wording import Style, heaviest, listed
+from herl.types import Hindsight, Judged, Message, Task
 
 
 class Candidates(Protocol):
@@ -43,6 +45,10 @@ class RevisionBuilder(HindsightBuilder):
             (tools/study/RESULTS.md). Ignored if `template` is set.
         template: Text with the field {request} and any of {draft}, {met} and {missed}; None for the shipped
             prompt.
+        style: How criteria are listed (`herl.hindsight.wording`).
+        max_missed: Maximum number of missed criteria in the prompt, those of the largest weights; None for
+            all.
+        weights: Whether the prompt shows the criteria's weights.
     """
 
     def __init__(
@@ -51,9 +57,16 @@ class RevisionBuilder(HindsightBuilder):
         perfect: float = 1.0,
         draft: bool = False,
         template: str | None = None,
+        style: Style = "bullets",
+        max_missed: int | None = None,
+        weights: bool = True,
     ) -> None:
+        check_at_least("hindsight", 1, max_missed=max_missed)
         self.candidates = candidates
         self.perfect = perfect
+        self.style = style
+        self.max_missed = max_missed
+        self.weights = weights
         shipped = prompt_text.load("herl.hindsight", "revision.txt" if draft else "rewrite.txt")
         self.template = (template or shipped).strip()
         prompt_text.check("hindsight.template", self.template, _FIELDS, _OPTIONAL)
@@ -70,14 +83,16 @@ class RevisionBuilder(HindsightBuilder):
         verdicts = {verdict.criterion_id: verdict.met for verdict in judged.judgement.verdicts}
         pairs = [(criterion, verdicts.get(criterion.id)) for criterion in task.rubric.criteria]
         met = tuple(c for c, verdict in pairs if verdict is not None and c.good(verdict))
-        missed = tuple(c for c, verdict in pairs if verdict is not None and not c.good(verdict))
+        missed = heaviest(
+            [c for c, verdict in pairs if verdict is not None and not c.good(verdict)], self.max_missed
+        )
         content = prompt_text.fill(
             self.template,
             {
                 "request": task.request,
                 "draft": judged.rollout.text if judged.rollout.has_answer else NO_DRAFT,
-                "met": bullets(met),
-                "missed": bullets(missed),
+                "met": listed(met, self.style, self.weights),
+                "missed": listed(missed, self.style, self.weights),
             },
         )
         revised: Message = {"role": "user", "content": content}
@@ -87,10 +102,3 @@ class RevisionBuilder(HindsightBuilder):
             met=met,
             missed=missed,
         )
-
-
-def bullets(criteria: Sequence[Criterion]) -> str:
-    """Returns one line per criterion, with its weight; "- nothing" if there are no criteria."""
-    if not criteria:
-        return "- nothing"
-    return "\n".join(f"- {criterion.wish} ({abs(criterion.weight):g})" for criterion in criteria)

@@ -15,7 +15,7 @@ from herl.types import Judgement, Rollout, Rubric, Task, Verdict
 
 NO_ANSWER = "the thinking never ended, so there is no answer"
 INSTEAD = {
-    "hindsight": "algorithm=grpo",
+    "hindsight": "algorithm=grpo (or algorithm=told, if the rows have rubrics)",
     "advantages": "advantages=group with emphasis=none",
     "selection": "selection.joins=better",
 }

@@ -7,6 +7,7 @@ from statistics import fmean
 
 from rapidfuzz.distance import Levenshtein
 
+from herl.hindsight.candidates import top_k
 from herl.metrics.judging import judge_metrics
 from herl.metrics.rubric import fulfilled, is_perfect, rewards, rubric_metrics
 from herl.rollout.collect import Collection
@@ -82,25 +83,38 @@ def progress_metrics(counts: Mapping[str, int], epoch: int) -> dict[str, float]:
 
 
 def _changes(groups: Sequence[Group]) -> dict[str, list[float]]:
-    """Values for the curves of revisions; see the table of curves in the README."""
+    """Values for the curves of revisions; see the table of curves in the README.
+
+    A revision without a draft is compared with the best attempt, which is the draft of others by default.
+    """
     values: dict[str, list[float]] = {
         f"hindsight/{name}": [] for name in ("uplift", "mended", "broken", "copies", "edit_distance")
     }
     for group in groups:
         drafts = {judged.rollout.id: judged for judged in group.attempts}
+        best = best_attempt(group)
         for revision in group.revisions:
-            draft = drafts[revision.rollout.parent_id or ""]
+            draft = drafts.get(revision.rollout.parent_id or "", best)
+            if draft is None:
+                continue
             before, after = rewards([draft]), rewards([revision])
             if before and after:
                 values["hindsight/uplift"].append(after[0] - before[0])
             for name, happened in _turned(group.task, draft, revision):
                 values[f"hindsight/{name}"].append(happened)
-            if not (draft.rollout.has_answer and revision.rollout.has_answer):
+            seen = revision.rollout.parent_id is not None
+            if not (seen and draft.rollout.has_answer and revision.rollout.has_answer):
                 continue
             words = draft.rollout.text.split(), revision.rollout.text.split()
             values["hindsight/copies"].append(draft.rollout.text.strip() == revision.rollout.text.strip())
             values["hindsight/edit_distance"].append(Levenshtein.normalized_distance(*words))
     return values
+
+
+def best_attempt(group: Group) -> Judged | None:
+    """Returns the attempt with the highest reward, or None if none could be judged."""
+    judged = [attempt for attempt in group.attempts if attempt.has_reward]
+    return top_k(group.task, judged)[0] if judged else None
 
 
 def _turned(task: Task, draft: Judged, revision: Judged) -> list[tuple[str, bool]]:

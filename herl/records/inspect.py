@@ -140,6 +140,8 @@ def find(folder: Path, query: Query) -> list[Found]:
 def gains(folder: Path) -> np.ndarray:
     """Returns the reward of each recorded revision minus its draft's, [revisions], where both were judged.
 
+    A revision without a draft is compared with the best attempt.
+
     Raises:
         DataError: the folder has no recorded answers.
     """
@@ -261,6 +263,8 @@ def show(found: Sequence[Found]) -> None:
             f"{name} {answer[name]:.3f}" for name in ("bonus", "advantage") if answer.get(name)
         )
         facts = [answer["task_id"], f"after {answer['policy_version']} optimizer steps", earned]
+        if draft is None and answer.get("parent_reward") is not None:
+            facts.append(f"compared with {answer['parent_reward']:.3f}")
         console.rule(_text(", ".join(filter(None, facts))))
         if answer.get("fault"):
             console.print(_text(f"skipped in the update: {answer['fault']}", style="red"))

@@ -73,7 +73,7 @@ def examples(folder: Path) -> list[Shown]:
 
 
 def revision_gains(folder: Path) -> np.ndarray:
-    """Returns the reward of each recorded revision minus its draft's, [revisions]."""
+    """Returns the reward of each recorded revision minus its draft's, [revisions]; see `gains`."""
     return gains(folder) if _has_records(folder) else np.empty(0)
 
 

@@ -53,7 +53,7 @@ def story(run: RunFiles, gains: Sequence[float] = ()) -> list[str]:
 
     Args:
         run: What the run left.
-        gains: Reward of each recorded revision minus its draft's.
+        gains: Reward of each recorded revision minus its draft's, or the best attempt's if it has no draft.
     """
     return [
         headline(run),
@@ -152,9 +152,12 @@ def _revisions(run: RunFiles, gains: Sequence[float]) -> list[str]:
     gained = np.asarray(gains)
     made = run.summary.revisions_sampled
     made = len(gained) if made is None else made
+    made_of, draft = "revisions", "their draft"
+    if run.choices.get("hindsight") == "told":
+        made_of, draft = "sampled with the rubric in the prompt", "the best attempt"
     return [
-        f"{count(made)} of the answers were revisions: {np.mean(gained > 0):.0%} earned more than their "
-        f"draft, {np.mean(gained < 0):.0%} less, and the mean change was {np.mean(gained):+.2f}."
+        f"{count(made)} of the answers were {made_of}: {np.mean(gained > 0):.0%} earned more than {draft}, "
+        f"{np.mean(gained < 0):.0%} less, and the mean change was {np.mean(gained):+.2f}."
     ]
 
 

@@ -15,7 +15,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from herl.clock import PhaseClock
-from herl.rollout.requests import RevisionRequests, attempt_request, open_groups, revision_requests
+from herl.rollout.requests import (
+    RevisionRequests,
+    attempt_request,
+    open_groups,
+    revision_requests,
+    told_requests,
+)
 from herl.rollout.stages import RolloutPlan, Stages
 from herl.rollout.streaming import sample_and_judge
 from herl.seeds import derive_seed
@@ -66,7 +72,8 @@ def attempt_and_revise(
     """Stages 2 to 4: adds judged attempts and revisions.
 
     A group is revised as soon as it is judged, if the sampler accepts requests while it works. Otherwise all
-    groups are revised after the last one is judged, and their revisions are redistributed over the ranks.
+    groups are revised after the last one is judged, and their revisions are redistributed over the ranks. A
+    builder that tells the rubric needs neither: its answers are sampled together with the attempts.
 
     Returns:
         The groups, and the number of revision prompts that were too long.
@@ -82,10 +89,11 @@ def attempt_and_revise(
     ]
     sample = partial(sample_and_judge, stages.sampler, stages.judge_runner)
     revise = partial(_revise, stages=stages, key=key)
-    first = sample(groups, requests, clock, follow_up=revise)
+    told = told_requests(groups, stages, key)
+    first = sample(groups, [*requests, *told.requests], clock, follow_up=revise)
     groups = _grown(groups, first.judged)
     waiting = [revise(group) for group in groups if group.id not in first.followed_up]
-    over_long = first.over_long + sum(asked.over_long for asked in waiting)
+    over_long = told.over_long + first.over_long + sum(asked.over_long for asked in waiting)
     if requests := [request for asked in waiting for request in asked.requests]:
         groups = _grown(groups, sample(groups, requests, clock, "revise").judged)
     return groups, over_long
@@ -127,6 +135,8 @@ def _without_bonus(group: Group) -> Group:
 
 
 def _revise(group: Group, stages: Stages, key: Key) -> RevisionRequests:
+    if stages.hindsight.tells:
+        return RevisionRequests()
     n = stages.plan.revisions_per_candidate
     return revision_requests(group.task, group.attempts, stages, n=n, key=key)
 
@@ -167,7 +177,8 @@ def _members(group: Group, stages: Stages, key: Key) -> list[Member]:
     attempts, revisions = _with_reward(group.attempts), _with_reward(group.revisions)
     revisions_of: defaultdict[str, list[Judged]] = defaultdict(list)
     for revision in revisions:
-        revisions_of[str(revision.rollout.parent_id)].append(revision)
+        if revision.rollout.parent_id is not None:
+            revisions_of[revision.rollout.parent_id].append(revision)
     bonuses = {
         draft.rollout.id: stages.bonus.bonus(draft, revisions_of[draft.rollout.id])
         for draft in attempts

@@ -48,7 +48,7 @@ def attempt_request(group: Group, n: int, sampling: Sampling, seed: int) -> Samp
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RevisionRequests:
-    """Requests for the revisions of a group."""
+    """Requests for revisions."""
 
     requests: tuple[SampleRequest, ...] = ()
     over_long: int = 0
@@ -80,5 +80,36 @@ def revision_requests(
         )
         for hindsight in hindsights.values()
     ]
+    return _fitting(requests, stages)
+
+
+def told_requests(groups: Sequence[Group], stages: Stages, key: Sequence[int | str]) -> RevisionRequests:
+    """Requests answers that need no attempts (`HindsightBuilder.tells`): `revisions_per_candidate` per group.
+
+    Args:
+        groups: The opened groups.
+        stages: The hindsight builder, the tokenizer and the rollout plan.
+        key: All randomness is a hash of it.
+    """
+    if not stages.hindsight.tells:
+        return RevisionRequests()
+    prompts = [(group, stages.hindsight.tell(group.task)) for group in groups]
+    requests = [
+        SampleRequest(
+            task_id=group.task.id,
+            group_id=group.id,
+            prompt_ids=render_revision(stages.tokenizer, messages, group.task, stages.today.started),
+            n=stages.plan.revisions_per_candidate,
+            sampling=stages.plan.revision,
+            seed=derive_seed(*key, group.task.id, "told"),
+            told=True,
+        )
+        for group, messages in prompts
+        if messages is not None
+    ]
+    return _fitting(requests, stages)
+
+
+def _fitting(requests: Sequence[SampleRequest], stages: Stages) -> RevisionRequests:
     fitting = [one for one in requests if len(one.prompt_ids) <= stages.plan.max_prompt_tokens]
     return RevisionRequests(requests=tuple(fitting), over_long=len(requests) - len(fitting))

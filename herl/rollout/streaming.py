@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from itertools import chain
+from math import inf
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
@@ -68,7 +69,7 @@ def sample_and_judge(
         sampler: Draws the answers.
         runner: Judges them.
         groups: The groups that the requests belong to.
-        requests: At most one for each group and draft.
+        requests: At most one for each group and draft, and one for each group that shows the rubric.
         clock: Adds up the time.
         phase: The clock phase for sampling.
         follow_up: Called with each group and its attempts, if the sampler accepts requests while it works.
@@ -104,16 +105,20 @@ def _in_order(
 ) -> list[Judged]:
     """Sorts answers by group, draft and index, whichever way their requests were ordered.
 
-    A draft that is in no group has the place of the request for its revisions.
+    A draft that is in no group has the place of the request for its revisions. Revisions without a draft come
+    last.
     """
     group_place = {group.id: place for place, group in enumerate(groups)}
     draft_place = {request.parent_id: place for place, request in enumerate(requests)}
     known = [*judged, *(attempt for group in groups for attempt in group.attempts)]
     draft_place |= {one.rollout.id: one.rollout.index for one in known if one.rollout.parent_id is None}
 
-    def place(one: Judged) -> tuple[int, ...]:
+    def place(one: Judged) -> tuple[float, ...]:
         rollout = one.rollout
-        draft = () if rollout.parent_id is None else (draft_place[rollout.parent_id],)
+        if rollout.parent_id is None:
+            draft: tuple[float, ...] = () if rollout.origin == "policy" else (inf,)
+        else:
+            draft = (draft_place[rollout.parent_id],)
         return group_place[rollout.group_id], *draft, rollout.index
 
     return sorted(judged, key=place)

@@ -49,7 +49,8 @@ class ScriptedSampler(Sampler):
             SamplerError: the script has no text for a task.
         """
         for request in requests:
-            script = self.attempts if request.parent_id is None else self.revisions
+            plain = request.parent_id is None and not request.told
+            script = self.attempts if plain else self.revisions
             texts = script.get(request.task_id)
             if not texts:
                 raise SamplerError(

@@ -19,7 +19,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from world import ORDER, VERBS, Animal, Row, Teacher, load_animals, met, request, task_rows, text_of
 
-from herl.hindsight.revision import RevisionBuilder, bullets, fill
+from herl.hindsight.revision import RevisionBuilder
+from herl.hindsight.wording import listed
+from herl.prompt_text import fill
 from herl.types import Criterion
 
 ASSETS = Path(__file__).parents[2] / "herl" / "assets"
@@ -50,8 +52,8 @@ def revision_prompt(asked: str, draft: dict[str, str], rows: list[Row]) -> str:
     fields = {
         "request": asked,
         "draft": text_of(draft),
-        "met": bullets([criterion for criterion, good in criteria if good]),
-        "missed": bullets([criterion for criterion, good in criteria if not good]),
+        "met": listed([criterion for criterion, good in criteria if good]),
+        "missed": listed([criterion for criterion, good in criteria if not good]),
     }
     return fill(RevisionBuilder(draft=True).template, fields)
 

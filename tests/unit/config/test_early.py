@@ -59,6 +59,16 @@ def test_hindsight_with_a_function_that_returns_a_number_is_refused(tmp_path, mo
     ):
         with pytest.raises(ConfigError, match=f"judge: {part} needs verdicts on each criterion"):
             check_early(OmegaConf.merge(made, needs))
+    made.hindsight = {"_target_": "herl.hindsight.told.ToldBuilder"}
+    with pytest.raises(
+        ConfigError, match="hindsight: expected rows with a rubric, which hindsight=told shows"
+    ):
+        check_early(made)
+    judged_as_a_whole = config(
+        tmp_path, {"prompt": "6 x 7?", "meta": {"answer": "42"}, "rubric": ["Says 42."]}, judge
+    )
+    judged_as_a_whole.hindsight = made.hindsight
+    check_early(judged_as_a_whole)
 
 
 def test_what_would_take_long_is_left_to_the_run(tmp_path):

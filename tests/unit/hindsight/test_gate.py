@@ -66,6 +66,40 @@ def test_a_gate_that_never_closes_lets_everything_through_and_still_learns_the_l
     assert resumed.build(make_task(), group) == [], "0.6 is not below the median, 0.6"
 
 
+@pytest.mark.parametrize(
+    ("rewards", "flat"),
+    [
+        ((0.4, 0.4, 0.4), True),
+        ((0.4, 0.40009, 0.4), True),
+        ((0.4, 0.4002), False),
+        ((0.4,), True),
+        ((0.4, None, 0.4), True),
+        ((0.0, 0.6), False),
+        ((None,), False),
+    ],
+)
+def test_only_flat_groups_are_revised_in_training(rewards, flat):
+    task, met = make_task(), {"fish": True, "river": False}
+    group = [make_judged(reward, met=met, id=f"group/{i}") for i, reward in enumerate(rewards)]
+    gate = gated(RevisionBuilder(), only_flat=True)
+    expected = RevisionBuilder().build(task, group)
+    assert gate.build(task, group) == expected, "it is open outside of training batches"
+    gate.begin_batch(0.0)
+    assert gate.build(task, group) == (expected if flat else [])
+    gate.end_batch([group])
+    assert gate.build(task, group) == expected
+
+
+def test_flat_groups_above_the_median_are_left_alone_if_both_modes_are_on():
+    met = {"fish": True, "river": False}
+    gate = gated(RevisionBuilder(), only_flat=True, below_median=True)
+    gate.begin_batch(0.0)
+    gate.end_batch([[make_judged(0.5)]])
+    gate.begin_batch(0.0)
+    assert gate.build(make_task(), [make_judged(0.5, met=met)] * 2) == []
+    assert len(gate.build(make_task(), [make_judged(0.4, met=met)] * 2)) == 1
+
+
 def test_a_builder_that_never_revises_needs_no_gate():
     plain = NoHindsight()
     assert gated(plain, until=0.5) is plain

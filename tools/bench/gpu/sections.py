@@ -44,8 +44,8 @@ ALONE = (
 )
 """Run one after another, each alone on the GPU.
 
-On an H100 with no compiled code in its caches, an engine starts in 90 to 120 seconds, and the first update of a
-0.5B model takes 60 more.
+On an H100 with nothing compiled in its caches, an engine starts in 90 to 120 seconds, and the first update of
+a 0.5B model takes 60 more.
 """
 
 SECTIONS = (*BESIDE, *ALONE)
