@@ -11,6 +11,7 @@ from herl.bonus import BonusReward, NoBonus
 from herl.distributed import gather, together
 from herl.errors import ConfigError
 from herl.hindsight import HindsightBuilder, NoHindsight
+from herl.hindsight.teacher import NO_TEACHER, Teacher
 from herl.judge import JudgeRunner
 from herl.judge.base import NEEDS_VERDICTS
 from herl.models.chat_template import Today
@@ -149,6 +150,7 @@ class Stages:
     hindsight: HindsightBuilder = field(default_factory=NoHindsight)
     bonus: BonusReward = field(default_factory=NoBonus)
     replay: Replay = field(default_factory=NoReplay)
+    teacher: Teacher = NO_TEACHER
     today: Today = field(default_factory=Today)
 
     def __post_init__(self) -> None:
@@ -159,13 +161,20 @@ class Stages:
         self.check_verdicts()
 
     def check_verdicts(self) -> None:
-        """Checks that the judge gives verdicts if hindsight needs them.
+        """Checks that the judge gives verdicts if hindsight or the teacher needs them.
 
         Raises:
             ConfigError: the judge is holistic.
         """
-        if self.judge_runner.judge.holistic and self.hindsight.needs_verdicts:
+        if not self.judge_runner.judge.holistic:
+            return
+        if self.hindsight.needs_verdicts:
             raise ConfigError(NEEDS_VERDICTS)
+        if self.teacher.needs_verdicts:
+            raise ConfigError(
+                "teacher.tell=missed needs verdicts on each criterion, but a holistic judge gives one score for "
+                "the whole answer: use teacher.tell=rubric, or a judge with verdicts"
+            )
 
     def open(self) -> None:
         """Opens the judge runner, and agrees with the other ranks on the run's date."""
