@@ -1,7 +1,8 @@
 """Stage 4: a judged group -> hindsight experience, as prompts for revisions.
 
 `HindsightBuilder` is the interface. `RevisionBuilder` is HeRL's builder; `NoHindsight` gives plain RL.
-`herl.hindsight.candidates` chooses the attempts to revise, `herl.hindsight.gate` the groups.
+`herl.hindsight.candidates` chooses the attempts to revise, `herl.hindsight.gate` the groups. A
+`herl.hindsight.teacher` needs no revisions: it scores the tokens of attempts.
 """
 
 from __future__ import annotations

@@ -24,10 +24,12 @@ _FIELDS = {"request", "criteria"}
 class Teacher:
     """The policy that has been told the criteria, as a teacher of the policy that has not.
 
-    The advantage of a token y_t of an attempt gains coef x clip(log pi(y_t | x, h) - log pi(y_t | x)), where x
-    is the prompt and h the teacher's (SDPO, arXiv:2601.20802). Its expectation is the gradient of minus the KL
-    to the teacher at each token. The rewarded advantage stays: without it, policies learn to act as if they
-    had been told (RLSD, arXiv:2604.03128).
+    The advantage of an attempt's token y_t gains coef x clip(log pi(y_t | x, h) - log pi(y_t | x)), where x is
+    the prompt and h the teacher's (SDPO, arXiv:2601.20802). Unclipped, the expected gradient is that of
+    minus coef times the KL to the teacher, at each token. The term is added after advantages are scaled, and
+    it is not centered: an attempt's tokens are on average less likely under the teacher than under the policy
+    that sampled them. The rewarded advantage stays, since a teacher alone leaks what it was told, and
+    training becomes unstable (RLSD, arXiv:2604.03128).
 
     Only attempts that are members of their group are taught: revisions and replayed answers were sampled
     under another prompt or by an older policy. Thinking is not taught, since a policy that has been told the

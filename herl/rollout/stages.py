@@ -172,8 +172,8 @@ class Stages:
             raise ConfigError(NEEDS_VERDICTS)
         if self.teacher.needs_verdicts:
             raise ConfigError(
-                "teacher.tell=missed needs verdicts on each criterion, but a holistic judge gives one score for "
-                "the whole answer: use teacher.tell=rubric, or a judge with verdicts"
+                "teacher.tell=missed needs verdicts on each criterion, but a holistic judge gives one score "
+                "for the whole answer: use teacher.tell=rubric, or a judge with verdicts"
             )
 
     def open(self) -> None:
