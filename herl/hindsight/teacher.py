@@ -24,12 +24,15 @@ _FIELDS = {"request", "criteria"}
 class Teacher:
     """The policy that has been told the criteria, as a teacher of the policy that has not.
 
-    The advantage of an attempt's token y_t gains coef x clip(log pi(y_t | x, h) - log pi(y_t | x)), where x is
-    the prompt and h the teacher's (SDPO, arXiv:2601.20802). Unclipped, the expected gradient is that of
-    minus coef times the KL to the teacher, at each token. The term is added after advantages are scaled, and
-    it is not centered: an attempt's tokens are on average less likely under the teacher than under the policy
-    that sampled them. The rewarded advantage stays, since a teacher alone leaks what it was told, and
-    training becomes unstable (RLSD, arXiv:2604.03128).
+    The advantage of a token y_t of an attempt gains
+
+        coef x clip(log pi(y_t | x, h) - log pi(y_t | x), -clip, clip)
+
+    with the prompt x and the teacher's prompt h (SDPO, arXiv:2601.20802). Unclipped, the expected gradient is
+    that of minus coef times the KL to the teacher, at each token. The term is added after advantages are
+    scaled. Its mean is below 0, since attempts were sampled by the policy and not by the teacher. The
+    rewarded advantage stays, since a teacher alone leaks what it was told, and training becomes unstable
+    (RLSD, arXiv:2604.03128).
 
     Only attempts that are members of their group are taught: revisions and replayed answers were sampled
     under another prompt or by an older policy. Thinking is not taught, since a policy that has been told the
@@ -40,6 +43,8 @@ class Teacher:
         clip: Largest difference of log-probs, in nats, either way.
         tell: What the prompt tells: the whole `rubric`, the same for all attempts of a group, which share its
             tokens in the pass; or the criteria that the attempt `missed`, which needs verdicts.
+        center: Whether to subtract the term's mean over the answer, so that it only moves credit between
+            tokens, and the answer as a whole keeps the rewarded advantage.
         perfect: Smallest reward of an attempt that needs no teacher.
         flat_groups: Whether to train on attempts of groups without signal, by the teacher alone.
         template: Text with the fields {request} and {criteria}; None for the shipped prompt.
@@ -48,6 +53,7 @@ class Teacher:
     coef: float = 0.0
     clip: float = 2.0
     tell: Literal["rubric", "missed"] = "rubric"
+    center: bool = False
     perfect: float = 1.0
     flat_groups: bool = False
     template: str | None = None

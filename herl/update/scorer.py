@@ -72,7 +72,7 @@ class Scorer:
         advantage, taught = batch.advantage, Stats()
         if batch.teacher_logprobs is not None and batch.taught is not None:
             advantage, taught = with_teacher(
-                advantage, batch.teacher_logprobs, old, batch.taught, self.teacher
+                advantage, batch.teacher_logprobs, old, batch.taught, batch.row, self.teacher
             )
         loss, stats = self.loss(
             Tokens(

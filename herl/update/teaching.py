@@ -17,7 +17,7 @@ import torch
 from herl.distributed import gather
 from herl.hindsight.teacher import Teacher
 from herl.types import Experience
-from herl.update.loss.base import Stats
+from herl.update.loss.base import Stats, sums_by_answer
 
 if TYPE_CHECKING:
     from herl.update.scorer import Scorer
@@ -45,6 +45,7 @@ def with_teacher(
     teacher_logprobs: torch.Tensor,
     old_logprobs: torch.Tensor,
     taught: torch.Tensor,
+    row: torch.Tensor,
     teacher: Teacher,
 ) -> tuple[torch.Tensor, Stats]:
     """Returns the advantages with the teacher's term, [N], and statistics of the term.
@@ -54,17 +55,23 @@ def with_teacher(
         teacher_logprobs: Log-probs of the told policy, [N].
         old_logprobs: Log-probs of the policy before the batch, [N].
         taught: Which tokens get a term, [N], bool.
+        row: The answer of each token, [N], ascending.
         teacher: Holds the coefficient and the clip range.
 
     The first token is twice as likely under the teacher, the second impossible, and the third not taught.
 
     >>> old, told = torch.tensor([0.5, 0.5, 0.5]).log(), torch.tensor([1.0, 0.0, 1.0]).log()
-    >>> taught = torch.tensor([True, True, False])
-    >>> with_teacher(torch.ones(3), told, old, taught, Teacher(coef=0.5, clip=1.0))[0]
+    >>> taught, row = torch.tensor([True, True, False]), torch.tensor([0, 0, 0])
+    >>> with_teacher(torch.ones(3), told, old, taught, row, Teacher(coef=0.5, clip=1.0))[0]
     tensor([1.3466, 0.5000, 1.0000])
+    >>> with_teacher(torch.ones(3), told, old, taught, row, Teacher(coef=0.5, clip=1.0, center=True))[0]
+    tensor([1.4233, 0.5767, 1.0000])
     """
     difference = torch.where(taught, teacher_logprobs - old_logprobs, 0.0)
     term = teacher.coef * difference.clamp(-teacher.clip, teacher.clip)
+    if teacher.center:
+        mean = sums_by_answer(term, row) / sums_by_answer(taught.float(), row).clamp(min=1.0)
+        term = torch.where(taught, term - mean[row], 0.0)
     rewarded = taught & (advantage != 0)
     count = taught.sum()
     means = {

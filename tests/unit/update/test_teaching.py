@@ -62,10 +62,11 @@ def naive_advantages(model, e, teacher=TEACHER):
     if e.teacher_ids:
         told = naive_logprobs(model, e, e.teacher_ids).tolist()
         old = naive_logprobs(model, e, e.context_ids).tolist()
-        for place in range(e.rollout.thinking_tokens, len(advantages)):
-            advantages[place] += teacher.coef * max(
-                -teacher.clip, min(teacher.clip, told[place] - old[place])
-            )
+        places = range(e.rollout.thinking_tokens, len(advantages))
+        terms = {p: teacher.coef * max(-teacher.clip, min(teacher.clip, told[p] - old[p])) for p in places}
+        mean = sum(terms.values()) / len(terms) if teacher.center and terms else 0.0
+        for place, term in terms.items():
+            advantages[place] += term - mean
     return advantages
 
 
@@ -118,17 +119,22 @@ def steps(made, experiences, told, old=None):
     return total, sums
 
 
-@pytest.mark.parametrize("packing", ["shared", "packed", "single"])
-@pytest.mark.parametrize("later", [False, True])
-def test_loss_and_gradient_are_those_of_the_naive_version(policy, packing, later):
+@pytest.mark.parametrize(
+    ("packing", "later", "center"),
+    [("shared", False, False), ("packed", False, True), ("single", True, False), ("shared", True, True)],
+)
+def test_loss_and_gradient_are_those_of_the_naive_version(policy, packing, later, center):
     """In a later step of the batch, the policy has moved, but the teacher and the old policy have not."""
     experiences, loss = taught_experiences(), PolicyLoss(clip_low=0.1, clip_high=0.1)
     now = shaken(policy) if later else policy
-    expected = naive_loss(now, policy, experiences, loss)
+    teacher = replace(TEACHER, center=center)
+    expected = naive_loss(now, policy, experiences, loss, teacher)
     expected.backward()
     wanted = gradient(now).clone()
     now.zero_grad()
-    before, made = scorer(policy, packing=packing, loss=loss), scorer(now, packing=packing, loss=loss)
+    before, made = (
+        scorer(one, packing=packing, loss=loss, teacher=teacher, max_tokens=90) for one in (policy, now)
+    )
     told = taught_logprobs(before, experiences)
     found, _ = steps(made, experiences, told, before.logprobs(experiences) if later else None)
     assert found == pytest.approx(float(expected.detach()), rel=1e-4)
@@ -170,7 +176,8 @@ def test_a_token_as_likely_for_the_teacher_and_tokens_not_taught_keep_their_adva
     old = torch.tensor([0.5, 0.5, 0.5]).log()
     told = torch.tensor([0.5, 0.9, 0.9]).log()
     taught = torch.tensor([True, True, False])
-    advantage, stats = with_teacher(torch.tensor([1.0, 0.0, -1.0]), told, old, taught, Teacher(coef=1.0))
+    rewarded, row = torch.tensor([1.0, 0.0, -1.0]), torch.tensor([0, 0, 1])
+    advantage, stats = with_teacher(rewarded, told, old, taught, row, Teacher(coef=1.0))
     assert advantage.tolist() == pytest.approx([1.0, 0.5878, -1.0], abs=1e-4)
     assert not advantage.requires_grad
     assert int(stats.means["teacher_agreement"][1]) == 1, "an advantage of 0 has no sign"
