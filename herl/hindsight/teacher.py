@@ -31,7 +31,7 @@ class Teacher:
     with the prompt x and the teacher's prompt h (SDPO, arXiv:2601.20802). Unclipped, the expected gradient is
     that of minus coef times the KL to the teacher, at each token. The term is added after advantages are
     scaled. Its mean is below 0, since attempts were sampled by the policy and not by the teacher. The
-    rewarded advantage stays, since a teacher alone leaks what it was told, and training becomes unstable
+    rewarded advantage stays, since a teacher alone leaks what it knows, and training becomes unstable
     (RLSD, arXiv:2604.03128).
 
     Only attempts that are members of their group are taught: revisions and replayed answers were sampled

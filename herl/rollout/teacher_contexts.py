@@ -24,7 +24,7 @@ def teacher_contexts(groups: Sequence[Group], stages: Stages) -> tuple[dict[str,
     for group in groups:
         if not any(group.advantages) and not stages.teacher.flat_groups:
             continue
-        rendered: dict[str, tuple[int, ...]] = {}  # by what is told, which attempts may share
+        rendered: dict[str, tuple[int, ...]] = {}  # by its text, which attempts may share
         for member in group.members:
             if member.origin != "policy":
                 continue
