@@ -26,6 +26,7 @@ from herl.clock import PhaseClock
 from herl.distributed import together
 from herl.hindsight import HindsightBuilder, NoHindsight
 from herl.hindsight.gate import gated
+from herl.hindsight.teacher import NO_TEACHER, Teacher
 from herl.judge import Judge, JudgeRunner, needs_verdicts
 from herl.metrics.collection import collection_counts
 from herl.metrics.heldout import heldout_metrics
@@ -63,6 +64,7 @@ class HerlModule(L.LightningModule):
         hindsight: Writes revision prompts (stage 4).
         bonus: Pays attempts for their potential (stage 5).
         replay: Adds good answers of earlier batches, between stages 5 and 6.
+        teacher: Scores attempts under the criteria, for an advantage of each token (stages 8 and 10).
         selection: `herl.selection.form_group` with its options (stage 6).
         advantages: `herl.advantages.group_advantages` with its options (stage 7).
         loss: The loss (stage 11).
@@ -80,8 +82,7 @@ class HerlModule(L.LightningModule):
         max_grad_norm: Gradients are clipped to this norm; None for no clipping.
         validation_attempts: Plain attempts per held-out prompt. More attempts only reduce the noise.
         validation_revisions: Maximum number of revisions of each, reported beside the plain attempts.
-        log_over: The x axis of all curves: sampled answers, including revisions, which is the budget at
-            which methods are compared; or optimizer steps.
+        log_over: The x axis of all curves: sampled answers, revisions included, or optimizer steps.
         seed: All randomness is derived from hashes of it.
     """
 
@@ -93,6 +94,7 @@ class HerlModule(L.LightningModule):
         hindsight: HindsightBuilder | None = None,
         bonus: BonusReward | None = None,
         replay: Replay | None = None,
+        teacher: Teacher = NO_TEACHER,
         selection: Selection = form_group,
         advantages: Advantages = group_advantages,
         loss: Loss | None = None,
@@ -114,8 +116,7 @@ class HerlModule(L.LightningModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.model = model
-        self.loss = loss or PolicyLoss()
+        self.model, self.loss = model, loss or PolicyLoss()
         self.validation_revisions = validation_revisions
         self._validate = partial(
             validate, seed=seed, attempts=validation_attempts, revisions=validation_revisions
@@ -133,10 +134,12 @@ class HerlModule(L.LightningModule):
             hindsight=hindsight,
             bonus=bonus or NoBonus(),
             replay=replay or NoReplay(),
+            teacher=teacher,
         )
         self.updater = Updater(
             self.loss,
             self.stages.plan.attempt.temperature,
+            teacher,
             optimizer=optimizer,
             updates_per_batch=updates_per_batch,
             micro_batch_tokens=micro_batch_tokens,
@@ -188,8 +191,7 @@ class HerlModule(L.LightningModule):
 
     def on_fit_start(self) -> None:
         """Moves the reference, which Lightning does not know about, to the policy's device."""
-        reference = self.updater.reference
-        if reference is not None and not is_sharded(reference):
+        if (reference := self.updater.reference) is not None and not is_sharded(reference):
             cast(torch.nn.Module, reference).to(self.device)
 
     def on_train_end(self) -> None:
@@ -224,9 +226,8 @@ class HerlModule(L.LightningModule):
     def training_step(self, tasks: list[Task], batch_idx: int) -> dict[str, Step]:
         """Runs stages 2 to 12 for one batch of prompts; returns {"step": its record}, for callbacks."""
         assert self.policy is not None
-        key = (self.seed, self.current_epoch, batch_idx)
         self.stages.hindsight.begin_batch(self.share_done(batch_idx))
-        collection = collect(tasks, self.stages, key, self.clock)
+        collection = collect(tasks, self.stages, (self.seed, self.current_epoch, batch_idx), self.clock)
         self.stages.sampler.sleep()
         with self.clock.time("update"):
             update = self.updater.update(self, self.policy, collection.experiences, self.counts)

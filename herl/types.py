@@ -365,6 +365,9 @@ class Experience:
     context_ids: tuple[int, ...]
     """Tokens before the answer in training. They never carry loss. For a revision this may be the original
     prompt, although the revision was sampled under the revision prompt."""
+    teacher_ids: tuple[int, ...] = ()
+    """The context under which the told policy scores the answer (`herl.hindsight.teacher`); empty if it does
+    not."""
 
     @property
     def origin(self) -> Origin:

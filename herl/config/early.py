@@ -160,6 +160,7 @@ def _check_rows(config: DictConfig) -> None:
     needed = {"hindsight": _has("needs_verdicts", config, "hindsight")}
     needed["advantages"] = any(_has("needs_verdicts", config, part) for part in ("advantages", "emphasis"))
     needed["selection"] = OmegaConf.select(config, "selection.joins") == "new"
+    needed["teacher"] = OmegaConf.select(config, "teacher.tell") == "missed"
     check_gives_verdicts(made, needed)
     if _has("tells", config, "hindsight") and not any(
         task.rubric.criteria for task in chain(*splits.values())

@@ -1,8 +1,9 @@
 """Stage 4: a judged group -> hindsight experience, as prompts for revisions.
 
 `HindsightBuilder` is the interface. `RevisionBuilder` is HeRL's builder, `ToldBuilder` shows the rubric
-alone, and `NoHindsight` gives plain RL.
-`herl.hindsight.candidates` chooses the attempts to revise, `herl.hindsight.gate` the groups.
+alone, and `NoHindsight` gives plain RL. `herl.hindsight.candidates` chooses the attempts to revise,
+`herl.hindsight.gate` the groups. A `herl.hindsight.teacher` needs no revisions: it scores the tokens of
+attempts.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ INSTEAD = {
     "hindsight": "algorithm=grpo (or algorithm=told, if the rows have rubrics)",
     "advantages": "advantages=group with emphasis=none",
     "selection": "selection.joins=better",
+    "teacher": "teacher.tell=rubric",
 }
 """What needs no verdicts, by the setting that may need them."""
 

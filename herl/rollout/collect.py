@@ -24,6 +24,7 @@ from herl.rollout.requests import (
 )
 from herl.rollout.stages import RolloutPlan, Stages
 from herl.rollout.streaming import sample_and_judge
+from herl.rollout.teacher_contexts import teacher_contexts
 from herl.seeds import derive_seed
 from herl.types import Experience, Group, Judged, Member, Task
 
@@ -40,7 +41,8 @@ class Collection:
     experiences: tuple[Experience, ...]
     """The training data, without groups that carry no signal unless `RolloutPlan.keep_flat_groups`."""
     dropped: Mapping[str, int]
-    """Counts of prompts over `max_prompt_tokens`: {"prompts": ..., "revision_prompts": ...}."""
+    """Counts of prompts over `max_prompt_tokens`: {"prompts": ..., "revision_prompts": ...}, and
+    "teacher_prompts", the attempts without a teacher for that reason, if there are any."""
 
 
 def collect(tasks: Sequence[Task], stages: Stages, key: Key, clock: PhaseClock | None = None) -> Collection:
@@ -59,10 +61,12 @@ def collect(tasks: Sequence[Task], stages: Stages, key: Key, clock: PhaseClock |
     opened, over_long = open_groups(tasks, stages, ":".join(map(str, key)))
     answered, revisions_over_long = attempt_and_revise(opened, stages, key, clock or PhaseClock())
     groups = compare(settle(answered, stages, key), stages, derive_seed(*key, "advantages"))
+    taught, teacher_over_long = teacher_contexts(groups, stages)
+    dropped = {"prompts": over_long, "revision_prompts": revisions_over_long}
     return Collection(
         groups=tuple(groups),
-        experiences=tuple(e for group in groups for e in _experiences(group, stages.plan)),
-        dropped={"prompts": over_long, "revision_prompts": revisions_over_long},
+        experiences=tuple(e for group in groups for e in _experiences(group, stages.plan, taught)),
+        dropped=dropped | ({"teacher_prompts": teacher_over_long} if teacher_over_long else {}),
     )
 
 
@@ -188,13 +192,15 @@ def _members(group: Group, stages: Stages, key: Key) -> list[Member]:
     return stages.selection(group.task, attempts, candidates, bonuses, derive_seed(*key, group.task.id))
 
 
-def _experiences(group: Group, plan: RolloutPlan) -> list[Experience]:
-    if not any(group.advantages) and not plan.keep_flat_groups:
-        return []
+def _experiences(group: Group, plan: RolloutPlan, taught: Mapping[str, tuple[int, ...]]) -> list[Experience]:
+    """Returns the training data of a group. If it carries no signal, only its taught attempts, if any."""
+    flat = not any(group.advantages) and not plan.keep_flat_groups
     training_context = plan.training_context
     experiences = []
     for member, advantage in zip(group.members, group.advantages, strict=True):
         rollout = member.judged.rollout
+        if flat and rollout.id not in taught:
+            continue
         contexts = {"original": group.prompt_ids, "hindsight": rollout.prompt_ids}
         names = ["original", "hindsight"] if training_context == "both" else [training_context]
         for context_ids in dict.fromkeys(contexts[name] for name in names):
@@ -206,6 +212,7 @@ def _experiences(group: Group, plan: RolloutPlan) -> list[Experience]:
                     bonus=member.bonus,
                     advantage=advantage,
                     context_ids=context_ids,
+                    teacher_ids=taught.get(rollout.id, ()),
                 )
             )
     return experiences

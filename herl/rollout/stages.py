@@ -12,6 +12,7 @@ from herl.bonus import BonusReward, NoBonus
 from herl.distributed import gather, together
 from herl.errors import ConfigError
 from herl.hindsight import HindsightBuilder, NoHindsight
+from herl.hindsight.teacher import NO_TEACHER, Teacher
 from herl.judge import JudgeRunner
 from herl.judge.base import check_gives_verdicts, needs_verdicts
 from herl.models.chat_template import Today
@@ -147,6 +148,7 @@ class Stages:
     hindsight: HindsightBuilder = field(default_factory=NoHindsight)
     bonus: BonusReward = field(default_factory=NoBonus)
     replay: Replay = field(default_factory=NoReplay)
+    teacher: Teacher = NO_TEACHER
     today: Today = field(default_factory=Today)
 
     def __post_init__(self) -> None:
@@ -171,7 +173,7 @@ class Stages:
         return self.hindsight.revises or not isinstance(self.replay, NoReplay)
 
     def check_verdicts(self) -> None:
-        """Checks that the judge gives verdicts if hindsight, advantages or selection need them.
+        """Checks that the judge gives verdicts if some part of the run needs them.
 
         Raises:
             ConfigError: the judge is holistic.
@@ -180,6 +182,7 @@ class Stages:
             "hindsight": self.hindsight.needs_verdicts,
             "advantages": needs_verdicts(self.advantages),
             "selection": self._joins_new,
+            "teacher": self.teacher.needs_verdicts,
         }
         check_gives_verdicts(self.judge_runner.judge, needed)
 

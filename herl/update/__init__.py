@@ -3,6 +3,7 @@
 batch.py           experiences -> rows of tokens
 packing_probe.py   probes which packing modes a model supports
 logprobs.py        rows -> log-probabilities and entropies
+teaching.py        what a teacher adds to the advantage of each token
 forward_swap.py    runs another function in place of a model's forward pass, with its hooks
 scorer.py          the loss of one row, on policy and reference
 loss/              the losses: base, policy (PPO and HeRL), sft, dpo

@@ -94,6 +94,12 @@ class MicroBatch:
     old_logprobs: torch.Tensor | None = None
     """[N], float: the trainer's log-probs before this rollout batch's first optimizer step, under the
     training context. None if nothing has been updated since, so that they equal the current ones."""
+    teacher_logprobs: torch.Tensor | None = None
+    """[N], float: log-probs of the told policy, before the first optimizer step too; 0 where it does not
+    teach. None without a teacher."""
+    taught: torch.Tensor | None = None
+    """[N], bool: the tokens whose advantage gets the teacher's term, which never are thinking. None without a
+    teacher."""
     filler: bool = False
     """Whether another rank trains on these answers and this rank only keeps in step: all weights are 0."""
     last: bool = False
@@ -144,6 +150,7 @@ def micro_batches(
     aggregation: Aggregation,
     constant_length: int = 1,
     old_logprobs: Sequence[torch.Tensor | None] | None = None,
+    teacher_logprobs: Sequence[torch.Tensor | None] | None = None,
     rank: int = 0,
     world_size: int = 1,
     packing: Packing = "shared",
@@ -162,6 +169,8 @@ def micro_batches(
         constant_length: Tokens, for the aggregation `constant`.
         old_logprobs: For each experience, the trainer's log-probs before the update, [answer_len], or None
             if another rank trains on it.
+        teacher_logprobs: For each experience, the told policy's log-probs, [answer_len], or None if it does
+            not teach this answer; None for all without a teacher.
         rank: The rank that the micro-batches are for.
         world_size: Number of ranks.
         packing: How answers share a row.
@@ -175,7 +184,10 @@ def micro_batches(
         pieces = plan[first if filler else first + rank]
         batch = _row(experiences, pieces, weights, None if filler else old_logprobs, packing)
         weight = torch.zeros_like(batch.weight) if filler else batch.weight
-        yield replace(batch, weight=weight, filler=filler, last=first + world_size >= len(plan))
+        batch = replace(batch, weight=weight, filler=filler, last=first + world_size >= len(plan))
+        if teacher_logprobs is not None and not filler:
+            batch = _with_teacher(batch, experiences, teacher_logprobs)
+        yield batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,6 +341,20 @@ def _row(
 def _tensor(values: list[Any], dtype: type[np.generic]) -> torch.Tensor:
     """Returns a long list as a tensor; through NumPy, this takes a fifth of the time."""
     return torch.from_numpy(np.array(values, dtype=dtype))
+
+
+def _with_teacher(
+    batch: MicroBatch,
+    experiences: Sequence[Experience],
+    logprobs: Sequence[torch.Tensor | None],
+) -> MicroBatch:
+    scores, taught = [], []
+    for place in batch.rows:
+        rollout, scored = experiences[place].rollout, logprobs[place]
+        length = len(rollout.token_ids)
+        scores.append(torch.zeros(length) if scored is None else scored)
+        taught.append((torch.arange(length) >= rollout.thinking_tokens) & (scored is not None))
+    return replace(batch, teacher_logprobs=torch.cat(scores), taught=torch.cat(taught))
 
 
 def _known(logprobs: torch.Tensor | None) -> torch.Tensor:

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from herl.distributed import gather, rank, world_size
+from herl.hindsight.teacher import NO_TEACHER, Teacher
 from herl.models.lora import adapters_off
 from herl.types import Experience, Rollout
 from herl.update.batch import MicroBatch, Packing, micro_batches, unjudged
 from herl.update.logprobs import answer_logprobs
 from herl.update.loss.base import Loss, Stats, Tokens
+from herl.update.teaching import with_teacher
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,11 +39,13 @@ class Scorer:
     """Tokens in a micro-batch."""
     packing: Packing
     device: torch.device
+    teacher: Teacher = NO_TEACHER
 
     def micro_batches(
         self,
         experiences: Sequence[Experience],
         old_logprobs: Sequence[torch.Tensor | None] | None = None,
+        teacher_logprobs: Sequence[torch.Tensor | None] | None = None,
     ) -> Iterator[MicroBatch]:
         """Yields this rank's share of an optimizer step, on its device."""
         rows = micro_batches(
@@ -50,6 +54,7 @@ class Scorer:
             aggregation=self.loss.aggregation,
             constant_length=self.loss.constant_length,
             old_logprobs=old_logprobs,
+            teacher_logprobs=teacher_logprobs,
             rank=rank(),
             world_size=world_size(),
             packing=self.packing,
@@ -64,19 +69,25 @@ class Scorer:
             self.policy, batch, self.temperature, entropy_grad=self.loss.entropy_coef != 0
         )
         old = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
-        return self.loss(
+        advantage, taught = batch.advantage, Stats()
+        if batch.teacher_logprobs is not None and batch.taught is not None:
+            advantage, taught = with_teacher(
+                advantage, batch.teacher_logprobs, old, batch.taught, batch.row, self.teacher
+            )
+        loss, stats = self.loss(
             Tokens(
                 logprobs=logprobs,
                 entropy=entropy,
                 old_logprobs=old,
                 sampler_logprobs=batch.sampler_logprobs,
-                advantage=batch.advantage,
+                advantage=advantage,
                 weight=batch.weight,
                 revision=batch.revision,
                 row=batch.row,
                 ref_logprobs=ref_logprobs,
             )
         )
+        return loss, replace(stats, means={**stats.means, **taught.means}) if taught.means else stats
 
     @torch.no_grad()
     def _ref_logprobs(self, batch: MicroBatch) -> torch.Tensor:

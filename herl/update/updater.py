@@ -23,16 +23,18 @@ from transformers import PreTrainedModel
 
 from herl.distributed import gather, world_size
 from herl.errors import ConfigError, TrainingError, check_above, check_at_least
+from herl.hindsight.teacher import NO_TEACHER, Teacher
 from herl.models.fsdp import synchronize_gradients
 from herl.models.weights import first_not_finite, whole
 from herl.types import Experience
-from herl.update.batch import Packing, split_by_group
+from herl.update.batch import MicroBatch, Packing, split_by_group
 from herl.update.loss.base import Loss
 from herl.update.packing_probe import choose_packing
 from herl.update.row_tokens import CPU_TOKENS, row_tokens
 from herl.update.running_stats import RunningStats
 from herl.update.schedule import Schedule, learning_rate_share, run_share
 from herl.update.scorer import Scorer
+from herl.update.teaching import taught_logprobs
 
 logger = logging.getLogger(__name__)
 Optimizer = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
@@ -57,6 +59,7 @@ class Updater:
     Args:
         loss: The loss to minimize.
         temperature: The temperature at which attempts are sampled.
+        teacher: Adds to the advantage of each token (`herl.update.teaching`).
 
     The other arguments are those of `herl.module.HerlModule`.
     """
@@ -65,6 +68,7 @@ class Updater:
         self,
         loss: Loss,
         temperature: float,
+        teacher: Teacher = NO_TEACHER,
         *,
         optimizer: Optimizer,
         updates_per_batch: int,
@@ -79,8 +83,14 @@ class Updater:
         check_at_least("module", 1, micro_batch_tokens=tokens, updates_per_batch=updates_per_batch)
         check_at_least("module", 0, warmup_steps=warmup_steps, max_skipped_steps=max_skipped_steps)
         check_above("module", 0, max_grad_norm=max_grad_norm)
+        if teacher.teaches and not loss.needs_old_logprobs:
+            raise ConfigError(
+                f"teacher: expected a policy loss, whose tokens each have an advantage, got "
+                f"{type(loss).__name__}: use teacher=none, or loss=clip"
+            )
         self.loss = loss
         self.temperature = temperature
+        self.teacher = teacher
         self.optimizer = optimizer
         self.updates_per_batch = updates_per_batch
         self.micro_batch_tokens = micro_batch_tokens
@@ -118,6 +128,7 @@ class Updater:
             max_tokens=CPU_TOKENS if self.micro_batch_tokens == "auto" else self.micro_batch_tokens,
             packing=self.packing,
             device=device,
+            teacher=self.teacher,
         )
 
     def update(
@@ -148,10 +159,13 @@ class Updater:
         # Before the first step the current log-probs are the old ones, so that part needs no extra pass.
         kept = self.loss.needs_old_logprobs
         old = [scorer.logprobs(part) if kept and i else None for i, part in enumerate(parts)]
+        told = taught_logprobs(scorer, experiences) if self.teacher.teaches else {}
         for part, old_logprobs in zip(parts, old, strict=True):
             prepared, prepared_stats = self.loss.prepare(part, scorer)
             stats.add_stats(prepared_stats)
-            bad = self._step(module, scorer, prepared, old_logprobs, stats, counts)
+            taught = [told.get(e.rollout.id) for e in prepared] if told else None
+            batches = scorer.micro_batches(prepared, old_logprobs, taught)
+            bad = self._step(module, scorer, prepared, batches, stats, counts)
             faults |= dict.fromkeys(bad, "the loss is not finite")
         metrics = {f"update/{name}": value for name, value in stats.compute().items()}
         return Update(metrics=metrics, faults=faults, policy_version=version)
@@ -161,7 +175,7 @@ class Updater:
         module: L.LightningModule,
         scorer: Scorer,
         experiences: Sequence[Experience],
-        old_logprobs: Sequence[torch.Tensor | None] | None,
+        batches: Iterable[MicroBatch],
         stats: RunningStats,
         counts: Counter[str],
     ) -> list[str]:
@@ -173,7 +187,7 @@ class Updater:
             group["lr"] = group["initial_lr"] * rate
         # read after the last pass, so that a GPU need not wait
         losses: list[tuple[torch.Tensor, tuple[int, ...]]] = []
-        for batch in scorer.micro_batches(experiences, old_logprobs):
+        for batch in batches:
             synchronize_gradients(module.trainer, batch.last)
             loss, batch_stats = scorer.compute_loss(batch)
             module.manual_backward(loss * world_size())  # the strategies average gradients over ranks

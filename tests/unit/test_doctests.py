@@ -29,6 +29,7 @@ EXAMPLES = {
     "herl.update.loss.policy": ["ratio", "ppo_clip", "shaped", "k3", "mismatch_weight"],
     "herl.update.loss.sft": ["LikelihoodLoss"],
     "herl.update.loss.dpo": ["PreferenceLoss"],
+    "herl.update.teaching": ["with_teacher"],
     "herl.update.schedule": ["learning_rate_share"],
 }
 

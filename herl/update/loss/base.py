@@ -59,6 +59,12 @@ def token_weights(lengths: Sequence[int], aggregation: Aggregation, constant_len
     return [1.0 / (count * constant_length)] * count
 
 
+def sums_by_answer(values: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+    """Returns sums by answer, [N], in a fixed order even on a GPU. Entries beyond the last answer are 0."""
+    borders = torch.searchsorted(row, torch.arange(len(row) + 1, device=row.device))
+    return torch.segment_reduce(values, "sum", offsets=borders, initial=0.0, unsafe=True)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tokens:
     """The inputs of a loss, [N] each. See `herl.update.batch.MicroBatch`."""

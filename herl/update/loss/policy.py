@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 
 from herl.errors import ConfigError, check_at_least
-from herl.update.loss.base import Aggregation, Loss, Stats, Tokens
+from herl.update.loss.base import Aggregation, Loss, Stats, Tokens, sums_by_answer
 
 RevisionRatio = Literal["same_context", "policy_prob", "cross_context"]
 MismatchLevel = Literal["none", "token", "sequence"]
@@ -123,16 +123,10 @@ def mismatch_weight(
     if level == "none":
         return torch.ones_like(difference), torch.zeros_like(difference, dtype=torch.bool)
     if level == "sequence":
-        difference = _sums(difference, row)[row]
+        difference = sums_by_answer(difference, row)[row]
     weight = difference.clamp(-20.0, 20.0).exp()
     cut = weight > cap
     return weight.clamp(max=cap) if mode == "truncate" else weight * ~cut, cut
-
-
-def _sums(values: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
-    """Returns sums by answer, [N], in a fixed order even on a GPU. Entries beyond the last answer are 0."""
-    borders = torch.searchsorted(row, torch.arange(len(row) + 1, device=row.device))
-    return torch.segment_reduce(values, "sum", offsets=borders, initial=0.0, unsafe=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

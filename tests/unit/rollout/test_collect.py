@@ -12,6 +12,7 @@ from herl.advantages.emphasis import emphasized
 from herl.bonus.improvement import ImprovementBonus
 from herl.errors import ConfigError
 from herl.hindsight.revision import RevisionBuilder
+from herl.hindsight.teacher import Teacher
 from herl.judge import JudgeRunner
 from herl.judge.rule import RuleJudge
 from herl.metrics.collection import collection_metrics
@@ -270,3 +271,48 @@ def test_bad_plans_are_refused():
         RolloutPlan(revision=Sampling(top_p=0.0))
     with pytest.raises(ConfigError, match=r"rollout.attempt.temperature: expected a number above 0"):
         RolloutPlan(attempt=Sampling(temperature=0.0))
+
+
+def contexts(collection):
+    return {e.rollout.id: e.teacher_ids for e in collection.experiences}
+
+
+def test_attempts_get_the_teachers_context_and_share_it_while_revisions_have_none(stages, tokenizer):
+    teacher = Teacher(coef=1.0)
+    collection = collect([make_task()], stages(teacher=teacher), (0,))
+    [group] = collection.groups
+    messages = teacher.prompt(make_task(), group.attempts[0])
+    expected = {
+        member.judged.rollout.id: render(tokenizer, messages) if member.origin == "policy" else ()
+        for member in group.members
+    }
+    assert contexts(collection) == expected
+    assert () in expected.values()
+    assert set(contexts(collect([make_task()], stages(), (0,))).values()) == {()}
+
+
+def test_an_over_long_context_of_the_teacher_is_dropped_and_counted(stages, tokenizer):
+    teacher = Teacher(coef=1.0, template="{request}{criteria}" + " fish" * 40)
+    plan = {"max_prompt_tokens": len(render(tokenizer, make_task().messages)) + 20}
+    collection = collect([make_task()], stages(teacher=teacher, plan=plan, hindsight=NoHindsight()), (0,))
+    assert collection.dropped == {"prompts": 0, "revision_prompts": 0, "teacher_prompts": 4}
+    assert set(contexts(collection).values()) == {()}
+    assert collection_metrics(collection)["train/dropped_teacher_prompts"] == 4.0
+
+
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("flat_groups", [False, True])
+def test_a_group_without_signal_is_taught_only_if_asked_for(stages, kept, flat_groups):
+    answers = {"task": ["fish"], "perfect": ["fish river"]}
+    made = stages(
+        sampler=ScriptedSampler(answers, answers),
+        teacher=Teacher(coef=1.0, flat_groups=flat_groups),
+        plan={"keep_flat_groups": kept},
+        hindsight=NoHindsight(),
+    )
+    found = collect([make_task(), make_task(id="perfect")], made, (0,)).experiences
+    taught = [e for e in found if e.teacher_ids]
+    assert len(taught) == 4 * flat_groups
+    assert {e.rollout.task_id for e in taught} <= {"task"}, "perfect attempts need no teacher"
+    assert len(found) == (8 if kept else len(taught))
+    assert {e.advantage for e in found} <= {0.0}
