@@ -106,6 +106,7 @@ def test_a_sharded_checkpoint_is_exported_whole(tmp_path, half_way):
     assert all(torch.equal(tensor, expected[f"policy.{name}"]) for name, tensor in exported.items())
 
 
+@pytest.mark.nightly
 def test_a_consolidated_checkpoint_goes_on_without_sharding(tmp_path, uninterrupted):
     sharded = ("strategy=fsdp", "trainer.devices=2", "trainer.strategy.save_distributed_checkpoint=false")
     fit(tmp_path / "half", *TWO_EPOCHS, "trainer.max_epochs=1", *sharded, small=SHORT)

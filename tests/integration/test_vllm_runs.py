@@ -51,6 +51,7 @@ def test_adapters_are_merged_for_the_engine_and_switched_off_for_the_reference(t
     assert summary(tmp_path)["optimizer_steps"] == 2 * BATCHES
 
 
+@pytest.mark.nightly
 def test_two_ranks_share_one_engine(tmp_path):
     """The tiny model's three heads cannot be halved: a fresh one with four."""
     tokenizer = PretrainedModel(path="tiny").tokenizer()
