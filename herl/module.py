@@ -35,7 +35,7 @@ from herl.metrics.step import Step, measured
 from herl.models.fsdp import check_trainer, load
 from herl.models.lora import has_adapters
 from herl.models.pretrained import PretrainedModel
-from herl.models.weights import is_sharded, named_weights
+from herl.models.weights import named_weights
 from herl.replay import NoReplay, Replay
 from herl.rollout.collect import collect
 from herl.rollout.improve import check_rounds
@@ -190,9 +190,8 @@ class HerlModule(L.LightningModule):
         self.stages.judge_runner.close()
 
     def on_fit_start(self) -> None:
-        """Moves the reference, which Lightning does not know about, to the policy's device."""
-        if (reference := self.updater.reference) is not None and not is_sharded(reference):
-            cast(torch.nn.Module, reference).to(self.device)
+        """Moves the reference to the policy's device."""
+        self.updater.place_reference(self.device)
 
     def on_train_end(self) -> None:
         """Checks that something could be sampled and judged."""
@@ -226,8 +225,9 @@ class HerlModule(L.LightningModule):
     def training_step(self, tasks: list[Task], batch_idx: int) -> dict[str, Step]:
         """Runs stages 2 to 12 for one batch of prompts; returns {"step": its record}, for callbacks."""
         assert self.policy is not None
+        key = (self.seed, self.current_epoch, batch_idx)
         self.stages.hindsight.begin_batch(self.share_done(batch_idx))
-        collection = collect(tasks, self.stages, (self.seed, self.current_epoch, batch_idx), self.clock)
+        collection = collect(tasks, self.stages, key, self.clock)
         self.stages.sampler.sleep()
         with self.clock.time("update"):
             update = self.updater.update(self, self.policy, collection.experiences, self.counts)

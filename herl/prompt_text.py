@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Set
+from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,7 @@ _FAMILIES = re.compile(
 """Whole control tokens of public chat models. Half of one, such as <| or |>, is an operator elsewhere."""
 
 
+@cache
 def load(package: str, name: str) -> str:
     """Returns the text of a prompt shipped beside its class."""
     return files(package).joinpath(name).read_text(encoding="utf-8").strip()

@@ -43,8 +43,8 @@ def form_group(
         strict: Whether a revision must beat the best attempt or may tie with it. Allowing ties lets in
             verbatim copies of the draft.
         joins: `better` admits revisions by their reward alone. With `new` a revision may also join because it
-            fulfills a criterion that no attempt does, whatever its reward; the best still come first.
-            `advantages=by_criterion` never gives such a revision a negative advantage.
+            fulfills a criterion with a weight that no attempt does, whatever its reward; the best still come
+            first. It needs `advantages=by_criterion`, which never gives such a revision a negative advantage.
         placement: `append` grows the group, `replace_worst` overwrites the worst attempts,
             `replace_random` overwrites any of them, even the best (reference code).
         fallback_copies: Whether a copy of the best attempt overwrites a random slot if revisions were made
@@ -77,12 +77,13 @@ def form_group(
         return members
     best = max(member.reward for member in members)
     verdicts = [attempt.judgement.verdicts for attempt in attempts]
+    weighty = {criterion.id for criterion in task.rubric.criteria if criterion.weight}
     qualified = [
         revision
         for revision in revisions
         if revision.reward > best
         or (not strict and revision.reward >= best)
-        or (joins == "new" and task.rubric.fulfilled_first(revision.judgement.verdicts, verdicts))
+        or (joins == "new" and weighty & task.rubric.fulfilled_first(revision.judgement.verdicts, verdicts))
     ]
     chosen = sorted(qualified, key=attrgetter("reward"), reverse=True)[:top_n]
     joining = [Member(judged=revision, reward=revision.reward) for revision in chosen]

@@ -116,16 +116,14 @@ class Rubric:
     def fulfilled_first(self, verdicts: Sequence[Verdict], others: Iterable[Sequence[Verdict]]) -> set[str]:
         """Returns the ids of criteria that an answer fulfills and none of the others does.
 
-        Each was judged on at least one of the others; where all of them abstained, nothing is known. Criteria
-        with weight 0 are left out.
+        Each was judged on at least one of the others; where all of them abstained, nothing is known.
         """
         known = [self.fulfilled(other) for other in others]
         mine = self.fulfilled(verdicts)
         return {
             criterion.id
             for criterion in self.criteria
-            if criterion.weight
-            and mine.get(criterion.id)
+            if mine.get(criterion.id)
             and any(criterion.id in other for other in known)
             and not any(other.get(criterion.id) for other in known)
         }

@@ -45,6 +45,14 @@ class Advantages(Protocol):
         ...
 
 
+def spares_new(advantages: Advantages) -> bool:
+    """Whether a revision that fulfills a criterion that no attempt does gets no negative advantage, as far as
+    is known: of functions of one's own, nothing is."""
+    if getattr(advantages, "func", advantages) in (group_advantages, ones):
+        return False
+    return bool(getattr(advantages, "spare_new", True))
+
+
 def check_takes_groups(advantages: Advantages) -> None:
     """Checks that a function takes groups, and not rewards as in earlier versions.
 

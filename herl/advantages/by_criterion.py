@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Literal
 
 from herl.advantages import std
@@ -34,8 +35,9 @@ class ByCriterion:
     Args:
         scale: `batch_std` divides by the unbiased standard deviation over the batch, without groups that
             carry no signal; `none` does not divide.
-        spare_new: Whether a revision that fulfills a criterion that no attempt in its group does gets 0
-            instead of a negative advantage (`selection.joins=new` admits such revisions).
+        spare_new: Whether a revision that fulfills a criterion that no attempt in its group does is compared
+            only where it is at least as good as the mean attempt (`selection.joins=new` admits such
+            revisions). So it never gets a negative advantage, and attempts gain nothing by beating it.
         tolerance: Spread below which the verdicts on a criterion, or the values of a in a group, are equal.
         epsilon: Added to each standard deviation.
     """
@@ -79,7 +81,7 @@ class ByCriterion:
         """a for each member; exactly 0 for all of them if they are equal."""
         rubric = group.task.rubric
         total = math.fsum(abs(criterion.weight) for criterion in rubric.criteria) or 1.0
-        good = [rubric.goodness(member.judged.judgement.verdicts) for member in group.members]
+        good = self._compared(group)
         mean = math.fsum(member.bonus for member in group.members) / max(1, len(group.members))
         terms = [[member.bonus - mean] for member in group.members]
         for criterion in rubric.criteria:
@@ -90,7 +92,7 @@ class ByCriterion:
         sums = [math.fsum(values) for values in terms]
         if not sums or max(sums) - min(sums) < self.tolerance:
             return [0.0] * len(sums)
-        return [max(0.0, a) if spared else a for a, spared in zip(sums, self._spared(group), strict=True)]
+        return sums
 
     def _normalized(self, values: Sequence[float]) -> list[float]:
         if not values or max(values) - min(values) < self.tolerance:
@@ -98,11 +100,21 @@ class ByCriterion:
         mean, deviation = math.fsum(values) / len(values), std(values) + self.epsilon
         return [(value - mean) / deviation for value in values]
 
-    def _spared(self, group: Group) -> list[bool]:
+    def _compared(self, group: Group) -> list[dict[str, float]]:
+        """How well each member fulfills each criterion on which it is compared."""
+        rubric = group.task.rubric
+        good = [rubric.goodness(member.judged.judgement.verdicts) for member in group.members]
         attempts = [attempt.judgement.verdicts for attempt in group.attempts]
-        return [
-            self.spare_new
-            and member.origin != "policy"
-            and bool(group.task.rubric.fulfilled_first(member.judged.judgement.verdicts, attempts))
-            for member in group.members
-        ]
+        usual = _means([rubric.goodness(verdicts) for verdicts in attempts])
+        for place, member in enumerate(group.members):
+            spared = self.spare_new and member.origin != "policy"
+            if spared and rubric.fulfilled_first(member.judged.judgement.verdicts, attempts):
+                good[place] = {
+                    name: value for name, value in good[place].items() if value >= usual.get(name, value)
+                }
+        return good
+
+
+def _means(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    names = {name for one in values for name in one}
+    return {name: fmean(one[name] for one in values if name in one) for name in names}

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 
-from herl.advantages import Advantages, ones
+from herl.advantages import Advantages, check_takes_groups, ones, spares_new
 from herl.errors import ConfigError
 from herl.seeds import derive_seed
 from herl.types import Group, Member, Rubric
@@ -41,6 +41,7 @@ class EmphasizedAdvantages:
     def __init__(self, advantages: Advantages, emphasis: Emphasis) -> None:
         self.advantages = advantages
         self.emphasis = emphasis
+        self.spare_new = spares_new(advantages)
 
     def __call__(self, groups: Sequence[Group], seed: int) -> list[list[float]]:
         """Returns one advantage for each member of each group."""
@@ -57,8 +58,9 @@ def emphasized(advantages: Advantages, emphasis: Emphasis | None = None) -> Adva
         emphasis: How much each criterion counts; None for its weight in the rubric.
 
     Raises:
-        ConfigError: these advantages compare nothing.
+        ConfigError: these advantages compare nothing, or take no groups.
     """
+    check_takes_groups(advantages)
     if emphasis is None:
         return advantages
     if getattr(advantages, "func", advantages) is ones:
@@ -84,9 +86,8 @@ def reweighted(group: Group, weights: Mapping[str, float]) -> Group:
     """
     rubric = Rubric(
         criteria=tuple(
-            replace(criterion, weight=weights[criterion.id])
+            replace(criterion, weight=weights.get(criterion.id, 0.0))
             for criterion in group.task.rubric.criteria
-            if weights.get(criterion.id, 0.0) > 0
         )
     )
     rewards = [_reward(rubric, member) for member in group.members]
@@ -102,6 +103,5 @@ def reweighted(group: Group, weights: Mapping[str, float]) -> Group:
 def _reward(rubric: Rubric, member: Member) -> float | None:
     good = rubric.goodness(member.judged.judgement.verdicts)
     weights = {criterion.id: criterion.weight for criterion in rubric.criteria if criterion.id in good}
-    if not weights:
-        return None
-    return sum(weight * good[name] for name, weight in weights.items()) / sum(weights.values())
+    whole = sum(weights.values())
+    return sum(weight * good[name] for name, weight in weights.items()) / whole if whole else None

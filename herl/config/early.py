@@ -160,15 +160,16 @@ def _check_rows(config: DictConfig) -> None:
     needed = {"hindsight": _has("needs_verdicts", config, "hindsight")}
     needed["advantages"] = any(_has("needs_verdicts", config, part) for part in ("advantages", "emphasis"))
     needed["selection"] = OmegaConf.select(config, "selection.joins") == "new"
-    needed["teacher"] = OmegaConf.select(config, "teacher.tell") == "missed"
+    teaches = bool(OmegaConf.select(config, "teacher.coef"))
+    needed["teacher"] = teaches and OmegaConf.select(config, "teacher.tell") == "missed"
     check_gives_verdicts(made, needed)
-    if _has("tells", config, "hindsight") and not any(
-        task.rubric.criteria for task in chain(*splits.values())
-    ):
-        raise ConfigError(
-            "hindsight: expected rows with a rubric, which hindsight=told shows to the policy, got none: use "
-            "algorithm=grpo"
-        )
+    shown = {"hindsight": _has("tells", config, "hindsight"), "teacher": teaches}
+    for part in (name for name, is_shown in shown.items() if is_shown):
+        if not any(task.rubric.criteria for task in chain(*splits.values())):
+            raise ConfigError(
+                f"{part}: expected rows with a rubric, which {part}=told shows to the policy, got none: use "
+                "algorithm=grpo with teacher=none"
+            )
 
 
 def _check_split(data: Mapping[Any, Any], splits: Mapping[str, Sequence[Task]]) -> None:

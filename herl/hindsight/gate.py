@@ -1,7 +1,8 @@
 """Spends revisions where they are worth most: early in the run, on groups that do badly, or on flat groups.
 
-A group whose attempts all earn the same teaches nothing by itself; a revision that joins gives it a signal.
-SAGE (arXiv:2602.03143), LTE (arXiv:2510.26109) and HINT (arXiv:2510.09388) spend hints on such groups only.
+The rewards of a group whose attempts all earn the same teach nothing; a revision that joins gives it a
+signal. SAGE (arXiv:2602.03143), LTE (arXiv:2510.26109) and HINT (arXiv:2510.09388) spend hints on such
+groups only.
 """
 
 from __future__ import annotations

@@ -125,7 +125,7 @@ class Judge(ABC):
 
 
 def needs_verdicts(*parts: object) -> bool:
-    """Whether one of these components has a `needs_verdicts` that is true: rewards alone do not do for it."""
+    """Whether a reward alone is not enough for one of these components: its `needs_verdicts` is true."""
     return any(getattr(part, "needs_verdicts", False) for part in parts)
 
 

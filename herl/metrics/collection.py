@@ -31,7 +31,7 @@ def collection_metrics(collection: Collection, policy_version: int = 0) -> dict[
             any(is_perfect(group.task, one) for one in group.attempts) for group in groups
         ],
         "train/zero_signal_groups": [not any(group.advantages) for group in groups],
-        "criteria/suppressed": [told for group in groups for told in _suppresses(group)],
+        "criteria/suppressed": [suppressed for group in groups for suppressed in _suppresses(group)],
         "train/identical_groups": [
             len({one.rollout.token_ids for one in group.attempts}) == 1 < len(group.attempts)
             for group in groups
@@ -94,7 +94,8 @@ def _changes(groups: Sequence[Group]) -> dict[str, list[float]]:
         drafts = {judged.rollout.id: judged for judged in group.attempts}
         best = best_attempt(group)
         for revision in group.revisions:
-            draft = drafts.get(revision.rollout.parent_id or "", best)
+            parent = revision.rollout.parent_id
+            draft = best if parent is None else drafts[parent]
             if draft is None:
                 continue
             before, after = rewards([draft]), rewards([revision])
@@ -102,8 +103,7 @@ def _changes(groups: Sequence[Group]) -> dict[str, list[float]]:
                 values["hindsight/uplift"].append(after[0] - before[0])
             for name, happened in _turned(group.task, draft, revision):
                 values[f"hindsight/{name}"].append(happened)
-            seen = revision.rollout.parent_id is not None
-            if not (seen and draft.rollout.has_answer and revision.rollout.has_answer):
+            if not (parent is not None and draft.rollout.has_answer and revision.rollout.has_answer):
                 continue
             words = draft.rollout.text.split(), revision.rollout.text.split()
             values["hindsight/copies"].append(draft.rollout.text.strip() == revision.rollout.text.strip())

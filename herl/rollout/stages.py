@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
-from herl.advantages import Advantages, check_takes_groups
+from herl.advantages import Advantages, check_takes_groups, spares_new
 from herl.bonus import BonusReward, NoBonus
 from herl.distributed import gather, together
 from herl.errors import ConfigError
@@ -155,6 +155,11 @@ class Stages:
         if self.replay.needs_revisions and not self.hindsight.revises:
             raise ConfigError(
                 "replay.of=revisions needs hindsight; use replay.of=best, or choose a hindsight builder"
+            )
+        if self._joins_new and not spares_new(self.advantages):
+            raise ConfigError(
+                "selection.joins=new needs advantages that do not punish an answer for joining with a lower "
+                "reward: use advantages=by_criterion, or selection.joins=better"
             )
         if self._joins_new and not self.adds_answers:
             raise ConfigError(

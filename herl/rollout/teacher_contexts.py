@@ -10,8 +10,8 @@ from herl.types import Group, Message
 
 
 def teacher_contexts(groups: Sequence[Group], stages: Stages) -> tuple[dict[str, tuple[int, ...]], int]:
-    """Returns the teacher's context for each attempt that it teaches, by rollout id, and the number of
-    attempts without one because it has more than `max_prompt_tokens`.
+    """Returns the teacher's context for each attempt that it teaches, by rollout id, and how many attempts
+    are not taught because their context is longer than `max_prompt_tokens`.
 
     Args:
         groups: The groups, with their advantages. Those without signal have no teacher by default.
@@ -31,13 +31,13 @@ def teacher_contexts(groups: Sequence[Group], stages: Stages) -> tuple[dict[str,
             messages = stages.teacher.prompt(group.task, member.judged)
             if messages is None:
                 continue
-            told = messages[-1]["content"]
-            if told not in rendered:
-                rendered[told] = _rendered(messages, group, stages)
-            if len(rendered[told]) > stages.plan.max_prompt_tokens:
+            content = messages[-1]["content"]
+            if content not in rendered:
+                rendered[content] = _rendered(messages, group, stages)
+            if len(rendered[content]) > stages.plan.max_prompt_tokens:
                 over_long += 1
             else:
-                contexts[member.judged.rollout.id] = rendered[told]
+                contexts[member.judged.rollout.id] = rendered[content]
     return contexts, over_long
 
 

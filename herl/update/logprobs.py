@@ -38,6 +38,7 @@ PART_LOGITS = 2**21
 """Number of logits processed at once on a CPU, for statistics and for gradients."""
 
 VIEWS = {f"{name}Backward0" for name in ("Select", "Slice", "Squeeze", "Unsqueeze", "UnsafeView", "View")}
+VIEWS |= {"SqueezeBackward1"}  # along one dimension
 FORGETFUL = {f"{name}Backward0" for name in ("Add", "Addmm", "Bmm", "Div", "Mm", "Mul", "ToCopy")}
 """Operations, by autograd's names, that return views of their input, and that do not save their output."""
 
@@ -204,4 +205,4 @@ def _logits(model: PreTrainedModel, body: ModelOutput, hidden: torch.Tensor) -> 
     output = type(body)(**{**body, "last_hidden_state": hidden[None]})
     with forward_swapped(body_of(model), lambda *_, **__: output):
         logits: torch.Tensor = type(model).forward(model, use_cache=False).logits
-        return logits.squeeze(0)  # unlike of [0], its gradient is a view
+        return logits.squeeze(0)  # the gradient of [0] would be a copy

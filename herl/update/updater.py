@@ -25,7 +25,7 @@ from herl.distributed import gather, world_size
 from herl.errors import ConfigError, TrainingError, check_above, check_at_least
 from herl.hindsight.teacher import NO_TEACHER, Teacher
 from herl.models.fsdp import synchronize_gradients
-from herl.models.weights import first_not_finite, whole
+from herl.models.weights import first_not_finite, is_sharded, whole
 from herl.types import Experience
 from herl.update.batch import MicroBatch, Packing, split_by_group
 from herl.update.loss.base import Loss
@@ -116,6 +116,11 @@ class Updater:
             group["initial_lr"] = group["lr"]  # a sharded checkpoint restores only existing keys
         return optimizer
 
+    def place_reference(self, device: torch.device) -> None:
+        """Moves the reference, which Lightning does not know about, to the policy's device."""
+        if self.reference is not None and not is_sharded(self.reference):
+            cast(torch.nn.Module, self.reference).to(device)
+
     def scorer(self, policy: PreTrainedModel, device: torch.device) -> Scorer:
         """Returns a scorer, which computes log-probs and losses, for the current models."""
         if self.packing == "auto":
@@ -159,11 +164,11 @@ class Updater:
         # Before the first step the current log-probs are the old ones, so that part needs no extra pass.
         kept = self.loss.needs_old_logprobs
         old = [scorer.logprobs(part) if kept and i else None for i, part in enumerate(parts)]
-        told = taught_logprobs(scorer, experiences) if self.teacher.teaches else {}
+        teacher_logprobs = taught_logprobs(scorer, experiences) if self.teacher.teaches else {}
         for part, old_logprobs in zip(parts, old, strict=True):
             prepared, prepared_stats = self.loss.prepare(part, scorer)
             stats.add_stats(prepared_stats)
-            taught = [told.get(e.rollout.id) for e in prepared] if told else None
+            taught = [teacher_logprobs.get(e.rollout.id) for e in prepared] if teacher_logprobs else None
             batches = scorer.micro_batches(prepared, old_logprobs, taught)
             bad = self._step(module, scorer, prepared, batches, stats, counts)
             faults |= dict.fromkeys(bad, "the loss is not finite")

@@ -1,5 +1,6 @@
 import math
 import random
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from herl.advantages import group_advantages
 from herl.advantages.by_criterion import ByCriterion
 from herl.advantages.contrast import Contrast
-from herl.advantages.emphasis import emphasized
+from herl.advantages.emphasis import emphasized, reweighted
 from herl.bonus.improvement import ImprovementBonus
 from herl.errors import ConfigError
 from herl.judge.aggregation import weighted
@@ -137,16 +138,31 @@ def test_a_bonus_is_added_as_it_is_and_does_not_grow_where_nothing_else_differs(
     assert added == pytest.approx([0.02, -0.01, -0.01])
 
 
-@pytest.mark.parametrize(("spare", "sign"), [(True, 0), (False, -1)])
-def test_a_revision_is_not_punished_if_it_fulfills_what_no_attempt_does(spare, sign):
-    attempts = [only("fish", "rude", reward=0.6, id=f"group/{i}") for i in range(7)]
+@pytest.mark.parametrize("others", [[], [("fish",), ("fish", "rude"), ()]])
+@pytest.mark.parametrize("dropped", [None, "river", "rude"])
+def test_a_revision_is_not_punished_if_it_fulfills_what_no_attempt_does(others, dropped):
+    """Nor does any attempt gain by beating it: on what the revision lacks, attempts are compared alone."""
+    attempts = [only("fish", "rude", reward=0.6, id=f"group/{i}") for i in range(7 - len(others))]
+    attempts += [only(*names, id=f"group/other/{i}") for i, names in enumerate(others)]
     revision = only("river", reward=0.2, id="group/0/0", parent_id="group/0")
     group = make_group(*attempts, revision, task=TASK)
+    if dropped:
+        weights = {one.id: abs(one.weight) for one in TASK.rubric.criteria if one.id != dropped}
+        group = reweighted(group, weights)
+    [punished], [spared] = (ByCriterion(scale="none", spare_new=spare)([group]) for spare in (False, True))
+    [alone] = ByCriterion(scale="none")([replace(group, members=group.members[:-1])])
     assert group_advantages([group])[0][-1] < 0
-    [values] = ByCriterion(spare_new=spare)([group])
-    assert (values[-1] > 0) - (values[-1] < 0) == sign
-    assert all(value > 0 for value in values[:-1])
-    known = make_group(*attempts[:-1], only("river"), revision, task=TASK)
+    assert punished[-1] < spared[-1]
+    if not others:
+        assert punished[-1] < 0
+    if dropped == "river":
+        assert spared[-1] == 0
+        assert spared[:-1] == pytest.approx(alone)
+    else:
+        assert spared[-1] > 0
+        assert all(value < mine for value, mine in zip(spared[:-1], alone, strict=True))
+        assert sum(spared) == pytest.approx(0.0, abs=1e-5)
+    known = make_group(*attempts[:3], only("river"), revision, task=TASK)
     assert ByCriterion()([known])[0][-1] < 0, "an attempt fulfills it, too"
 
 

@@ -1,7 +1,6 @@
 """How revision prompts list criteria, for every builder."""
 
 import random
-from functools import partial
 
 import pytest
 
@@ -68,7 +67,7 @@ def test_builders_list_criteria_as_they_are_set():
     assert told[-1]["content"] == "Describe the otter. Says fish. Says brown."
 
 
-@pytest.mark.parametrize("builder", [partial(RevisionBuilder), partial(ToldBuilder)])
+@pytest.mark.parametrize("builder", [RevisionBuilder, ToldBuilder])
 def test_a_prompt_without_criteria_is_refused(builder):
     with pytest.raises(ConfigError, match=r"hindsight.max_missed: expected at least 1, got 0"):
         builder(max_missed=0)

@@ -113,7 +113,7 @@ def test_a_new_criterion_joins_and_is_learned_by_criterion(stages, joins, joined
     rewards = [member.reward for member in group.members]
     assert rewards == ([0.6, 0.6, 0.6, 0.4] if joined else [0.6, 0.6, 0.6, 0.0])
     advantage = dict(zip([m.judged.rollout.text for m in group.members], group.advantages, strict=True))
-    assert (advantage.get("river") == 0.0) == joined  # it lacks fish, which weighs more, and is spared
+    assert (advantage.get("river", 0.0) > 0) == joined  # it lacks fish, which weighs more, and is spared
 
 
 @pytest.mark.parametrize("count", [1, 2, 8])
@@ -151,6 +151,7 @@ def test_a_function_of_rewards_is_refused_before_a_model_loads(stages):
                 "hindsight": NoHindsight(),
                 "replay": ReplayBuffer(of="best"),
                 "selection": partial(form_group, joins="new"),
+                "advantages": lambda groups, seed: group_advantages(groups, seed),  # one's own
             },
             "selection needs .* use selection.joins=better",
         ),
@@ -169,7 +170,18 @@ def test_new_criteria_need_answers_that_may_join(stages):
     with pytest.raises(
         ConfigError, match=r"selection.joins=new needs answers that may join: .*replay=buffer"
     ):
-        stages(selection=partial(form_group, joins="new"), hindsight=NoHindsight())
+        stages(selection=partial(form_group, joins="new"), hindsight=NoHindsight(), advantages=ByCriterion())
+
+
+@pytest.mark.parametrize(
+    "advantages",
+    [group_advantages, partial(group_advantages, scale="none"), emphasized(group_advantages, Contrast()),
+     ByCriterion(spare_new=False)],
+)  # fmt: skip
+def test_nothing_joins_to_be_punished(stages, advantages):
+    with pytest.raises(ConfigError, match="selection.joins=new needs advantages that do not punish"):
+        stages(selection=partial(form_group, joins="new"), advantages=advantages)
+    stages(selection=partial(form_group, joins="new"), advantages=emphasized(ByCriterion(), Contrast()))
 
 
 @pytest.mark.parametrize(

@@ -5,15 +5,24 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from herl.models.body import body as body_of
 from herl.models.pretrained import PretrainedModel
 from herl.sampler.transformers import TransformersSampler
 from herl.testing import check_sampler
 from herl.update.batch import micro_batches
-from herl.update.logprobs import CHUNK_LOGITS, WHOLE_LOGITS, _chunk, answer_logprobs
+from herl.update.logprobs import (
+    CHUNK_LOGITS,
+    WHOLE_LOGITS,
+    _chunk,
+    _logits,
+    _overwritable,
+    answer_logprobs,
+)
 from herl.update.loss.base import Tokens
 from herl.update.loss.policy import PolicyLoss
 from tests.support.experiences import PACKINGS, in_order, several
 from tests.support.naive import padded_logprobs, padded_loss
+from tests.support.small_models import model_of
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
@@ -139,6 +148,15 @@ def test_logits_that_all_fit_are_computed_once_even_if_they_take_several_tensors
     for found, expected in zip(computed(), whole, strict=True):
         assert float((found - expected).norm() / expected.norm()) < 1e-5
     assert len(calls) == -(-len(batch.answer_ids) // 8)
+
+
+@pytest.mark.parametrize("name", ["llama", "granite", "qwen3"])
+def test_logits_of_a_plain_head_are_overwritten_instead_of_copied(name):
+    """A copy would take gigabytes."""
+    model = model_of(name)
+    [batch] = micro_batches(several(), max_tokens=10**6, aggregation="token_mean")
+    body = body_of(model)(input_ids=batch.input_ids, use_cache=False)
+    assert _overwritable(_logits(model, body, body.last_hidden_state[0, :8]))
 
 
 def test_without_gradient_no_chunk_is_computed_twice(policy, monkeypatch):
