@@ -98,14 +98,14 @@ class Report:
 
 def tables(report: Report) -> Iterator[Table | Text]:
     """Yields the tables that the screen shows, and why verdicts abstained."""
-    table = Table("", "verdicts", "abstained", "reward (95 %)", title=_title(report))
+    table = _table("", "verdicts", "abstained", "reward (95 %)", title=_title(report))
     for rater in report.raters:
         table.add_row(_short(rater.name), str(rater.verdicts), str(rater.abstained), _cell(rater.reward))
     yield table
     if why := [f"{one.name}: {_listed(one.causes)}" for one in report.raters if one.causes]:
         yield Text(visible(f"abstained: {'; '.join(why)}"))
     if report.flips:
-        table = Table(
+        table = _table(
             "judge", "asked again", "flips (95 %)", "gained", "lost", "n", "abst.",
             title="the same judge, asked again",
         )  # fmt: skip
@@ -115,7 +115,7 @@ def tables(report: Report) -> Iterator[Table | Text]:
         yield table
     if report.agreements:
         alpha = _cell(report.alpha) if report.alpha else ""
-        table = Table(
+        table = _table(
             "judges", "differ (95 %)", "kappa (95 %)", "n", "abst.",
             title=f"judges compared; Krippendorff's alpha of all: {alpha}",
         )  # fmt: skip
@@ -125,12 +125,21 @@ def tables(report: Report) -> Iterator[Table | Text]:
             table.add_row(names, _cell(pair.disagreement), _cell(pair.kappa), count, abstained)
         yield table
         contested = [one for one in report.criteria if one.disagreement.value][:SHOWN_CRITERIA]
-        table = Table("criterion", "differ (95 %)", "n", title="criteria on which judges differ most")
+        table = _table("criterion", "differ (95 %)", "n", title="criteria on which judges differ most")
         for row in contested:
             count = str(row.disagreement.count)
             table.add_row(_short(row.criterion, LONGEST_NAME), _cell(row.disagreement), count)
         if contested:
             yield table
+
+
+def _table(name: str, *numbers: str, title: str) -> Table:
+    """A table in which only names may take several lines."""
+    table = Table(title=title)
+    table.add_column(name, overflow="fold")
+    for head in numbers:
+        table.add_column(head, no_wrap=True)
+    return table
 
 
 def _listed(counts: Mapping[str, int]) -> str:
