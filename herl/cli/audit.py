@@ -32,7 +32,7 @@ def audit(config: DictConfig) -> Report:
 
     Raises:
         AuditLimit: a judge is beyond one of the limits.
-        BudgetSpent: the budget was used up before all was asked; what was found is written.
+        BudgetSpent: the budget was used up before all was asked; the findings so far are written.
     """
     place = config.answers if config.answers is not None else config.run
     if place is None:

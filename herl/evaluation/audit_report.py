@@ -111,7 +111,11 @@ def tables(report: Report) -> Iterator[Table | Text]:
         )  # fmt: skip
         for one in report.flips:
             counts = (one.gained, one.lost, one.flips.count, one.abstained)
-            table.add_row(_short(one.judge), one.check, _cell(one.flips), *map(str, counts))
+            change = one.reward_change.value
+            shown = _cell(one.flips)
+            if not one.flips.count and change is not None:  # one score for the whole answer
+                shown = f"reward by {change:.3f}"
+            table.add_row(_short(one.judge), one.check, shown, *map(str, counts))
         yield table
     if report.agreements:
         alpha = _cell(report.alpha) if report.alpha else ""

@@ -61,7 +61,7 @@ def recorded_answers(place: Path, tasks: Iterable[Task]) -> RecordedAnswers:
         else:
             id = str(record.get("id", number))
             if id in found:
-                raise DataError(f"{where}: expected an id of its own, got {id!r} again")
+                raise DataError(f"{where}: expected a new id, got {id!r} again")
             found[id] = candidates[0], _rollout(id, candidates[0], text, record)
     if not found:
         raise DataError(

@@ -15,7 +15,7 @@ from herl.judge.llm.reply_cache import ReplyCache
 from herl.judge.mix import WeightedJudges
 from herl.records.answers import RecordedAnswers
 from herl.testing import FakeJudge, make_rollout, make_task
-from herl.types import Verdict
+from herl.types import Judgement, Verdict
 from tests.support.configuration import composed
 from tests.support.fake_endpoint import FakeEndpoint
 from tests.support.llm_judges import made
@@ -182,6 +182,25 @@ def test_a_spent_budget_ends_an_audit_with_what_was_found():
         _, report = audited(made(endpoint), recorded(2), budget=Budget(calls=20))
     assert "budget is used up" in report.stopped
     assert [one.check for one in report.flips] == ["retest"]
+
+
+class ScoreJudge(FakeJudge):
+    """One score for the whole answer, which padding raises."""
+
+    holistic = True
+
+    async def judge(self, task, rollout):
+        reward = 0.25 * rollout.text.endswith(PADDING)
+        return Judgement(rollout_id=rollout.id, verdicts=(), reward=reward)
+
+
+def test_a_judge_without_verdicts_is_compared_by_its_rewards():
+    _, report = audited(ScoreJudge(), checks=["retest", "padding"])
+    assert [(one.flips.value, one.reward_change.value) for one in report.flips] == [(None, 0.0), (None, 0.25)]
+    console = Console(width=80)
+    with console.capture() as shown:
+        console.print(list(tables(report))[1])
+    assert "reward by 0.250" in shown.get()
 
 
 def test_the_tables_fit_a_terminal_of_80_columns():

@@ -67,7 +67,7 @@ def test_what_cannot_be_judged_again_is_counted(tmp_path):
         ([{"request": "Describe 1."}], "expected one of text, response"),
         ([{"request": "Describe 1.", "text": "a", "response": "b"}], "expected one of text, response"),
         ([["fish"]], "expected a JSON object"),
-        ([{"request": "Describe 1.", "text": "a", "id": "x"}] * 2, "an id of its own"),
+        ([{"request": "Describe 1.", "text": "a", "id": "x"}] * 2, "expected a new id"),
         ([{"request": "Else.", "text": "a"}], "none of .* is one .1 have another prompt"),
     ],
 )

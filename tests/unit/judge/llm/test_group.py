@@ -206,7 +206,7 @@ def test_several_judges_share_no_groups():
 
 
 class PluginJudge(Judge):
-    """A plug-in that judges groups, and returns whatever it is told to."""
+    """A plug-in that judges groups, and returns all judgements or too few."""
 
     judges_groups = True
 
