@@ -35,8 +35,6 @@ def audit(config: DictConfig) -> Report:
         BudgetSpent: the budget was used up before all was asked; the findings so far are written.
     """
     place = config.answers if config.answers is not None else config.run
-    if place is None:
-        raise ConfigError("answers: expected a run's folder or a JSONL file, as in: herl audit run=runs/...")
     check(config)
     quiet()
     asked: JudgeAudit = make(config.audit)

@@ -7,6 +7,7 @@ from dataclasses import asdict
 import pytest
 from rich.console import Console
 
+from herl.config.early import check_early
 from herl.errors import AuditLimit, ConfigError
 from herl.evaluation.audit import JudgeAudit
 from herl.evaluation.audit_report import tables
@@ -249,6 +250,16 @@ def test_the_verb_writes_what_it_finds_and_fails_beyond_a_limit(tmp_path, capsys
     config.audit.padding = " fish" * 40
     with pytest.raises(AuditLimit, match=r"judge flips .*audit.max_padding_flips=0.1.*audit.json"):
         audit(config)
-    config.answers = None
-    with pytest.raises(ConfigError, match="answers: expected a run's folder"):
-        audit(config)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([], "answers: expected a run's folder"),
+        (["answers=nowhere"], "answers: expected recorded answers or verdicts, but there is no 'nowhere'"),
+        (["answers=pyproject.toml", "human=nowhere"], "human: expected recorded"),
+    ],
+)
+def test_missing_answers_are_an_error_before_torch_is_imported(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        check_early(composed("audit", *overrides), judges=False)
