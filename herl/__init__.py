@@ -8,6 +8,7 @@ numbered stages from `herl/data` (1) to `herl/module.py` (12).
 from herl.bonus import BonusReward, NoBonus
 from herl.errors import (
     AbstentionLimit,
+    AuditLimit,
     BudgetSpent,
     ConfigError,
     DataError,
@@ -43,6 +44,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AbstentionLimit",
+    "AuditLimit",
     "BonusReward",
     "BudgetSpent",
     "ConfigError",

@@ -7,6 +7,7 @@
     ├── JudgeStop              the run stops, with a checkpoint
     │   ├── AbstentionLimit    too many abstentions
     │   └── BudgetSpent        the judge's calls, tokens or money are used up
+    ├── AuditLimit             an audit found a judge beyond one of its limits
     ├── SamplerError           the sampler could not give an answer
     ├── TrainingError          the update failed; no step was taken
     └── RunStopped             a signal asked the run to end
@@ -65,6 +66,10 @@ class AbstentionLimit(JudgeStop):
 
 class BudgetSpent(JudgeStop):
     """The judge's budget is used up."""
+
+
+class AuditLimit(HerlError):
+    """A judge changes its verdicts, or differs from another, more than `herl audit` allows."""
 
 
 class SamplerError(HerlError):

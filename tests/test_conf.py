@@ -32,7 +32,7 @@ def choices(group):
     return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
 
 
-@pytest.mark.parametrize("verb", ["fit", "validate", "test", "improve", "export", "lint"])
+@pytest.mark.parametrize("verb", ["fit", "validate", "test", "improve", "export", "lint", "audit"])
 def test_primary_configurations_check(verb):
     check(composed(verb))
 

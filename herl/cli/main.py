@@ -35,6 +35,7 @@ VERBS = {
     "export": "write a checkpoint as a Hugging Face folder",
     "inspect": "browse the answers that a run recorded",
     "compare": "runs side by side, with intervals, and their curves in a picture",
+    "audit": "ask judges again about recorded answers: noise, bias, agreement",
     "lint": "look for errors and oddities in prompts and rubrics",
     "explain": "what a key, a group or a choice means, and its default",
     "new": "a folder to start from: rows, a reward function, a run",
@@ -42,6 +43,8 @@ VERBS = {
 }
 WITHOUT_HYDRA = {"explain": "herl.cli.explain", "new": "herl.cli.new", "fetch": "herl.cli.fetch"}
 """Modules of verbs that take words instead of a configuration; each has a function named as its verb."""
+ELSEWHERE = {"audit": "herl.cli.audit"}
+"""Modules of other verbs that are not in `herl.cli.commands`."""
 LIGHT = {"inspect": "herl.records.inspect", "compare": "herl.report.compare"}
 """Modules of verbs that need no model and skip `herl.cli.commands`, which takes seconds to import."""
 RUNS = ("fit", "validate", "test", "improve")
@@ -62,6 +65,7 @@ usage: herl VERB [key=value ...] [hydra options]
   herl improve run=runs/...                 answers revised at test time, round by round
   herl inspect runs/...                     drafts and revisions side by side
   herl compare runs/... runs/...            a table with intervals, and compare.png
+  herl audit run=runs/...                   its judge, asked again about the run's answers
   herl export run=runs/... out=my_model     for transformers and vLLM
   herl fit --cfg job                        the whole configuration, without running it
   herl fit --config-dir . experiment=mine   a run or components of your own
@@ -199,7 +203,7 @@ def _call(verb: str, config: DictConfig) -> None:
             import_module("herl.config.early").check_early(config, typed, judges=verb in RUNS)
         if is_first_process():
             sign(Path(HydraConfig.get().runtime.output_dir, ".hydra"))
-        commands = import_module(LIGHT.get(verb, "herl.cli.commands"))
+        commands = import_module({**LIGHT, **ELSEWHERE}.get(verb, "herl.cli.commands"))
         guard_logs()  # those that Hydra and the packages have set up by now
         getattr(commands, verb)(config)
     except RunStopped as stop:

@@ -29,6 +29,7 @@ NOT_OF_A_RUN = {
     "resume", "dry_run", "cost",  # fit
     "run", "checkpoint", "further_judges", "out", "adapter", "push", "private", "json", "runs", "records",
     "prompt", "rubric", "rounds", "benchmark",
+    "answers", "human", "audit",
 }  # fmt: skip
 """Settings, with all below them, that describe how a command was started, not what the run computed."""
 OWN_CODE = {"arguments", "engine", "python_modules", "trust_remote_code"}

@@ -78,6 +78,14 @@ def check_early(config: DictConfig, typed: Sequence[str] = (), *, judges: bool =
         check_gold(config)
     if (repository := OmegaConf.select(config, "push")) is not None:
         check_push(str(repository))
+    if "audit" in config:
+        for key in ("answers", "human"):
+            if (place := OmegaConf.select(config, key)) is not None and not Path(str(place)).exists():
+                raise ConfigError(f"{key}: expected recorded answers or verdicts, but there is no '{place}'")
+        if config.answers is None and config.run is None:
+            raise ConfigError(
+                "answers: expected a run's folder or a JSONL file, as in: herl audit run=runs/..."
+            )
     if judges:
         with without_warnings():
             _check_rows(config)

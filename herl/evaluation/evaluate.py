@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -58,8 +59,15 @@ def judge_again(runner: JudgeRunner, tasks: Sequence[Task], rollouts: Sequence[R
 
     def work() -> list[tuple[int, Judged]]:
         with runner:
-            places = range(rank(), len(rollouts), world_size())
-            futures = [(place, runner.submit(tasks[place], rollouts[place])) for place in places]
+            futures: list[tuple[int, Future[Judged]]] = []
+            for places in _together(runner, rollouts)[rank() :: world_size()]:
+                task, first = tasks[places[0]], rollouts[places[0]]
+                if runner.judge.judges_groups:
+                    futures += zip(
+                        places, runner.submit_group(task, [rollouts[p] for p in places]), strict=True
+                    )
+                else:
+                    futures.append((places[0], runner.submit(task, first)))
             return [(place, future.result()) for place, future in futures]
 
     judged_at = dict(chain.from_iterable(gather_results(work)))
@@ -67,6 +75,16 @@ def judge_again(runner: JudgeRunner, tasks: Sequence[Task], rollouts: Sequence[R
     runner.watch(judged)
     runner.check_judged()
     return judged
+
+
+def _together(runner: JudgeRunner, rollouts: Sequence[Rollout]) -> list[list[int]]:
+    """The places of the answers that are judged together: each alone, or those of a group."""
+    if not runner.judge.judges_groups:
+        return [[place] for place in range(len(rollouts))]
+    groups: dict[str, list[int]] = {}
+    for place, rollout in enumerate(rollouts):
+        groups.setdefault(rollout.group_id, []).append(place)
+    return list(groups.values())
 
 
 def trajectory_records(trajectories: Iterable[Trajectory]) -> Iterator[dict[str, Any]]:

@@ -138,17 +138,19 @@ def _values(pair: Pair) -> Iterator[tuple[str, float]]:
 
 def _intervals(sums: np.ndarray, counts: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns 95 % percentile intervals of sum / count over resampled prompts, [names] each."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means = [(weight @ sums) / (weight @ counts) for weight in resampling_weights(len(sums), seed)]
+    low, high = np.nanpercentile(np.concatenate(means), [2.5, 97.5], axis=0)
+    return low, high
+
+
+def resampling_weights(prompts: int, seed: int) -> Iterator[np.ndarray]:
+    """Yields how often each resample of a bootstrap draws each prompt, [resamples at a time, prompts]."""
     rng = np.random.default_rng(seed)
-    prompts = len(sums)
-    means = np.empty((RESAMPLES, sums.shape[1]))
     step = max(1, 4_000_000 // prompts)
     for start in range(0, RESAMPLES, step):
         size = min(step, RESAMPLES - start)
-        weight = rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=size).astype(np.float64)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            means[start : start + size] = (weight @ sums) / (weight @ counts)
-    low, high = np.nanpercentile(means, [2.5, 97.5], axis=0)
-    return low, high
+        yield rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=size).astype(np.float64)
 
 
 def find_row(rows: Sequence[Row], name: str, revisions: int = 0, judge: str = "") -> Row | None:

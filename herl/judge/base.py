@@ -43,6 +43,9 @@ class Judge(ABC):
     holistic: bool = False
     """True for a judge that returns one reward and no verdicts. Hindsight cannot use such a judge."""
 
+    judges_groups: bool = False
+    """True for a judge that reads all answers of a group at once (`judge_group`)."""
+
     advice: str = (
         "judge=llm lets a language model judge by the texts of a rubric; judge=function calls your own "
         "function, which needs no rubric if it returns one number"
@@ -61,6 +64,23 @@ class Judge(ABC):
             BudgetSpent: a paid call would exceed the budget. The run stops.
             ConfigError: no call can ever succeed, e.g. because the key is wrong. The run stops.
         """
+
+    async def judge_group(self, task: Task, rollouts: Sequence[Rollout]) -> list[Judgement]:
+        """Returns the judgements of several answers to one task, in their order.
+
+        It is called instead of `judge` if `judges_groups` is set. What the answers cost together belongs to
+        the first judgement. An answer that could not be judged has verdicts that abstain; an error, as in
+        `judge`, is one of all answers.
+        """
+        return [await self.judge(task, rollout) for rollout in rollouts]
+
+    def uncached(self) -> Judge:
+        """Returns this judge as it answers without any reply that it stored before; itself if it stores none.
+
+        Raises:
+            ConfigError: it answers from stored replies only.
+        """
+        return self
 
     def check_task(self, task: Task) -> None:
         """Checks that answers to a task can be judged at all. Called with rows of the run's data, in order,

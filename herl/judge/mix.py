@@ -10,6 +10,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 
 from herl.errors import ConfigError, DataError, JudgeError, JudgeStop
@@ -38,6 +39,11 @@ class JudgeGroup(Judge, ABC):
         super().__init__(aggregation)
         for name, judge in judges.items():
             _refuse_holistic(name, judge)
+            if judge.judges_groups:
+                raise ConfigError(
+                    f"judge.judges.{name}.mode: expected a judge of single answers, since several judges "
+                    "share each answer; got group"
+                )
         if not judges:
             raise ConfigError("judge.judges: expected at least one judge, got none")
         self.judges = dict(judges)
@@ -74,6 +80,12 @@ class JudgeGroup(Judge, ABC):
                 task.id,
                 "; ".join(faults),
             )
+
+    def uncached(self) -> JudgeGroup:
+        """Returns the same judges without what they stored."""
+        other = copy(self)
+        other.judges = {name: judge.uncached() for name, judge in self.judges.items()}
+        return other
 
     def prepare(self) -> None:
         """Prepares every judge."""

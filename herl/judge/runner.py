@@ -163,10 +163,21 @@ class JudgeRunner:
         assert self._loop is not None, "open the runner first"
         return asyncio.run_coroutine_threadsafe(self._judge(task, rollout), self._loop)
 
+    def submit_group(self, task: Task, rollouts: Sequence[Rollout]) -> list[Future[Judged]]:
+        """Starts judging several answers to one task together, which takes one of the `concurrency` slots.
+
+        Only for a judge with `judges_groups`. The futures are as in `submit`.
+        """
+        assert self._loop is not None, "open the runner first"
+        together = asyncio.run_coroutine_threadsafe(self._judge_group(task, rollouts), self._loop)
+        futures: list[Future[Judged]] = [Future() for _ in rollouts]
+        together.add_done_callback(lambda done: _pass_on(done, futures))
+        return futures
+
     async def _judge(self, task: Task, rollout: Rollout) -> Judged:
         async with self._slots:
             started = time.perf_counter()
-            seen = _spared(rollout) if self._strip_thinking else _with_thinking(rollout)
+            seen = self._seen(rollout)
             try:
                 found = (
                     await self.judge.judge(task, seen) if seen.has_answer else self._unanswered(task, seen)
@@ -178,6 +189,41 @@ class JudgeRunner:
                 judgement = _abstained(task, rollout, error)
             seconds = time.perf_counter() - started
         return Judged(rollout=rollout, judgement=_with_usage(judgement, seconds, self._max_cannot_tell))
+
+    async def _judge_group(self, task: Task, rollouts: Sequence[Rollout]) -> list[Judged]:
+        """Judges answers together; those without an answer are not shown to the judge."""
+        async with self._slots:
+            started = time.perf_counter()
+            seen = [self._seen(rollout) for rollout in rollouts]
+            shown = [one for one in seen if one.has_answer]
+            try:
+                found: list[Judgement | Exception] = [
+                    *(await self.judge.judge_group(task, shown) if shown else [])
+                ]
+                if len(found) != len(shown):
+                    raise JudgeError(f"expected {len(shown)} judgements, got {len(found)}", "wrong_count")
+            except (JudgeStop, ConfigError):
+                raise
+            except Exception as error:  # a plug-in may raise anything; the answers abstain and are counted
+                found = [error for _ in shown]
+            seconds = time.perf_counter() - started
+        of_shown = iter(found)
+        judged = []
+        for rollout, one in zip(rollouts, seen, strict=True):
+            judgement = next(of_shown) if one.has_answer else self._unanswered(task, one)
+            try:
+                if isinstance(judgement, Exception):
+                    raise judgement
+                judgement = usable(task, judgement, needs_verdicts=self.needs_verdicts)
+            except Exception as error:  # of all answers, or of this one alone
+                judgement = _abstained(task, rollout, error)
+            judgement = _with_usage(judgement, seconds, self._max_cannot_tell)
+            judged.append(Judged(rollout=rollout, judgement=judgement))
+        return judged
+
+    def _seen(self, rollout: Rollout) -> Rollout:
+        """The answer as the judge reads it."""
+        return _spared(rollout) if self._strip_thinking else _with_thinking(rollout)
 
     def _unanswered(self, task: Task, rollout: Rollout) -> Judgement:
         judgement = self.judge.unanswered(task, rollout)
@@ -244,6 +290,17 @@ class JudgeRunner:
         self.usage.update(state["totals"])
         self.budget.settle([state["totals"]])
         self.abstentions.load_state_dict(state)
+
+
+def _pass_on(done: Future[list[Judged]], futures: Sequence[Future[Judged]]) -> None:
+    """Gives each answer of a group its own result."""
+    for place, future in enumerate(futures):
+        if done.cancelled():
+            future.cancel()
+        elif error := done.exception():
+            future.set_exception(error)
+        else:
+            future.set_result(done.result()[place])
 
 
 def _abstained(task: Task, rollout: Rollout, error: Exception) -> Judgement:

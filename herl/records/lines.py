@@ -114,11 +114,26 @@ def read_records(folder: Path) -> Iterator[dict[str, Any]]:
         DataError: the folder holds no recorded answers, or a line is not JSON.
     """
     for path in record_files(folder):
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if not line.endswith(b"\n"):
-                    break
-                yield _object(line, f"{path}:{number}")
+        for _, record in numbered_lines(path):
+            yield record
+
+
+def numbered_lines(path: Path, partial: bool = True) -> Iterator[tuple[str, Any]]:
+    """Yields the content of each line of a JSONL file, with its place. Empty lines are skipped.
+
+    Args:
+        path: The file.
+        partial: Whether a last line without an end is one that a killed run left, which is skipped.
+
+    Raises:
+        DataError: a line is not JSON.
+    """
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if partial and not line.endswith(b"\n"):
+                break
+            if line.strip():
+                yield f"{path}:{number}", _object(line, f"{path}:{number}")
 
 
 def read_record(line: bytes, place: str) -> dict[str, Any]:

@@ -4,12 +4,15 @@
                     ^                                      |
                     +---- follow-up requests <--- all answers of a group judged
 
+A judge of groups (`Judge.judges_groups`) gets an answer with the last one of its group, so judging overlaps
+only with the sampling of other groups.
+
 With several ranks, each engine handles its share of the requests, and every rank gets all judged answers.
 """
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -145,6 +148,9 @@ class _Round:
         self._unjudged = Counter({request.group_id: 0 for request in requests})
         for request in requests:
             self._unjudged[request.group_id] += request.n
+        self._sizes = Counter({(id, True): n for id, n in self._unjudged.items()})
+        """Answers that are judged together, by group and whether they are requested or followed up."""
+        self._held: defaultdict[tuple[str, bool], list[Rollout]] = defaultdict(list)
         self._futures: list[Future[Judged]] = []
         self._being_judged = 0
         self._judged: SimpleQueue[Future[Judged]] = SimpleQueue()
@@ -171,6 +177,9 @@ class _Round:
             raise SamplerError(
                 f"{type(sampler).__name__} left out {self._unsampled} of the requested answers"
             )
+        for (group_id, asked), held in self._held.items():  # of follow-ups that were not all sampled
+            if 0 < len(held) < self._sizes[group_id, asked]:
+                self._submitted(self._runner.submit_group(self._groups[group_id].task, held), asked)
 
     def answers(self) -> Answers:
         """Waits for the remaining judgements."""
@@ -182,13 +191,24 @@ class _Round:
         rollout = next(answers, None)
         if rollout is None:
             return False
-        future = self._runner.submit(self._groups[rollout.group_id].task, rollout)
-        self._futures.append(future)
-        if (rollout.group_id, rollout.parent_id) in self._asked:
-            self._unsampled -= 1
+        asked = (rollout.group_id, rollout.parent_id) in self._asked
+        self._unsampled -= asked
+        task = self._groups[rollout.group_id].task
+        if not self._runner.judge.judges_groups:
+            self._submitted([self._runner.submit(task, rollout)], asked)
+            return True
+        held = self._held[rollout.group_id, asked]
+        held.append(rollout)
+        if len(held) == self._sizes[rollout.group_id, asked]:
+            held.sort(key=lambda one: (one.parent_id or "", one.index))
+            self._submitted(self._runner.submit_group(task, held), asked)
+        return True
+
+    def _submitted(self, futures: Sequence[Future[Judged]], asked: bool) -> None:
+        self._futures += futures
+        for future in futures if asked else ():
             self._being_judged += 1
             future.add_done_callback(self._judged.put)
-        return True
 
     def _more(self, wait: bool) -> list[SampleRequest]:
         """Returns follow-ups for the groups judged since the last call (`herl.sampler.More`)."""
@@ -219,4 +239,5 @@ class _Round:
         revisions = self._follow_up(replace(self._groups[group_id], attempts=tuple(attempts)))
         self._followed_up.add(group_id)
         self._over_long += revisions.over_long
+        self._sizes[group_id, False] += sum(request.n for request in revisions.requests)
         return revisions.requests

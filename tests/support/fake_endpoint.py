@@ -197,6 +197,8 @@ def material(text):
 
 
 def verdicts_by_word(parts):
+    if "ANSWER" not in parts:
+        return of_group(parts, verdicts_by_word)
     lines = [line.split(". ", 1) for line in parts["RUBRIC"].split("\n")]
     verdicts = {
         number: {"reason": f"looked for it: {text}", "verdict": "met" if _word(text) in parts["ANSWER"] else "not met"}
@@ -205,8 +207,19 @@ def verdicts_by_word(parts):
     return json.dumps({"verdicts": verdicts})
 
 
+def of_group(parts, judge):
+    """A judge's verdicts on each of several answers, as if each were asked about alone."""
+    names = [name for name in parts if name.startswith("ANSWER ")]
+    found = {
+        n.removeprefix("ANSWER "): json.loads(judge(parts | {"ANSWER": parts[n]}))["verdicts"] for n in names
+    }
+    return json.dumps({"answers": found})
+
+
 def verdicts_by_hash(parts):
     """Verdicts that depend only on criterion and answer, and differ enough to learn from."""
+    if "ANSWER" not in parts:
+        return of_group(parts, verdicts_by_hash)
     lines = dict(line.split(". ", 1) for line in parts["RUBRIC"].split("\n"))
     return json.dumps({"verdicts": {
         number: {"reason": "", "verdict": "met" if hashlib.md5((text + parts["ANSWER"]).encode()).digest()[0] % 2 else "not met"}

@@ -21,7 +21,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_aft
 from tenacity.wait import wait_random_exponential
 
 from herl.distributed import world_size
-from herl.errors import JudgeError, check_above, check_at_least
+from herl.errors import ConfigError, JudgeError, check_above, check_at_least
 from herl.judge.budget import Budget
 from herl.judge.llm.chat import Chat, ChatReply, ChatRequest
 from herl.judge.llm.reply_cache import ReplyCache
@@ -128,6 +128,18 @@ class JudgeClient:
         """Runs work on the cache in its thread. What has begun ends, even if the caller is canceled."""
         loop = asyncio.get_running_loop()
         return await asyncio.shield(loop.run_in_executor(self._disk, work, *arguments))
+
+    def uncached(self) -> JudgeClient:
+        """Returns a client of the same model that sends every request and stores no reply.
+
+        Raises:
+            ConfigError: this client sends no requests.
+        """
+        if self.offline:
+            raise ConfigError(
+                "judge.cache.mode: expected read_write, got offline: asking the judge again sends requests"
+            )
+        return JudgeClient(self.chat, self.limits, None)
 
     @property
     def offline(self) -> bool:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -48,6 +48,19 @@ class ParsedVerdict:
     reason: str = ""
 
 
+class PartialReply(JudgeError):
+    """A reply about several answers that leaves some of them out, or has no usable verdicts on them.
+
+    Args:
+        found: Name of an answer -> its verdicts, in order, or what is wrong with them.
+    """
+
+    def __init__(self, found: Mapping[str, list[ParsedVerdict] | JudgeError]) -> None:
+        faults = [fault for fault in found.values() if isinstance(fault, JudgeError)]
+        super().__init__(f"{len(faults)} of {len(found)} answers: {faults[0]}", faults[0].cause, retry=True)
+        self.found = found
+
+
 def without_thinking(text: str) -> str:
     """Returns the text after the first </think>, or nothing if it begins with a <think> that never ends.
 
@@ -72,7 +85,48 @@ def read_verdicts(reply: str, count: int, scale: Scale, code: str = "") -> list[
     Raises:
         JudgeError: the reply is malformed, or criteria are missing, duplicated or invented (wrong_count).
     """
-    entries = _entries(_judgement(reply, "verdicts", code)["verdicts"])
+    return _verdicts(_judgement(reply, "verdicts", code)["verdicts"], count, scale)
+
+
+def read_group(
+    reply: str, names: Sequence[str], count: int, scale: Scale, code: str
+) -> dict[str, list[ParsedVerdict]]:
+    """Returns a reply's verdicts on criteria 1 to `count` of each answer, by the answer's name.
+
+    Args:
+        reply: The text of a complete reply.
+        names: The names of the answers.
+        count: Number of criteria.
+        scale: The allowed verdicts.
+        code: The code of the material's fences.
+
+    Raises:
+        PartialReply: the verdicts on some answers are missing or malformed; it has the others.
+        JudgeError: the reply is malformed, or has an answer twice or one that does not exist.
+    """
+    answers = _judgement(reply, "answers", code)["answers"]
+    if not isinstance(answers, dict):
+        raise JudgeError(f"expected answers by name, got {str(answers)[:100]!r}", "malformed", retry=True)
+    if unknown := [name for name in answers if name not in names]:
+        raise JudgeError(
+            f"expected the answers {', '.join(names)}, got {unknown[:20]}", "wrong_count", retry=True
+        )
+    found: dict[str, list[ParsedVerdict] | JudgeError] = {}
+    for name in names:
+        try:
+            if name not in answers:
+                raise JudgeError(f"the reply leaves out the answer {name}", "wrong_count", retry=True)
+            found[name] = _verdicts(answers[name], count, scale)
+        except JudgeError as error:
+            found[name] = error
+    whole = {name: one for name, one in found.items() if not isinstance(one, JudgeError)}
+    if len(whole) < len(found):
+        raise PartialReply(found)
+    return whole
+
+
+def _verdicts(given: Any, count: int, scale: Scale) -> list[ParsedVerdict]:
+    entries = _entries(given)
     if sorted(entries) != list(range(1, count + 1)):
         raise JudgeError(
             f"expected verdicts on criteria 1 to {count}, got {sorted(entries)[:20]}",

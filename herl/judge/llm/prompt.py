@@ -1,4 +1,4 @@
-"""A task and an answer -> questions for a judging model, in one of four modes.
+"""A task and an answer -> questions for a judging model, in one of five modes.
 
 All material is treated as data: each part is enclosed by two lines with a code that occurs nowhere in it,
 so no part can end itself and pose as another. Whole control tokens of chat templates get an invisible
@@ -6,6 +6,10 @@ character, because servers would interpret them; all other text is unchanged. Th
 the judge's own JSON cannot be confused with JSON that it quotes from an answer. The code depends only on the
 task and its rubric, unless an answer guesses it, so the questions about one prompt share a prefix that
 servers can cache.
+
+In `group` mode all answers to a prompt stand in one question. Each has a name that is made for the question
+and that no answer contains, so no answer can end itself, pose as another, or name another. They stand in the
+order of a hash, equal answers once.
 """
 
 from __future__ import annotations
@@ -21,8 +25,11 @@ from herl.judge.llm.scale import Scale
 from herl.prompt_text import defuse
 from herl.types import Criterion, Message, Task
 
-Mode = Literal["one_shot", "per_criterion", "batched", "holistic"]
+Mode = Literal["one_shot", "per_criterion", "batched", "holistic", "group"]
 REASON_RULE = " Give the reason first, in one short sentence."
+NAME_LETTERS = "BCDFGHJKLMNPQRSTVWXZ"
+"""Consonants, which form no words."""
+NAME_LENGTH = 6
 _FIELDS = {"verdict_rule", "material", "code", "count", "form"}
 
 
@@ -37,12 +44,21 @@ class Question:
     """The code of the material's fences, which the reply repeats."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupQuestion(Question):
+    """The question about several answers to one task."""
+
+    names: dict[str, str]
+    """Text of an answer -> its name in the question, in the order of the question."""
+
+
 class PromptBuilder:
     """Builds the questions of one mode.
 
     Args:
         mode: `one_shot` asks about the whole rubric at once, `batched` about a few criteria at a time,
-            `per_criterion` about one, `holistic` for a single score.
+            `per_criterion` about one, `holistic` for a single score, `group` about the whole rubric and
+            several answers.
         scale: The allowed verdicts.
         criteria_per_call: Criteria per question in `batched` mode.
         reasons: Whether each verdict comes with a reason.
@@ -79,28 +95,67 @@ class PromptBuilder:
             yield self._question(task, answer, criteria[start : start + step])
 
     def _question(self, task: Task, answer: str, criteria: tuple[Criterion, ...]) -> Question:
+        parts = [*self._parts(task, criteria), ("ANSWER", defuse(answer))]
+        code = fresh_code([text for _, text in parts])
+        return Question(
+            criteria=criteria,
+            messages=self._messages(parts, code, len(criteria), self._form(len(criteria), code)),
+            schema=self._schema(len(criteria), code),
+            code=code,
+        )
+
+    def in_order(self, task: Task, answers: Sequence[str]) -> list[str]:
+        """Returns the different ones of some answers in the order of a hash of task and answer.
+
+        It depends neither on which answer came first nor on what is good about it.
+        """
+        source = [text for _, text in self._parts(task, task.rubric.criteria)]
+
+        def place(text: str) -> bytes:
+            return hashlib.sha256(json.dumps([*source, text]).encode()).digest()
+
+        return sorted(set(answers), key=place)
+
+    def group_question(self, task: Task, answers: Sequence[str]) -> GroupQuestion:
+        """Returns the question about some answers, which must differ from each other."""
+        criteria = task.rubric.criteria
+        parts = self._parts(task, criteria)
+        shown = [defuse(answer) for answer in answers]
+        texts = [*(text for _, text in parts), *shown]
+        code = fresh_code(texts, len(shown))
+        names = fresh_names(code, len(shown), texts)
+        parts += [(f"ANSWER {name}", text) for name, text in zip(names, shown, strict=True)]
+        verdicts = self._verdicts_schema(len(criteria))
+        repeated = {"code": {"type": "string", "enum": [code]}}
+        return GroupQuestion(
+            criteria=criteria,
+            messages=self._messages(parts, code, len(criteria), self._group_form(len(criteria), code, names)),
+            schema=_object(repeated | {"answers": _object(dict.fromkeys(names, verdicts))}),
+            code=code,
+            names=dict(zip(answers, names, strict=True)),
+        )
+
+    def _parts(self, task: Task, criteria: Sequence[Criterion]) -> list[tuple[str, str]]:
+        """The material besides the answer, by name."""
         parts = [(f"MESSAGE FROM {message['role'].upper()}", message["content"]) for message in task.messages]
         if self._show_reference and task.reference:
             parts.append(("REFERENCE ANSWER", task.reference))
         parts.append(("RUBRIC", "\n".join(map(self._line, range(1, len(criteria) + 1), criteria))))
-        parts.append(("ANSWER", answer))
-        parts = [(name, defuse(text)) for name, text in parts]
-        code = fresh_code([text for _, text in parts])
+        return [(name, defuse(text)) for name, text in parts]
+
+    def _messages(
+        self, parts: Sequence[tuple[str, str]], code: str, count: int, form: str
+    ) -> tuple[Message, Message]:
         fields = {
             "verdict_rule": self._scale.rule + (REASON_RULE if self._reasons else ""),
             "material": "\n\n".join(fence(name, text, code) for name, text in parts),
             "code": code,
-            "count": str(len(criteria)),
-            "form": self._form(len(criteria), code),
+            "count": str(count),
+            "form": form,
         }
-        return Question(
-            criteria=criteria,
-            messages=(
-                {"role": "system", "content": prompt_text.fill(self._system, fields)},
-                {"role": "user", "content": prompt_text.fill(self._user, fields)},
-            ),
-            schema=self._schema(len(criteria), code),
-            code=code,
+        return (
+            {"role": "system", "content": prompt_text.fill(self._system, fields)},
+            {"role": "user", "content": prompt_text.fill(self._user, fields)},
         )
 
     def _line(self, number: int, criterion: Criterion) -> str:
@@ -114,22 +169,31 @@ class PromptBuilder:
         entry = f'{reason}"{key}": <one of {words}>'
         if self._mode == "holistic":
             return f'{{"code": "{code}", {entry}}}'
-        shown = [f'"1": {{{entry}}}', *["..."] * (count > 2), *[f'"{count}": {{...}}'] * (count > 1)]
-        return f'{{"code": "{code}", "verdicts": {{{", ".join(shown)}}}}}'
+        return f'{{"code": "{code}", "verdicts": {_numbered(entry, count)}}}'
+
+    def _group_form(self, count: int, code: str, names: Sequence[str]) -> str:
+        words = ", ".join(f'"{word}"' for word in self._scale.words)
+        reason = '"reason": "...", ' if self._reasons else ""
+        entry = f'{reason}"verdict": <one of {words}>'
+        shown = [f'"{names[0]}": {_numbered(entry, count)}', *(f'"{name}": {{...}}' for name in names[1:])]
+        return f'{{"code": "{code}", "answers": {{{", ".join(shown)}}}}}'
 
     def _schema(self, count: int, code: str) -> dict[str, Any]:
-        key = "score" if self._mode == "holistic" else "verdict"
+        repeated = {"code": {"type": "string", "enum": [code]}}  # more endpoints know enum than const
+        if self._mode == "holistic":
+            return _object(repeated | self._entry("score"))
+        return _object(repeated | {"verdicts": self._verdicts_schema(count)})
+
+    def _verdicts_schema(self, count: int) -> dict[str, Any]:
+        return _object({str(n): _object(self._entry("verdict")) for n in range(1, count + 1)})
+
+    def _entry(self, key: str) -> dict[str, Any]:
         reason: dict[str, Any] = {"type": "string"}
         if self._reason_characters is not None:
             reason["maxLength"] = self._reason_characters
-        repeated = {"code": {"type": "string", "enum": [code]}}  # more endpoints know enum than const
-        entry = ({"reason": reason} if self._reasons else {}) | {
+        return ({"reason": reason} if self._reasons else {}) | {
             key: {"type": "string", "enum": self._scale.words}
         }
-        if self._mode == "holistic":
-            return _object(repeated | entry)
-        verdicts = _object({str(n): _object(entry) for n in range(1, count + 1)})
-        return _object(repeated | {"verdicts": verdicts})
 
 
 def _object(properties: dict[str, Any]) -> dict[str, Any]:
@@ -146,16 +210,39 @@ def fence(name: str, text: str, code: str) -> str:
     return f"=== {name} {code} ===\n{text}\n=== END {name} {code} ==="
 
 
-def fresh_code(texts: Sequence[str]) -> str:
+def fresh_code(texts: Sequence[str], answers: int = 1) -> str:
     """Returns eight hexadecimal digits that occur in none of the texts, ignoring case.
 
-    The last text, the answer, influences the code only if it contains it.
+    The last texts, the answers, influence the code only if they contain it.
     """
     lowered = [text.lower() for text in texts]
-    source = json.dumps(texts[:-1])
+    source = json.dumps(list(texts[: len(texts) - answers]))
     attempt = 0
     while True:
         code = hashlib.sha256(f"{attempt}:{source}".encode()).hexdigest()[:8]
         if not any(code in text for text in lowered):
             return code
         attempt += 1
+
+
+def fresh_names(code: str, count: int, texts: Sequence[str]) -> list[str]:
+    """Returns a name of six letters for each answer that occurs in none of the texts, ignoring case.
+
+    Names depend on the code, and on the texts only if those contain one.
+    """
+    lowered = [text.lower() for text in texts]
+    names: list[str] = []
+    attempt = 0
+    while len(names) < count:
+        digest = hashlib.sha256(f"{code}:{attempt}".encode()).digest()
+        name = "".join(NAME_LETTERS[byte % len(NAME_LETTERS)] for byte in digest[:NAME_LENGTH])
+        if name not in names and not any(name.lower() in text for text in lowered):
+            names.append(name)
+        attempt += 1
+    return names
+
+
+def _numbered(entry: str, count: int) -> str:
+    """The form of the verdicts on so many criteria."""
+    shown = [f'"1": {{{entry}}}', *["..."] * (count > 2), *[f'"{count}": {{...}}'] * (count > 1)]
+    return f"{{{', '.join(shown)}}}"

@@ -57,6 +57,20 @@ class FakeSlowJudge(FakeJudge):
         return await super().judge(task, rollout)
 
 
+class FakeGroupJudge(FakeSlowJudge):
+    """Judges the answers of a group together, and keeps their ids."""
+
+    judges_groups = True
+
+    def __init__(self):
+        super().__init__()
+        self.groups = []
+
+    async def judge_group(self, task, rollouts):
+        self.groups.append([one.id for one in rollouts])
+        return await super().judge_group(task, rollouts)
+
+
 def run(tokenizer, sampler, judge, work):
     sampler.start(None, tokenizer)
     with JudgeRunner(judge) as runner:
@@ -81,6 +95,21 @@ def collected(tokenizer, sampler, judge, candidates=top_k):
 
 def without_times(judged):
     return replace(judged, judgement=replace(judged.judgement, usage={}))
+
+
+@pytest.mark.parametrize("sampler", [ScriptedSampler, FakeStreamingSampler])
+@pytest.mark.parametrize("candidates", [partial(top_k, k=1), all_imperfect])
+def test_a_judge_of_groups_gets_all_attempts_of_a_group_and_then_all_its_revisions(
+    tokenizer, sampler, candidates
+):
+    judge = FakeGroupJudge()
+    groups = collected(tokenizer, sampler(ATTEMPTS, REVISIONS), judge, candidates).groups
+    alone = collected(tokenizer, sampler(ATTEMPTS, REVISIONS), FakeSlowJudge(), candidates).groups
+    for group, expected in zip(groups, alone, strict=True):
+        assert [*map(without_times, group.attempts)] == [*map(without_times, expected.attempts)]
+        assert [*map(without_times, group.revisions)] == [*map(without_times, expected.revisions)]
+    parts = [[one.rollout.id for one in part] for g in groups for part in (g.attempts, g.revisions) if part]
+    assert sorted(map(sorted, judge.groups)) == sorted(map(sorted, parts))
 
 
 @pytest.mark.parametrize("candidates", [partial(top_k, k=1), all_imperfect, partial(bottom_k, k=2)])
