@@ -44,9 +44,9 @@ interpreter.
 Before the run, the function is called once with a row and a made-up answer: what it raises or returns then is
 seen at once, and decides whether the judge is holistic.
 
-With `data.hidden_criteria`, the function sees only the visible criteria. Verdicts on hidden ones, from a
-function that returns the same ids for every row, are dropped; a `Judgement` with such verdicts and a reward is
-refused, since the reward may count them. For gold judges nothing is hidden.
+With `data.hidden_criteria`, the function sees only the visible criteria. If it returns the same ids for every
+row, its verdicts on hidden criteria are dropped. A `Judgement` with such verdicts and a reward is refused,
+since the reward may count them. Nothing is hidden from gold judges.
 """
 
 from __future__ import annotations
