@@ -168,7 +168,9 @@ def test_what_was_typed_is_checked(typed, message):
 def test_settings_of_gold_judges_are_checked_where_they_judge(typed):
     made = composed("fit", "experiment=embedded", *typed)
     check_early(made, typed)
-    with pytest.raises(ConfigError, match="hidden_criteria: expected a judge|further_judges: expected held-out"):
+    with pytest.raises(
+        ConfigError, match="hidden_criteria: expected a judge|further_judges: expected held-out"
+    ):
         check_early(made, typed, gold=True)
 
 

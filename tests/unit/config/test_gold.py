@@ -22,8 +22,12 @@ def config(judges=(), monitor="heldout/reward", hidden=0.0, **trainer):
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"judges": ["rule"], "monitor": "gold/rule/reward", "hidden": 0.2}, {"monitor": "of/mine"},
-        {"limit_val_batches": 0}, {"judges": ["rule"], "limit_val_batches": 1},
+    [
+        {},
+        {"judges": ["rule"], "monitor": "gold/rule/reward", "hidden": 0.2},
+        {"monitor": "of/mine"},
+        {"limit_val_batches": 0},
+        {"judges": ["rule"], "limit_val_batches": 1},
         {"judges": ["rule"], "limit_val_batches": 0, "overfit_batches": 1},
     ],
 )
