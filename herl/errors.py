@@ -96,10 +96,15 @@ class RunStopped(HerlError):
         return str(self.args[0])
 
 
+def nearest(got: str, known: Iterable[str]) -> str | None:
+    """Returns the known name that is spelled most like this one, or None if none is near."""
+    return next(iter(difflib.get_close_matches(got, list(known), n=1, cutoff=0.6)), None)
+
+
 def did_you_mean(got: str, known: Iterable[str]) -> str:
     """Returns " Did you mean 'x'?" for the nearest known name, or "" if none is near."""
-    near = difflib.get_close_matches(got, list(known), n=1, cutoff=0.6)
-    return f" Did you mean '{near[0]}'?" if near else ""
+    near = nearest(got, known)
+    return "" if near is None else f" Did you mean '{near}'?"
 
 
 def check_at_least(where: str, least: float, **values: float | None) -> None:

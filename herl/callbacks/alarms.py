@@ -12,6 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from herl.callbacks.base import HerlCallback
 from herl.callbacks.gold_judges import GoldJudges
 from herl.errors import TrainingError, check_at_least
+from herl.metrics.gold import errors_by_chance
 from herl.metrics.step import Step
 from herl.module import HerlModule
 from herl.rollout.improve import Trajectory
@@ -22,9 +23,6 @@ LOWER_RATE = (
     ". The policy moves too far in a batch: lower optimizer.lr (usual for 0.5B to 7B: 1e-6 for all weights, "
     "1e-5 for LoRA), or raise module.warmup_steps"
 )
-STANDARD_ERRORS = 3.0
-"""An opening of the gap counts only if it exceeds this many of its standard errors, which by chance alone
-happens about once in a thousand validations."""
 MIN_PROMPTS = 8
 """Held-out prompts below which the standard error itself is too uncertain for an alarm."""
 
@@ -58,9 +56,12 @@ class Alarms(HerlCallback):
 
     With gold judges (`further_judges`), validations are watched too. The gap is the training judge's reward
     minus a gold judge's, for the same held-out answers. What counts is how far it has opened since the first
-    validation, prompt by prompt. So that noise of few prompts is no alarm, the opening must also exceed
-    three of its standard errors over prompts (the curve `gaming/opened_error`), and there must be at least
-    eight prompts.
+    validation, prompt by prompt. So that noise of few prompts is no alarm, the opening must also exceed what
+    Gaussian noise alone exceeds once in a thousand validations, over all gold judges: with one judge, 4.8 of
+    its standard errors over 8 prompts, and 3.3 over 48 (`herl.metrics.gold.errors_by_chance`; the curve
+    `gaming/opened_error` is that error). All validations are compared with the same first one, so the few
+    false alarms come together in some runs. With fewer than eight prompts there is no alarm, and a warning at
+    the first validation says so.
 
     Args:
         entropy_below: Mean entropy of the policy's tokens, in nats.
@@ -103,6 +104,7 @@ class Alarms(HerlCallback):
         check_at_least("callbacks.alarms", 0, gap_above=gap_above)
         self.gap_above = gap_above
         self.stop = stop
+        self._told_of_few = False
         self.broken: dict[str, int] = {}
 
     def state_dict(self) -> dict[str, int]:
@@ -135,10 +137,12 @@ class Alarms(HerlCallback):
         gold = next((one for one in trainer.callbacks if isinstance(one, GoldJudges)), None)  # type: ignore[attr-defined]
         if gold is None or self.gap_above is None:
             return
+        self._tell_if_few(trainer, len({one.task.id for one in trajectories}))
         beyond = {
             name: one
             for name, one in gold.openings.items()
-            if one.prompts >= MIN_PROMPTS and one.is_beyond(self.gap_above, STANDARD_ERRORS)
+            if one.prompts >= MIN_PROMPTS
+            and one.is_beyond(self.gap_above, errors_by_chance(one.prompts, len(gold.judges)))
         }
         self.broken["gap"] = self.broken.get("gap", 0) + 1 if beyond else 0
         if self.broken["gap"] != 1:
@@ -155,6 +159,18 @@ class Alarms(HerlCallback):
             f"and the curves gaming_criterion. callbacks.best_checkpoint.monitor=gold/{name}/reward keeps "
             "the policy that the gold judge likes best",
         )
+
+    def _tell_if_few(self, trainer: L.Trainer, prompts: int) -> None:
+        if prompts >= MIN_PROMPTS or self._told_of_few:
+            return
+        self._told_of_few = True
+        if trainer.is_global_zero:
+            logger.warning(
+                "the alarm of further_judges (callbacks.alarms.gap_above) cannot go off: it needs at least "
+                "%d held-out prompts, since the noise of fewer is too uncertain, and a validation has %d",
+                MIN_PROMPTS,
+                prompts,
+            )
 
     def _sound(self, trainer: L.Trainer, message: str) -> None:
         if self.stop and trainer.state.fn == TrainerFn.FITTING:

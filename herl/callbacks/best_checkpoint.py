@@ -15,12 +15,14 @@ from herl.callbacks.base import HerlCallback
 from herl.callbacks.checkpoints import free_name, point
 from herl.callbacks.gold_judges import GoldJudges
 from herl.callbacks.write_checkpoint import write_checkpoint
-from herl.errors import ConfigError, did_you_mean
+from herl.errors import ConfigError, did_you_mean, nearest
 from herl.files import part_of, put_in_place, remove
 from herl.module import HerlModule
 
 SOMETIMES = ("heldout/clipped_reward", "heldout/thinking_tokens", "heldout/no_answer")
 """Curves that a validation has only if some answer needs them."""
+OF_VALIDATIONS = ("heldout", "gold", "gaming")
+"""First parts of the names of the curves that a validation has."""
 
 
 class BestCheckpoint(HerlCallback, ModelCheckpoint):
@@ -71,8 +73,8 @@ class BestCheckpoint(HerlCallback, ModelCheckpoint):
         if name in SOMETIMES or any(name in curves for curves in gold):
             return
         known = sorted({*trainer.callback_metrics, *chain.from_iterable(gold)})
-        of_validation = did_you_mean(name.partition("/")[0], ("heldout", "gold", "gaming"))
-        if of_validation or trainer.state.fn == TrainerFn.FITTING:
+        family = nearest(name.partition("/")[0], OF_VALIDATIONS)  # itself, or a typo of one
+        if family is not None or trainer.state.fn == TrainerFn.FITTING:
             raise ConfigError(
                 f"callbacks.best_checkpoint.monitor: expected a curve, got '{name}', which this run does not "
                 f"have.{did_you_mean(name, known)} There are {', '.join(known)}"

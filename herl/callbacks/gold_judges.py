@@ -4,8 +4,9 @@
 
 The policy never learns from their rewards. They see hidden criteria (`herl.data.hidden`) as well. A gold
 judge has its own abstention window and its own budget, with the limits of `module.judge_runner`, so that it
-cannot spend what the training judge needs. Whatever it fails at abstains with a warning, and the training
-goes on; only a judge that cannot work at all, e.g. without its key, is an error, before the training.
+cannot spend what the training judge needs: a run with k of them may spend k + 1 times as much. Whatever it
+fails at abstains with a warning, and the training goes on; only a judge that cannot work at all, e.g. without
+its key, is an error, before the training.
 """
 
 from __future__ import annotations
@@ -77,6 +78,11 @@ class GoldJudges(HerlCallback):
         for name, state in state_dict["judges"].items():
             if name in self._runners:
                 self._runners[name].load_state_dict(state)
+
+    def spent(self) -> dict[str, float]:
+        """Returns the calls, tokens and money that all gold judges have used so far, by their budgets."""
+        budgets = [runner.budget for runner in self._runners.values()]
+        return {name: sum(one.spent(name) for one in budgets) for name in ("calls", "tokens", "cost")}
 
     # Open and close
 

@@ -200,7 +200,8 @@ def _call(verb: str, config: DictConfig) -> None:
     try:
         if verb not in LIGHT:  # before the heavy imports
             typed = list(HydraConfig.get().overrides.task)
-            import_module("herl.config.early").check_early(config, typed, judges=verb in RUNS)
+            early = import_module("herl.config.early")
+            early.check_early(config, typed, judges=verb in RUNS, gold=verb == "fit")
         if is_first_process():
             sign(Path(HydraConfig.get().runtime.output_dir, ".hydra"))
         commands = import_module({**LIGHT, **ELSEWHERE}.get(verb, "herl.cli.commands"))

@@ -26,7 +26,7 @@ from herl.callbacks.gold_judges import GoldJudges
 from herl.callbacks.keep_heldout import KeepHeldout
 from herl.config.check import check
 from herl.config.early import without_warnings
-from herl.config.gold import check_gold, check_hidden
+from herl.config.gold import NOTHING_TO_JUDGE, check_gold, check_hidden
 from herl.data.hidden import WholeTasks
 from herl.distributed import is_first_process
 from herl.errors import ConfigError, HerlError
@@ -134,7 +134,7 @@ def _gold_judges(config: DictConfig, splits: Mapping[str, Sequence[Task]]) -> Go
         return None
     validated = "train" if config.trainer.get("overfit_batches") else "heldout"
     if not splits[validated]:
-        raise ConfigError("further_judges: expected held-out prompts to judge, got none (data.heldout)")
+        raise ConfigError(f"{NOTHING_TO_JUDGE} (data.heldout)")
     check_hidden(splits, OmegaConf.select(config, "data.hidden_criteria"))
     whole = WholeTasks(splits[validated])
     for name, judge in judges.items():

@@ -56,13 +56,16 @@ LIGHT_PARTS = (
 """Other components that need none, and whose settings have limits."""
 
 
-def check_early(config: DictConfig, typed: Sequence[str] = (), *, judges: bool = True) -> None:
+def check_early(
+    config: DictConfig, typed: Sequence[str] = (), *, judges: bool = True, gold: bool = False
+) -> None:
     """Checks what was typed, the model's place, and whether the judge can judge the rows.
 
     Args:
         config: A composed configuration.
         typed: The overrides of the command line.
         judges: Whether answers will be judged.
+        gold: Whether further judges judge at every validation, as in `herl fit`.
 
     Raises:
         ConfigError: a setting is wrong, there is no such model, or the function of judge=function fails.
@@ -74,7 +77,7 @@ def check_early(config: DictConfig, typed: Sequence[str] = (), *, judges: bool =
     resume = OmegaConf.select(config, "resume")
     if resume not in (None, "auto") and not Path(str(resume)).exists():
         raise ConfigError(f"resume: expected a checkpoint or a folder of a run, but there is no '{resume}'")
-    if OmegaConf.select(config, "dry_run") is not None:  # herl fit
+    if gold:
         check_gold(config)
     if (repository := OmegaConf.select(config, "push")) is not None:
         check_push(str(repository))

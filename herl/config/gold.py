@@ -15,14 +15,16 @@ from herl.types import Task
 
 ROWS = 10_000
 """Rows that are looked at for hidden criteria."""
+NOTHING_TO_JUDGE = "further_judges: expected held-out prompts to judge, got none"
 
 
 def check_gold(config: DictConfig) -> None:
     """Checks the settings of gold judges in a configuration of `herl fit`.
 
     Raises:
-        ConfigError: a judge's name cannot be part of a curve's; criteria are hidden and nothing sees them; or
-            the best checkpoint depends on a curve of a gold judge that is not there.
+        ConfigError: a judge's name cannot be part of a curve's; there is no validation to judge; criteria are
+            hidden and nothing sees them; or the best checkpoint depends on a curve of a gold judge that is
+            not there.
     """
     judges = [str(name) for name in OmegaConf.select(config, "further_judges") or {}]
     for name in judges:
@@ -30,6 +32,9 @@ def check_gold(config: DictConfig) -> None:
             raise ConfigError(
                 f"further_judges: expected a name of letters, digits, '_', '-' and '.', got '{name}'"
             )
+    overfits = bool(OmegaConf.select(config, "trainer.overfit_batches"))  # which overrules the limit
+    if judges and not overfits and OmegaConf.select(config, "trainer.limit_val_batches") == 0:
+        raise ConfigError(f"{NOTHING_TO_JUDGE} (trainer.limit_val_batches=0)")
     share = OmegaConf.select(config, "data.hidden_criteria") or 0.0
     check_share(share)
     if share and not judges:

@@ -65,6 +65,8 @@ class Tried:
     revision_prompt: str = ""
     heldout: list[Judged] = field(default_factory=list)
     heldout_seconds: float = 0.0
+    gold_usage: Mapping[str, float] = field(default_factory=dict)
+    """What gold judges used on the held-out answers: calls, tokens, cost. Zeros are left out."""
     longest_tokens: int = 0
     """Tokens in the longest possible micro-batch."""
     longest_seconds: float = 0.0
@@ -113,6 +115,8 @@ def run_estimate(config: DictConfig, run: Run, tried: Tried) -> dict[str, Any]:
     seconds["validate"] = tried.heldout_seconds * heldout_share
     judged = Counter({name: value * batches for name, value in batch.usage.items()})
     judged.update({name: value * heldout_share for name, value in usage_of(tried.heldout).items()})
+    gold = {name: value * heldout_share for name, value in tried.gold_usage.items()}
+    judged.update(gold)
     return {
         "prompts": {"train": len(data.train), "heldout": len(data.heldout)},
         "prompt": tried.prompt,
@@ -127,6 +131,7 @@ def run_estimate(config: DictConfig, run: Run, tried: Tried) -> dict[str, Any]:
         "longest_update": {"tokens": tried.longest_tokens, "seconds": round(tried.longest_seconds, 3)},
         "memory_gib": {name.partition("/")[2]: round(value, 2) for name, value in tried.memory.items()},
         "judge": {name: round(value, 4) for name, value in judged.items()},
+        "gold_judges": {name: round(value, 4) for name, value in gold.items()},  # a part of the former
     }
 
 
@@ -220,8 +225,11 @@ def show(report: Mapping[str, Any], path: Path) -> None:
         "longest update": report["longest_update"],
         "peak memory, GiB": report["memory_gib"],
         "judging the run": report["judge"] or "free",
+        "of this, gold judges": report["gold_judges"],
         "full report": path,
     }
+    if not report["gold_judges"]:
+        del lines["of this, gold judges"]
     if "gpus" in report:
         _show_gpus(console, report["gpus"])
     for name, value in lines.items():

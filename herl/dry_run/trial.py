@@ -56,10 +56,12 @@ def dry_run(config: DictConfig) -> dict[str, Any]:
     with run.closing(), killed_ranks(run, memory):
         run.trainer.fit(run.module, run.data)
         before = dict(run.module.clock.seconds)  # the model is warm by now
+        paid = Counter(run.gold.spent() if run.gold else {})
         trajectories = run.validate()
         spent = {name: s - before.get(name, 0.0) for name, s in run.module.clock.seconds.items()}
         tried.heldout_seconds = sum(spent.get(name, 0.0) for name in ("validate", "judge", "gold"))
         tried.heldout = [one for trajectory in trajectories for one in trajectory.answers]
+        tried.gold_usage = Counter(run.gold.spent() if run.gold else {}) - paid
     report = run_estimate(config, run, tried) | {"lint": found}
     if cost and size:
         report["gpus"] = gpu_estimate(config, run, tried, report, cost, size)

@@ -135,11 +135,13 @@ class Judge(ABC):
         verdicts: Sequence[Verdict],
         usage: Mapping[str, float] | None = None,
     ) -> Judgement:
-        """Returns a judgement with these verdicts and the reward they aggregate to."""
+        """Returns a judgement with these verdicts and the reward they aggregate to. Verdicts on hidden
+        criteria are left out of both."""
+        seen = visible(task, verdicts)
         return Judgement(
             rollout_id=rollout.id,
-            verdicts=tuple(verdicts),
-            reward=self.aggregation(task.rubric, verdicts),
+            verdicts=seen,
+            reward=self.aggregation(task.rubric, seen),
             usage=usage or {},
         )
 
@@ -175,8 +177,16 @@ def require_rubric(task: Task) -> None:
         raise DataError("it has no rubric" + (hint if columns else ""))
 
 
+def visible(task: Task, verdicts: Sequence[Verdict]) -> tuple[Verdict, ...]:
+    """Returns the verdicts that are not on hidden criteria. A judge that knows the ids of a rubric by heart,
+    such as a function that returns the same ones for every row, also gives those."""
+    hidden = {criterion.id for criterion in task.hidden}
+    return tuple(verdict for verdict in verdicts if verdict.criterion_id not in hidden)
+
+
 def usable(task: Task, judgement: Judgement, needs_verdicts: bool = False) -> Judgement:
-    """Returns a judgement with Python's numbers instead of NumPy's, which checkpoints could not load.
+    """Returns a judgement with Python's numbers instead of NumPy's, which checkpoints could not load, and
+    without verdicts on hidden criteria.
 
     Args:
         task: What was judged.
@@ -184,8 +194,8 @@ def usable(task: Task, judgement: Judgement, needs_verdicts: bool = False) -> Ju
         needs_verdicts: Whether a reward without verdicts is refused.
 
     Raises:
-        JudgeError: criteria are left out or invented, which must not count as a low score; or the reward is
-            not finite.
+        JudgeError: criteria are left out or invented, which must not count as a low score; the reward is not
+            finite; or it comes with verdicts on hidden criteria, so it may count them.
     """
     verdicts = tuple(
         replace(
@@ -193,11 +203,20 @@ def usable(task: Task, judgement: Judgement, needs_verdicts: bool = False) -> Ju
             met=None if verdict.met is None else bool(verdict.met),
             score=None if verdict.score is None else float(verdict.score),
         )
-        for verdict in judgement.verdicts
+        for verdict in visible(task, judgement.verdicts)
     )
     reward = None if judgement.reward is None else float(judgement.reward)
     if reward is not None and not math.isfinite(reward):
         raise JudgeError(f"expected a finite reward, got {reward}", "malformed")
+    if reward is not None and len(verdicts) < len(judgement.verdicts):
+        told = sorted(
+            {one.criterion_id for one in judgement.verdicts} - {one.criterion_id for one in verdicts}
+        )
+        raise JudgeError(
+            f"a judgement has verdicts on hidden criteria, which its reward may count: {told}. Judge only by "
+            "task.rubric, or return verdicts alone, which herl adds up without them",
+            "malformed",
+        )
     expected = [criterion.id for criterion in task.rubric.criteria]
     got = [verdict.criterion_id for verdict in verdicts]
     holistic = not got and reward is not None and not needs_verdicts

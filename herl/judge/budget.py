@@ -1,5 +1,8 @@
 """Limits on the cost of judging in one run, and the amount spent so far.
 
+In `herl fit` the training judge has one budget, and each gold judge another with the same limits: a run with
+k gold judges may spend k + 1 times as much (`herl.callbacks.gold_judges`).
+
 Each rank has a budget that includes the spending of all ranks up to the last time answers were gathered.
 Between two gathers the ranks together can exceed a limit by the amount they have not yet shared.
 """
@@ -19,8 +22,8 @@ class Budget:
     """Limits for the whole run, including the parts before a resume; None for no limit.
 
     Args:
-        calls: Requests sent to judges, including failed ones.
-        tokens: Tokens read and written by judges.
+        calls: Requests sent to the judge, including failed ones.
+        tokens: Tokens read and written by the judge.
         cost: Money, in the unit of the judge's prices.
         warn_at: Share of a limit at which a warning is logged, once.
     """

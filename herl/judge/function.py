@@ -43,6 +43,10 @@ interpreter.
 
 Before the run, the function is called once with a row and a made-up answer: what it raises or returns then is
 seen at once, and decides whether the judge is holistic.
+
+With `data.hidden_criteria`, the function sees only the visible criteria. If it returns the same ids for every
+row, its verdicts on hidden criteria are dropped. A `Judgement` with such verdicts and a reward is refused,
+since the reward may count them. Nothing is hidden from gold judges.
 """
 
 from __future__ import annotations
@@ -54,6 +58,7 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, InvalidStateError
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
+from dataclasses import replace
 from numbers import Real
 from typing import Any
 
@@ -116,19 +121,22 @@ class FunctionJudge(Judge):
         self._slots: AbstractAsyncContextManager[Any] = nullcontext()
         self._remembered = isinstance(function, str)  # so that the run does not try it again
         self._tried = self._remembered and self._function in _holistic
+        self._tried_hiding = False  # a row that hides criteria was tried
         self._warned = False
         self.holistic = self._tried and _holistic[self._function]
 
     def check_task(self, task: Task) -> None:
         """Checks that a row has the columns that the function asks for, and a rubric if it needs one. The
-        first row is also tried: the function is called once, with a made-up answer.
+        first row, and the first that hides criteria, is also tried: the function is called once, with a
+        made-up answer.
 
         Raises:
             ConfigError: the function raised, with the line where; or it returned something unusable.
             DataError: a column or the rubric is missing.
         """
         self._arguments(task, _made_up(task))
-        if not self._tried:
+        if not self._tried or (task.hidden and not self._tried_hiding):
+            self._tried_hiding = bool(task.hidden)
             self._try(task)
         super().check_task(task)
 
@@ -160,7 +168,8 @@ class FunctionJudge(Judge):
             raise ConfigError(
                 f"judge.function: {error}.{hint} It may return one of{MAY_RETURN}\n{call}"
             ) from error
-        self._learn(judgement)
+        if not self._tried:
+            self._learn(judgement)
 
     def _learn(self, judgement: Judgement) -> None:
         self._tried = True
@@ -210,6 +219,8 @@ class FunctionJudge(Judge):
             JudgeError: it took too long, or ended its process.
         """
         columns = self._arguments(task, rollout)
+        if task.hidden:
+            task = replace(task, hidden=())  # the function must not learn them
         if self._path is None or self._seconds is None:
             return await self._called_here(task, rollout, columns)
         call = shared().call(

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from herl.errors import ConfigError, DataError, JudgeError, JudgeStop
 from herl.judge.aggregation import weighted
-from herl.judge.base import Aggregation, Judge, require_rubric
+from herl.judge.base import Aggregation, Judge, require_rubric, visible
 from herl.judge.budget import Budget
 from herl.types import Criterion, Judgement, Rollout, Rubric, Task, Verdict
 
@@ -115,7 +115,7 @@ class JudgeGroup(Judge, ABC):
         try:
             judgement = await self.judges[name].judge(part, rollout)
             usage.update(judgement.usage)
-            found = {verdict.criterion_id: verdict for verdict in judgement.verdicts}
+            found = {verdict.criterion_id: verdict for verdict in visible(task, judgement.verdicts)}
             expected = [criterion.id for criterion in criteria]
             if sorted(found) != sorted(expected):
                 raise JudgeError(

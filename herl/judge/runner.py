@@ -8,7 +8,7 @@ it is not shown to the judge, costs nothing, and fulfills no criterion (`Judge.u
 
 If a judge raises, the answer abstains: it gets verdicts with `met=None` and no reward. Causes are counted,
 and `watch` stops the run if there are too many (`abstention.py`). Judging is charged to one budget for the
-whole run.
+whole run; a gold judge has its own.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class JudgeRunner:
             prompted to think, is removed as text.
         max_cannot_tell: Largest share of an answer's verdicts, in [0, 1], on which the judge may say that it
             cannot tell. More is an alarm, since the reward then rests on the few other verdicts.
-        budget: Limits on the cost of judging in the whole run; None for no limits.
+        budget: Limits on the cost of this judge in the whole run; None for no limits.
         needs_verdicts: Whether a reward without verdicts counts as a failure, since hindsight or advantages
             cannot use it.
     """

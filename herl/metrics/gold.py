@@ -17,10 +17,13 @@ import numpy as np
 
 from herl.metrics.judging import judge_metrics
 from herl.metrics.rubric import Pair, fulfilled, rubric_metrics
+from herl.metrics.student_t import critical_value
 from herl.types import Judged, Task
 
 OWN_TO_ANSWERS = ("answer_tokens", "thinking_tokens", "no_answer", "truncated")
 """Metrics of the answers themselves, which do not depend on the judge."""
+CHANCE = 0.001
+"""Share of validations at which noise alone may look like an opening, for all gold judges together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +83,20 @@ def opening(first: Mapping[str, float], now: Mapping[str, float]) -> Opening | N
         return None
     error = stdev(changes) / len(changes) ** 0.5
     return Opening(change=fmean(changes), error=error, prompts=len(changes))
+
+
+def errors_by_chance(prompts: int, judges: int) -> float:
+    """Returns how many of its standard errors an opening must exceed to be more than noise.
+
+    If no gap has changed but by Gaussian noise, the opening of any of the judges exceeds this at no more than
+    a share `CHANCE` of the validations: Student's t of the changes by prompt, and Bonferroni's bound over the
+    judges. All validations are compared with the same first one, so these few come together in some runs.
+
+    Args:
+        prompts: Prompts with both gaps, at least 2.
+        judges: Gold judges of the run.
+    """
+    return critical_value(CHANCE / judges, prompts - 1)
 
 
 def gold_metrics(name: str, answers: Sequence[Rejudged]) -> dict[str, float]:

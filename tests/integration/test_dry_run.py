@@ -47,7 +47,25 @@ def test_a_dry_run_shows_prompts_and_estimates_and_writes_nothing_but_its_report
     assert not set("━│┃") & set(done.stdout), "a pipe gets plain lines"
 
 
-def test_one_batch_is_enough_to_try(tmp_path):
+def test_one_batch_is_enough_to_try_and_gold_judges_are_counted(tmp_path, monkeypatch, capsys):
+    (tmp_path / "paid_judge.py").write_text(
+        "from herl import Judgement, Verdict\n"
+        "def paid(task, text, rollout):\n"
+        "    verdicts = tuple(Verdict(criterion_id=one.id, met=True) for one in task.rubric.criteria)\n"
+        "    usage = {'calls': 1.0, 'tokens': 10.0, 'cost': 0.5}\n"
+        "    return Judgement(rollout_id=rollout.id, verdicts=verdicts, reward=1.0, usage=usage)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("HERL_ALLOW_TARGETS", "paid_judge")
+    gold = [
+        part
+        for name in ("one", "two")
+        for part in (
+            f"+judge@further_judges.{name}=function",
+            f"further_judges.{name}.function=paid_judge.paid",
+            f"further_judges.{name}.timeout_seconds=null",
+        )
+    ]
     report = dry_run(
         composed(
             "fit",
@@ -55,12 +73,21 @@ def test_one_batch_is_enough_to_try(tmp_path):
             "data.prompts_per_batch=288",
             "rollout.attempts_per_prompt=2",
             "rollout.attempt.max_new_tokens=8",
+            "validation.attempts=1",
+            *gold,
             output_dir=tmp_path,
         )
     )
     assert report["prompts"]["train"] == 288
     assert report["longest_update"]["seconds"] > 0
     assert report["memory_gib"]["memory_gib"] > 0
+    answers = 2 * 72 * report["validations"]
+    assert (
+        report["judge"]
+        == report["gold_judges"]
+        == {"calls": answers, "tokens": 10 * answers, "cost": 0.5 * answers}
+    )
+    assert f"of this, gold judges: calls {answers}, " in capsys.readouterr().out
 
 
 def test_nothing_untrusted_is_made_to_see_how_long_a_run_is(tmp_path):

@@ -13,6 +13,7 @@ from herl.errors import ConfigError, JudgeError, TrainingError
 from herl.judge import Budget, JudgeRunner
 from herl.judge.function import FunctionJudge
 from herl.judge.rule import RuleJudge
+from herl.metrics.gold import errors_by_chance
 from herl.sampler.scripted import ScriptedSampler
 from herl.testing import FakeJudge, make_task
 from tests.support.gamed import pays_a_word
@@ -49,7 +50,7 @@ class Curves(HerlCallback):
         self.seen.append({name: float(value) for name, value in trainer.callback_metrics.items()})
 
 
-def run(tmp_path, gold, *callbacks, epochs=2, resume=None, validate=True, **changes):
+def run(tmp_path, gold, *callbacks, epochs=2, resume=None, validate=True, heldout=10, **changes):
     module = module_of(sampler=Drifting({}), judge=FunctionJudge(pays_a_word), **changes)
     curves = Curves()
     trainer = L.Trainer(
@@ -57,7 +58,7 @@ def run(tmp_path, gold, *callbacks, epochs=2, resume=None, validate=True, **chan
         num_sanity_val_steps=0, default_root_dir=tmp_path, enable_checkpointing=any(isinstance(one, BestCheckpoint) for one in callbacks),
         callbacks=[*([gold] if gold else []), RefreshSampler(), curves, *callbacks],
     )  # fmt: skip
-    data = RubricDataModule(TASKS[:2], TASKS, prompts_per_batch=4)
+    data = RubricDataModule(TASKS[:2], TASKS[:heldout], prompts_per_batch=4)
     if validate:
         trainer.validate(module, data, ckpt_path=resume, weights_only=True, verbose=False)
     trainer.fit(module, data, ckpt_path=resume, weights_only=True)
@@ -72,7 +73,9 @@ def test_a_judge_that_pays_a_word_is_found_out_when_more_than_noise_has_changed(
     assert before["gaming/gap"] == pytest.approx(0.0)
     assert "gaming/opened" not in before
     assert some["gaming/gap"] == some["gaming/opened"] == pytest.approx(0.3)
-    assert some["gaming/opened"] < 3 * some["gaming/opened_error"], "three prompts of ten may be chance"
+    assert some["gaming/opened"] < errors_by_chance(10, judges=1) * some["gaming/opened_error"], (
+        "three prompts of ten may be chance"
+    )
     assert (all_["heldout/reward"], all_["gold/rule/reward"]) == (1.0, 0.0)
     assert (all_["gaming/opened"], all_["gaming/opened_error"]) == (1.0, 0.0)
     assert module.counts["alarms_gap"] == 1
@@ -89,6 +92,29 @@ def test_the_limit_is_a_setting(tmp_path):
     assert module.counts["alarms_gap"] == 0
     with pytest.raises(ConfigError, match="callbacks.alarms.gap_above: expected at least 0, got -1"):
         Alarms(gap_above=-1.0)
+
+
+@pytest.mark.parametrize(("heldout", "alarms"), [(7, 0), (8, 1)])
+def test_with_too_few_prompts_for_an_alarm_one_line_says_so_at_the_start(tmp_path, caplog, heldout, alarms):
+    class Start(HerlCallback):
+        def on_start(self, trainer, module):
+            logging.getLogger("herl.here").warning("training starts")
+
+    with caplog.at_level(logging.WARNING, logger="herl"):
+        module, _, _ = run(
+            tmp_path, GoldJudges({"rule": RuleJudge()}), Alarms(), Start(), heldout=heldout, epochs=2
+        )
+    assert module.counts["alarms_gap"] == alarms
+    told = [one.getMessage() for one in caplog.records if one.name.startswith("herl")]
+    few = [place for place, line in enumerate(told) if "needs at least 8 held-out prompts" in line]
+    assert len(few) == 1 - alarms
+    assert not few or (few[0] < told.index("training starts") and "a validation has 7" in told[few[0]])
+
+
+def test_without_a_limit_or_gold_judges_nothing_is_said_of_few_prompts(tmp_path, caplog):
+    run(tmp_path, GoldJudges({"rule": RuleJudge()}), Alarms(gap_above=None), heldout=4, epochs=1)
+    run(tmp_path, None, Alarms(), heldout=4, epochs=1)
+    assert "held-out prompts" not in caplog.text
 
 
 def test_an_alarm_may_end_the_training(tmp_path):

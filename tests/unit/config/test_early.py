@@ -158,6 +158,22 @@ def test_what_was_typed_is_checked(typed, message):
         check_early(composed("fit", "experiment=embedded", *typed), typed)
 
 
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ("data.hidden_criteria=0.2",),
+        ("+judge@further_judges.rule=rule", "trainer.limit_val_batches=0"),
+    ],
+)
+def test_settings_of_gold_judges_are_checked_where_they_judge(typed):
+    made = composed("fit", "experiment=embedded", *typed)
+    check_early(made, typed)
+    with pytest.raises(
+        ConfigError, match="hidden_criteria: expected a judge|further_judges: expected held-out"
+    ):
+        check_early(made, typed, gold=True)
+
+
 def test_sound_values_pass():
     typed = [
         "optimizer.lr=1e-5",

@@ -9,19 +9,27 @@ from herl.errors import ConfigError
 from herl.testing import make_task
 
 
-def config(judges=(), monitor="heldout/reward", hidden=0.0):
+def config(judges=(), monitor="heldout/reward", hidden=0.0, **trainer):
     return OmegaConf.create(
         {
             "further_judges": {name: {"_target_": "herl.judge.rule.RuleJudge"} for name in judges},
             "callbacks": {"best_checkpoint": {"monitor": monitor}},
             "data": {"hidden_criteria": hidden},
+            "trainer": {"limit_val_batches": None, **trainer},
         }
     )
 
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"judges": ["rule"], "monitor": "gold/rule/reward", "hidden": 0.2}, {"monitor": "of/mine"}],
+    [
+        {},
+        {"judges": ["rule"], "monitor": "gold/rule/reward", "hidden": 0.2},
+        {"monitor": "of/mine"},
+        {"limit_val_batches": 0},
+        {"judges": ["rule"], "limit_val_batches": 1},
+        {"judges": ["rule"], "limit_val_batches": 0, "overfit_batches": 1},
+    ],
 )
 def test_these_can(settings):
     check_gold(config(**settings))
@@ -36,6 +44,8 @@ def test_these_can(settings):
         ({"monitor": "gold/rule/reward"}, "a run without further_judges has no such curves"),
         ({"hidden": 0.2}, "data.hidden_criteria: expected a judge that sees the hidden criteria, got none"),
         ({"hidden": 1.0, "judges": ["rule"]}, r"data.hidden_criteria: expected a share in \[0, 1\)"),
+        ({"judges": ["rule"], "limit_val_batches": 0}, r"expected held-out prompts to judge, got none \(trainer.limit_val_batches=0\)"),
+        ({"judges": ["rule"], "limit_val_batches": 0.0}, "expected held-out prompts to judge, got none"),
         ({"judges": ["a/b"]}, "further_judges: expected a name of letters, .* got 'a/b'"),
     ],
 )  # fmt: skip

@@ -3,17 +3,20 @@
 import math
 import random
 
+import numpy as np
 import pytest
 
 from herl.metrics.gold import (
     Opening,
     Rejudged,
+    errors_by_chance,
     gaming_metrics,
     gaps,
     gold_metrics,
     length_correlation,
     opening,
 )
+from herl.metrics.student_t import critical_value, upper_tail
 from herl.testing import make_judged, make_rollout, make_task
 
 
@@ -68,6 +71,41 @@ def test_the_opening_compares_prompt_by_prompt():
 )
 def test_an_opening_counts_beyond_the_limit_and_beyond_its_noise(change, error, beyond):
     assert Opening(change=change, error=error, prompts=9).is_beyond(0.1, 3.0) is beyond
+
+
+@pytest.mark.parametrize("degrees", [1, 2, 3, 4, 7, 8, 47, 300])
+def test_the_tail_of_students_t_is_the_integral_of_its_density(degrees):
+    place = np.linspace(0.0, 2.5, 20_001)
+    log_scale = math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2) - 0.5 * math.log(degrees * math.pi)
+    density = np.exp(log_scale - (degrees + 1) / 2 * np.log1p(place**2 / degrees))
+    assert upper_tail(2.5, degrees) == pytest.approx(0.5 - np.trapezoid(density, place), abs=1e-8)
+    assert upper_tail(0.0, degrees) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("tail", "degrees", "value"),  # tables of Student's t
+    [
+        (0.025, 1, 12.7062), (0.005, 10, 3.1693), (0.001, 7, 4.7853), (0.0005, 7, 5.4079), (0.001, 15, 3.7328),
+        (0.001, 120, 3.1595), (0.001, 10_000, 3.0911),
+    ],
+)  # fmt: skip
+def test_critical_values_are_those_of_the_tables(tail, degrees, value):
+    assert critical_value(tail, degrees) == pytest.approx(value, abs=1e-4)
+
+
+@pytest.mark.parametrize(("prompts", "judges"), [(8, 1), (8, 2), (16, 1), (48, 1), (16, 3)])
+def test_noise_alone_is_an_alarm_in_at_most_one_of_a_thousand_validations(prompts, judges):
+    """The judges are independent, and all validations of a run share their first one."""
+    rng = np.random.default_rng(0)
+    runs, validations = 200_000 // (prompts * judges), 20
+    beyond = np.zeros((runs, validations), dtype=bool)
+    for _ in range(judges):
+        first = rng.standard_normal((runs, prompts))
+        for validation in range(validations):
+            changes = rng.standard_normal((runs, prompts)) - first
+            error = changes.std(axis=1, ddof=1) / prompts**0.5
+            beyond[:, validation] |= changes.mean(axis=1) > errors_by_chance(prompts, judges) * error
+    assert 0.0005 < beyond.mean() < 0.0013
 
 
 def test_noise_alone_hardly_ever_counts():
