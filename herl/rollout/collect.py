@@ -225,13 +225,18 @@ def _members(group: Group, stages: Stages, key: Key) -> list[Member]:
 
 
 def _experiences(group: Group, plan: RolloutPlan, taught: Mapping[str, tuple[int, ...]]) -> list[Experience]:
-    """Returns the training data of a group. If it carries no signal, only its taught attempts, if any."""
+    """Returns the training data of a group. If it carries no signal, only its taught attempts, if any.
+
+    With `RolloutPlan.mask_truncated`, answers that were cut off are left out.
+    """
     flat = not any(group.advantages) and not plan.keep_flat_groups
     training_context = plan.training_context
     experiences = []
     for member, advantage in zip(group.members, group.advantages, strict=True):
         rollout = member.judged.rollout
         if flat and rollout.id not in taught:
+            continue
+        if plan.mask_truncated and rollout.finish_reason == "length":
             continue
         contexts = {"original": group.prompt_ids, "hindsight": rollout.prompt_ids}
         names = ["original", "hindsight"] if training_context == "both" else [training_context]

@@ -80,6 +80,8 @@ class RolloutPlan:
             are those that leave no room for the longest answer in the model.
         refill: Rounds in which the groups of a batch that carry no signal are replaced by as many further
             prompts (dynamic sampling, DAPO, arXiv:2503.14476); 0 for none. Their answers count like others.
+        mask_truncated: Whether answers that were cut off at max_new_tokens are left out of training (DAPO's
+            overlong filtering, arXiv:2503.14476). They are still compared with the others.
         keep_flat_groups: Whether groups without signal are trained on too, with advantages of 0: they count
             in the mean over tokens and in the KL (reference code).
     """
@@ -93,6 +95,7 @@ class RolloutPlan:
     max_prompt_tokens: int = 4096
     keep_flat_groups: bool = False
     refill: int = 0
+    mask_truncated: bool = False
 
     def __post_init__(self) -> None:
         check_at_least("rollout", 0, refill=self.refill)
@@ -176,6 +179,11 @@ class Stages:
             raise ConfigError(
                 "selection.joins=new needs answers that may join: choose a hindsight builder or "
                 "replay=buffer, or use selection.joins=better"
+            )
+        if self.plan.mask_truncated and getattr(self.selection, "keywords", {}).get("worst"):
+            raise ConfigError(
+                "rollout.mask_truncated: expected false with selection=extremes, whose pairs would lose an "
+                "answer"
             )
         self.check_verdicts()
 

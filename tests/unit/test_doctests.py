@@ -11,6 +11,7 @@ EXAMPLES = {
     "herl.advantages.by_criterion": ["ByCriterion.__call__"],
     "herl.advantages.contrast": ["Contrast.weights"],
     "herl.advantages.emphasis": ["reweighted"],
+    "herl.advantages.length": ["Overlong", "Shorter"],
     "herl.selection": ["form_group", "keep_ranked"],
     "herl.hindsight.candidates": ["tied_best", "top_k", "bottom_k", "all_imperfect"],
     "herl.judge.aggregation": [
