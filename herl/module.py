@@ -183,7 +183,7 @@ class HerlModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Opens the judge runner, and agrees on the run's date."""
-        self.stages.open()
+        self.stages.open(getattr(self.trainer, "datamodule", None))
 
     def teardown(self, stage: str) -> None:
         """Closes the judge runner."""

@@ -6,8 +6,9 @@ import hashlib
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
+from itertools import islice
 from typing import Any
 
 import lightning as L
@@ -84,6 +85,19 @@ class RubricDataModule(L.LightningDataModule):
             return PromptLoader(self.train, self.prompts_per_batch, trainer=self.trainer)
         order = EpochShuffle(len(self.train), self.seed)
         return PromptLoader(self.train, self.prompts_per_batch, order, self.trainer)
+
+    def further(self, count: int, seed: int, without: Container[str]) -> list[Task]:
+        """Returns at most `count` different training prompts, in random order (`herl.rollout.refill`). With
+        `trainer.overfit_batches` there are no further ones.
+
+        Args:
+            count: Prompts wanted.
+            seed: All randomness is a hash of it.
+            without: Ids of prompts that are not to be drawn.
+        """
+        places = [] if self._overfits() else np.random.default_rng(seed).permutation(len(self.train)).tolist()
+        drawn = (self.train[place] for place in places)
+        return list(islice((task for task in drawn if task.id not in without), count))
 
     def val_dataloader(self) -> DataLoader[list[Task]]:
         """Returns batches of held-out prompts, always in the same order; with `trainer.overfit_batches`, of

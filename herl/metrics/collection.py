@@ -52,6 +52,12 @@ def collection_metrics(collection: Collection, policy_version: int = 0) -> dict[
         lists["hindsight/gradient_share"] = _gradient_share(collection.experiences)
     means = {name: fmean(values) for name, values in lists.items() if values}
     means["train/groups"] = float(len(groups))  # a share over few groups says little
+    if collection.refilled is not None:
+        flat = sum(not any(group.advantages) for group in groups)
+        means |= {
+            "refill/prompts": float(collection.refilled),
+            "refill/missing": float(flat - collection.refilled),
+        }
     means["hindsight/revisions"] = float(len(revisions))
     means |= {f"train/dropped_{name}": float(n) for name, n in collection.dropped.items() if n}
     means |= rubric_metrics("train", attempts) | rubric_metrics("revision", revisions)

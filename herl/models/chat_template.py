@@ -6,13 +6,14 @@ run's start (`Today`), which a checkpoint keeps: a run that is resumed a day lat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from jinja2.exceptions import TemplateError
 
-from herl.errors import DataError
+from herl.errors import ConfigError, DataError
 from herl.prompt_text import control_tokens, defuse
 from herl.types import Message, Task
 
@@ -104,6 +105,32 @@ def render_revision(
         return render(tokenizer, guarded, today)
     except DataError as error:
         raise DataError(f"the revision prompt of '{task.id}': {error}") from error.__cause__
+
+
+def set_template_variables(tokenizer: PreTrainedTokenizerBase, values: Mapping[str, Any]) -> None:
+    """Gives variables of the chat template other defaults, such as enable_thinking=false (Qwen3).
+
+    The template itself is changed, so that all prompts, the checkpoint's comparison of templates and an
+    exported model have the same. What a caller of the template passes still wins.
+
+    Args:
+        tokenizer: The tokenizer, whose template is changed.
+        values: By name: texts, numbers, true, false, null, and lists and mappings of them.
+
+    Raises:
+        ConfigError: the template has no such variable.
+    """
+    template = tokenizer.chat_template
+    for name in values:
+        if not isinstance(template, str) or not re.search(rf"\b{re.escape(name)}\b", template):
+            raise ConfigError(
+                f"model.chat_template_kwargs: expected variables of the model's chat template, got '{name}', "
+                "which it does not read"
+            )
+    settings = (
+        f"{{%- set {name} = {name} if {name} is defined else {value!r} +%}}" for name, value in values.items()
+    )
+    tokenizer.chat_template = "".join(settings) + cast(str, template)
 
 
 def tells_time(tokenizer: PreTrainedTokenizerBase) -> bool:

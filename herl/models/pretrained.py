@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -24,6 +25,7 @@ from transformers import (
 from herl.errors import ConfigError
 from herl.models import shared_attention
 from herl.models.body import body
+from herl.models.chat_template import set_template_variables
 from herl.models.lora import Lora
 from herl.models.source import SHIPPED as SHIPPED
 from herl.models.source import model_source
@@ -47,6 +49,8 @@ class PretrainedModel:
             up to a minute longer. Sampling from the live policy is not affected.
         lora: Train low-rank adapters instead of the weights. The reference is then the policy without them.
         seed: Seed of fresh adapters.
+        chat_template_kwargs: Variables of the chat template in all prompts, such as {enable_thinking: false};
+            None for the template's own defaults. An exported model keeps them.
     """
 
     path: str = "tiny"
@@ -55,6 +59,7 @@ class PretrainedModel:
     compile: bool | None = None
     lora: Lora | None = None
     seed: int = 0
+    chat_template_kwargs: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
@@ -164,7 +169,8 @@ class PretrainedModel:
         """Loads the tokenizer.
 
         Raises:
-            ConfigError: there is no such model, or it has no chat template.
+            ConfigError: there is no such model, it has no chat template, or the template does not read a
+                variable of `chat_template_kwargs`.
         """
         try:
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.source())
@@ -174,6 +180,8 @@ class PretrainedModel:
             raise ConfigError(
                 f"model.path: expected a chat model, got '{self.path}', which has no chat template"
             )
+        if self.chat_template_kwargs:
+            set_template_variables(tokenizer, self.chat_template_kwargs)
         return tokenizer
 
     def source(self) -> str:

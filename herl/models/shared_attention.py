@@ -115,7 +115,7 @@ def installed(model: PreTrainedModel) -> bool:
 def _kernel_options(width: int, dtype: torch.dtype, device: torch.device) -> Any:
     """Returns the settings of the kernels for heads of this width.
 
-    Rows are padded to whole blocks. The compiler cannot know that, since lengths vary; once it is told,
+    Rows are padded to whole blocks. The compiler cannot know that, since lengths vary; once it does,
     forward and backward take two thirds of the time on an H100 for heads of 64, and 0.85 of it for heads of
     128. Block sizes are measured there, too. They beat torch's, which suit masks with fewer borders, by 1.2
     to 1.4 times for answers of 128 to 384 tokens after 600 of context.

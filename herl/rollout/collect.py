@@ -9,7 +9,7 @@ ranks, sampling and judging are divided by prompt; every rank does all the rest.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -37,16 +37,20 @@ class Collection:
     """The result of collect()."""
 
     groups: tuple[Group, ...]
-    """One for each prompt that is not too long."""
+    """One for each prompt that is not too long. Groups that a refill replaced are among them."""
     experiences: tuple[Experience, ...]
     """The training data, without groups that carry no signal unless `RolloutPlan.keep_flat_groups`."""
     dropped: Mapping[str, int]
     """Counts of prompts over `max_prompt_tokens`: {"prompts": ..., "revision_prompts": ...}, and
     "teacher_prompts", the attempts without a teacher for that reason, if there are any."""
+    refilled: int | None = None
+    """How many of the groups were drawn to replace others that carry no signal; None without a refill."""
 
 
 def collect(tasks: Sequence[Task], stages: Stages, key: Key, clock: PhaseClock | None = None) -> Collection:
     """Samples, judges, revises and compares answers to these prompts.
+
+    With `RolloutPlan.refill`, further prompts follow for groups without signal.
 
     Args:
         tasks: The prompts of one rollout batch.
@@ -58,16 +62,44 @@ def collect(tasks: Sequence[Task], stages: Stages, key: Key, clock: PhaseClock |
         AbstentionLimit: the judge fails too often.
         SamplerError: an answer could not be sampled.
     """
-    opened, over_long = open_groups(tasks, stages, ":".join(map(str, key)))
-    answered, revisions_over_long = attempt_and_revise(opened, stages, key, clock or PhaseClock())
-    groups = compare(settle(answered, stages, key), stages, derive_seed(*key, "advantages"))
+    clock = clock or PhaseClock()
+    settled, over_long = _settled(tasks, stages, key, clock)
+    refilled = 0
+    for number in range(stages.plan.refill):
+        flat = _without_signal(settled, stages, key)
+        missing = flat - refilled  # as many have been replaced already
+        drawn = {group.task.id for group in settled} | {task.id for task in tasks}
+        further = stages.refill.draw(missing, (*key, number), drawn) if missing else []
+        if not further:
+            break
+        more, more_over_long = _settled(further, stages, key, clock)
+        settled = [*settled, *more]
+        over_long.update(more_over_long)
+        refilled += len(more)
+    groups = compare(settled, stages, derive_seed(*key, "advantages"))
     taught, teacher_over_long = teacher_contexts(groups, stages)
-    dropped = {"prompts": over_long, "revision_prompts": revisions_over_long}
     return Collection(
         groups=tuple(groups),
         experiences=tuple(e for group in groups for e in _experiences(group, stages.plan, taught)),
-        dropped=dropped | ({"teacher_prompts": teacher_over_long} if teacher_over_long else {}),
+        dropped=dict(over_long) | ({"teacher_prompts": teacher_over_long} if teacher_over_long else {}),
+        refilled=refilled if stages.plan.refill else None,
     )
+
+
+def _settled(
+    tasks: Sequence[Task], stages: Stages, key: Key, clock: PhaseClock
+) -> tuple[list[Group], Counter[str]]:
+    """Stages 2 to 6. Returns the groups of these prompts, and the counts of prompts that were too long."""
+    opened, over_long = open_groups(tasks, stages, ":".join(map(str, key)))
+    answered, revisions_over_long = attempt_and_revise(opened, stages, key, clock)
+    dropped = Counter({"prompts": over_long, "revision_prompts": revisions_over_long})
+    return settle(answered, stages, key), dropped
+
+
+def _without_signal(groups: Sequence[Group], stages: Stages, key: Key) -> int:
+    """Returns how many of these groups carry no signal."""
+    compared = compare(groups, stages, derive_seed(*key, "advantages"))
+    return sum(not any(group.advantages) for group in compared)
 
 
 def attempt_and_revise(
@@ -193,13 +225,18 @@ def _members(group: Group, stages: Stages, key: Key) -> list[Member]:
 
 
 def _experiences(group: Group, plan: RolloutPlan, taught: Mapping[str, tuple[int, ...]]) -> list[Experience]:
-    """Returns the training data of a group. If it carries no signal, only its taught attempts, if any."""
+    """Returns the training data of a group. If it carries no signal, only its taught attempts, if any.
+
+    With `RolloutPlan.mask_truncated`, answers that were cut off are left out.
+    """
     flat = not any(group.advantages) and not plan.keep_flat_groups
     training_context = plan.training_context
     experiences = []
     for member, advantage in zip(group.members, group.advantages, strict=True):
         rollout = member.judged.rollout
         if flat and rollout.id not in taught:
+            continue
+        if plan.mask_truncated and rollout.finish_reason == "length":
             continue
         contexts = {"original": group.prompt_ids, "hindsight": rollout.prompt_ids}
         names = ["original", "hindsight"] if training_context == "both" else [training_context]

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 from herl.advantages import Advantages, check_takes_groups, spares_new
 from herl.bonus import BonusReward, NoBonus
 from herl.distributed import gather, together
-from herl.errors import ConfigError
+from herl.errors import ConfigError, check_at_least
 from herl.hindsight import HindsightBuilder, NoHindsight
 from herl.hindsight.teacher import NO_TEACHER, Teacher
 from herl.judge import JudgeRunner
 from herl.judge.base import check_gives_verdicts, needs_verdicts
 from herl.models.chat_template import Today
 from herl.replay import NoReplay, Replay
+from herl.rollout.refill import Refill
 from herl.sampler import Sampler
 from herl.types import (
     Criterion,
@@ -77,6 +78,10 @@ class RolloutPlan:
             `hindsight` prompt that they were sampled under, or `both`.
         max_prompt_tokens: Longer prompts and revision prompts are dropped and counted, never truncated; so
             are those that leave no room for the longest answer in the model.
+        refill: Rounds in which the groups of a batch that carry no signal are replaced by as many further
+            prompts (dynamic sampling, DAPO, arXiv:2503.14476); 0 for none. Their answers count like others.
+        mask_truncated: Whether answers that were cut off at max_new_tokens are left out of training (DAPO's
+            overlong filtering, arXiv:2503.14476). They are still compared with the others.
         keep_flat_groups: Whether groups without signal are trained on too, with advantages of 0: they count
             in the mean over tokens and in the KL (reference code).
     """
@@ -89,8 +94,16 @@ class RolloutPlan:
     training_context: TrainingContext = "original"
     max_prompt_tokens: int = 4096
     keep_flat_groups: bool = False
+    refill: int = 0
+    mask_truncated: bool = False
 
     def __post_init__(self) -> None:
+        check_at_least("rollout", 0, refill=self.refill)
+        if self.refill and self.keep_flat_groups:
+            raise ConfigError(
+                f"rollout.refill: expected 0 with keep_flat_groups, which trains on the groups that a refill "
+                f"replaces, got {self.refill}"
+            )
         if self.attempts_per_prompt < 1 or self.revisions_per_candidate < 1:
             raise ConfigError(
                 "rollout: expected attempts_per_prompt and revisions_per_candidate of at least 1, "
@@ -150,8 +163,14 @@ class Stages:
     replay: Replay = field(default_factory=NoReplay)
     teacher: Teacher = NO_TEACHER
     today: Today = field(default_factory=Today)
+    refill: Refill = field(default_factory=Refill)
 
     def __post_init__(self) -> None:
+        if self.plan.refill and self.teacher.flat_groups:
+            raise ConfigError(
+                "rollout.refill: expected 0 with teacher.flat_groups, which trains on the groups that a "
+                f"refill replaces, got {self.plan.refill}"
+            )
         if self.replay.needs_revisions and not self.hindsight.revises:
             raise ConfigError(
                 "replay.of=revisions needs hindsight; use replay.of=best, or choose a hindsight builder"
@@ -165,6 +184,11 @@ class Stages:
             raise ConfigError(
                 "selection.joins=new needs answers that may join: choose a hindsight builder or "
                 "replay=buffer, or use selection.joins=better"
+            )
+        if self.plan.mask_truncated and getattr(self.selection, "keywords", {}).get("worst"):
+            raise ConfigError(
+                "rollout.mask_truncated: expected false with selection=extremes, whose pairs would lose an "
+                "answer"
             )
         self.check_verdicts()
 
@@ -191,8 +215,13 @@ class Stages:
         }
         check_gives_verdicts(self.judge_runner.judge, needed)
 
-    def open(self) -> None:
-        """Opens the judge runner, and agrees with the other ranks on the run's date."""
+    def open(self, prompts: object = None) -> None:
+        """Opens the judge runner, and agrees with the other ranks on the run's date.
+
+        Args:
+            prompts: The data module that further prompts are drawn from (`herl.rollout.refill`).
+        """
+        self.refill.pin(prompts, self.plan.refill)
         together(self.judge_runner.open)
         self.today.pin(gather(self.today.started.isoformat())[0])
 

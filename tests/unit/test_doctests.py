@@ -11,6 +11,7 @@ EXAMPLES = {
     "herl.advantages.by_criterion": ["ByCriterion.__call__"],
     "herl.advantages.contrast": ["Contrast.weights"],
     "herl.advantages.emphasis": ["reweighted"],
+    "herl.advantages.length": ["Overlong", "Shorter"],
     "herl.selection": ["form_group", "keep_ranked"],
     "herl.hindsight.candidates": ["tied_best", "top_k", "bottom_k", "all_imperfect"],
     "herl.judge.aggregation": [
@@ -26,7 +27,9 @@ EXAMPLES = {
     "herl.bonus.improvement": ["ImprovementBonus.bonus"],
     "herl.update.batch": ["MicroBatch"],
     "herl.update.loss.base": ["token_weights"],
-    "herl.update.loss.policy": ["ratio", "ppo_clip", "shaped", "k3", "mismatch_weight"],
+    "herl.update.loss.kl": ["estimate", "k3", "to_go"],
+    "herl.update.loss.policy": ["mismatch_weight"],
+    "herl.update.loss.surrogates": ["ratio", "by_sequence", "ppo_clip", "cispo", "sapo", "shaped"],
     "herl.update.loss.sft": ["LikelihoodLoss"],
     "herl.update.loss.dpo": ["PreferenceLoss"],
     "herl.update.teaching": ["with_teacher"],

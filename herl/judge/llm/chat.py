@@ -68,3 +68,8 @@ class Chat(ABC):
 
     def close(self) -> None:  # noqa: B027
         """Releases the models and servers that `prepare` set up."""
+
+
+def template_variables(model: object) -> dict[str, Any]:
+    """Returns a judging model's variables of the chat template (`PretrainedModel.chat_template_kwargs`)."""
+    return dict(getattr(model, "chat_template_kwargs", None) or {})

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import torch
 
 from herl.errors import DataError, JudgeError, SamplerError
-from herl.judge.llm.chat import Chat, ChatReply, ChatRequest
+from herl.judge.llm.chat import Chat, ChatReply, ChatRequest, template_variables
 from herl.judge.llm.parse import first_object
 from herl.models.chat_template import render
 from herl.models.weights import named_weights
@@ -73,7 +73,9 @@ class LocalChat(Chat):
     @property
     def identity(self) -> str:
         """The model and the engine."""
-        return f"{type(self._generator).__name__} {self._model.source()}"
+        return (
+            f"{type(self._generator).__name__} {self._model.source()}{template_variables(self._model) or ''}"
+        )
 
     def prepare(self) -> None:
         """Loads the model, once."""

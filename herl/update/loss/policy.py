@@ -3,95 +3,28 @@
 All tensors are [N]: one entry per answer token of a micro-batch. Token weights are fixed in advance for the
 whole optimizer step (`token_weights`), so the losses of micro-batches simply add up.
 
-    ratio       rho = exp(clamp(log pi - log pi_behavior, -20, 20))
-    attempts    PPO: max(-A rho, -A clip(rho, 1 - low, 1 + high)); for A < 0 at most -c A (dual clip)
-    revisions   a separate ratio (`revision_ratio`), then PPO as for attempts, or shaped:
+    ratio       rho, by token or by answer (GSPO)
+    attempts    `surrogate`: PPO's clip, CISPO or SAPO (surrogates.py)
+    revisions   a separate ratio (`revision_ratio`), then as for attempts, or shaped:
                 -A rho / (rho + gamma)
-    plus        kl_coef * k3(pi || pi_ref) - entropy_coef * entropy
+    plus        kl_coef * KL(pi || pi_ref) - entropy_coef * entropy; or, with the KL in the reward,
+                A_t - kl_coef * (sum of the KL from t to the end of the answer) (kl.py)
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 
-from herl.errors import ConfigError, check_at_least
+from herl.errors import ConfigError, check_above, check_at_least
 from herl.update.loss.base import Aggregation, Loss, Stats, Tokens, sums_by_answer
+from herl.update.loss.kl import KL, estimate, k3, to_go
+from herl.update.loss.surrogates import by_sequence, cispo, ppo_clip, ratio, sapo, shaped
 
 RevisionRatio = Literal["same_context", "policy_prob", "cross_context"]
 MismatchLevel = Literal["none", "token", "sequence"]
-
-
-def ratio(logprobs: torch.Tensor, behavior_logprobs: torch.Tensor) -> torch.Tensor:
-    """Returns exp(log pi - log pi_behavior) with the exponent clamped to [-20, 20].
-
-    A token that has become twice as likely, and one that was impossible:
-
-    >>> ratio(torch.tensor([0.5, 0.5]).log(), torch.tensor([0.25, 0.0]).log())
-    tensor([2.0000e+00, 4.8517e+08])
-    """
-    return (logprobs - behavior_logprobs).clamp(-20.0, 20.0).exp()
-
-
-def ppo_clip(
-    rho: torch.Tensor,
-    advantage: torch.Tensor,
-    *,
-    low: float,
-    high: float,
-    dual_clip: float | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns (loss, clipped): the clipped surrogate (arXiv:1707.06347) and where it cuts the gradient.
-
-    Args:
-        dual_clip: Upper bound c of the loss at A < 0, as -c A (arXiv:1912.09729); None for no bound.
-
-    Beyond the range the loss is flat, but only in the direction that the advantage has pushed already.
-
-    >>> rho = torch.tensor([0.5, 1.0, 1.5, 4.0])
-    >>> loss, cut = ppo_clip(rho, torch.tensor(1.0), low=0.2, high=0.2, dual_clip=3.0)
-    >>> loss, cut
-    (tensor([-0.5000, -1.0000, -1.2000, -1.2000]), tensor([False, False,  True,  True]))
-    >>> loss, cut = ppo_clip(rho, torch.tensor(-1.0), low=0.2, high=0.2, dual_clip=3.0)
-    >>> loss, cut
-    (tensor([0.8000, 1.0000, 1.5000, 3.0000]), tensor([ True, False, False,  True]))
-    """
-    free = -advantage * rho
-    clipped = -advantage * rho.clamp(1.0 - low, 1.0 + high)
-    loss = torch.maximum(free, clipped)
-    cut = clipped > free
-    if dual_clip is not None:
-        bound = -advantage * dual_clip
-        over = (advantage < 0) & (loss > bound)
-        loss = torch.where(over, bound, loss)
-        cut = cut | over
-    return loss, cut
-
-
-def shaped(rho: torch.Tensor, advantage: torch.Tensor, gamma: float) -> torch.Tensor:
-    """Returns -A rho / (rho + gamma), LUFFY's shaping (arXiv:2504.14945); -A rho at gamma <= 0.
-
-    At rho = 1, its gradient is gamma / (1 + gamma)^2 times the plain one: 0.25 times at gamma = 1.
-
-    >>> rho = torch.tensor([0.1, 1.0, 10.0])
-    >>> shaped(rho, torch.tensor(1.0), gamma=1.0)
-    tensor([-0.0909, -0.5000, -0.9091])
-    >>> shaped(rho, torch.tensor(1.0), gamma=0.0)
-    tensor([ -0.1000,  -1.0000, -10.0000])
-    """
-    return -advantage * (rho / (rho + gamma) if gamma > 0 else rho)
-
-
-def k3(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
-    """Returns exp(d) - d - 1 with d = log pi_ref - log pi: an estimate, never < 0, of KL(pi || pi_ref).
-
-    >>> k3(torch.tensor([0.5, 0.25]).log(), torch.tensor([0.5, 0.5]).log())  # 2 - log 2 - 1 for the second
-    tensor([0.0000, 0.3069])
-    """
-    d = ref_logprobs - logprobs
-    return d.exp() - d - 1.0
 
 
 def mismatch_weight(
@@ -149,16 +82,27 @@ class PolicyLoss(Loss):
     """PPO's clipped loss on rubric advantages, with HeRL's options for revisions.
 
     Args:
-        clip_low, clip_high: PPO clip range below and above 1.
-        dual_clip: Bound at negative advantages, as a multiple of -A; None for no bound.
+        surrogate: `clip`, PPO's (arXiv:1707.06347); `cispo`, whose ratio is a clipped weight without
+            gradient (arXiv:2506.13585); `sapo`, a smooth gate (arXiv:2511.20347). The formulas are in
+            `herl.update.loss.surrogates`.
+        ratio_level: Ratios by `token`, or one for a `sequence`, the geometric mean over its tokens (GSPO,
+            arXiv:2507.18071).
+        clip_low, clip_high: Clip range of the ratio below and above 1. A higher one above is DAPO's
+            clip-higher (arXiv:2503.14476). Unused by `sapo`.
+        dual_clip: Bound at negative advantages, as a multiple of -A; None for no bound. Only for `clip`.
+        tau_positive, tau_negative: Temperatures of `sapo`'s gate for advantages above 0, and for others.
         revision_ratio: `same_context`: pi(y|c) / pi_old(y|c) under the training context c;
             `policy_prob`: pi(y|c), with a behavior probability of 1 (LUFFY);
             `cross_context`: pi(y|c) / pi_sampler(y|h), true importance sampling, truncated at
             `ratio_cap`.
-        revision_shaping: `clip` as for attempts, or `shaped` with `gamma`.
+        revision_shaping: `clip`, that is the surrogate as for attempts, or `shaped` with `gamma`.
         gamma: Shaping constant; if not above 0, revisions get the plain -A rho.
         ratio_cap: Largest ratio under `cross_context`.
         kl_coef: Weight of the KL to the reference policy. At 0 no reference is loaded.
+        kl_estimator: `k1`, `k2` or `k3` (`herl.update.loss.kl`).
+        kl_in: `loss`, a term with a gradient; or `reward`, which lowers the advantage of each token by the
+            KL of the policy before the batch, from this token to the answer's end (REINFORCE++,
+            arXiv:2501.03262). It is subtracted after advantages were compared and scaled.
         kl_clamp: Largest KL term of a token, beyond which it has no gradient (10 in the reference code); None
             for no limit. The curve of the KL is not clamped.
         entropy_coef: Weight of the entropy bonus.
@@ -167,14 +111,20 @@ class PolicyLoss(Loss):
         mismatch: Correction for a sampler with a separate engine.
     """
 
+    surrogate: Literal["clip", "cispo", "sapo"] = "clip"
+    ratio_level: Literal["token", "sequence"] = "token"
     clip_low: float = 0.2
     clip_high: float = 0.2
     dual_clip: float | None = 3.0
+    tau_positive: float = 1.0
+    tau_negative: float = 1.05
     revision_ratio: RevisionRatio = "same_context"
     revision_shaping: Literal["clip", "shaped"] = "clip"
     gamma: float = 1.0
     ratio_cap: float = 2.0
     kl_coef: float = 0.0
+    kl_estimator: KL = "k3"
+    kl_in: Literal["loss", "reward"] = "loss"
     kl_clamp: float | None = None
     entropy_coef: float = 0.0
     aggregation: Aggregation = "token_mean"
@@ -188,8 +138,19 @@ class PolicyLoss(Loss):
                 f"loss.dual_clip: expected more than 1 + clip_high = {1 + self.clip_high:g}, or null, "
                 f"got {self.dual_clip}"
             )
+        if self.dual_clip is not None and self.surrogate != "clip":
+            raise ConfigError(
+                f"loss.dual_clip: expected null with surrogate={self.surrogate}, which has no clip to bound, "
+                f"got {self.dual_clip}"
+            )
         if self.kl_clamp is not None and self.kl_clamp <= 0:
             raise ConfigError(f"loss.kl_clamp: expected a number above 0, or null, got {self.kl_clamp}")
+        check_above("loss", 0, tau_positive=self.tau_positive, tau_negative=self.tau_negative)
+        if self.kl_estimator == "k1" and self.kl_in == "loss":
+            raise ConfigError(
+                "loss.kl_estimator: expected k2 or k3 with kl_in=loss, got k1, whose gradient is 0 in "
+                "expectation: use kl_in=reward, or another estimator"
+            )
 
     @property
     def needs_reference(self) -> bool:
@@ -203,17 +164,13 @@ class PolicyLoss(Loss):
 
     def __call__(self, tokens: Tokens) -> tuple[torch.Tensor, Stats]:
         """Returns (loss, stats)."""
-        behavior = self._behavior(tokens)
-        rho = ratio(tokens.logprobs, behavior)
-        if self.revision_ratio == "cross_context":
-            rho = torch.where(tokens.revision, rho.clamp(max=self.ratio_cap), rho)
-        per_token, cut = ppo_clip(
-            rho,
-            tokens.advantage,
-            low=self.clip_low,
-            high=self.clip_high,
-            dual_clip=self.dual_clip,
-        )
+        penalty = None
+        if tokens.ref_logprobs is not None and self.kl_in == "reward":
+            with torch.no_grad():
+                penalty = self.kl_coef * to_go(self._kl(tokens.old_logprobs, tokens.ref_logprobs), tokens.row)
+            tokens = replace(tokens, advantage=tokens.advantage - penalty)
+        rho = self._ratio(tokens)
+        per_token, cut = self._surrogate(rho, tokens)
         if self.revision_shaping == "shaped":
             revised = shaped(rho, tokens.advantage, self.gamma)
             per_token = torch.where(tokens.revision, revised, per_token)
@@ -221,13 +178,40 @@ class PolicyLoss(Loss):
         correction, corrected_cut = self._correction(tokens)
         per_token = per_token * correction
         per_token = per_token - self.entropy_coef * tokens.entropy
-        if tokens.ref_logprobs is not None:
-            kl = k3(tokens.logprobs, tokens.ref_logprobs)
-            if self.kl_clamp is not None:
-                kl = kl.clamp(-self.kl_clamp, self.kl_clamp)
-            per_token = per_token + self.kl_coef * kl
+        if tokens.ref_logprobs is not None and self.kl_in == "loss":
+            per_token = per_token + self.kl_coef * self._kl(tokens.logprobs, tokens.ref_logprobs)
         stats = self._stats(tokens, rho, cut, correction, corrected_cut)
+        if penalty is not None:
+            means = {**stats.means, "kl_penalty": _over(penalty, torch.ones_like(tokens.revision))}
+            stats = replace(stats, means=means)
         return (tokens.weight * per_token).sum(), stats
+
+    def _kl(self, logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
+        kl = estimate(self.kl_estimator, logprobs, ref_logprobs)
+        return kl if self.kl_clamp is None else kl.clamp(-self.kl_clamp, self.kl_clamp)
+
+    def _ratio(self, tokens: Tokens) -> torch.Tensor:
+        behavior = self._behavior(tokens)
+        if self.ratio_level == "sequence":
+            rho = by_sequence(tokens.logprobs, behavior, tokens.row)
+        else:
+            rho = ratio(tokens.logprobs, behavior)
+        if self.revision_ratio == "cross_context":
+            rho = torch.where(tokens.revision, rho.clamp(max=self.ratio_cap), rho)
+        return rho
+
+    def _surrogate(self, rho: torch.Tensor, tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns (loss, cut): the loss of each token, and where the clip range cuts it."""
+        if self.surrogate == "sapo":
+            gated = sapo(
+                rho, tokens.advantage, tau_positive=self.tau_positive, tau_negative=self.tau_negative
+            )
+            return gated, torch.zeros_like(tokens.revision)
+        if self.surrogate == "cispo":
+            return cispo(rho, tokens.logprobs, tokens.advantage, low=self.clip_low, high=self.clip_high)
+        return ppo_clip(
+            rho, tokens.advantage, low=self.clip_low, high=self.clip_high, dual_clip=self.dual_clip
+        )
 
     def _behavior(self, tokens: Tokens) -> torch.Tensor:
         old = tokens.old_logprobs

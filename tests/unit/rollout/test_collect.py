@@ -235,6 +235,25 @@ def test_a_truncated_answer_has_no_end_token(stages, tokenizer):
     assert all(tokenizer.eos_token_id not in rollout.token_ids for rollout in cut)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_truncated_answers_are_compared_and_trained_on_unless_they_are_masked(stages, masked):
+    [whole] = collect([make_task()], stages(hindsight=NoHindsight()), (0,)).groups
+    short = Sampling(max_new_tokens=max(len(one.rollout.token_ids) for one in whole.attempts) - 1)
+    plan = {"attempt": short, "revision": short, "mask_truncated": masked}
+    collection = collect([make_task()], stages(plan=plan, hindsight=NoHindsight()), (0,))
+    [group] = collection.groups
+    expected = [
+        (member.judged.rollout.id, advantage)
+        for member, advantage in zip(group.members, group.advantages, strict=True)
+        if not (masked and member.judged.rollout.finish_reason == "length")
+    ]
+    assert [(e.rollout.id, e.advantage) for e in collection.experiences] == expected
+    assert 0 < len(expected) <= 4
+    assert (len(expected) < 4) == masked
+    with pytest.raises(ConfigError, match="rollout.mask_truncated: expected false with selection=extremes"):
+        stages(plan=plan | {"mask_truncated": True}, selection=partial(keep_ranked, worst=1))
+
+
 def test_an_attempt_that_could_not_be_judged_leaves_its_group(stages):
     collection = collect([make_task()], stages(judge=FakeJudge(fail_on="brown")), (0,))
     [group] = collection.groups
