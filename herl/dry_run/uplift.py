@@ -1,9 +1,9 @@
 """Whether hindsight can help, measured before any training.
 
 How often does one answer that was written with hindsight beat the best attempt, and how often would one more
-plain attempt? Training on revisions cannot teach what no revision finds. Where a request states its whole rubric,
-there is little new to tell, and revisions beat the best attempt hardly more often than plain attempts do. Where
-the rubric is hidden, they do so in many groups.
+plain attempt? Training on revisions cannot teach what no revision finds. Where a request states its whole
+rubric, there is little new to tell, and revisions beat the best attempt hardly more often than plain attempts
+do. Where the rubric is hidden, they do so in many groups.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ HELPS = 0.1
 def shares(group: Group) -> tuple[float, float] | None:
     """Returns the chances to beat a group's best attempt: of an answer with hindsight, of one more attempt.
 
-    The first is the share of the group's revisions that beat the best of its n attempts; 0 if none was written,
-    as for a group whose best attempt is perfect. The second is the chance of an attempt to beat the n - 1 others:
-    one more would have to beat n, so it is a little too high, and it costs no further answer.
+    The first is the share of the group's revisions that beat the best of its n attempts; 0 if none was
+    written, as for a group whose best attempt is perfect. The second is the chance of an attempt to beat the
+    n - 1 others: one more would have to beat n, so it is a little too high, and it costs no further answer.
 
     Returns:
         The two, in [0, 1]; None if fewer than two attempts, or none of the revisions, could be judged.
@@ -56,9 +56,9 @@ def uplift(groups: Iterable[Group], seed: int = 0) -> dict[str, Any] | None:
         seed: Seed of the resampling.
 
     Returns:
-        {"groups", "revision", "attempt", "difference", "says"}: the number of groups, the means of `shares` and
-        of their difference, each with the ends of its 95 % interval by bootstrap over groups, and one sentence.
-        None if no group has revisions.
+        {"groups", "revision", "attempt", "difference", "says"}: the number of groups, the means of `shares`
+        and of their difference, each with the ends of its 95 % interval by bootstrap over groups, and one
+        sentence. None if no group has revisions.
     """
     listed = list(groups)
     found = [pair for pair in map(shares, listed) if pair is not None]
