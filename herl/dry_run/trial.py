@@ -75,7 +75,7 @@ def dry_run(config: DictConfig) -> dict[str, Any]:
 def _trial_of(config: DictConfig) -> DictConfig:
     """Returns the configuration cut to a few batches, without components that write files.
 
-    The policy stays as it is, but for rounding: all batches measure what it can do before training.
+    The policy does not learn: all batches measure what it can do before training.
     """
     trial = deepcopy(config)
     with open_dict(trial):

@@ -129,7 +129,7 @@ def test_a_study_file_and_the_command_line_go_together(tmp_path):
         (["algorithms=grpo,herl", "arms.herl.tuned_as=grpo", "only=herl"], "only: expected also .'grpo'"),
         (
             ["algorithms=grpo,herl", "arms.herl.tuned_as=grpo", "arms.herl.tries=[[seed=1]]"],
-            "arms.herl.tuned_as: expected no tries",
+            "arms.herl.tuned_as: expected an arm without tries",
         ),
         (["algorithms=grpo", "checkpoints=some"], "expected all or first, got 'some'"),
         (["algorithms=grpo", "rows=nothing"], "expected a module beside study.py, got 'nothing'"),

@@ -130,7 +130,7 @@ def _check_arms(study: Study) -> None:
     for name, arm in study.arms.items():
         if arm.tuned_as and (arm.tries or study.arms[arm.tuned_as].tuned_as):
             raise SystemExit(
-                f"tools/study/run: arms.{name}.tuned_as: expected no tries of its own, and an arm "
+                f"tools/study/run: arms.{name}.tuned_as: expected an arm without tries, and another "
                 f"that is not tuned as another, got {arm.tuned_as!r}"
             )
     if study.checkpoints not in ("all", "first"):

@@ -4,7 +4,7 @@
 
 Six kinds of request times topics. Each kind has a rubric that the policy never sees: two or three rare items,
 mostly a commoner one, a word limit, and the guards of every kind: on topic, and not too short. Held-out and
-tuning prompts have topics of their own, so that what they measure is a rule and no memory of prompts. All is
+tuning prompts have separate topics, so that they measure a rule and not a memory of prompts. All is
 judged by rules (`judge=rule`).
 """
 
@@ -28,7 +28,7 @@ TOPICS = {
     "a rainy weekend": ["rain"],
     "growing tomatoes": ["tomato"],
     "caring for a cat": ["cat"],
-    "saving money": ["money", "sav"],
+    "saving money": ["money", "save", "saving"],
     "walking in the forest": ["forest", "walk", "wood"],
     "sleeping better": ["sleep"],
     "a day at the beach": ["beach"],
