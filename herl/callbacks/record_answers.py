@@ -16,8 +16,9 @@ from herl.errors import TrainingError, check_at_least
 from herl.metrics.collection import best_attempt
 from herl.metrics.step import Step
 from herl.module import HerlModule
-from herl.records.lines import answer_record
+from herl.records.lines import answer_record, write_lines
 from herl.rollout.collect import Collection
+from herl.rollout.improve import Trajectory
 
 logger = logging.getLogger(__name__)
 LINES_PER_FILE = 10_000
@@ -29,12 +30,15 @@ class RecordAnswers(HerlCallback):
     Args:
         folder: Folder for the files.
         max_answers: Total number of answers to record; None for no limit.
+        heldout: Whether to record the plain attempts of each validation too, in files that are named after
+            the answers sampled so far. They do not count.
     """
 
-    def __init__(self, folder: str, max_answers: int | None = 100_000) -> None:
+    def __init__(self, folder: str, max_answers: int | None = 100_000, heldout: bool = False) -> None:
         check_at_least("callbacks.record_answers", 0, max_answers=max_answers)
         self.folder = Path(folder)
         self.max_answers = max_answers
+        self.heldout = heldout
         self.written = 0
 
     def state_dict(self) -> dict[str, int]:
@@ -80,6 +84,13 @@ class RecordAnswers(HerlCallback):
                 ) from error
             self.written += len(lines[:room])
             lines = lines[room:]
+
+    def on_heldout(
+        self, trainer: L.Trainer, module: HerlModule, trajectories: tuple[Trajectory, ...]
+    ) -> None:
+        if self.heldout and trainer.is_global_zero and trajectories:
+            path = self.folder / f"heldout-{module.counts['answers_sampled']:08d}.jsonl"
+            write_lines(path, (answer_record(one.task, one.answers[0]) for one in trajectories))
 
 
 def step_records(

@@ -39,7 +39,7 @@ VERBS = {
     "lint": "look for errors and oddities in prompts and rubrics",
     "explain": "what a key, a group or a choice means, and its default",
     "new": "a folder to start from: rows, a reward function, a run",
-    "fetch": "get smollm2 (a model) or ifbench (a benchmark)",
+    "fetch": "get smollm2 or qwen_coder (models) or ifbench (a benchmark)",
 }
 WITHOUT_HYDRA = {"explain": "herl.cli.explain", "new": "herl.cli.new", "fetch": "herl.cli.fetch"}
 """Modules of verbs that take words instead of a configuration; each has a function named as its verb."""
@@ -89,6 +89,7 @@ NOT_NAMED = {
     "model": """herl: error: no model is named, and there is no default. Add one of
   model=Qwen/Qwen2.5-0.5B-Instruct   a name on the Hugging Face hub, or a folder
   model=smollm2                      SmolLM2-135M (herl fetch smollm2)
+  model=qwen_coder                   Qwen2.5-Coder-0.5B (herl fetch qwen_coder)
   model=tiny                         ships with herl, and writes about animals only""",
     "data": """herl: error: no data is named, and there is no default. Add one of
   data=my.jsonl                      your own rows; a tenth is held out

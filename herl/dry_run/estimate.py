@@ -24,8 +24,9 @@ from rich.text import Text
 from herl.callbacks.answer_budget import AnswerBudget
 from herl.config.build import Run, make
 from herl.display.screen import Screen
+from herl.dry_run.uplift import uplift
 from herl.prompt_text import visible
-from herl.types import Judged
+from herl.types import Group, Judged
 from herl.update.card_needs import longest_micro_batch, settings_of
 from herl.update.gpu_cost import GPU, Engine, ModelSize, Work, estimate
 
@@ -63,6 +64,8 @@ class Tried:
     prompt: str = ""
     """A sample prompt as the model sees it."""
     revision_prompt: str = ""
+    groups: list[Group] = field(default_factory=list)
+    """All groups of the trial, by the policy as it began."""
     heldout: list[Judged] = field(default_factory=list)
     heldout_seconds: float = 0.0
     gold_usage: Mapping[str, float] = field(default_factory=dict)
@@ -97,7 +100,7 @@ def usage_of(answers: Sequence[Judged]) -> dict[str, float]:
 
 
 def run_estimate(config: DictConfig, run: Run, tried: Tried) -> dict[str, Any]:
-    """Returns seconds by phase, memory and cost of the whole run on this machine.
+    """Returns seconds by phase, memory and cost of the whole run on this machine, and what hindsight finds.
 
     Args:
         config: Configuration of the whole run.
@@ -117,8 +120,10 @@ def run_estimate(config: DictConfig, run: Run, tried: Tried) -> dict[str, Any]:
     judged.update({name: value * heldout_share for name, value in usage_of(tried.heldout).items()})
     gold = {name: value * heldout_share for name, value in tried.gold_usage.items()}
     judged.update(gold)
+    gated = config.module.hindsight_gate.only_flat  # only flat groups have revisions: no fair comparison
     return {
         "prompts": {"train": len(data.train), "heldout": len(data.heldout)},
+        "uplift": None if gated else uplift(tried.groups, config.seed),
         "prompt": tried.prompt,
         "revision_prompt": tried.revision_prompt,
         "batches": batches,
@@ -206,6 +211,9 @@ def show(report: Mapping[str, Any], path: Path) -> None:
         if report[name]:
             console.rule(f"a {name.replace('_', ' ')} as the model sees it")
             console.print(Text(visible(report[name])))
+    if report["uplift"]:
+        console.rule("what hindsight finds before training (95 % intervals)")
+        console.print(Text(report["uplift"]["says"]))
     console.rule("estimate")
     table = Table(
         "phase",

@@ -41,6 +41,8 @@ from herl.update.gpu_cost import gpu_named, model_size
 
 KEPT = ("refresh_sampler", "stop_on_signal")
 """Callbacks of the run that the trial keeps."""
+ENDLESS = 10**9
+"""Steps of a warm-up so long that the learning rate stays at 0."""
 
 
 def dry_run(config: DictConfig) -> dict[str, Any]:
@@ -73,13 +75,17 @@ def dry_run(config: DictConfig) -> dict[str, Any]:
 
 
 def _trial_of(config: DictConfig) -> DictConfig:
-    """Returns the configuration cut to a few batches, without components that write files."""
+    """Returns the configuration cut to a few batches, without components that write files.
+
+    The policy does not learn: all batches measure what it can do before training.
+    """
     trial = deepcopy(config)
     with open_dict(trial):
         trial.callbacks = {name: config.callbacks[name] for name in KEPT if name in config.callbacks}
         trial.logger = {}
         # A gate that closes late in a run would close within these few batches.
         trial.module.hindsight_gate.update({"until": 1.0, "below_median": False})
+        trial.module.warmup_steps = ENDLESS
         trial.trainer.update(
             {
                 "max_epochs": 1, "max_steps": -1, "limit_train_batches": BATCHES,
@@ -111,6 +117,7 @@ class _Watch(HerlCallback):
         tried, groups = self.tried, step.collection.groups
         revisions = [one for group in groups for one in group.revisions]
         answers = [one for group in groups for one in (*group.attempts, *group.revisions)]
+        tried.groups += groups
         rows = module.scorer().micro_batches(step.collection.experiences)
         read = [group.prompt_ids for group in groups] + [one.rollout.prompt_ids for one in revisions]
         tried.batches.append(

@@ -38,8 +38,8 @@ class PretrainedModel:
     """A causal language model with a chat template, before it is loaded.
 
     Args:
-        path: A folder, the name of a model shipped with herl ("tiny") or converted by one of its tools
-            ("smollm2-135m-instruct"), or a name on the Hugging Face hub.
+        path: A folder, the name of a model shipped with herl ("tiny") or converted by `herl fetch`
+            ("smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct"), or a name on the Hugging Face hub.
         dtype: Type of the policy's parameters. Only "float32" can be trained, since bfloat16 would round
             small updates away; trainer.precision=bf16-mixed computes in bfloat16 on float32 parameters. Under
             float32 adapters, "bfloat16" halves the memory of the frozen weights. On a CPU without AVX512 or

@@ -34,7 +34,8 @@ def model_source(path: str) -> str:
     raise ConfigError(
         f"model.path: expected a folder with a config.json, a name on the Hugging Face hub, or one "
         f"of {sorted(p.parent.name for p in SHIPPED.glob('*/config.json'))}, got '{path}'. "
-        "For smollm2-135m-instruct run `herl fetch smollm2` first."
+        "For smollm2-135m-instruct run `herl fetch smollm2` first, for qwen2.5-coder-0.5b-instruct "
+        "`herl fetch qwen_coder`."
     )
 
 

@@ -33,6 +33,8 @@ def test_a_dry_run_shows_prompts_and_estimates_and_writes_nothing_but_its_report
         sum(spent for name, spent in report["run_seconds"].items() if name != "total"), abs=0.5
     )
     assert report["longest_update"]["tokens"] == 512 - 32 + 8 * 32
+    assert report["uplift"]["groups"] == 64
+    assert " one answer with it beats the best attempt in " in " ".join(done.stdout.split())
     gpus = report["gpus"]
     assert (gpus["gpu"], gpus["devices"], gpus["parameters"], gpus["fits"]) == ("h100", 8, 430_752, True)
     assert gpus["run_hours"] == pytest.approx(

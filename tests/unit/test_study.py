@@ -9,16 +9,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from torch.utils.tensorboard import SummaryWriter
+
+from herl.checks import read_check
+from herl.data.sources import read_tasks
 
 STUDY = Path(__file__).parents[2] / "tools" / "study"
 if not STUDY.is_dir():
     pytest.skip("the tools are not there", allow_module_level=True)
 sys.path.insert(0, str(STUDY))
 
-from report import Outcome, compare, draw, interval, outcome, table  # noqa: E402
+import guards  # noqa: E402
+import study as study_module  # noqa: E402
+import style  # noqa: E402
+from report import Outcome, changed, compare, draw, interval, outcome, table  # noqa: E402
 from runs import Job, run_all  # noqa: E402
-from study import jobs_of, read  # noqa: E402
+from study import jobs_of, read, tune  # noqa: E402
 
 
 def run(seed, *rewards, step=100):
@@ -117,6 +124,15 @@ def test_a_study_file_and_the_command_line_go_together(tmp_path):
         (["study=nowhere.yaml"], "nowhere.yaml"),
         (["algorithms=grpo", "tuning.tries=[[seed=1]]", "tuning.first_seed=4"], "other seeds than"),
         (["algorithms=grpo", "tuning.tries=[[seed=1]]", "tuning.seeds=0"], "tuning.seeds of at least 1"),
+        (["algorithms=grpo", "only=herl"], "expected arms among .*got .'herl'"),
+        (["algorithms=grpo,herl", "arms.herl.tuned_as=sft"], "expected arms among .*got .'sft'"),
+        (["algorithms=grpo,herl", "arms.herl.tuned_as=grpo", "only=herl"], "only: expected also .'grpo'"),
+        (
+            ["algorithms=grpo,herl", "arms.herl.tuned_as=grpo", "arms.herl.tries=[[seed=1]]"],
+            "arms.herl.tuned_as: expected an arm without tries",
+        ),
+        (["algorithms=grpo", "checkpoints=some"], "expected all or first, got 'some'"),
+        (["algorithms=grpo", "rows=nothing"], "expected a module beside study.py, got 'nothing'"),
     ],
 )
 def test_what_does_not_fit_is_refused(arguments, message):
@@ -161,3 +177,116 @@ def test_a_study_in_which_nothing_works_stops_early(tmp_path, capfd):
         run_all(jobs, 1)
     assert "ended with code" in capfd.readouterr().out
     assert not (tmp_path / "39").exists()
+
+
+def test_an_arm_takes_over_the_settings_that_another_was_tuned_to(monkeypatch, tmp_path):
+    tuned = read(
+        [
+            "algorithms=grpo,herl",
+            f"out={tmp_path}",
+            "answers=400",
+            "tuning.answers=100",
+            "arms.grpo.tries=[[optimizer.lr=1],[optimizer.lr=2]]",
+            "arms.herl.tuned_as=grpo",
+        ]
+    )
+    asked = []
+    monkeypatch.setattr(study_module, "run_all", lambda jobs, side_by_side: asked.extend(jobs))
+    rate = {"optimizer.lr_1": 0.3, "optimizer.lr_2": 0.5}
+    monkeypatch.setattr(
+        study_module,
+        "outcome",
+        lambda folder, answers: run(0, rate[folder.parent.name], step=answers),
+    )
+    found = tune(tuned)
+    assert {"callbacks.answer_budget.answers=100" in job.overrides for job in asked} == {True}
+    assert len(asked) == 4, "two rates on two seeds; nothing for herl"
+    assert found["grpo"]["chosen"] == found["herl"]["chosen"] == ["optimizer.lr=2"]
+
+
+def test_settings_of_the_machine_come_last_and_only_the_first_seed_keeps_checkpoints(tmp_path):
+    study = read(
+        ["algorithms=grpo,herl", "only=herl", "baseline=herl", "machine=[trainer.precision=bf16-mixed]", "first_seed=5",
+         "checkpoints=first"]
+    )  # fmt: skip
+    assert list(study.arms) == ["herl"]
+    jobs = jobs_of(study, tmp_path, ["trainer.precision=32"], range(5, 8))
+    assert jobs[0].overrides.index("trainer.precision=bf16-mixed") > jobs[0].overrides.index(
+        "trainer.precision=32"
+    )
+    assert [job.keeps for job in jobs] == [True, False, False]
+
+
+def test_a_guard_has_a_column_and_one_for_its_change(tmp_path):
+    events(
+        tmp_path,
+        {"heldout/reward": [(0, 0.1), (100, 0.9)], "heldout_criterion/topic": [(0, 0.9), (100, 0.8)]},
+    )
+    found = outcome(tmp_path, 100, guards=["topic"])
+    assert found.extra == pytest.approx({"topic": 0.8, "topic, change": -0.1})
+    text = table(compare({"grpo": [found]}, "grpo", 100), "grpo")
+    assert "| topic | topic, change |" in text
+    assert "| 0.800 | -0.100 |" in text
+    with pytest.raises(SystemExit, match="criteria, guards: expected some of .*'topic'.*got .'long'."):
+        outcome(tmp_path, 100, guards=["long"])
+
+
+def test_the_untrained_models_log_prob_is_the_mean_over_tokens():
+    model, tokenizer = guards._loaded("tiny")
+    records = [
+        {"task_id": "a", "request": "Describe the otter.", "text": "It eats fish."},
+        {"task_id": "a", "request": "Describe the otter.", "text": "a second attempt does not count"},
+        {"task_id": "b", "request": "Describe the owl.", "text": "It sees at night, and hunts mice."},
+        {"task_id": "c", "request": "Describe the owl.", "text": ""},
+    ]
+    logprobs = []
+    for record in (records[0], records[2]):
+        asked = [{"role": "user", "content": record["request"]}]
+        ids = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
+        for token in tokenizer.encode(record["text"], add_special_tokens=False):
+            with torch.no_grad():
+                logits = model(torch.tensor([ids])).logits[0, -1]
+            logprobs.append(float(torch.log(torch.softmax(logits, -1)[token])))
+            ids = [*ids, token]
+    assert guards.mean_logprob(model, tokenizer, records) == pytest.approx(np.mean(logprobs), abs=1e-4)
+
+
+def test_the_log_probs_of_a_run_are_kept(tmp_path, monkeypatch):
+    with pytest.raises(SystemExit, match="expected held-out answers"):
+        guards.base_logprob(tmp_path)
+    (tmp_path / "base_logprob.json").write_text(json.dumps(changed(guards.NAME, -1.0, -1.5)))
+    assert guards.base_logprob(tmp_path) == {"base log-prob": -1.5, "base log-prob, change": -0.5}
+
+
+def test_house_style_has_disjoint_topics_and_is_decided_by_its_seed(tmp_path):
+    splits = style.splits()
+    assert {name: len(rows) for name, rows in splits.items()} == {"train": 144, "heldout": 48, "tuning": 48}
+    topics = [{row["id"].partition("-")[2] for row in rows} for rows in splits.values()]
+    assert len(set.union(*topics)) == sum(map(len, topics)) == 40
+    assert style.splits() == splits
+    assert style.splits(seed=1) != splits
+    style.write(tmp_path)
+    tasks = read_tasks(tmp_path / "train.jsonl")
+    assert len({task.request for task in tasks}) == 144
+    for task in tasks:
+        ids = {criterion.id for criterion in task.rubric.criteria}
+        assert {"short", "topic", "long"} < ids
+        assert len(ids) == 6
+
+
+@pytest.mark.parametrize(
+    ("item", "met", "missed"),
+    [
+        ("hello", "Hello, you.", "Oh, hello."),
+        ("title", "<<Fresh bread>> It smells.", "<<joy>> It smells."),
+        ("best", "Bake it. All the best!", "All the best to you."),
+        ("careful", "And be careful.", "Take care."),
+        ("postscript", "Bye. P.S. Bring bread.", "Bye."),
+        ("thanks", "Thank you for reading.", "It rose thanks to the yeast."),
+        ("because", "Because it rains.", "It rains."),
+    ],
+)
+def test_an_item_of_house_style_is_judged_by_its_rule(item, met, missed):
+    check = read_check(style.ITEMS[item][2])
+    assert check.met(met)
+    assert not check.met(missed)

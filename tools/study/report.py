@@ -14,6 +14,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 COLORS = ("#1b7f5c", "#5b6abf", "#c2701c", "#a3324b", "#7a6a2f", "#3a8fb7", "#6b4c8a", "#777777")
 RESAMPLES = 10_000
+CHANGE = ", change"
+FIRST = ("revised", "chosen", "entropy")
+"""Columns that come before those of the guards."""
 REWARD = "heldout/reward"
 REVISED, ENTROPY, CRITERION = "heldout/reward_revised_1", "update/entropy", "heldout_criterion/"
 T_975 = (
@@ -47,7 +50,8 @@ class Outcome:
     """Held-out reward of plain attempts there."""
     extra: dict[str, float]
     """Further numbers at the end: `revised` (held-out reward, best of an attempt and its revision), `entropy`
-    of the tokens trained on in the last quarter, in nats, `chosen` (mean rate of the given criteria)."""
+    of the tokens trained on in the last quarter, in nats, `chosen` (mean rate of the given criteria), and the
+    guards, each with its change since before the training."""
 
     @property
     def final(self) -> float:
@@ -82,13 +86,14 @@ def last_values(folder: Path, prefix: str) -> dict[str, float]:
     }
 
 
-def outcome(folder: Path, budget: int, criteria: Sequence[str] = ()) -> Outcome:
+def outcome(folder: Path, budget: int, criteria: Sequence[str] = (), guards: Sequence[str] = ()) -> Outcome:
     """Reads a finished run up to its budget, which its last batch may exceed.
 
     Args:
         folder: The run's folder.
         budget: Sampled answers.
         criteria: Ids of the criteria whose mean rate on held-out attempts to report.
+        guards: Ids of criteria whose rate to report one by one, and its change.
 
     Raises:
         SystemExit: the run ended before its budget, or has no such criterion.
@@ -111,15 +116,22 @@ def outcome(folder: Path, budget: int, criteria: Sequence[str] = ()) -> Outcome:
     if ENTROPY in curves:
         late = [value for step, value in curves[ENTROPY].items() if 0.75 * budget <= step <= budget]
         extra["entropy"] = float(np.mean(late))
+    if missing := [name for name in (*criteria, *guards) if CRITERION + name not in curves]:
+        raise SystemExit(
+            f"criteria, guards: expected some of {sorted(last_values(folder, CRITERION))}, got {missing}"
+        )
     if criteria:
-        missing = [name for name in criteria if CRITERION + name not in curves]
-        if missing:
-            raise SystemExit(
-                f"criteria: expected some of {sorted(last_values(folder, CRITERION))}, got {missing}"
-            )
         extra["chosen"] = float(np.mean([until_budget(CRITERION + name)[1][-1] for name in criteria]))
+    for name in guards:
+        rates = until_budget(CRITERION + name)[1]
+        extra |= changed(name, float(rates[0]), float(rates[-1]))
     seed = json.loads((folder / "summary.json").read_text())["seed"]
     return Outcome(seed=seed, answers=np.array(steps), rewards=rewards, extra=extra)
+
+
+def changed(name: str, before: float, after: float) -> dict[str, float]:
+    """Returns a number at the end and its change, under the names of two columns."""
+    return {name: after, f"{name}{CHANGE}": after - before}
 
 
 def interval(values: Sequence[float]) -> dict[str, float]:
@@ -172,7 +184,9 @@ def compare(arms: Mapping[str, Sequence[Outcome]], baseline: str, budget: int) -
 
 def table(arms: Mapping[str, Mapping[str, Any]], baseline: str) -> str:
     """Returns a Markdown table."""
-    extra = [key for key in ("revised", "chosen", "entropy") if any(key in arm for arm in arms.values())]
+    known = ("final", "difference", "area", "answers_to_baseline", "never_reached", "runs")
+    found = dict.fromkeys(key for arm in arms.values() for key in arm if key not in known)
+    extra = sorted(found, key=lambda key: FIRST.index(key) if key in FIRST else len(FIRST))
     heads = ["", "final", "95 %", f"minus {baseline}", "95 %, paired", "area", "answers to its final", *extra]
     lines = [heads, ["---", *["--:"] * (len(heads) - 1)]]
     for name, arm in arms.items():
@@ -188,10 +202,14 @@ def table(arms: Mapping[str, Mapping[str, Any]], baseline: str) -> str:
                 "" if name == baseline else _range(difference, "+.3f"),
                 f"{arm['area']['mean']:.3f}",
                 f"{needed['mean']:.0f}{never}",
-                *(f"{arm[key]['mean']:.3f}" if key in arm else "" for key in extra),
+                *(f"{arm[key]['mean']:{_form(key)}}" if key in arm else "" for key in extra),
             ]
         )
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def _form(key: str) -> str:
+    return "+.3f" if key.endswith(CHANGE) else ".3f"
 
 
 def _range(found: Mapping[str, float], form: str) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from rich.console import Console
 
 from herl.config.renamed import renamed
+from herl.files import remove
 
 LINES = 20
 """Lines of output to show of a failed run."""
@@ -27,6 +28,8 @@ class Job:
     folder: Path
     overrides: list[str]
     """Overrides of herl fit."""
+    keeps: bool = True
+    """Whether its checkpoints stay when it has finished."""
 
     @property
     def done(self) -> bool:
@@ -73,6 +76,8 @@ class Job:
             log = self.folder / "output.log"
             end = "\n".join(log.read_text(errors="replace").splitlines()[-LINES:])
             raise RuntimeError(f"{self.folder}: ended with code {code}; the end of {log}:\n{end}")
+        if not self.keeps:
+            remove(self.folder / "checkpoints")
         return time.perf_counter() - started
 
 

@@ -7,7 +7,8 @@
 Each run is a process, with `jobs` of them side by side. It ends with the batch that exhausts its budget,
 however many epochs that takes. Finished runs are kept, so the same command continues after an interruption.
 Arms with `tries` are tuned first: each try runs on the tuning seeds with the tuning overrides, and the arm
-uses the one with the best mean. Writes runs/, tuning/, study.json, table.md and curves.png to `out`.
+uses the one with the best mean; an arm that is `tuned_as` another one uses the settings chosen for that.
+Writes runs/, tuning/, study.json, table.md and curves.png to `out`.
 
 A study file has the same keys as the command line, which takes precedence. See `Study` for all of them.
 """
@@ -18,6 +19,7 @@ import json
 import re
 import sys
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +39,16 @@ class Arm:
     """Overrides of herl fit."""
     tries: list[list[str]] = field(default_factory=list)
     """Settings to choose among on the tuning seeds, as overrides; if empty, nothing is tuned."""
+    tuned_as: str = ""
+    """Another arm, whose chosen settings this one takes over."""
 
 
 @dataclass
 class Tuning:
     seeds: int = 2
     first_seed: int = 1000
+    answers: int = 0
+    """Sampled answers of each tuning run; 0 for as many as in the comparison."""
     overrides: list[str] = field(default_factory=list)
     """Overrides only for tuning runs, such as other held-out prompts."""
     tries: list[list[str]] = field(default_factory=list)
@@ -63,8 +69,20 @@ class Study:
     first_seed: int = 0
     overrides: list[str] = field(default_factory=list)
     """Overrides of every run."""
+    machine: list[str] = field(default_factory=list)
+    """Further overrides of every run, for the machine at hand, such as a precision or a sampler."""
+    only: str = ""
+    """Arms to run, separated by commas; the others are left out."""
+    rows: str = ""
+    """A module beside this file whose `write` first puts the prompts into the folder `rows` of `out`."""
     criteria: list[str] = field(default_factory=list)
     """Ids of criteria whose mean rate on held-out attempts gets a column, `chosen`."""
+    guards: list[str] = field(default_factory=list)
+    """Ids of criteria that an arm must not give up: each gets a column, and one for its change."""
+    base_logprob: bool = False
+    """Whether two columns tell how likely the untrained model finds the last held-out answers (`guards`)."""
+    checkpoints: str = "all"
+    """all | first: whether all finished runs keep their checkpoints, or only those of the first seed."""
     tuning: Tuning = field(default_factory=Tuning)
     jobs: int = 1
     """Runs side by side; each gets an equal share of the cores."""
@@ -88,6 +106,7 @@ def read(arguments: list[str]) -> Study:
     assert isinstance(study, Study)
     for name in filter(None, study.algorithms.split(",")):
         study.arms.setdefault(name, Arm(overrides=[f"algorithm={name}"]))
+    _check_arms(study)
     study.baseline = study.baseline or next(iter(study.arms), "")
     if study.baseline not in study.arms or study.seeds < 1 or study.jobs < 1:
         raise SystemExit(
@@ -97,6 +116,27 @@ def read(arguments: list[str]) -> Study:
         )
     _check_tuning(study)
     return study
+
+
+def _check_arms(study: Study) -> None:
+    """Leaves out the arms that are not wanted."""
+    wanted = [name.strip() for name in study.only.split(",") if name.strip()] or list(study.arms)
+    followed = {study.arms[name].tuned_as for name in wanted if name in study.arms} - {""}
+    if unknown := sorted({*wanted, *followed} - set(study.arms)):
+        raise SystemExit(f"tools/study/run: expected arms among {list(study.arms)}, got {unknown}")
+    if missing := sorted(followed - set(wanted)):
+        raise SystemExit(f"tools/study/run: only: expected also {missing}, as which another arm is tuned")
+    study.arms = {name: arm for name, arm in study.arms.items() if name in wanted}
+    for name, arm in study.arms.items():
+        if arm.tuned_as and (arm.tries or study.arms[arm.tuned_as].tuned_as):
+            raise SystemExit(
+                f"tools/study/run: arms.{name}.tuned_as: expected an arm without tries, and another "
+                f"that is not tuned as another, got {arm.tuned_as!r}"
+            )
+    if study.checkpoints not in ("all", "first"):
+        raise SystemExit(f"tools/study/run: checkpoints: expected all or first, got {study.checkpoints!r}")
+    if study.rows and not (Path(__file__).parent / f"{study.rows}.py").is_file():
+        raise SystemExit(f"tools/study/run: rows: expected a module beside study.py, got {study.rows!r}")
 
 
 def _check_tuning(study: Study) -> None:
@@ -110,16 +150,22 @@ def _check_tuning(study: Study) -> None:
         )
 
 
-def jobs_of(study: Study, folder: Path, overrides: list[str], seeds: range) -> list[Job]:
+def jobs_of(
+    study: Study, folder: Path, overrides: list[str], seeds: range, answers: int | None = None
+) -> list[Job]:
     budget = [  # the budget alone ends a run
         f"experiment={study.experiment}",
-        f"callbacks.answer_budget.answers={study.answers}",
+        f"callbacks.answer_budget.answers={answers or study.answers}",
         "trainer.max_epochs=-1",
         "trainer.max_steps=-1",
     ]
-    shared = [*budget, "resume=auto", *study.overrides, *overrides]
+    shared = [*budget, "resume=auto", *study.overrides, *overrides, *study.machine]
     return [
-        Job(folder / str(seed), [*shared, f"seed={seed}", f"hydra.run.dir='{folder / str(seed)}'"])
+        Job(
+            folder / str(seed),
+            [*shared, f"seed={seed}", f"hydra.run.dir='{folder / str(seed)}'"],
+            keeps=study.checkpoints == "all" or seed == study.first_seed,
+        )
         for seed in seeds
     ]
 
@@ -127,13 +173,17 @@ def jobs_of(study: Study, folder: Path, overrides: list[str], seeds: range) -> l
 def tune(study: Study) -> dict[str, dict[str, Any]]:
     """Chooses among each arm's tries. Returns each arm's choice, and the results of all its tries."""
     seeds = range(study.tuning.first_seed, study.tuning.first_seed + study.tuning.seeds)
-    tries = {name: arm.tries or study.tuning.tries for name, arm in study.arms.items()}
+    answers = study.tuning.answers or study.answers
+    tries = {
+        name: [] if arm.tuned_as else arm.tries or study.tuning.tries for name, arm in study.arms.items()
+    }
     jobs = {
         (name, number): jobs_of(
             study,
             Path(study.out) / "tuning" / name / folder_name(tried),
             [*study.arms[name].overrides, *tried, *study.tuning.overrides],
             seeds,
+            answers,
         )
         for name in study.arms
         for number, tried in enumerate(tries[name])
@@ -142,7 +192,7 @@ def tune(study: Study) -> dict[str, dict[str, Any]]:
     tuned: dict[str, dict[str, Any]] = {}
     for name in study.arms:
         finals = [
-            [outcome(job.folder, study.answers).final for job in jobs[name, number]]
+            [outcome(job.folder, answers).final for job in jobs[name, number]]
             for number in range(len(tries[name]))
         ]
         means = [float(np.mean(several)) for several in finals]
@@ -157,6 +207,9 @@ def tune(study: Study) -> dict[str, dict[str, Any]]:
         if means:
             results = ", ".join(f"{' '.join(t)}: {m:.3f}" for t, m in zip(tries[name], means, strict=True))
             print(f"{name}: {results}")
+    for name, arm in study.arms.items():
+        if arm.tuned_as:
+            tuned[name]["chosen"] = tuned[arm.tuned_as]["chosen"]
     return tuned
 
 
@@ -168,6 +221,8 @@ def main() -> None:
     study = read(sys.argv[1:])
     out = Path(study.out)
     out.mkdir(parents=True, exist_ok=True)
+    if study.rows:
+        import_module(study.rows).write(out / "rows")
     tuned = tune(study)
     seeds = range(study.first_seed, study.first_seed + study.seeds)
     jobs = {
@@ -176,9 +231,15 @@ def main() -> None:
     }
     run_all([job for several in zip(*jobs.values(), strict=True) for job in several], study.jobs)
     found: dict[str, list[Outcome]] = {
-        name: [outcome(job.folder, study.answers, study.criteria) for job in several]
+        name: [outcome(job.folder, study.answers, study.criteria, study.guards) for job in several]
         for name, several in jobs.items()
     }
+    if study.base_logprob:
+        from guards import base_logprob  # imports torch
+
+        for name, several in jobs.items():
+            for job, one in zip(several, found[name], strict=True):
+                one.extra.update(base_logprob(job.folder))
     compared = compare(found, study.baseline, study.answers)
     written = {
         "study": OmegaConf.to_container(OmegaConf.structured(study)),
