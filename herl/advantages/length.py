@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 
-from herl.advantages import Advantages, ones
+from herl.advantages import Advantages, ones, spares_new
 from herl.advantages.by_criterion import ByCriterion
 from herl.errors import ConfigError, check_above
 from herl.types import Group, Member
@@ -96,10 +96,20 @@ class PenalizedAdvantages:
     def __init__(self, advantages: Advantages, penalty: LengthPenalty) -> None:
         self.advantages, self.penalty = advantages, penalty
         self.needs_verdicts = bool(getattr(advantages, "needs_verdicts", False))
+        self.spare_new = spares_new(advantages)
 
     def __call__(self, groups: Sequence[Group], seed: int) -> list[list[float]]:
-        """Returns one advantage for each member of each group."""
-        return self.advantages([self._penalized(group) for group in groups], seed)
+        """Returns one advantage for each member of each group.
+
+        A group that carries no signal without the penalty has none with it: divided by its own deviation, a
+        small penalty alone would count as much as any reward.
+        """
+        plain = self.advantages(groups, seed)
+        shown = [
+            self._penalized(group) if any(values) else group
+            for group, values in zip(groups, plain, strict=True)
+        ]
+        return self.advantages(shown, seed)
 
     def _penalized(self, group: Group) -> Group:
         added = self.penalty.added(group.members)

@@ -18,7 +18,7 @@ from typing import get_args
 
 import numpy as np
 
-from herl.errors import BudgetSpent, ConfigError, check_at_least
+from herl.errors import ConfigError, JudgeStop, check_at_least
 from herl.evaluation.agreement import (
     alpha_row,
     by_prompt,
@@ -76,24 +76,19 @@ class JudgeAudit:
         seed: int = 0,
     ) -> None:
         check_at_least("audit", 1, max_prompts=max_prompts, answers_per_prompt=answers_per_prompt)
-        check_at_least(
-            "audit",
-            0,
-            max_retest_flips=max_retest_flips,
-            max_position_flips=max_position_flips,
-            max_padding_flips=max_padding_flips,
-        )
+        limits = {"retest": max_retest_flips, "position": max_position_flips, "padding": max_padding_flips}
+        for name, limit in limits.items():
+            if limit is not None and not 0.0 <= limit <= 1.0:
+                raise ConfigError(f"audit.max_{name}_flips: expected a share in [0, 1], or null, got {limit}")
+        if "padding" in checks and not padding:
+            raise ConfigError("audit.padding: expected a text, or audit.checks without padding, got none")
         if unknown := [check for check in checks if check not in get_args(Check)]:
             raise ConfigError(f"audit.checks: expected some of {', '.join(get_args(Check))}, got {unknown}")
         self.checks = list(dict.fromkeys(checks))
         self.padding = padding
         self.max_prompts = max_prompts
         self.answers_per_prompt = answers_per_prompt
-        self.max_flips = {
-            "retest": max_retest_flips,
-            "position": max_position_flips,
-            "padding": max_padding_flips,
-        }
+        self.max_flips = limits
         self.min_kappa = min_kappa
         self.seed = seed
 
@@ -138,8 +133,8 @@ class JudgeAudit:
                         found = judged(again[name] if check == "retest" else judge, tasks, rollouts)
                         before = [first[name][place] for place in places]
                         flips.append(self._flips(name, check, tasks, before, found))
-        except BudgetSpent as spent:
-            stopped = str(spent)
+        except JudgeStop as stop:
+            stopped = str(stop)
         return self._report(answers, first, flips, human or {}, usage, stopped)
 
     def _changed(self, check: Check, answers: RecordedAnswers) -> tuple[list[Task], list[Rollout], list[int]]:
@@ -264,18 +259,21 @@ class JudgeAudit:
         found = []
         for one in report.flips:
             limit = self.max_flips[one.check]
-            if limit is not None and (one.flips.value or 0.0) > limit:
-                found.append(
-                    f"{one.judge} flips {one.flips.value:.3f} of its verdicts "
-                    f"(audit.max_{one.check}_flips={limit:g})"
-                )
+            key = f"audit.max_{one.check}_flips"
+            if limit is not None and one.flips.value is None:
+                found.append(f"{one.judge} gave no two verdicts to compare ({key}={limit:g})")
+            elif limit is not None and one.flips.value is not None and one.flips.value > limit:
+                found.append(f"{one.judge} flips {one.flips.value:.3f} of its verdicts ({key}={limit:g})")
         for pair in report.agreements:
-            kappa = pair.kappa.value
-            if self.min_kappa is not None and kappa is not None and kappa < self.min_kappa:
+            kappa, least = pair.kappa.value, self.min_kappa
+            both = f"{pair.first} and {pair.second}"
+            if least is not None and kappa is None:
                 found.append(
-                    f"{pair.first} and {pair.second} agree by a kappa of {kappa:.3f} "
-                    f"(audit.min_kappa={self.min_kappa:g})"
+                    f"the kappa of {both} is undefined: they share no verdicts, or all are the same "
+                    f"(audit.min_kappa={least:g})"
                 )
+            elif least is not None and kappa is not None and kappa < least:
+                found.append(f"{both} agree by a kappa of {kappa:.3f} (audit.min_kappa={least:g})")
         return found
 
 

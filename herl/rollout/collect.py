@@ -64,14 +64,14 @@ def collect(tasks: Sequence[Task], stages: Stages, key: Key, clock: PhaseClock |
     """
     clock = clock or PhaseClock()
     settled, over_long = _settled(tasks, stages, key, clock)
-    refilled = 0
+    refilled, drawn = 0, {task.id for task in tasks}
     for number in range(stages.plan.refill):
         flat = _without_signal(settled, stages, key)
         missing = flat - refilled  # as many have been replaced already
-        drawn = {group.task.id for group in settled} | {task.id for task in tasks}
-        further = stages.refill.draw(missing, (*key, number), drawn) if missing else []
+        further = stages.refill.draw(missing, (*key, number), drawn) if missing > 0 else []
         if not further:
             break
+        drawn |= {task.id for task in further}
         more, more_over_long = _settled(further, stages, key, clock)
         settled = [*settled, *more]
         over_long.update(more_over_long)

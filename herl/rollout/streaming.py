@@ -54,6 +54,11 @@ class Answers:
     """Revision prompts that were dropped within the round."""
 
 
+Question = tuple[str, bool, bool]
+"""What a judge of groups is asked about at once: a group's answers that were requested, or followed up; and
+among them those that have read the rubric, apart from those that have not."""
+
+
 def sample_and_judge(
     sampler: Sampler,
     runner: JudgeRunner,
@@ -83,7 +88,7 @@ def sample_and_judge(
         SamplerError: an answer could not be sampled.
     """
     engine, place = divmod(rank(), sampler.ranks_per_engine)
-    share = requests[engine :: world_size() // sampler.ranks_per_engine]
+    share = _share(requests, engine, world_size() // sampler.ranks_per_engine, runner.judge.judges_groups)
 
     def work() -> Answers:
         if place > 0:  # helps compute the answers; the engine's first rank judges them
@@ -101,6 +106,17 @@ def sample_and_judge(
         followed_up=frozenset(chain.from_iterable(part.followed_up for part in parts)),
         over_long=sum(part.over_long for part in parts),
     )
+
+
+def _share(
+    requests: Sequence[SampleRequest], engine: int, engines: int, whole_groups: bool
+) -> Sequence[SampleRequest]:
+    """Returns the requests of one engine: every n-th; or those of every n-th group, which a judge that sees
+    the answers of a group side by side needs, whatever the number of engines."""
+    if not whole_groups:
+        return requests[engine::engines]
+    places = {name: place for place, name in enumerate(dict.fromkeys(one.group_id for one in requests))}
+    return [one for one in requests if places[one.group_id] % engines == engine]
 
 
 def _in_order(
@@ -148,9 +164,11 @@ class _Round:
         self._unjudged = Counter({request.group_id: 0 for request in requests})
         for request in requests:
             self._unjudged[request.group_id] += request.n
-        self._sizes = Counter({(id, True): n for id, n in self._unjudged.items()})
-        """Answers that are judged together, by group and whether they are requested or followed up."""
-        self._held: defaultdict[tuple[str, bool], list[Rollout]] = defaultdict(list)
+        self._sizes: Counter[Question] = Counter()
+        """Answers that are judged together."""
+        for request in requests:
+            self._sizes[request.group_id, True, request.told] += request.n
+        self._held: defaultdict[Question, list[Rollout]] = defaultdict(list)
         self._futures: list[Future[Judged]] = []
         self._being_judged = 0
         self._judged: SimpleQueue[Future[Judged]] = SimpleQueue()
@@ -177,8 +195,9 @@ class _Round:
             raise SamplerError(
                 f"{type(sampler).__name__} left out {self._unsampled} of the requested answers"
             )
-        for (group_id, asked), held in self._held.items():  # of follow-ups that were not all sampled
-            if 0 < len(held) < self._sizes[group_id, asked]:
+        for question, held in self._held.items():  # of follow-ups that were not all sampled
+            group_id, asked, _ = question
+            if 0 < len(held) < self._sizes[question]:
                 self._submitted(self._runner.submit_group(self._groups[group_id].task, held), asked)
 
     def answers(self) -> Answers:
@@ -197,9 +216,11 @@ class _Round:
         if not self._runner.judge.judges_groups:
             self._submitted([self._runner.submit(task, rollout)], asked)
             return True
-        held = self._held[rollout.group_id, asked]
+        told = rollout.origin == "hindsight" and rollout.parent_id is None
+        question = rollout.group_id, asked, told
+        held = self._held[question]
         held.append(rollout)
-        if len(held) == self._sizes[rollout.group_id, asked]:
+        if len(held) == self._sizes[question]:
             held.sort(key=lambda one: (one.parent_id or "", one.index))
             self._submitted(self._runner.submit_group(task, held), asked)
         return True
@@ -239,5 +260,5 @@ class _Round:
         revisions = self._follow_up(replace(self._groups[group_id], attempts=tuple(attempts)))
         self._followed_up.add(group_id)
         self._over_long += revisions.over_long
-        self._sizes[group_id, False] += sum(request.n for request in revisions.requests)
+        self._sizes[group_id, False, False] += sum(request.n for request in revisions.requests)
         return revisions.requests

@@ -151,6 +151,8 @@ class PolicyLoss(Loss):
                 "loss.kl_estimator: expected k2 or k3 with kl_in=loss, got k1, whose gradient is 0 in "
                 "expectation: use kl_in=reward, or another estimator"
             )
+        if self.kl_in == "reward" and not self.kl_coef:
+            raise ConfigError("loss.kl_coef: expected a number above 0 with kl_in=reward, got 0")
 
     @property
     def needs_reference(self) -> bool:

@@ -69,6 +69,16 @@ def test_advantages_are_those_of_the_penalized_rewards(penalty, naive):
             assert [m.reward for m in group.members] == [m.judged.reward for m in group.members]
 
 
+@pytest.mark.parametrize("penalty", [Overlong(32, buffer=0.5, weight=0.01), Shorter()])
+def test_length_alone_is_no_signal(penalty):
+    """Divided by its own deviation, a penalty of 0.01 would be an advantage of -1.5."""
+    group = make_group(
+        *[make_judged(0.5, rollout=make_rollout(token_ids=[1] * n), id=f"a{n}") for n in (5, 6, 7, 28)]
+    )
+    assert penalized(group_advantages, penalty)([group], 0) == [[0.0] * 4]
+    assert not penalized(group_advantages, penalty).spare_new
+
+
 def test_answers_of_one_length_gain_and_lose_nothing():
     group = make_group(*(answer(r, str(r), 2) for r in (0.0, 1.0)))
     assert Shorter().added(group.members) == [0.0, 0.0]

@@ -226,7 +226,9 @@ def test_the_tables_fit_a_terminal_of_80_columns():
     [
         ({"checks": ["order"]}, "audit.checks: expected some of retest, position, padding"),
         ({"max_prompts": 0}, "audit.max_prompts: expected at least 1"),
-        ({"max_padding_flips": -1}, "audit.max_padding_flips: expected at least 0"),
+        ({"max_retest_flips": 10}, "audit.max_retest_flips: expected a share"),
+        ({"padding": ""}, "audit.padding: expected a text"),
+        ({"max_padding_flips": -1}, r"audit.max_padding_flips: expected a share in \[0, 1\]"),
     ],
 )
 def test_settings_that_cannot_work_are_errors(settings, message):

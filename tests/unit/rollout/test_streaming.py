@@ -14,7 +14,7 @@ from herl.hindsight.revision import RevisionBuilder
 from herl.judge import JudgeRunner
 from herl.rollout.collect import collect
 from herl.rollout.stages import RolloutPlan, Stages
-from herl.rollout.streaming import sample_and_judge
+from herl.rollout.streaming import _share, sample_and_judge
 from herl.sampler import StreamingSampler
 from herl.sampler.scripted import ScriptedSampler
 from herl.selection import form_group
@@ -110,6 +110,31 @@ def test_a_judge_of_groups_gets_all_attempts_of_a_group_and_then_all_its_revisio
         assert [*map(without_times, group.revisions)] == [*map(without_times, expected.revisions)]
     parts = [[one.rollout.id for one in part] for g in groups for part in (g.attempts, g.revisions) if part]
     assert sorted(map(sorted, judge.groups)) == sorted(map(sorted, parts))
+
+
+@pytest.mark.parametrize("engines", [1, 2, 3])
+def test_a_judge_of_groups_gets_whole_groups_on_any_number_of_ranks(engines):
+    """The answers of one question must not depend on how requests are dealt."""
+    requests = [
+        SampleRequest(
+            task_id=name,
+            group_id=name,
+            prompt_ids=(),
+            n=1,
+            sampling=Sampling(),
+            seed=0,
+            parent_id=f"{name}/{i}",
+        )
+        for name in "abc"
+        for i in range(3)
+    ]
+    shares = [_share(requests, engine, engines, True) for engine in range(engines)]
+    assert sorted(one.parent_id for share in shares for one in share) == [one.parent_id for one in requests]
+    holders = [{one.group_id for one in share} for share in shares]
+    assert sum(map(len, holders)) == 3
+    assert [_share(requests, engine, engines, False) for engine in range(engines)] == [
+        requests[engine::engines] for engine in range(engines)
+    ]
 
 
 @pytest.mark.parametrize("candidates", [partial(top_k, k=1), all_imperfect, partial(bottom_k, k=2)])
