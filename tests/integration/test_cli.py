@@ -67,7 +67,7 @@ def test_help_is_quick_and_loads_neither_torch_nor_hydra(tmp_path):
     [
         (
             ["fti"],
-            "unknown verb 'fti'; expected one of fit, validate, test, improve, export, inspect, compare, lint, explain, new, fetch. Did you mean 'fit'?",
+            "unknown verb 'fti'; expected one of fit, validate, test, improve, export, inspect, compare, audit, lint, explain, new, fetch. Did you mean 'fit'?",
         ),
         (
             ["fit", "experiment=embedded", "trainer.max_epoch=1"],
@@ -90,7 +90,7 @@ def test_help_is_quick_and_loads_neither_torch_nor_hydra(tmp_path):
         ),
         (
             ["fit", "experiment=embedded", "algorithm=gpro"],
-            "algorithm: expected one of critique, dpo, grpo, herl, reference, sft, got 'gpro'. Did you mean 'grpo'?",
+            "algorithm: expected one of critique, dpo, grpo, herl, paper_a, paper_b, reference, sft, told, got 'gpro'. Did you mean 'grpo'?",
         ),
         (
             ["fit", "experiment=embedded", "trainer.max_epochs=three"],
@@ -104,7 +104,10 @@ def test_help_is_quick_and_loads_neither_torch_nor_hydra(tmp_path):
             ["fit", "experiment=embedded", "selection.placement=replace_best"],
             "selection.placement: expected one of append, replace_worst",
         ),
-        (["fit", "experiment=embedded", "+loss.gama=1"], "loss.gama: unknown key; expected one of clip_low"),
+        (
+            ["fit", "experiment=embedded", "+loss.gama=1"],
+            "loss.gama: unknown key; expected one of surrogate, ratio_level, clip_low",
+        ),
         (
             [
                 "fit",

@@ -57,6 +57,9 @@ RARE = {
     "update/logprob", "update/preference_loss",  # of sft and dpo
     "gold/<name>", "gaming/<name>", "gold_criterion/<name>", "gaming_criterion/<name>",  # no gold judges
     "replay/recalled<name>", "replay/joined<name>",  # no replay
+    "refill/prompts<name>", "refill/missing<name>", "update/kl_penalty",  # options
+    "train/dropped_revision_prompts", "train/dropped_teacher_prompts",
+    *(f"update/teacher_{name}" for name in ("mean", "size", "clipped", "agreement", "share")),
 }  # fmt: skip
 """Curves of the guide that a default run does not have."""
 UNLISTED = re.compile(r"(final|hp_\w+)/|(train|revision|heldout)_criterion/|.*/seconds_max|throughput/")

@@ -34,8 +34,8 @@ def own(tmp_path):
         (["judge=rule,llm"], "Ambiguous value for argument", "Ambiguous value for argument\n"),
         (
             ["-m", "--config-dir=OWN", "algorithm=mine,gpro"], "In 'fit': Could not find 'algorithm/gpro'",
-            "herl: error: algorithm: expected one of critique, dpo, grpo, herl, mine, reference, sft, "
-            "got 'gpro'. Did you mean 'grpo'?\n",
+            "herl: error: algorithm: expected one of critique, dpo, grpo, herl, mine, paper_a, paper_b, "
+            "reference, sft, told, got 'gpro'. Did you mean 'grpo'?\n",
         ),
     ],
 )  # fmt: skip
