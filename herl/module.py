@@ -127,7 +127,7 @@ class HerlModule(L.LightningModule):
         self.stages = Stages(
             tokenizer=model.tokenizer(),
             sampler=sampler,
-            judge_runner=judge_runner(judge, needs_verdicts=needs_verdicts(hindsight, advantages)),
+            judge_runner=judge_runner(judge, needs_verdicts=needs_verdicts(hindsight, advantages, teacher)),
             plan=(rollout or RolloutPlan()).within(model.max_tokens()),
             selection=selection,
             advantages=advantages,

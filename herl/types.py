@@ -216,6 +216,11 @@ class Rollout:
     has_answer: bool = True
     """False if thinking never ended; `text` is empty then."""
 
+    @property
+    def told(self) -> bool:
+        """Whether it is a revision without a draft: its prompt showed the whole rubric."""
+        return self.origin == "hindsight" and self.parent_id is None
+
     @classmethod
     def answering(
         cls,

@@ -16,6 +16,7 @@ from herl.metrics.gold import errors_by_chance
 from herl.metrics.step import Step
 from herl.module import HerlModule
 from herl.rollout.improve import Trajectory
+from herl.trainer_callbacks import callbacks_of
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +135,7 @@ class Alarms(HerlCallback):
     def on_heldout(
         self, trainer: L.Trainer, module: HerlModule, trajectories: tuple[Trajectory, ...]
     ) -> None:
-        gold = next((one for one in trainer.callbacks if isinstance(one, GoldJudges)), None)  # type: ignore[attr-defined]
+        gold = next(iter(callbacks_of(trainer, GoldJudges)), None)
         if gold is None or self.gap_above is None:
             return
         self._tell_if_few(trainer, len({one.task.id for one in trajectories}))

@@ -18,6 +18,7 @@ from herl.callbacks.write_checkpoint import write_checkpoint
 from herl.errors import ConfigError, did_you_mean, nearest
 from herl.files import part_of, put_in_place, remove
 from herl.module import HerlModule
+from herl.trainer_callbacks import callbacks_of
 
 SOMETIMES = ("heldout/clipped_reward", "heldout/thinking_tokens", "heldout/no_answer")
 """Curves that a validation has only if some answer needs them."""
@@ -69,7 +70,7 @@ class BestCheckpoint(HerlCallback, ModelCheckpoint):
         else at the first validation during training, since a step or a user's callback may bring it until
         then. A curve that only some validations have, or that a gold judge abstained from, is no error."""
         name = str(self.monitor)
-        gold = [one.curves for one in trainer.callbacks if isinstance(one, GoldJudges)]  # type: ignore[attr-defined]
+        gold = [one.curves for one in callbacks_of(trainer, GoldJudges)]
         if name in SOMETIMES or any(name in curves for curves in gold):
             return
         known = sorted({*trainer.callback_metrics, *chain.from_iterable(gold)})

@@ -26,6 +26,7 @@ from herl.metrics.rubric import rewards, rubric_metrics
 from herl.metrics.step import Step
 from herl.module import HerlModule
 from herl.rollout.improve import Trajectory
+from herl.trainer_callbacks import callbacks_of
 from herl.types import Group, Judged, Task
 
 
@@ -172,7 +173,7 @@ class Dashboard(HerlCallback):
     def on_start(self, trainer: L.Trainer, module: HerlModule) -> None:
         with may_fail("the dashboard's layout", self._told):
             for writer in _writers(trainer):
-                gold = any(isinstance(one, GoldJudges) for one in trainer.callbacks)  # type: ignore[attr-defined]
+                gold = bool(callbacks_of(trainer, GoldJudges))
                 writer.add_custom_scalars(layout(module) | (GOLD_LAYOUT if gold else {}))
 
     def on_step(self, trainer: L.Trainer, module: HerlModule, step: Step) -> None:

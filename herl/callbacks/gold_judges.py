@@ -21,7 +21,7 @@ import lightning as L
 from herl.callbacks.base import HerlCallback
 from herl.distributed import gather_results, rank, together, world_size
 from herl.errors import ConfigError, JudgeStop
-from herl.judge import Budget, Judge, JudgeRunner
+from herl.judge import Judge, JudgeRunner
 from herl.metrics.gold import Opening, Rejudged, gaming_metrics, gaps, gold_metrics, opening
 from herl.metrics.gold_curves import gold_curves
 from herl.metrics.report import log_to_lightning
@@ -186,7 +186,7 @@ class GoldJudges(HerlCallback):
 def _runner(training: JudgeRunner, judge: Judge) -> JudgeRunner:
     """A runner with the settings of the training judge's, and a separate budget with the same limits."""
     runner = training.for_judge(judge)
-    runner.budget = Budget(**training.budget.limits, warn_at=training.budget.warn_at)  # type: ignore[arg-type]
+    runner.budget = training.budget.unspent()
     return runner
 
 

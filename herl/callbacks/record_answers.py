@@ -117,7 +117,7 @@ def step_records(
         for judged in (*group.attempts, *group.revisions, *again):
             key = judged.rollout.id
             parent_reward = reward_of.get(judged.rollout.parent_id or "")
-            if judged.rollout.parent_id is None and judged.rollout.origin == "hindsight" and best:
+            if judged.rollout.told and best:
                 parent_reward = best.reward
             yield answer_record(group.task, judged) | {
                 "parent_reward": parent_reward,

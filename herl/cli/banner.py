@@ -19,6 +19,7 @@ from herl.prompt_text import visible
 from herl.report.commands import curves, from_here
 from herl.report.secret import without_secret
 from herl.report.story import count
+from herl.trainer_callbacks import callbacks_of
 from herl.update.run_memory import RunMemory
 
 WIDTH = 80
@@ -75,9 +76,9 @@ def _budget(run: Run) -> Iterator[str]:
         yield f"{trainer.max_epochs} {'epoch' if trainer.max_epochs == 1 else 'epochs'}"
     if trainer.max_steps != -1:
         yield f"{count(trainer.max_steps)} optimizer steps"
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # Lightning sets it without a type
-        if isinstance(callback, AnswerBudget) and callback.answers is not None:
-            yield f"at most {count(callback.answers)} sampled answers"
+    for budget in callbacks_of(trainer, AnswerBudget):
+        if budget.answers is not None:
+            yield f"at most {count(budget.answers)} sampled answers"
 
 
 def banner(lines: Mapping[str, str], width: int = WIDTH) -> list[str]:

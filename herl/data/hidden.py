@@ -14,15 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import overload
 
+from herl.data.view import TaskView
 from herl.errors import ConfigError
 from herl.seeds import derive_seed
 from herl.types import Rubric, Task
 
 
-class PartlyHidden(Sequence[Task]):
-    """Tasks that hide some of their criteria (`Task.hidden`). The tasks may lie on disk.
+class PartlyHidden(TaskView):
+    """Tasks that hide some of their criteria (`Task.hidden`).
 
     Args:
         tasks: Tasks with all their criteria.
@@ -35,22 +35,12 @@ class PartlyHidden(Sequence[Task]):
 
     def __init__(self, tasks: Sequence[Task], share: float, seed: int) -> None:
         check_share(share)
+        super().__init__(range(len(tasks)), tasks)
         self._tasks = tasks
         self._share = share
         self._seed = seed
-        self.path: str = getattr(tasks, "path", "")
-        self.unused_columns: tuple[str, ...] = getattr(tasks, "unused_columns", ())
 
-    def __len__(self) -> int:
-        return len(self._tasks)
-
-    @overload
-    def __getitem__(self, place: int) -> Task: ...
-    @overload
-    def __getitem__(self, place: slice) -> Sequence[Task]: ...
-    def __getitem__(self, place: int | slice) -> Task | Sequence[Task]:
-        if isinstance(place, slice):
-            return PartlyHidden(self._tasks[place], self._share, self._seed)
+    def _task(self, place: int) -> Task:
         return hide(self._tasks[place], self._share, self._seed)
 
 
@@ -60,7 +50,7 @@ def check_share(share: float) -> None:
         raise ConfigError(f"data.hidden_criteria: expected a share in [0, 1), got {share}")
 
 
-class WholeTasks(Sequence[Task]):
+class WholeTasks(TaskView):
     """Tasks with their hidden criteria, as gold judges see them.
 
     Args:
@@ -68,19 +58,10 @@ class WholeTasks(Sequence[Task]):
     """
 
     def __init__(self, tasks: Sequence[Task]) -> None:
+        super().__init__(range(len(tasks)), tasks)
         self._tasks = tasks
-        self.path: str = getattr(tasks, "path", "")
 
-    def __len__(self) -> int:
-        return len(self._tasks)
-
-    @overload
-    def __getitem__(self, place: int) -> Task: ...
-    @overload
-    def __getitem__(self, place: slice) -> Sequence[Task]: ...
-    def __getitem__(self, place: int | slice) -> Task | Sequence[Task]:
-        if isinstance(place, slice):
-            return WholeTasks(self._tasks[place])
+    def _task(self, place: int) -> Task:
         return self._tasks[place].whole
 
 

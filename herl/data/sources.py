@@ -7,11 +7,12 @@ import logging
 from array import array
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 from herl.checks.instructions import argument_fault
 from herl.data.formats import NegativeWeight, Reading, read_row, task_of
 from herl.data.rows import Row, Rows, read_rows
+from herl.data.view import TaskView
 from herl.errors import ConfigError, DataError
 from herl.files import write_whole
 from herl.types import Task
@@ -29,7 +30,7 @@ class ListedTasks(list[Task]):
     """Columns of the rows that no field takes."""
 
 
-class StoredTasks(Sequence[Task]):
+class StoredTasks(TaskView):
     """Tasks read from disk on each access.
 
     Args:
@@ -38,26 +39,13 @@ class StoredTasks(Sequence[Task]):
         reading: How to read them.
     """
 
-    path: str = ""
-    unused_columns: tuple[str, ...] = ()
-    """Columns of the rows that no field takes."""
-
     def __init__(self, rows: Rows, places: Sequence[int], reading: Reading) -> None:
+        super().__init__(places)
         self._rows = rows
-        self._places = array("q", places)
         self._reading = reading
 
-    def __len__(self) -> int:
-        return len(self._places)
-
-    @overload
-    def __getitem__(self, place: int) -> Task: ...
-    @overload
-    def __getitem__(self, place: slice) -> Sequence[Task]: ...
-    def __getitem__(self, place: int | slice) -> Task | Sequence[Task]:
-        if isinstance(place, slice):
-            return StoredTasks(self._rows, self._places[place], self._reading)
-        return task_of(self._rows[self._places[place]], self._reading)
+    def _task(self, place: int) -> Task:
+        return task_of(self._rows[place], self._reading)
 
 
 def read_tasks(

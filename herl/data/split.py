@@ -11,10 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import unicodedata
-from array import array
 from collections.abc import Sequence
-from typing import overload
 
+from herl.data.view import TaskView
 from herl.errors import ConfigError
 from herl.seeds import derive_seed
 from herl.types import Task
@@ -22,8 +21,8 @@ from herl.types import Task
 NO_PROMPTS = "data.train: expected at least one prompt, got none"
 
 
-class Part(Sequence[Task]):
-    """Some of the tasks of a data set, which may lie on disk.
+class Part(TaskView):
+    """Some of the tasks of a data set.
 
     Args:
         tasks: All tasks.
@@ -31,22 +30,11 @@ class Part(Sequence[Task]):
     """
 
     def __init__(self, tasks: Sequence[Task], places: Sequence[int]) -> None:
+        super().__init__(places, tasks)
         self._tasks = tasks
-        self._places = array("q", places)
-        self.path: str = getattr(tasks, "path", "")
-        self.unused_columns: tuple[str, ...] = getattr(tasks, "unused_columns", ())
 
-    def __len__(self) -> int:
-        return len(self._places)
-
-    @overload
-    def __getitem__(self, place: int) -> Task: ...
-    @overload
-    def __getitem__(self, place: slice) -> Sequence[Task]: ...
-    def __getitem__(self, place: int | slice) -> Task | Sequence[Task]:
-        if isinstance(place, slice):
-            return Part(self._tasks, self._places[place])
-        return self._tasks[self._places[place]]
+    def _task(self, place: int) -> Task:
+        return self._tasks[place]
 
 
 def split_off(tasks: Sequence[Task], share: float, seed: int) -> tuple[Part, Part]:

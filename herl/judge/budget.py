@@ -48,6 +48,12 @@ class Budget:
         """Spent by this rank since then."""
         self._warned: set[str] = set()
 
+    def unspent(self) -> Budget:
+        """Returns a budget with the same limits, of which nothing is spent."""
+        fresh = Budget(warn_at=self.warn_at)
+        fresh.limits = dict(self.limits)
+        return fresh
+
     def spent(self, name: str) -> float:
         """Returns the known spending of "calls", "tokens" or "cost"."""
         return self.settled[name] + self.unsettled[name]

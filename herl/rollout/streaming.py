@@ -216,8 +216,7 @@ class _Round:
         if not self._runner.judge.judges_groups:
             self._submitted([self._runner.submit(task, rollout)], asked)
             return True
-        told = rollout.origin == "hindsight" and rollout.parent_id is None
-        question = rollout.group_id, asked, told
+        question = rollout.group_id, asked, rollout.told
         held = self._held[question]
         held.append(rollout)
         if len(held) == self._sizes[question]:

@@ -19,6 +19,7 @@ from herl.models.lora import has_adapters
 from herl.models.pretrained import PretrainedModel
 from herl.rollout.stages import RolloutPlan, Stages
 from herl.sampler import CardNeeds, RunLimits
+from herl.trainer_callbacks import callbacks_of
 from herl.update.gpu_cost import GIB, ModelSize, Settings, model_size, update_gib
 from herl.update.loss.base import Loss
 from herl.update.updater import Updater
@@ -49,11 +50,12 @@ def run_limits(module: Configured, *, trains: bool = True) -> RunLimits:
     """
     trainer, model_limit = module.trainer, module.model.max_tokens() or PROBE_TOKENS
     assert module.policy is not None
-    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
     return RunLimits(
         longest_tokens=max(longest_sequence(module.stages.plan), min(PROBE_TOKENS, model_limit)),
         dtype=torch.bfloat16 if trainer.precision == "bf16-mixed" else module.policy.dtype,
-        refreshed_every_batch=any(getattr(one, "refreshes_every_batch", False) for one in callbacks),
+        refreshed_every_batch=any(
+            getattr(one, "refreshes_every_batch", False) for one in callbacks_of(trainer, object)
+        ),
         card=_card_needs(module, module.policy, trains)
         if trainer.strategy.root_device.type == "cuda"
         else None,

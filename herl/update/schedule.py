@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
+from herl.trainer_callbacks import callbacks_of
+
 if TYPE_CHECKING:
     import lightning as L
 
@@ -60,6 +62,6 @@ def run_share(trainer: L.Trainer, batches: int, counts: Mapping[str, int]) -> fl
     done = trainer.current_epoch + batches / trainer.num_training_batches
     by_epoch = done / epochs if epochs > 0 else 0.0
     by_step = trainer.global_step / trainer.max_steps if trainer.max_steps > 0 else 0.0
-    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    spent = [one.share_spent(counts) for one in callbacks if isinstance(one, EndsRun)]
+    ending = [one for one in callbacks_of(trainer, object) if isinstance(one, EndsRun)]
+    spent = [one.share_spent(counts) for one in ending]
     return min(1.0, max(by_epoch, by_step, *spent))
