@@ -117,14 +117,30 @@ def build(
         config.trainer,
         accelerator=accelerator,
         precision=config.trainer.precision or default_precision(accelerator),
-        callbacks=[heldout, *([judges] if judges else []), *callbacks, *make(config.callbacks).values()],
-        logger=[going_on(make(one)) for one in config.logger.values()] or False,
+        callbacks=[heldout, *([judges] if judges else []), *callbacks, *_several(config, "callbacks")],
+        logger=[going_on(one) for one in _several(config, "logger")] or False,
     )
     check_trainer(trainer)  # before other processes are started
     _check_sweep(trainer)
     if trainer.strategy.root_device.type == "cuda":
         use_tf32(config.tf32)
     return Run(module=module, data=data, trainer=trainer, heldout=heldout, gold=judges)
+
+
+def _several(config: DictConfig, group: str) -> list[Any]:
+    """Makes the objects of a group of which several may be chosen, or none, as in logger=[].
+
+    Raises:
+        ConfigError: there are settings of an object that was not chosen.
+    """
+    nodes = config.get(group) or {}
+    for name, node in nodes.items():
+        if "_target_" not in node:
+            raise ConfigError(
+                f"{group}.{name}: expected an object with _target_, got settings alone ({', '.join(node)}): "
+                f"the group {group} was chosen without it"
+            )
+    return [make(node) for node in nodes.values()]
 
 
 def _gold_judges(config: DictConfig, splits: Mapping[str, Sequence[Task]]) -> GoldJudges | None:

@@ -1,0 +1,19 @@
+import pytest
+
+from herl import ConfigError
+from herl.config.build import _several
+from tests.support.configuration import composed
+
+
+@pytest.mark.parametrize(("chosen", "count"), [("[]", 0), ("[csv]", 1), ("[tensorboard,csv]", 2)])
+def test_none_one_or_several_loggers_are_made(chosen, count, tmp_path):
+    assert len(_several(composed("fit", f"logger={chosen}", output_dir=tmp_path), "logger")) == count
+
+
+@pytest.mark.parametrize("chosen", ["[]", "[refresh_sampler,progress]"])
+def test_settings_of_a_callback_that_was_not_chosen_are_named(chosen):
+    """The embedded experiment sets the budget of answers."""
+    with pytest.raises(
+        ConfigError, match=r"callbacks.answer_budget: expected an object with _target_, got .*answers"
+    ):
+        _several(composed("fit", f"callbacks={chosen}"), "callbacks")
