@@ -11,9 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
-
-import numpy as np
+from statistics import correlation, fmean, stdev
 
 from herl.metrics.judging import judge_metrics
 from herl.metrics.rubric import Pair, fulfilled, rubric_metrics
@@ -159,10 +157,10 @@ def length_correlation(pairs: Sequence[Pair]) -> float | None:
         for _, judged in pairs
         if judged.has_reward
     ]
-    columns = np.array(found, dtype=np.float64).reshape(-1, 2).T
-    if columns.shape[1] < 3 or not np.ptp(columns, axis=1).all():
+    rewards, lengths = [reward for reward, _ in found], [length for _, length in found]
+    if len(found) < 3 or len(set(rewards)) == 1 or len(set(lengths)) == 1:
         return None
-    return float(np.corrcoef(columns)[0, 1])
+    return correlation(rewards, lengths)
 
 
 def _numbered(name: str, value: float | None) -> dict[str, float]:
