@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import median, median_low
 from typing import Any
 
+from lightning.pytorch.strategies import Strategy
 from omegaconf import DictConfig
 from rich.box import HEAVY_HEAD, Box
 from rich.table import Table
@@ -25,6 +26,7 @@ from herl.callbacks.answer_budget import AnswerBudget
 from herl.config.build import Run, make
 from herl.display.screen import Screen
 from herl.dry_run.uplift import uplift
+from herl.models.fsdp import FSDPStrategy
 from herl.prompt_text import visible
 from herl.types import Group, Judged
 from herl.update.card_needs import longest_micro_batch, settings_of
@@ -33,6 +35,7 @@ from herl.update.gpu_cost import GPU, Engine, ModelSize, Work, estimate
 BATCHES = 4
 """Batches in the trial; the first is a warm-up."""
 HELDOUT_BATCHES = 2
+GPUS_OF_A_NODE = 8
 ENGINES: dict[str, Engine] = {
     "herl.sampler.vllm.VLLMSampler": "vllm",
     "herl.sampler.vllm_server.VLLMServerSampler": "elsewhere",
@@ -156,7 +159,8 @@ def gpu_estimate(
         judge_seconds=batch.seconds.get("judge", 0.0),
     )
     settings = replace(
-        settings_of(module, module.policy),
+        settings_of(module, module.policy, run.trainer.strategy),
+        shards=_shards(run.trainer.strategy),
         updates_per_batch=config.module.updates_per_batch,
         engine=ENGINES.get(config.sampler._target_, "transformers"),
         sleep=config.sampler.get("sleep", False) is not False,  # null: if it shares the trainer's GPU
@@ -178,6 +182,12 @@ def gpu_estimate(
         "fits": costs["fits"],
         "binds": max(costs["seconds"], key=lambda name: costs["seconds"][name]),
     }
+
+
+def _shards(strategy: Strategy) -> int | None:
+    """Returns how many of the GPUs would hold one copy of the model; None for all."""
+    named = strategy.shards if isinstance(strategy, FSDPStrategy) else "all"
+    return {"all": None, "node": GPUS_OF_A_NODE}[named] if isinstance(named, str) else named
 
 
 def _part(limit: float | int | None, whole: int) -> int:

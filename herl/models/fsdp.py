@@ -1,10 +1,13 @@
 """Fully sharded data parallel (FSDP2): every rank holds a shard of each weight, gradient and moment.
 
-`FSDPStrategy` sets the number of shards for Lightning, `load` loads the model, and `check_trainer` refuses
-settings that do not work together. Each block of layers is gathered just before it computes and dropped right
-after.
+`FSDPStrategy` divides the ranks for Lightning, `load` loads the model, and `check_trainer` refuses settings
+that do not work together. Each block of layers is gathered just before it computes and dropped right after.
 
-Tested on CPU with gloo over one to four processes. On GPUs the same calls run over NCCL.
+    shards=all            every rank holds one shard of the only copy (ZeRO-3)
+    shards=node, or n     n ranks hold a copy between them (HSDP): weights travel within a node, and only the
+                          sums of gradients between nodes, once a step
+
+Tested on CPU with gloo over one to eight processes. On GPUs the same calls run over NCCL.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -20,8 +23,14 @@ import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+)
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
@@ -31,34 +40,70 @@ from herl.models.checkpoint_file import without_code, write_checksums
 from herl.models.malloc import keep_freed_memory
 from herl.models.pretrained import PretrainedModel, blocks
 
+SHARDS = "trainer.strategy.shards"
+
 
 class FSDPStrategy(ModelParallelStrategy):
     """Lightning's strategy for FSDP2, over all processes of the run.
 
     Args:
+        shards: The ranks that hold one copy of the model between them: `all`, those of a `node`, or a number
+            that divides the ranks. Every copy computes the same step.
+        reshard_after_forward: Drop a block's weights after its forward pass and gather them again for its
+            backward pass (ZeRO-3). False keeps them in between (ZeRO-2): faster, if the whole model fits.
+        reduce_gradients_once: Sum gradients over the ranks after the last row of a step instead of after
+            each. Every rank then keeps the gradient of the whole model in float32.
         save_distributed_checkpoint: Each rank saves its shard, into a folder that any number of ranks can
             resume from. If False, rank 0 assembles a single file.
         cpu_offload: Keep parameters and moments in host memory and copy them to the GPU block by block.
         timeout_minutes: How long a rank waits for the others, including while they sample and judge.
+
+    Raises:
+        ConfigError: `shards` is less than 1.
     """
 
     def __init__(
         self,
+        shards: int | Literal["all", "node"] = "all",
+        reshard_after_forward: bool = True,
+        reduce_gradients_once: bool = False,
         save_distributed_checkpoint: bool = True,
         cpu_offload: bool = False,
         timeout_minutes: float = 60.0,
     ) -> None:
+        if shards not in ("all", "node") and (not isinstance(shards, int) or shards < 1):
+            raise ConfigError(f"{SHARDS}: expected all, node or a number of at least 1, got {shards!r}")
         super().__init__(
             tensor_parallel_size=1,
             save_distributed_checkpoint=save_distributed_checkpoint,
             timeout=timedelta(minutes=timeout_minutes),
         )
+        self.shards = shards
+        self.reshard_after_forward = reshard_after_forward
+        self.reduce_gradients_once = reduce_gradients_once
         self.cpu_offload = cpu_offload
 
+    def shard_count(self, ranks: int) -> int:
+        """Returns how many of a run's ranks hold one copy of the model between them."""
+        named = {"all": ranks, "node": self.num_processes}
+        return named[self.shards] if isinstance(self.shards, str) else self.shards
+
     def setup_environment(self) -> None:
-        """Sets the number of shards: Lightning's "auto" would be the number of nodes."""
+        """Sets the number of data-parallel ranks: Lightning's "auto" would be the number of nodes."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
+
+    def shard_mesh(self) -> DeviceMesh:
+        """Returns the ranks over which `fully_shard` divides a model: [ranks], or [copies, shards].
+
+        All ranks must call it. Those of a copy follow each other, as the ranks of a node do.
+        """
+        world = self.num_nodes * self.num_processes
+        shards = self.shard_count(world)
+        if shards == world:
+            return self.device_mesh["data_parallel"]
+        names = ("copies", "shards")
+        return init_device_mesh(self.root_device.type, (world // shards, shards), mesh_dim_names=names)
 
     def _get_process_group_backend(self) -> str:
         """Chooses gloo to gather shards on the host, and NCCL for those on the GPU."""
@@ -120,7 +165,13 @@ def check_trainer(trainer: L.Trainer, model: PretrainedModel | None = None) -> N
             "trainer.strategy: expected one device, 'ddp' or herl.models.fsdp.FSDPStrategy (strategy=fsdp), "
             f"got {type(trainer.strategy).__name__}"
         )
-    if trainer.world_size > 1 and trainer._accelerator_connector.use_distributed_sampler:
+    ranks = trainer.world_size
+    if isinstance(trainer.strategy, FSDPStrategy) and ranks % trainer.strategy.shard_count(ranks):
+        raise ConfigError(
+            f"{SHARDS}: expected all, node or a number that divides the {ranks} processes of the run, "
+            f"got {trainer.strategy.shards}"
+        )
+    if ranks > 1 and trainer._accelerator_connector.use_distributed_sampler:
         raise ConfigError(
             "trainer.use_distributed_sampler: expected False, got True; with several processes, herl itself "
             "distributes the prompts of a batch"
@@ -138,29 +189,43 @@ def load(model: PretrainedModel, trainer: L.Trainer) -> PreTrainedModel:
         return together(model.load)
     return load_sharded(
         model,
-        strategy.device_mesh["data_parallel"],
+        strategy.shard_mesh(),
         bf16=trainer.precision == "bf16-mixed",
         cpu_offload=strategy.cpu_offload,
+        reshard_after_forward=strategy.reshard_after_forward,
     )
 
 
-def synchronize_gradients(trainer: L.Trainer, on: bool) -> None:
-    """Sets whether backward passes exchange gradients. Under DDP only the last micro-batch needs to."""
-    replicas = trainer.strategy.model
-    if isinstance(replicas, DistributedDataParallel):
-        replicas.require_backward_grad_sync = on
+def synchronize_gradients(trainer: L.Trainer, policy: PreTrainedModel, last: bool) -> None:
+    """Sets what the next backward pass exchanges.
+
+    Under DDP, and between the copies of a sharded model, only the last micro-batch of a step exchanges
+    gradients. Within a copy, every one does, unless `FSDPStrategy.reduce_gradients_once`.
+    """
+    strategy = trainer.strategy
+    if isinstance(strategy.model, DistributedDataParallel):
+        strategy.model.require_backward_grad_sync = last
+    elif isinstance(strategy, FSDPStrategy) and isinstance(policy, FSDPModule):
+        policy.set_requires_gradient_sync(last or not strategy.reduce_gradients_once)
+        policy.set_requires_all_reduce(last)
 
 
 def load_sharded(
-    model: PretrainedModel, mesh: DeviceMesh, *, bf16: bool = False, cpu_offload: bool = False
+    model: PretrainedModel,
+    mesh: DeviceMesh,
+    *,
+    bf16: bool = False,
+    cpu_offload: bool = False,
+    reshard_after_forward: bool = True,
 ) -> PreTrainedModel:
     """Loads a sharded model. Only rank 0 reads the weights; the other ranks receive their shards from it.
 
     Args:
         model: The model to load.
-        mesh: The ranks to shard it over.
+        mesh: The ranks to shard it over, [ranks]; or [copies, ranks of a copy].
         bf16: Gather and compute in bfloat16; shards, gradients and moments keep the model's type.
         cpu_offload: Keep the shards in host memory.
+        reshard_after_forward: As in `FSDPStrategy`.
 
     Raises:
         ConfigError: the architecture does not name its blocks of layers.
@@ -177,11 +242,15 @@ def load_sharded(
     precision = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16 if bf16 else None, reduce_dtype=torch.float32 if bf16 else None
     )
-    # The root is resharded, too: otherwise, after a pass without gradient and a step, the next pass silently
-    # uses the old embeddings and head. Many models tie the two, so both belong to the root.
+    # The root is always resharded: otherwise, after a pass without gradient and a step, the next pass
+    # silently uses the old embeddings and head. Many models tie the two, so both belong to the root.
     for module in [*blocks(policy), policy]:
         fully_shard(
-            module, mesh=mesh, reshard_after_forward=True, mp_policy=precision, offload_policy=offload
+            module,
+            mesh=mesh,
+            reshard_after_forward=reshard_after_forward or module is policy,
+            mp_policy=precision,
+            offload_policy=offload,
         )
     if mesh.size() > 1:
         options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, cpu_offload=cpu_offload)

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import lightning as L
 import torch
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, Strategy
 from transformers import PreTrainedModel
 
 from herl.models.fsdp import FSDPStrategy
@@ -78,12 +78,13 @@ def longest_micro_batch(plan: RolloutPlan, micro_batch_tokens: int | str) -> int
     return min(prompt + answer * plan.attempts_per_prompt, max(budget, prompt + answer))
 
 
-def settings_of(module: Configured, policy: PreTrainedModel) -> Settings:
+def settings_of(module: Configured, policy: PreTrainedModel, strategy: Strategy) -> Settings:
     """Returns the run's settings that the formulas for memory and time need, without those of its sampler.
 
     Args:
         module: The run's module.
         policy: Its policy, or the outline of it.
+        strategy: Its trainer's strategy.
     """
     counts = [(parameter.numel(), parameter.requires_grad) for parameter in policy.parameters()]
     learns = sum(n for n, learns in counts if learns) / sum(n for n, _ in counts)
@@ -95,6 +96,8 @@ def settings_of(module: Configured, policy: PreTrainedModel) -> Settings:
         checkpointing=module.model.gradient_checkpointing,
         compiled=module.model.compile is not False,
         frozen_bytes=policy.dtype.itemsize if learns < 1.0 else 4,
+        keeps_gathered=isinstance(strategy, FSDPStrategy) and not strategy.reshard_after_forward,
+        whole_gradients=isinstance(strategy, FSDPStrategy) and strategy.reduce_gradients_once,
     )
 
 
@@ -120,12 +123,13 @@ def trainer_gib(
 
 
 def _card_needs(module: Configured, policy: PreTrainedModel, trains: bool) -> CardNeeds:
-    size, settings, trainer = model_size(module.model.path), settings_of(module, policy), module.trainer
+    size, trainer = model_size(module.model.path), module.trainer
+    settings = settings_of(module, policy, trainer.strategy)
     if not trains:
         settings = replace(settings, trained_share=0.0, frozen_bytes=policy.dtype.itemsize)
     tokens = longest_micro_batch(module.stages.plan, module.updater.micro_batch_tokens) if trains else 0
     strategy, several = trainer.strategy, trainer.world_size
-    shards = several if isinstance(strategy, FSDPStrategy) else 1
+    shards = strategy.shard_count(several) if isinstance(strategy, FSDPStrategy) else 1
     update = trainer_gib(
         size,
         tokens,

@@ -73,8 +73,8 @@ class Processes:
 
     here: int = 1
     world_size: int = 1
-    sharded: bool = False
-    """Whether FSDP divides weights, gradients and moments among all of them."""
+    shards: int = 1
+    """Processes among which FSDP divides weights, gradients and moments."""
 
 
 def cpu_gib(
@@ -90,7 +90,7 @@ def cpu_gib(
         processes: The processes that hold all this.
     """
     share = settings.trained_share if row_tokens else 0.0
-    parts = processes.world_size if processes.sharded else 1
+    parts = processes.shards
     trained = share * model.parameters
     frozen = settings.frozen_bytes * (model.parameters - trained)
     held = {
@@ -99,10 +99,9 @@ def cpu_gib(
         "moments": 2 * FLOAT32 * trained / parts,
         "sampler": FLOAT32 * model.parameters * sampling.held_copies + sampling.held_gib * GIB,
     }
-    several = processes.world_size > 1
-    if several and not processes.sharded:
+    if processes.world_size > 1 and parts == 1:
         held["copies for DDP"] = FLOAT32 * trained
-    update = _update(model, row_tokens, settings, trained / parts, gathers=several and processes.sharded)
+    update = _update(model, row_tokens, settings, trained / parts, gathers=parts > 1)
     drawn = _sampling(model, sampling)
     peak = update if sum(update.values()) > sum(drawn.values()) else drawn
     held["other"] = OTHER_GIB * GIB
@@ -127,7 +126,11 @@ def _update(
     if logits > WHOLE_LOGITS["cpu"]:
         logits = LOGIT_COPIES * CHUNK_LOGITS["cpu"]
     outer = OUTER_COPIES * FLOAT32 * model.outer * (settings.trained_share == 1.0)
-    gathered = FLOAT32 * (model.outer + 2 * model.layer) * (1 + settings.trained_share) if gathers else 0.0
+    gathered = 0.0
+    if gathers:
+        weights = model.parameters if settings.keeps_gathered else model.outer + 2 * model.layer
+        gradients = model.parameters if settings.whole_gradients else model.outer + 2 * model.layer
+        gathered = FLOAT32 * (weights + settings.trained_share * gradients)
     return {
         "gradients": FLOAT32 * trained + outer + gathered,
         "activations": kept * row_tokens,

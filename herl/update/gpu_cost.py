@@ -146,6 +146,12 @@ class Settings:
     """Whether blocks of layers are compiled, the default on a GPU."""
     frozen_bytes: int = 4
     """Bytes of a weight that is not trained: 2 under adapters of a bfloat16 model."""
+    shards: int | None = None
+    """Devices that hold one copy of the weights, gradients and moments; None for all."""
+    keeps_gathered: bool = False
+    """Whether FSDP keeps a layer's gathered weights from forward to backward (ZeRO-2)."""
+    whole_gradients: bool = False
+    """Whether FSDP keeps the gradient of the whole model on each device until the end of a step."""
     engine: Engine = "vllm"
     sleep: bool = False
     """Whether the engine frees its memory for the update."""
@@ -219,8 +225,9 @@ def estimate(model: ModelSize, work: Work, settings: Settings, gpu: GPU, devices
             f"cost.devices: expected a multiple of the {settings.tensor_parallel} GPUs of an engine, "
             f"got {devices}"
         )
-    update = update_gib(model, work.micro_batch_tokens, settings, devices)
-    sampling = _sampling_gib(model, settings, devices)
+    shards = min(devices, settings.shards or devices)
+    update = update_gib(model, work.micro_batch_tokens, settings, shards)
+    sampling = _sampling_gib(model, settings, shards)
     update_total = sum(update.values()) + RESERVE_GIB
     sampling_total = sum(sampling.values()) + RESERVE_GIB
     asleep = settings.sleep or settings.engine != "vllm"
@@ -304,12 +311,14 @@ def bfloat16_weights(model: ModelSize, settings: Settings, devices: int) -> floa
     Several hold one layer while they gather the next, with its gradients in bfloat16 and, for the sum, in
     float32."""
     if devices > 1:
+        gathered = model.parameters if settings.keeps_gathered else model.outer + 2 * model.layer
         gradients = settings.trained_share * (model.outer + model.layer)
-        return BF16 * (model.outer + 2 * model.layer) + (BF16 + FLOAT32) * gradients
+        summed = settings.trained_share * model.parameters if settings.whole_gradients else gradients
+        return BF16 * (gathered + gradients) + FLOAT32 * summed
     return BF16 * (model.outer + model.layer if settings.checkpointing else model.parameters)
 
 
-def _sampling_gib(model: ModelSize, settings: Settings, devices: int) -> dict[str, float]:
+def _sampling_gib(model: ModelSize, settings: Settings, shards: int) -> dict[str, float]:
     """Returns the GiB of one GPU during sampling, without keys and values. There are no gradients then."""
     state = (FLOAT32 + 2 * FLOAT32) * settings.trained_share * model.parameters + _frozen(model, settings)
     engine = {
@@ -317,7 +326,7 @@ def _sampling_gib(model: ModelSize, settings: Settings, devices: int) -> dict[st
         "transformers": BF16 * model.parameters,  # a whole copy on each GPU, even if the policy is sharded
         "elsewhere": 0.0,
     }
-    return {"state": state / devices / GIB, "engine": engine[settings.engine] / GIB}
+    return {"state": state / shards / GIB, "engine": engine[settings.engine] / GIB}
 
 
 def _frozen(model: ModelSize, settings: Settings) -> float:

@@ -113,7 +113,7 @@ def run_memory(
     outline = module.model.outline()
     size = size_of(outline)
     on_cpu = trainer.strategy.root_device.type == "cpu"
-    settings = settings_of(module, outline)
+    settings = settings_of(module, outline, trainer.strategy)
     if not trains:
         settings = replace(settings, trained_share=0.0, frozen_bytes=outline.dtype.itemsize)
     plan = _plan(module, trainer, settings, prompts_per_batch, prompt_tokens, trains=trains, on_cpu=on_cpu)
@@ -186,8 +186,9 @@ def _changes(
         yield f"sampler.batch_size={batch}", replace(plan, sampling=fewer)
     if on_cpu and plan.processes.here > 1:
         yield "trainer.devices=1", replace(plan, processes=Processes())
-    if not on_cpu and plan.processes.world_size > 1 and not plan.processes.sharded:
-        yield "strategy=fsdp", replace(plan, processes=replace(plan.processes, sharded=True))
+    if not on_cpu and plan.processes.shards < plan.processes.world_size:
+        all_shards = replace(plan.processes, shards=plan.processes.world_size)
+        yield "strategy=fsdp", replace(plan, processes=all_shards)
 
 
 def _plan(
@@ -201,17 +202,18 @@ def _plan(
     on_cpu: bool,
 ) -> Plan:
     updater, rollout = module.updater, module.stages.plan
+    strategy = trainer.strategy
     processes = Processes(
         here=trainer.num_devices if on_cpu else 1,
         world_size=trainer.world_size,
-        sharded=isinstance(trainer.strategy, FSDPStrategy),
+        shards=strategy.shard_count(trainer.world_size) if isinstance(strategy, FSDPStrategy) else 1,
     )
     budget = updater.micro_batch_tokens
     if budget == "auto":
         budget = CPU_TOKENS if on_cpu else MIN_TOKENS
     prompts = math.ceil(prompts_per_batch / trainer.world_size)
     answers = prompts * (rollout.attempts_per_prompt if trains else 1)
-    sampling = _sampling(module.stages.sampler, answers, prompts, sharded=processes.sharded)
+    sampling = _sampling(module.stages.sampler, answers, prompts, sharded=isinstance(strategy, FSDPStrategy))
     return Plan(
         settings=settings,
         sampling=replace(sampling, prompt_tokens=prompt_tokens, answer_tokens=rollout.attempt.max_new_tokens),
@@ -249,8 +251,8 @@ def _of_gpu(size: ModelSize, trainer: L.Trainer) -> Gib:
     offloads = isinstance(trainer.strategy, FSDPStrategy) and trainer.strategy.cpu_offload
 
     def gib(plan: Plan) -> dict[str, float]:
-        several = plan.processes.world_size if plan.processes.sharded else 1
-        copies = plan.processes.world_size > 1 and not plan.processes.sharded
+        several = plan.processes.shards
+        copies = plan.processes.world_size > 1 and several == 1
         found = trainer_gib(
             size, plan.row_tokens(), plan.settings, shards=several, copies=copies, offloads=offloads
         )

@@ -193,7 +193,7 @@ class Updater:
         # read after the last pass, so that a GPU need not wait
         losses: list[tuple[torch.Tensor, tuple[int, ...]]] = []
         for batch in batches:
-            synchronize_gradients(module.trainer, batch.last)
+            synchronize_gradients(module.trainer, scorer.policy, batch.last)
             loss, batch_stats = scorer.compute_loss(batch)
             module.manual_backward(loss * world_size())  # the strategies average gradients over ranks
             losses.append((loss.detach(), batch.rows))

@@ -25,6 +25,7 @@ pytestmark = CONTINUES_ELSEWHERE
 GLOBAL = ("loss.kl_coef=0.01", "advantages.scale=batch_std", "loss.aggregation=sequence_mean")
 SHORT = [o for o in SMALL if "limit_train" not in o and "max_epochs" not in o]
 TWO_EPOCHS = ("trainer.limit_train_batches=2", "trainer.val_check_interval=2", "module.warmup_steps=12")
+KEPT = ("trainer.strategy.reshard_after_forward=false", "trainer.strategy.reduce_gradients_once=true")
 TAGS = ("train/reward", "revision/reward", "update/loss", "update/grad_norm", "update/learning_rate")
 
 
@@ -54,6 +55,14 @@ def alone(tmp_path_factory):
             ),
             marks=pytest.mark.nightly,
         ),
+        pytest.param(
+            ("experiment=embedded", "strategy=hsdp", "trainer.strategy.shards=2", "trainer.devices=4", *KEPT),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ("experiment=embedded", "strategy=hsdp", "trainer.strategy.shards=4", "trainer.devices=8"),
+            marks=pytest.mark.nightly,
+        ),
     ],
 )
 def test_ranks_change_no_loss_gradient_or_reward(tmp_path, alone, options):
@@ -64,7 +73,9 @@ def test_ranks_change_no_loss_gradient_or_reward(tmp_path, alone, options):
     everything = [tag for tag in alone if not tag.startswith(noise)]
     assert len(everything) > 60
     same(found, alone, everything)
-    assert summary(tmp_path)["processes"] == 2
+    assert summary(tmp_path)["processes"] == int(
+        dict(o.split("=") for o in options).get("trainer.devices", 2)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -82,16 +93,19 @@ def uninterrupted(tmp_path_factory):
     return {tag: values[-2:] for tag, values in found.items()}
 
 
-@pytest.mark.parametrize("devices", [1, pytest.param(4, marks=pytest.mark.nightly)])
-def test_a_run_saved_on_two_ranks_goes_on_on_any_number(tmp_path, half_way, uninterrupted, devices):
+@pytest.mark.parametrize(
+    "ranks",
+    [
+        ("strategy=fsdp", "trainer.devices=1"),
+        pytest.param(
+            ("strategy=hsdp", "trainer.strategy.shards=2", "trainer.devices=4"), marks=pytest.mark.nightly
+        ),
+    ],
+)
+def test_a_run_saved_on_two_ranks_goes_on_on_any_number(tmp_path, half_way, uninterrupted, ranks):
     checkpoint = half_way / "checkpoints" / "last.ckpt"
     assert len(list(checkpoint.glob("*.distcp"))) == 2
-    overrides = (
-        "trainer.max_epochs=2",
-        "strategy=fsdp",
-        f"trainer.devices={devices}",
-        f"resume={checkpoint}",
-    )
+    overrides = ("trainer.max_epochs=2", *ranks, f"resume={checkpoint}")
     same(fit(tmp_path, *TWO_EPOCHS, *overrides, small=SHORT), uninterrupted)
     assert summary(tmp_path)["optimizer_steps"] == 8
 
@@ -104,6 +118,15 @@ def test_a_sharded_checkpoint_is_exported_whole(tmp_path, half_way):
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "model").state_dict()
     assert {f"policy.{name}" for name in exported} == set(expected)
     assert all(torch.equal(tensor, expected[f"policy.{name}"]) for name, tensor in exported.items())
+
+
+@pytest.mark.nightly
+def test_a_run_saved_by_copies_of_shards_goes_on_without_sharding(tmp_path, uninterrupted):
+    copies = ("strategy=hsdp", "trainer.strategy.shards=2", "trainer.devices=4")
+    fit(tmp_path / "half", *TWO_EPOCHS, "trainer.max_epochs=1", *copies, small=SHORT)
+    checkpoint = tmp_path / "half" / "checkpoints" / "last.ckpt"
+    alone = ("strategy=fsdp", "trainer.devices=1", f"resume={checkpoint}")
+    same(fit(tmp_path / "rest", *TWO_EPOCHS, "trainer.max_epochs=2", *alone, small=SHORT), uninterrupted)
 
 
 @pytest.mark.nightly

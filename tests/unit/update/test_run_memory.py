@@ -82,9 +82,18 @@ def test_one_process_needs_less_than_two():
 
 def test_shards_need_less_than_copies():
     copies = replace(PLAN, processes=Processes(here=2, world_size=2))
-    shards = replace(PLAN, processes=Processes(here=2, world_size=2, sharded=True))
+    shards = replace(PLAN, processes=Processes(here=2, world_size=2, shards=2))
     for name in ("weights", "moments"):
         assert gib(shards)[name] == pytest.approx(gib(copies)[name] / 2)
+
+
+@pytest.mark.parametrize("kept", [{"keeps_gathered": True}, {"whole_gradients": True}])
+def test_what_is_not_gathered_twice_or_sent_at_once_is_kept(kept):
+    shards = replace(PLAN, processes=Processes(here=2, world_size=2, shards=2))
+    more = replace(shards, settings=replace(PLAN.settings, **kept))
+    whole, some = 4 * SIZE.parameters / 2**30, 4 * (SIZE.outer + 2 * SIZE.layer) / 2**30
+    assert gib(more)["gradients"] - gib(shards)["gradients"] == pytest.approx(2 * (whole - some))
+    assert gib(replace(more, processes=Processes())) == gib(replace(shards, processes=Processes()))
 
 
 def test_a_run_without_updates_needs_neither_gradients_nor_moments():
