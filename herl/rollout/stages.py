@@ -175,6 +175,11 @@ class Stages:
             raise ConfigError(
                 "replay.of=revisions needs hindsight; use replay.of=best, or choose a hindsight builder"
             )
+        if self.hindsight.tells and not isinstance(self.bonus, NoBonus):
+            raise ConfigError(
+                "bonus: expected none with hindsight=told, whose answers have no draft to be paid, got "
+                f"{type(self.bonus).__name__}: use algorithm=told, or bonus=none"
+            )
         if self._joins_new and not spares_new(self.advantages):
             raise ConfigError(
                 "selection.joins=new needs advantages that do not punish an answer for joining with a lower "

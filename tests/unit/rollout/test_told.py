@@ -7,6 +7,7 @@ import pytest
 from herl.advantages import group_advantages
 from herl.bonus.improvement import ImprovementBonus
 from herl.callbacks.record_answers import step_records
+from herl.errors import ConfigError
 from herl.hindsight.gate import gated
 from herl.hindsight.told import ToldBuilder
 from herl.judge import JudgeRunner
@@ -87,7 +88,7 @@ def without_times(judged):
 
 def test_one_pass_samples_everything_and_the_answer_joins_like_a_revision(tokenizer):
     sampler = FakeCountingSampler()
-    collection = run(tokenizer, sampler=sampler, bonus=ImprovementBonus())
+    collection = run(tokenizer, sampler=sampler)
     [requests] = sampler.calls
     assert [(r.group_id, r.told, r.n) for r in requests] == [
         (group.id, told, n) for told, n in ((False, 3), (True, 2)) for group in collection.groups
@@ -104,6 +105,13 @@ def test_one_pass_samples_everything_and_the_answer_joins_like_a_revision(tokeni
     assert [m.origin for m in fox.members] == ["policy"] * 3, "it does not beat the best attempt"
     assert collection_counts(collection)["answers_sampled"] == 10
     assert collection_counts(collection)["revisions_sampled"] == 4
+
+
+def test_a_bonus_that_could_never_be_paid_is_refused(tokenizer):
+    with pytest.raises(
+        ConfigError, match="bonus: expected none with hindsight=told, .* got ImprovementBonus"
+    ):
+        run(tokenizer, bonus=ImprovementBonus())
 
 
 @pytest.mark.parametrize(("context", "expected"), [("original", "x"), ("hindsight", "h"), ("both", "xh")])
