@@ -16,9 +16,9 @@ import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-from report import read_curves
 
 from herl.types import Task
+from report import read_curves
 
 HERE = Path(__file__).resolve().parent
 LINES = {
@@ -41,10 +41,11 @@ def main() -> None:
         "PYTHONPATH": f"{HERE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
     }
     fit = [
-        sys.executable, "-m", "herl", "fit", "experiment=own_function", "judge.function=gamed.pays_a_word", "algorithm=grpo",
-        "+judge@further_judges.rules=rule", "validation.val_check_interval=2", "callbacks.answer_budget.answers=4096",
-        f"hydra.run.dir={out}", *(f"{name}={value}" for name, value in given.items()),
-    ]  # fmt: skip
+        *(sys.executable, "-m", "herl", "fit", "experiment=own_function", "algorithm=grpo"),
+        *("judge.function=gamed.pays_a_word", "+judge@further_judges.rules=rule"),
+        *("validation.val_check_interval=2", "callbacks.answer_budget.answers=4096", f"hydra.run.dir={out}"),
+        *(f"{name}={value}" for name, value in given.items()),
+    ]
     done = subprocess.run(fit, env=os.environ | allowed, check=True, capture_output=True, text=True)
     alarms = [line for line in (done.stdout + done.stderr).splitlines() if "gap_above" in line]
     print("\n".join(alarms) or "no alarm")
