@@ -52,7 +52,7 @@ class PhaseClock:
             self.seconds[phase] += spent
 
     def add_beside(self, seconds: Mapping[str, float]) -> None:
-        """Adds seconds that another clock measured in another thread, at the same time: no lap counts them."""
+        """Adds seconds that the clock of another thread measured at the same time: no lap counts them."""
         self.add(seconds)
         for phase, spent in seconds.items():
             self._lap[phase] = self._lap.get(phase, 0.0) + spent

@@ -1,6 +1,6 @@
 """The result of a batch in plain types, for checkpoints: reading one runs no code.
 
-A record becomes {its class: its fields}, a mapping {"Mapping": ...}, and a task its id: the data has the rest.
+A record becomes {its class: its fields}, a mapping {"Mapping": ...}, and a task its id, by which data has it.
 """
 
 from __future__ import annotations
