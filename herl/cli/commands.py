@@ -233,7 +233,9 @@ def _measured(run: Run) -> dict[str, Any]:
 
 def _counts(run: Run) -> dict[str, int]:
     names = ("prompts", "answers_sampled", "revisions_sampled", "tokens_sampled", "optimizer_steps")
-    return {name: run.module.counts[name] for name in names}
+    counts = run.module.counts
+    left_over = {"answers_left_over": counts["answers_left_over"]} if counts["answers_left_over"] else {}
+    return {name: counts[name] for name in names} | left_over
 
 
 def _keep_if_best(run: Run) -> None:

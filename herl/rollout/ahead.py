@@ -161,7 +161,7 @@ class Collector:
 
     def left_over(self) -> dict[str, int]:
         """Returns the number of answers that were drawn ahead and not trained on, as a count of the run, and
-        warns; empty if there are none. A run that ends before its limits leaves some over."""
+        warns; empty without such answers. A run that ends before its limits leaves some over."""
         collection = self._ahead.collection if self._ahead is not None else None
         if collection is None:
             return {}
@@ -172,7 +172,7 @@ class Collector:
     # Checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the batch drawn ahead, in plain types; empty if there is none."""
+        """Returns the batch drawn ahead, in plain types; empty without one."""
         collection = self._ahead.collection if self._ahead is not None else None
         if self._ahead is None or collection is None:
             return {}

@@ -96,7 +96,7 @@ class Sampler(ABC):
         """
         if self.live:
             raise ConfigError(
-                "rollout.batches_ahead: expected 0, or a sampler with weights of its own, got "
+                "rollout.batches_ahead: expected 0, or a sampler that keeps its own weights, got "
                 f"{type(self).__name__}, which reads the policy while it is updated"
             )
 

@@ -82,7 +82,7 @@ class TransformersSampler(Sampler):
             raise ConfigError("sampler.own_weights: expected false on a GPU, got true")
 
     def check_ahead(self, *, device_type: str, sharded: bool) -> None:
-        """Checks that the sampler has weights of its own, and the trainer's GPU is not its own.
+        """Checks that the sampler keeps its own weights, and does not share a GPU with the trainer.
 
         Raises:
             ConfigError: says what to use instead.
@@ -90,7 +90,7 @@ class TransformersSampler(Sampler):
         if device_type != "cpu":
             raise ConfigError(
                 "rollout.batches_ahead: expected 0 with sampler=transformers on a GPU, which it shares with "
-                "the update, got 1: use sampler=vllm_server with GPUs of its own"
+                "the update, got 1: use sampler=vllm_server on separate GPUs"
             )
         if not (self.own_weights or sharded):
             raise ConfigError(

@@ -121,7 +121,7 @@ class VLLMSampler(StreamingSampler):
         """Raises a ConfigError: the update needs the memory and the time of this process's device."""
         raise ConfigError(
             "rollout.batches_ahead: expected 0 with sampler=vllm, whose engine shares the update's device, "
-            "got 1: use sampler=vllm_server with GPUs of its own"
+            "got 1: use sampler=vllm_server on separate GPUs"
         )
 
     def prepare(self, limits: RunLimits) -> None:

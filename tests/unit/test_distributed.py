@@ -55,7 +55,7 @@ def _one_fails():
 
 
 def _two_threads():
-    """What a thread says in a group of its own never answers what the main thread asks, in whichever order."""
+    """What a thread says in its own group never answers what the main thread asks, in whichever order."""
     group, started = new_group(), threading.Event()
 
     def beside():

@@ -3,7 +3,7 @@
     python tools/bench/ahead.py [--seconds 1.0] [--batches 8]
 
 Sampler and update are real, on the tiny model, but wait until each has taken --seconds, as if they had
-devices of their own. The time of a step is the wall time from one step to the next, with refresh and probe;
+separate devices. The time of a step is the wall time from one step to the next, with refresh and probe;
 medians without the first and the last batch, which have nothing beside them.
 """
 

@@ -324,7 +324,7 @@ def test_a_batch_survives_a_checkpoint(tmp_path, whole):
         restored(read, {})
 
 
-# What cannot work is refused
+# Refusals
 
 
 class Own(ScriptedSampler):
