@@ -9,7 +9,10 @@ from contextlib import contextmanager
 
 
 class PhaseClock:
-    """Adds up seconds by phase. A nested phase pauses the outer one, so phases sum to the time spent."""
+    """Adds up seconds by phase. A nested phase pauses the outer one, so the phases of a lap sum to its time.
+
+    A clock belongs to one thread.
+    """
 
     def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
@@ -47,6 +50,12 @@ class PhaseClock:
         """Adds another clock's seconds."""
         for phase, spent in seconds.items():
             self.seconds[phase] += spent
+
+    def add_beside(self, seconds: Mapping[str, float]) -> None:
+        """Adds seconds that the clock of another thread measured at the same time: no lap counts them."""
+        self.add(seconds)
+        for phase, spent in seconds.items():
+            self._lap[phase] = self._lap.get(phase, 0.0) + spent
 
     def total(self) -> float:
         """Returns the seconds of the run so far, including those of the processes that it is resumed from."""

@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import timedelta
 from typing import Any, TypeVar
 
 from herl.errors import HerlError
 
 T = TypeVar("T")
+_group: ContextVar[Any] = ContextVar("group", default=None)
+"""The group of processes in which this thread speaks; None for that of the run."""
 
 
 def rank() -> int:
@@ -39,7 +44,7 @@ def gather(value: T) -> list[T]:
     if not _several():
         return [value]
     values: list[T | None] = [None] * world_size()
-    _torch().all_gather_object(values, value)
+    _torch().all_gather_object(values, value, group=_group.get())
     return values  # type: ignore[return-value]  # all places are filled
 
 
@@ -65,6 +70,23 @@ def together(work: Callable[[], T]) -> T:
 def gather_results(work: Callable[[], T]) -> list[T]:
     """Runs this rank's share of the work and returns every rank's result. Raises as `together` does."""
     return gather(together(work))
+
+
+def new_group(timeout: timedelta | None = None) -> Any:
+    """Returns a group of all ranks, over gloo, for another thread (`speaking_in`); None for a process alone.
+    All ranks must call it."""
+    return _torch().new_group(backend="gloo", timeout=timeout) if _several() else None
+
+
+@contextmanager
+def speaking_in(group: Any) -> Iterator[None]:
+    """Within the block, what this thread tells other ranks goes through this group, so that it never meets
+    what the main thread tells them meanwhile."""
+    before = _group.set(group)
+    try:
+        yield
+    finally:
+        _group.reset(before)
 
 
 def _portable(error: Exception) -> HerlError:

@@ -37,11 +37,11 @@ from herl.models.lora import has_adapters
 from herl.models.pretrained import PretrainedModel
 from herl.models.weights import named_weights
 from herl.replay import NoReplay, Replay
-from herl.rollout.collect import collect
-from herl.rollout.improve import check_rounds
+from herl.rollout.ahead import Collector
+from herl.rollout.collect import Collection
 from herl.rollout.run_state import restore, run_state, saved_state
 from herl.rollout.stages import RolloutPlan, Selection, Stages, check_signal, trial_advantages
-from herl.rollout.validate import HeldOut, check_attempts, validate
+from herl.rollout.validate import HeldOut, check_validation, validate
 from herl.sampler import Sampler
 from herl.selection import form_group
 from herl.types import Task
@@ -151,12 +151,11 @@ class HerlModule(L.LightningModule):
         )
         check_signal(self.stages)
         self.loss.check(trial_advantages(self.stages), self.stages.plan.training_context)
-        check_rounds("module.validation_revisions", validation_revisions, self.stages)
-        check_attempts("module.validation_attempts", validation_attempts, self.stages.plan.heldout)
+        check_validation(validation_attempts, validation_revisions, self.stages)
         self.policy: PreTrainedModel | None = None
         self.trains = True  # False for a run that only evaluates
-        self.counts: Counter[str] = Counter()
-        self.clock = PhaseClock()
+        self.counts, self.clock = Counter[str](), PhaseClock()
+        self.collector = Collector(self.stages, self.clock)
         self._heldout: list[HeldOut] = []  # batches of the current validation
 
     # Set-up
@@ -190,11 +189,13 @@ class HerlModule(L.LightningModule):
         self.stages.judge_runner.close()
 
     def on_fit_start(self) -> None:
-        """Moves the reference to the policy's device."""
+        """Moves the reference to the policy's device, and makes the collector ready."""
         self.updater.place_reference(self.device)
+        self.collector.open(self.trainer, corrected=not self.loss.needs_on_policy)
 
     def on_train_end(self) -> None:
         """Checks that something could be sampled and judged."""
+        self.counts.update(self.collector.left_over())
         self.stages.check_outcome(self.counts)
 
     def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
@@ -206,7 +207,7 @@ class HerlModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the state that a resumed run needs."""
-        checkpoint["herl"] = run_state(self.stages, self.counts, self.clock, self._lasting)
+        checkpoint["herl"] = run_state(self.collector, self.counts, self._lasting)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores that state.
@@ -218,7 +219,7 @@ class HerlModule(L.LightningModule):
         state = saved_state(checkpoint, self.stages, self.model.path)
         self.counts = Counter(state["counts"])
         if self.trainer.state.fn == TrainerFn.FITTING:  # not in the validation before training
-            restore(self.stages, self.clock, state, self._lasting)
+            restore(self.collector, state, self._lasting, getattr(self.trainer, "datamodule", None))
 
     # Training
 
@@ -226,12 +227,10 @@ class HerlModule(L.LightningModule):
         """Runs stages 2 to 12 for one batch of prompts; returns {"step": its record}, for callbacks."""
         assert self.policy is not None
         key = (self.seed, self.current_epoch, batch_idx)
-        self.stages.hindsight.begin_batch(self.share_done(batch_idx))
-        collection = collect(tasks, self.stages, key, self.clock)
-        self.stages.sampler.sleep()
-        with self.clock.time("update"):
+        collection = self.collector.collect(tasks, key, self.share_done(batch_idx))
+        share = self.share_done(batch_idx + 1, collection)
+        with self.collector.during_update(key, share), self.clock.time("update"):
             update = self.updater.update(self, self.policy, collection.experiences, self.counts)
-        self.stages.hindsight.end_batch([group.attempts for group in collection.groups])
         self.counts.update(collection_counts(collection))
         step = measured(
             collection, update, self.policy, self.counts, epoch=self.current_epoch, seconds=self.clock.lap()
@@ -244,9 +243,10 @@ class HerlModule(L.LightningModule):
         assert self.policy is not None
         return self.updater.scorer(self.policy, self.device)
 
-    def share_done(self, batches: int) -> float:
-        """Returns the share of the run done, in [0, 1], after this many batches of the current epoch."""
-        return run_share(self.trainer, batches, self.counts)
+    def share_done(self, batches: int, last: Collection | None = None) -> float:
+        """Returns the share of the run done, in [0, 1], after these batches of the epoch, `last` included."""
+        counts = self.counts + Counter(collection_counts(last) if last else {})
+        return run_share(self.trainer, batches, counts, self.updater.steps(last.experiences) if last else 0)
 
     # Validation
 

@@ -36,6 +36,7 @@ DOING = {
     "judge": "judging",
     "revise": "revising",
     "update": "updating",
+    "wait": "waiting",
     "refresh": "refreshing",
     "probe": "probing",
     "validate": "held-out",

@@ -45,6 +45,7 @@ from herl.models.export import load_checkpoint, model_card, save_pretrained
 from herl.models.push import check_push, push
 from herl.prompt_text import visible
 from herl.records.lines import read_records, write_lines
+from herl.rollout.ahead import check_ahead
 from herl.rollout.check_prompts import checked_prompt
 
 logger = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ def fit(config: DictConfig) -> dict[str, Any]:
     run = build(config, gold=True)
     run.module.clock.began = started
     run.module.model.check_trainable()
+    check_ahead(run.trainer, run.data, run.module.stages, corrected=not run.module.loss.needs_on_policy)
     check_checkpoint("resume", resume, run)
     memory = memory_of(run)
     show_banner(config, run, memory)
@@ -231,7 +233,9 @@ def _measured(run: Run) -> dict[str, Any]:
 
 def _counts(run: Run) -> dict[str, int]:
     names = ("prompts", "answers_sampled", "revisions_sampled", "tokens_sampled", "optimizer_steps")
-    return {name: run.module.counts[name] for name in names}
+    counts = run.module.counts
+    left_over = {"answers_left_over": counts["answers_left_over"]} if counts["answers_left_over"] else {}
+    return {name: counts[name] for name in names} | left_over
 
 
 def _keep_if_best(run: Run) -> None:

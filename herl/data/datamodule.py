@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
@@ -98,6 +98,16 @@ class RubricDataModule(L.LightningDataModule):
         places = [] if self._overfits() else np.random.default_rng(seed).permutation(len(self.train)).tolist()
         drawn = (self.train[place] for place in places)
         return list(islice((task for task in drawn if task.id not in without), count))
+
+    def following(self, epoch: int, number: int) -> tuple[int, int, list[Task]]:
+        """Returns epoch, number and prompts of the batch that is trained on after batch `number` of an epoch
+        (`herl.rollout.ahead`). Both count from 0. For use during training."""
+        assert self.trainer is not None
+        number += 1
+        if number >= self.trainer.num_training_batches:
+            epoch, number = epoch + 1, 0
+        loader = cast(PromptLoader, self.trainer.train_dataloader)
+        return epoch, number, loader.batch(epoch, number)
 
     def val_dataloader(self) -> DataLoader[list[Task]]:
         """Returns batches of held-out prompts, always in the same order; with `trainer.overfit_batches`, of
@@ -220,13 +230,19 @@ class PromptLoader(DataLoader[Any]):
             sampler=order,
             collate_fn=list,
         )
-        self._prompts, self._size = len(tasks), prompts_per_batch
+        self._tasks, self._prompts, self._size = tasks, len(tasks), prompts_per_batch
         self._order = order
         self._trainer = trainer
 
     def __iter__(self) -> Any:
         """Returns an iterator over the batches. All ranks must read along: what one cannot read ends all."""
         return _read_together(super().__iter__())
+
+    def batch(self, epoch: int, number: int) -> list[Task]:
+        """Returns batch `number` of any epoch, as the iterator of that epoch does."""
+        order = range(self._prompts) if self._order is None else self._order.places(epoch)
+        start = self._done(epoch, number)
+        return [self._tasks[place] for place in order[start : start + self._size]]
 
     def state_dict(self) -> dict[str, int]:
         """Returns the position in the epoch. A batch during which the run stopped counts as not begun."""
@@ -288,5 +304,10 @@ class EpochShuffle(Sampler[int]):
         return self.size
 
     def __iter__(self) -> Iterator[int]:
-        generator = np.random.default_rng(derive_seed(self.seed, self.epoch, "order"))
-        yield from generator.permutation(self.size).tolist()[self.skip.get(self.epoch, 0) :]
+        yield from self.places(self.epoch)[self.skip.get(self.epoch, 0) :]
+
+    def places(self, epoch: int) -> list[int]:
+        """Returns the order of all prompts in an epoch, as places in the data."""
+        generator = np.random.default_rng(derive_seed(self.seed, epoch, "order"))
+        places: list[int] = generator.permutation(self.size).tolist()
+        return places

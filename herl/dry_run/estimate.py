@@ -134,13 +134,21 @@ def run_estimate(config: DictConfig, run: Run, tried: Tried) -> dict[str, Any]:
         "answers": batches * batch.answers,
         "batch_seconds": {name: round(spent, 3) for name, spent in batch.seconds.items()},
         "run_seconds": {name: round(spent, 1) for name, spent in seconds.items()}
-        | {"total": round(sum(seconds.values()), 1)},
+        | {"total": round(sum(seconds.values()) - _side_by_side(config, seconds), 1)},
         "binds": max(seconds, key=lambda name: seconds[name]),
         "longest_update": {"tokens": tried.longest_tokens, "seconds": round(tried.longest_seconds, 3)},
         "memory_gib": {name.partition("/")[2]: round(value, 2) for name, value in tried.memory.items()},
         "judge": {name: round(value, 4) for name, value in judged.items()},
         "gold_judges": {name: round(value, 4) for name, value in gold.items()},  # a part of the former
     }
+
+
+def _side_by_side(config: DictConfig, seconds: Mapping[str, float]) -> float:
+    """Returns the seconds in which batches are drawn while others are trained on."""
+    if not config.rollout.get("batches_ahead"):
+        return 0.0
+    drawing = sum(seconds.get(phase, 0.0) for phase in ("sample", "judge", "revise"))
+    return min(drawing, seconds.get("update", 0.0))
 
 
 def gpu_estimate(

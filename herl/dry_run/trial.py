@@ -122,7 +122,7 @@ class _Watch(HerlCallback):
         read = [group.prompt_ids for group in groups] + [one.rollout.prompt_ids for one in revisions]
         tried.batches.append(
             Batch(
-                seconds=dict(step.seconds),
+                seconds={**step.collection.beside, **_without_wait(step)},
                 answers=len(answers),
                 answer_tokens=sum(len(one.rollout.token_ids) for one in answers),
                 prompt_tokens=sum(map(len, read)),
@@ -158,6 +158,11 @@ class _Watch(HerlCallback):
             float(loss.detach())  # waits for the GPU to finish
         self.tried.longest_seconds = module.clock.seconds["longest"] - before
         module.zero_grad()
+
+
+def _without_wait(step: Step) -> dict[str, float]:
+    """The step's phases without the wait for a batch drawn ahead, whose own phases tell its time."""
+    return {phase: spent for phase, spent in step.seconds.items() if phase != "wait"}
 
 
 def _made_up(number: int, context: int, answer: int) -> Experience:

@@ -31,19 +31,22 @@ def throughput_metrics(collection: Collection, seconds: Mapping[str, float]) -> 
 
     Args:
         collection: The step's groups and experiences.
-        seconds: Wall time of the step by phase, including the refresh before it.
+        seconds: Wall time of the step by phase, including the refresh before it. The phases of a batch that
+            was drawn ahead are added, but not to the total.
     """
     answers = [one for group in collection.groups for one in (*group.attempts, *group.revisions)]
     sampled = sum(len(one.rollout.token_ids) for one in answers)
     trained = sum(len(e.rollout.token_ids) for e in collection.experiences)
     total = sum(seconds.values())
-    sampling = seconds.get("sample", 0.0) + seconds.get("revise", 0.0)
+    beside = collection.beside  # passed during the step before, so not in the total
+    phases = {name: seconds.get(name, 0.0) + beside.get(name, 0.0) for name in (*seconds, *beside)}
+    sampling = phases.get("sample", 0.0) + phases.get("revise", 0.0)
     rates = {
         "throughput/answers_per_second": (len(answers), total),
         "throughput/sampled_tokens_per_second": (sampled, sampling),
         "throughput/trained_tokens_per_second": (trained, seconds.get("update", 0.0)),
     }
-    numbers = {f"time/{phase}": spent for phase, spent in seconds.items()}
+    numbers = {f"time/{phase}": spent for phase, spent in phases.items()}
     numbers |= {name: count / spent for name, (count, spent) in rates.items() if spent > 0}
     return numbers | {"time/step": total} | memory()
 

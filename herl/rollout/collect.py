@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from herl.clock import PhaseClock
@@ -45,6 +45,8 @@ class Collection:
     "teacher_prompts", the attempts without a teacher for that reason, if there are any."""
     refilled: int | None = None
     """How many of the groups were drawn to replace others that carry no signal; None without a refill."""
+    beside: Mapping[str, float] = field(default_factory=dict)
+    """Seconds by phase, if the batch was drawn beside the update on the one before (`herl.rollout.ahead`)."""
 
 
 def collect(tasks: Sequence[Task], stages: Stages, key: Key, clock: PhaseClock | None = None) -> Collection:

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from herl.clock import PhaseClock
 from herl.errors import ConfigError
 from herl.models.chat_template import reading_sample
+from herl.rollout.ahead import Collector
 from herl.rollout.stages import Stages
 
 GATE = "HindsightGate"
@@ -18,16 +18,16 @@ GATE = "HindsightGate"
 
 
 def run_state(
-    stages: Stages, counts: Mapping[str, int], clock: PhaseClock, settings: Mapping[str, str | int]
+    collector: Collector, counts: Mapping[str, int], settings: Mapping[str, str | int]
 ) -> dict[str, Any]:
     """Returns the state that lets a resumed run continue as if it had not stopped.
 
     Args:
-        stages: The components of the run.
+        collector: Holds the run's components and clock, and a batch drawn ahead.
         counts: Its counts.
-        clock: Its times.
         settings: By key, the settings that must not change when the run is resumed.
     """
+    stages, clock = collector.stages, collector.clock
     return {
         "settings": dict(settings),
         "total": clock.total(),
@@ -37,6 +37,7 @@ def run_state(
         "replay": stages.replay.state_dict(),
         "hindsight": stages.hindsight.state_dict(),
         "seconds": dict(clock.seconds),
+        "ahead": collector.state_dict(),
         "prompt": reading_sample(stages.tokenizer),
     }
 
@@ -68,13 +69,21 @@ def saved_state(checkpoint: dict[str, Any], stages: Stages, model: str) -> dict[
 
 
 def restore(
-    stages: Stages, clock: PhaseClock, state: Mapping[str, Any], settings: Mapping[str, str | int]
+    collector: Collector, state: Mapping[str, Any], settings: Mapping[str, str | int], data: object
 ) -> None:
     """Restores the state from `saved_state` in a resumed run.
 
+    Args:
+        collector: Holds the components and the clock of the resumed run.
+        state: The state.
+        settings: Settings of the resumed run, as in `run_state`.
+        data: Its data module.
+
     Raises:
         ConfigError: a setting that gives the run's progress its meaning has changed.
+        DataError: a prompt of a batch drawn ahead is no longer there.
     """
+    stages, clock = collector.stages, collector.clock
     for key, now in settings.items():
         before = state.get("settings", {}).get(key, now)
         if before != now:
@@ -88,3 +97,4 @@ def restore(
     stages.judge_runner.load_state_dict(state["judge"])
     stages.replay.load_state_dict(state["replay"])
     stages.hindsight.load_state_dict(state["hindsight"])
+    collector.load_state_dict(state.get("ahead", {}), data)

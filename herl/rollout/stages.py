@@ -82,6 +82,8 @@ class RolloutPlan:
             prompts (dynamic sampling, DAPO, arXiv:2503.14476); 0 for none. Their answers count like others.
         mask_truncated: Whether answers that were cut off at max_new_tokens are left out of training (DAPO's
             overlong filtering, arXiv:2503.14476). They are still compared with the others.
+        batches_ahead: 0, or 1 to draw each batch while the policy is updated on the one before, from weights
+            before that update (`herl.rollout.ahead`).
         keep_flat_groups: Whether groups without signal are trained on too, with advantages of 0: they count
             in the mean over tokens and in the KL (reference code).
     """
@@ -96,9 +98,12 @@ class RolloutPlan:
     keep_flat_groups: bool = False
     refill: int = 0
     mask_truncated: bool = False
+    batches_ahead: Literal[0, 1] = 0
 
     def __post_init__(self) -> None:
         check_at_least("rollout", 0, refill=self.refill)
+        if self.batches_ahead not in (0, 1):
+            raise ConfigError(f"rollout.batches_ahead: expected 0 or 1, got {self.batches_ahead}")
         if self.refill and self.keep_flat_groups:
             raise ConfigError(
                 f"rollout.refill: expected 0 with keep_flat_groups, which trains on the groups that a refill "

@@ -17,7 +17,7 @@ from herl.rollout.requests import attempt_request, open_groups
 from herl.rollout.stages import Stages
 from herl.rollout.streaming import sample_and_judge
 from herl.seeds import derive_seed
-from herl.types import Sampling, Task
+from herl.types import Task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,8 +70,14 @@ def validate(
     return HeldOut(trajectories=tuple(revised), dropped=dropped)
 
 
-def check_attempts(key: str, attempts: int, sampling: Sampling | None) -> None:
-    """Raises a ConfigError if there would be no attempts, or only identical ones."""
+def check_validation(attempts: int, revisions: int, stages: Stages) -> None:
+    """Checks the settings of a module's validations.
+
+    Raises:
+        ConfigError: nothing writes revision prompts, or there would be no attempts, or only identical ones.
+    """
+    check_rounds("module.validation_revisions", revisions, stages)
+    key, sampling = "module.validation_attempts", stages.plan.heldout
     if attempts < 1:
         raise ConfigError(f"{key}: expected at least 1, got {attempts}")
     if attempts > 1 and sampling is not None and sampling.temperature == 0:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from herl.errors import ConfigError
 from herl.types import Rollout, SampleRequest
 
 if TYPE_CHECKING:
@@ -81,6 +82,23 @@ class Sampler(ABC):
 
     def prepare(self, limits: RunLimits) -> None:  # noqa: B027  # nothing to do is the right default
         """Receives the run's requirements. Called before `start`. Does nothing by default."""
+
+    def check_ahead(self, *, device_type: str, sharded: bool) -> None:
+        """Checks, before `start`, that the sampler can work in another thread while the policy is updated
+        (`rollout.batches_ahead`). By default it can, unless it is `live`. It then does not `sleep`.
+
+        Args:
+            device_type: Where the policy is trained, "cpu" or "cuda".
+            sharded: Whether no rank holds the whole policy.
+
+        Raises:
+            ConfigError: it cannot, e.g. because it reads the weights that are being updated.
+        """
+        if self.live:
+            raise ConfigError(
+                "rollout.batches_ahead: expected 0, or a sampler that keeps its own weights, got "
+                f"{type(self).__name__}, which reads the policy while it is updated"
+            )
 
     @abstractmethod
     def start(self, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

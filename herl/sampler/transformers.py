@@ -1,6 +1,7 @@
 """Samples with transformers from the trainer's own model, in its process.
 
-If the trainer's model is sharded, no rank can run it alone, so each rank keeps a whole copy.
+If the trainer's model is sharded, no rank can run it alone, so each rank keeps a whole copy; with
+`own_weights`, on a CPU, always.
 
 A prompt is computed once for all its n answers, which share its keys and values, or get a copy each if the
 model does not support sharing. Finished answers leave the batch. Answer i of a request draws its tokens by
@@ -21,6 +22,7 @@ from typing import cast
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -28,7 +30,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from herl.errors import ConfigError
 from herl.models.pretrained import untrained
 from herl.models.weights import is_sharded
-from herl.sampler import Sampler
+from herl.sampler import RunLimits, Sampler
 from herl.sampler.answer import OpenAnswer, end_token_ids, finished_answer
 from herl.sampler.cast_linears import CastLinears
 from herl.sampler.device_decoding import DeviceDecoder
@@ -54,22 +56,51 @@ class TransformersSampler(Sampler):
         batch_size: Answers sampled at the same time.
         pack_weights: Whether sampling on a CPU uses a second copy of the weights, in a layout that is fast
             for few rows (`herl.sampler.packed_linears`). It exists only while answers are sampled.
+        own_weights: Whether each rank samples from a copy of the weights, as of the last refresh, instead of
+            the live policy. Only on a CPU, where `rollout.batches_ahead` needs it.
     """
 
     checkpoint_names = False
 
-    def __init__(self, batch_size: int = 128, pack_weights: bool = True) -> None:
+    def __init__(self, batch_size: int = 128, pack_weights: bool = True, own_weights: bool = False) -> None:
         if batch_size < 1:
             raise ConfigError(f"sampler.batch_size: expected at least 1, got {batch_size}")
         self.batch_size = batch_size
         self.pack_weights = pack_weights
+        self.own_weights = own_weights
         self.version = 0
         self._cast = CastLinears()
         self._decoder: DeviceDecoder | None = None
 
+    def prepare(self, limits: RunLimits) -> None:
+        """Refuses a copy of the weights on a GPU, where it has no use.
+
+        Raises:
+            ConfigError: there is to be one.
+        """
+        if self.own_weights and limits.card is not None:
+            raise ConfigError("sampler.own_weights: expected false on a GPU, got true")
+
+    def check_ahead(self, *, device_type: str, sharded: bool) -> None:
+        """Checks that the sampler keeps its own weights, and does not share a GPU with the trainer.
+
+        Raises:
+            ConfigError: says what to use instead.
+        """
+        if device_type != "cpu":
+            raise ConfigError(
+                "rollout.batches_ahead: expected 0 with sampler=transformers on a GPU, which it shares with "
+                "the update, got 1: use sampler=vllm_server on separate GPUs"
+            )
+        if not (self.own_weights or sharded):
+            raise ConfigError(
+                "sampler.own_weights: expected true with rollout.batches_ahead=1, got false: the sampler "
+                "would read the policy while it is updated"
+            )
+
     def start(self, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Keeps a reference to the live policy, or allocates a copy of a sharded one."""
-        self.live = not is_sharded(policy)
+        """Keeps a reference to the live policy, or allocates a copy."""
+        self.live = not (self.own_weights or is_sharded(policy))
         self._policy = policy if self.live else _empty_copy(policy)
         self._tokenizer = tokenizer
         self._end_ids = end_token_ids(policy, tokenizer)
@@ -221,9 +252,11 @@ def _empty_copy(policy: PreTrainedModel) -> PreTrainedModel:
     On a GPU it has the type that shards are gathered and computed in.
     """
     # With offloading, shards live on the host but compute on the mesh's device.
-    device = next(p.device_mesh.device_type for p in policy.parameters() if isinstance(p, DTensor))
+    meshes = (p.device_mesh.device_type for p in policy.parameters() if isinstance(p, DTensor))
+    device = next(meshes, policy.device.type)
     dtype = policy.dtype if device == "cpu" else _gathered_dtype(policy)
-    copy: PreTrainedModel = untrained(policy.config, dtype)
+    with isolate_rng():  # its random weights must not change what else is drawn
+        copy: PreTrainedModel = untrained(policy.config, dtype)
     copy.generation_config = policy.generation_config
     return cast(PreTrainedModel, copy.to(device).requires_grad_(False))  # type: ignore[arg-type]
 

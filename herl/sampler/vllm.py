@@ -117,6 +117,13 @@ class VLLMSampler(StreamingSampler):
             **(engine or {}),
         }
 
+    def check_ahead(self, *, device_type: str, sharded: bool) -> None:
+        """Raises a ConfigError: the update needs the memory and the time of this process's device."""
+        raise ConfigError(
+            "rollout.batches_ahead: expected 0 with sampler=vllm, whose engine shares the update's device, "
+            "got 1: use sampler=vllm_server on separate GPUs"
+        )
+
     def prepare(self, limits: RunLimits) -> None:
         """Derives the engine's length, dtype, memory and sleep from the run, unless they are given.
 

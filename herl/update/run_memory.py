@@ -231,7 +231,7 @@ def _sampling(sampler: Sampler, answers: int, prompts: int, *, sharded: bool) ->
     if isinstance(sampler, TransformersSampler):
         at_once = min(sampler.batch_size, answers)
         return Sampling(
-            held_copies=int(sharded),
+            held_copies=int(sharded or sampler.own_weights),
             packs=sampler.pack_weights,
             answers=at_once,
             prompts=math.ceil(prompts * at_once / max(1, answers)),

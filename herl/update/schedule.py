@@ -48,7 +48,7 @@ def learning_rate_share(schedule: Schedule, step: int, warmup_steps: int, progre
     return warm * course[schedule]
 
 
-def run_share(trainer: L.Trainer, batches: int, counts: Mapping[str, int]) -> float:
+def run_share(trainer: L.Trainer, batches: int, counts: Mapping[str, int], steps: int = 0) -> float:
     """Returns the share of a run that is done, in [0, 1], by the limit that ends it first.
 
     Limits are max_epochs and max_steps of the trainer, and those of its callbacks (`EndsRun`).
@@ -57,11 +57,12 @@ def run_share(trainer: L.Trainer, batches: int, counts: Mapping[str, int]) -> fl
         trainer: The run's trainer.
         batches: Batches of the current epoch that are done.
         counts: The run's counts so far.
+        steps: Optimizer steps to come that count as taken.
     """
     epochs = trainer.max_epochs or 0
     done = trainer.current_epoch + batches / trainer.num_training_batches
     by_epoch = done / epochs if epochs > 0 else 0.0
-    by_step = trainer.global_step / trainer.max_steps if trainer.max_steps > 0 else 0.0
+    by_step = (trainer.global_step + steps) / trainer.max_steps if trainer.max_steps > 0 else 0.0
     ending = [one for one in callbacks_of(trainer, object) if isinstance(one, EndsRun)]
     spent = [one.share_spent(counts) for one in ending]
     return min(1.0, max(by_epoch, by_step, *spent))

@@ -136,6 +136,10 @@ class Updater:
             teacher=self.teacher,
         )
 
+    def steps(self, experiences: Sequence[Experience]) -> int:
+        """Returns how many optimizer steps `update` takes on these experiences if it skips none."""
+        return len(split_by_group(experiences, self.updates_per_batch))
+
     def update(
         self,
         module: L.LightningModule,

@@ -339,3 +339,12 @@ def test_a_template_that_refuses_a_prompt_ends_every_verb_at_the_start_and_lint_
         assert "a7" in said
         assert "System role not supported" in said
         assert not list(tmp_path.glob("run/**/*.ckpt"))
+
+
+def test_a_batch_ahead_with_a_sampler_that_reads_the_live_policy_is_refused_before_a_model_loads(tmp_path):
+    done = herl_here(
+        "fit", "experiment=embedded", "rollout.batches_ahead=1", "hydra.run.dir=run", cwd=tmp_path
+    )
+    assert done.returncode == 2
+    assert "sampler.own_weights: expected true with rollout.batches_ahead=1, got false" in done.stderr
+    assert "Loading weights" not in done.stderr

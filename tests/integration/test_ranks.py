@@ -78,6 +78,24 @@ def test_ranks_change_no_loss_gradient_or_reward(tmp_path, alone, options):
     )
 
 
+AHEAD = ("rollout.batches_ahead=1", "sampler.own_weights=true", "loss.mismatch.level=token")
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", pytest.param("ddp", marks=pytest.mark.nightly)])
+def test_ranks_that_draw_a_batch_ahead_give_the_numbers_of_one(tmp_path, strategy):
+    """Threads gather answers while the update gathers shards and reduces gradients."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    expected = fit_here(tmp_path / "one", *GLOBAL, *AHEAD)
+    found = fit(tmp_path / "two", *GLOBAL, *AHEAD, f"strategy={strategy}", "trainer.devices=2", timeout=600)
+    noise = ("time/", "throughput/", "judge/", "sampler/probe", "sampler/refresh", "update/mismatch_max")
+    everything = [tag for tag in expected if not tag.startswith(noise)]
+    assert {"update/mismatch_kl", "update/mismatch_weight", "sampler/staleness"} <= set(everything)
+    same(found, expected, everything)
+    assert expected["sampler/staleness"] == [0, 2, 2, 2, 2]
+    assert "time/wait" in found
+
+
 @pytest.fixture(scope="module")
 def half_way(tmp_path_factory):
     """The folder of a run on two ranks that ended after the first of two epochs."""

@@ -1,10 +1,20 @@
 """Communication between ranks, over gloo in real processes."""
 
+import threading
+
 import pytest
 import torch.multiprocessing as mp
 
 from herl import HerlError, SamplerError
-from herl.distributed import gather, gather_results, rank, together, world_size
+from herl.distributed import (
+    gather,
+    gather_results,
+    new_group,
+    rank,
+    speaking_in,
+    together,
+    world_size,
+)
 from herl.update.loss.base import Stats
 from herl.update.running_stats import RunningStats
 
@@ -26,6 +36,7 @@ def test_alone_nothing_needs_to_be_set_up():
     assert gather("a") == ["a"]
     assert gather_results(lambda: 1) == [1]
     assert together(lambda: 1) == 1
+    assert new_group() is None
 
 
 def _gathers():
@@ -41,6 +52,28 @@ def _one_fails():
 
     with pytest.raises(SamplerError, match="the engine of rank 1 is gone"):
         gather_results(work)
+
+
+def _two_threads():
+    """What a thread says in its own group never answers what the main thread asks, in whichever order."""
+    group, started = new_group(), threading.Event()
+
+    def beside():
+        with speaking_in(group):
+            started.set()
+            said.extend(gather(("beside", n, rank())) for n in range(50))
+
+    said = []
+    thread = threading.Thread(target=beside)
+    if rank() == 0:
+        thread.start()
+        started.wait()
+    main = [gather(("main", n, rank())) for n in range(50)]
+    if rank() != 0:
+        thread.start()
+    thread.join()
+    assert main == [[("main", n, place) for place in range(3)] for n in range(50)]
+    assert said == [[("beside", n, place) for place in range(3)] for n in range(50)]
 
 
 def _one_has_a_bug():
@@ -73,7 +106,7 @@ def _uneven_statistics():
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("work", [_gathers, _one_fails, _one_has_a_bug, _uneven_statistics])
+@pytest.mark.parametrize("work", [_gathers, _one_fails, _two_threads, _one_has_a_bug, _uneven_statistics])
 def test_three_ranks(tmp_path, work):
     run_on_ranks(work, 3, tmp_path)
 

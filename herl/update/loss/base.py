@@ -119,6 +119,12 @@ class Loss(ABC):
         """Whether to keep the log-probs from before a batch's first optimizer step for its later ones."""
         return True
 
+    @property
+    def needs_on_policy(self) -> bool:
+        """Whether answers must come from the weights that an update begins with, since nothing corrects for
+        older ones (`rollout.batches_ahead`). False by default, as for a likelihood."""
+        return False
+
     def check(self, advantages: Sequence[float], training_context: str) -> None:
         """Refuses settings that the loss cannot learn from, before anything is loaded; by default, none.
 

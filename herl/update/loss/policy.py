@@ -164,6 +164,11 @@ class PolicyLoss(Loss):
         """Whether the loss has a KL term."""
         return self.kl_coef > 0
 
+    @property
+    def needs_on_policy(self) -> bool:
+        """Whether there are no importance weights."""
+        return self.mismatch.level == "none"
+
     def __call__(self, tokens: Tokens) -> tuple[torch.Tensor, Stats]:
         """Returns (loss, stats)."""
         penalty = None

@@ -125,10 +125,13 @@ class Notes(L.LightningModule):
         self.automatic_optimization = False
         self.weight = torch.nn.Parameter(torch.zeros(1))
         self.seen, self.batches = [], []
+        self.got, self.expected = [], []  # whole batches, and what was said to follow each
 
     def training_step(self, batch, batch_idx):
         self.seen += [(self.current_epoch, task.id) for task in batch]
         self.batches.append((self.current_epoch, batch_idx))
+        self.got.append((self.current_epoch, batch_idx, batch))
+        self.expected.append(self.trainer.datamodule.following(self.current_epoch, batch_idx))
 
     def validation_step(self, batch, batch_idx):
         pass
@@ -178,6 +181,8 @@ def test_a_resumed_run_may_change_the_size_of_batches_and_sees_each_prompt_once(
     after = trained(tmp_path, size, resume=tmp_path / "last.ckpt")
     expected = [(epoch, id) for epoch in (0, 1) for id in order(RubricDataModule(TASKS, seed=3), epoch)]
     assert before.seen + after.seen == expected
+    for run in (before, after):
+        assert run.got[1:] == run.expected[: len(run.got) - 1]
     per_epoch = -(-len(TASKS) // size)
     assert after.batches[-per_epoch:] == [(1, number) for number in range(per_epoch)]
     assert [number for epoch, number in after.batches if epoch == 0][-1:] in ([], [per_epoch - 1])
@@ -216,6 +221,7 @@ def test_overfitting_takes_the_first_prompts_in_every_epoch_for_training_and_for
     trainer.validate(module, data, verbose=False)
     assert module.seen == [(epoch, id) for epoch in range(3) for id in ("0", "1")]
     assert validated == ["0", "1"] * 4
+    assert module.got[1:] == module.expected[:-1]
 
 
 ROWS = [make_task(id=str(n), request=f"Prompt {n}.") for n in range(20)]

@@ -256,6 +256,26 @@ def test_a_lap_is_what_was_spent_since_the_last():
     assert dict(clock.seconds) == {"sample": 2.5, "judge": 1.0}
 
 
+def test_what_passed_in_another_thread_is_in_no_lap():
+    clock = PhaseClock()
+    clock.add({"update": 1.0})
+    clock.add_beside({"sample": 2.0, "judge": 1.0})
+    assert clock.lap() == {"update": 1.0}
+    assert dict(clock.seconds) == {"update": 1.0, "sample": 2.0, "judge": 1.0}
+    assert clock.lap() == {}
+
+
+def test_phases_of_a_batch_drawn_ahead_give_rates_but_do_not_lengthen_the_step():
+    one = make_judged(1.0, rollout=make_rollout(token_ids=(1, 2, 3, 4)))
+    group = Group(id="g", task=make_task(), prompt_ids=(1,), attempts=(one,))
+    beside = {"sample": 3.0, "judge": 1.0}
+    collection = Collection(groups=(group,), experiences=(), dropped={}, beside=beside)
+    found = throughput_metrics(collection, {"update": 2.0, "wait": 0.5, "judge": 0.5})
+    assert found["throughput/answers_per_second"] == 1 / 3.0
+    assert found["throughput/sampled_tokens_per_second"] == 4 / 3.0
+    assert (found["time/step"], found["time/sample"], found["time/judge"]) == (3.0, 3.0, 1.5)
+
+
 def test_a_clock_tells_what_is_being_done():
     clock = PhaseClock()
     assert clock.phase == ""

@@ -6,6 +6,8 @@ import torch
 
 from herl import ConfigError, SampleRequest, SamplerError, Sampling
 from herl.models.chat_template import render
+from herl.models.weights import named_weights
+from herl.sampler import CardNeeds, RunLimits
 from herl.sampler.packed_linears import packed_linears
 from herl.sampler.prompt_cache import CopiedPrompts, SharedPrompts, last_logits, prompt_cache
 from herl.sampler.scripted import ScriptedSampler
@@ -201,6 +203,46 @@ def test_packed_weights_stand_back_under_autocast(sampler, tokenizer, monkeypatc
     monkeypatch.setattr("herl.sampler.packed_linears.MIN_WEIGHTS", 1)
     with torch.autocast("cpu", torch.bfloat16):
         assert len(list(sampler.generate([request(tokenizer, "otter")]))) == 3
+
+
+def test_own_weights_give_the_same_answers_and_stay_as_of_the_last_refresh(sampler, policy, tokenizer):
+    own, live = TransformersSampler(batch_size=4, own_weights=True), sampler
+    before = torch.get_rng_state()
+    own.start(policy, tokenizer)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert (own.live, live.live) == (False, True)
+    own.load_weights(named_weights(policy, checkpoint=False), 7)
+    assert own.lost_weights() == []
+    requests = [request(tokenizer, name) for name in PROMPTS]
+    first = by_id(own.generate(requests))
+    assert {one.policy_version for one in first.values()} == {7}
+    same(first, by_id(live.generate(requests)))
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.mul_(0.9)
+    assert by_id(own.generate(requests)) == first
+    changed = by_id(live.generate(requests))
+    assert any(changed[id].token_ids != one.token_ids for id, one in first.items())
+    own.load_weights(named_weights(policy, checkpoint=False), 8)
+    same(by_id(own.generate(requests)), changed)
+
+
+def same(found, expected):
+    """Up to rounding, which depends on where in memory weights lie."""
+    assert found.keys() == expected.keys()
+    for id, one in found.items():
+        assert one.token_ids == expected[id].token_ids
+        assert one.logprobs == pytest.approx(expected[id].logprobs, abs=1e-4)
+
+
+def test_own_weights_are_refused_on_a_gpu():
+    card = CardNeeds(parameters=1, kv_bytes=1, resident_gib=1.0, update_gib=1.0)
+    limits = RunLimits(longest_tokens=9, dtype=torch.float32, refreshed_every_batch=True, card=card)
+    with pytest.raises(ConfigError, match="sampler.own_weights: expected false on a GPU, got true"):
+        TransformersSampler(own_weights=True).prepare(limits)
+    with pytest.raises(ConfigError, match="rollout.batches_ahead: expected 0 with sampler=transformers on a"):
+        TransformersSampler(own_weights=True).check_ahead(device_type="cuda", sharded=False)
+    TransformersSampler().check_ahead(device_type="cpu", sharded=True)
 
 
 def test_no_requests_are_no_work(sampler):
