@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from herl.models.block_mask import SharedContext, on_device
+from herl.rollout.exchange import collector_paused
 from herl.types import Experience, Judgement, Rollout
 from herl.update.loss.base import Aggregation, token_weights
 
@@ -223,6 +224,7 @@ class _Piece:
         ]
 
 
+@collector_paused()
 def _plan(
     experiences: Sequence[Experience], max_tokens: int, world_size: int, packing: Packing
 ) -> list[list[_Piece]]:
