@@ -109,7 +109,7 @@ def attempt_and_revise(
     """Stages 2 to 4: adds judged attempts and revisions.
 
     A group is revised as soon as it is judged, if the sampler accepts requests while it works. Otherwise all
-    groups are revised after the last one is judged, and their revisions are dealt to the engines anew. A
+    groups are revised after the last one is judged, and their revisions are dealt to the engines once more. A
     builder that tells the rubric needs neither: its answers are sampled together with the attempts.
 
     Returns:
