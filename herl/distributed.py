@@ -1,6 +1,6 @@
 """Communication between the processes of a run. A single process needs no setup and pays nothing.
 
-Prompts are divided among the ranks for sampling and judging. The answers are gathered, so that afterwards
+Answers are divided among the ranks for sampling and judging. The answers are gathered, so that afterwards
 every rank knows the whole batch and computes the same groups, advantages and metrics.
 """
 

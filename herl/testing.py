@@ -274,6 +274,11 @@ def check_sampler(sampler: Sampler, prompt_ids: Sequence[int], *, n: int = 2) ->
     assert [r.token_ids for r in again] == [r.token_ids for r in rollouts], (
         "the same seed must give the same answer"
     )
+    part = sampler.generate([replace(request, first=1, n=n - 1)]) if n > 1 else ()
+    parts = [r.token_ids for r in sorted(part, key=lambda rollout: rollout.index)]
+    assert parts == [r.token_ids for r in rollouts[1:]], (
+        "a part of a request must give the same answers as the whole: draw answer i for i in request.indices"
+    )
     if isinstance(sampler, StreamingSampler):
         later = [replace(request, group_id="later")]
         streamed = list(sampler.stream([request], lambda wait: [later.pop()] if later else []))

@@ -170,7 +170,10 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleRequest:
-    """n answers to one prompt, given as token ids."""
+    """n answers to one prompt, given as token ids.
+
+    Several engines may share a request: each gets a part, whose `indices` continue those of the part before.
+    """
 
     task_id: str
     group_id: str
@@ -184,6 +187,13 @@ class SampleRequest:
     """The rollout that is being revised."""
     told: bool = False
     """Whether the prompt shows the whole rubric: its answers are revisions without a draft."""
+    first: int = 0
+    """Index of the first of these answers; above 0 for a part of a request."""
+
+    @property
+    def indices(self) -> range:
+        """The indices of these answers. A sampler draws answer i for each i of them."""
+        return range(self.first, self.first + self.n)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,10 +204,10 @@ class Rollout:
     task_id: str
     group_id: str
     prompt_ids: tuple[int, ...]
-    token_ids: tuple[int, ...]
+    token_ids: Sequence[int]
     """Everything that was sampled, thinking included. It ends with the end token only if the policy sampled
-    one."""
-    logprobs: tuple[float, ...]
+    one. A tuple, or what equals one and is kept in an array (`herl.rollout.exchange.Numbers`)."""
+    logprobs: Sequence[float]
     """Log-probability of each of `token_ids` at the sampling temperature, in nats."""
     text: str
     """The answer, which judges, drafts and metrics use. Thinking before it is in `thinking`."""

@@ -117,6 +117,7 @@ def group_advantages(
     ]
     centered = [_center(group, mask, baseline) for group, mask in zip(rewards, counted, strict=True)]
     pooled = [value for group, skip in zip(centered, flat, strict=True) for value in group if not skip]
+    batch_std = std(pooled) if scale == "batch_std" else math.nan
     advantages = []
     for group, values, skip in zip(rewards, centered, flat, strict=True):
         if skip:
@@ -125,7 +126,7 @@ def group_advantages(
         if scale == "none":
             divisor = 1.0
         elif scale == "batch_std":
-            divisor = std(pooled) + epsilon
+            divisor = batch_std + epsilon
         else:
             divisor = std(group) + epsilon
         advantages.append([value / divisor for value in values])

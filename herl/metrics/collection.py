@@ -33,7 +33,8 @@ def collection_metrics(collection: Collection, policy_version: int = 0) -> dict[
         "train/zero_signal_groups": [not any(group.advantages) for group in groups],
         "criteria/suppressed": [suppressed for group in groups for suppressed in _suppresses(group)],
         "train/identical_groups": [
-            len({one.rollout.token_ids for one in group.attempts}) == 1 < len(group.attempts)
+            len(group.attempts) > 1
+            and all(one.rollout.token_ids == group.attempts[0].rollout.token_ids for one in group.attempts)
             for group in groups
         ],
         "hindsight/revised_groups": [bool(group.revisions) for group in groups],

@@ -4,7 +4,7 @@
                     2, 3, 4, 3, ...       5, 6      7
 
 This is the only place where the stages meet. It knows their interfaces, not their classes. With several
-ranks, sampling and judging are divided by prompt; every rank does all the rest.
+ranks, sampling and judging are divided; every rank does all the rest.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from herl.clock import PhaseClock
+from herl.rollout.exchange import collector_paused
 from herl.rollout.requests import (
     RevisionRequests,
     attempt_request,
@@ -22,11 +23,11 @@ from herl.rollout.requests import (
     revision_requests,
     told_requests,
 )
-from herl.rollout.stages import RolloutPlan, Stages
+from herl.rollout.stages import RolloutPlan, Stages, TrainingContext
 from herl.rollout.streaming import sample_and_judge
 from herl.rollout.teacher_contexts import teacher_contexts
 from herl.seeds import derive_seed
-from herl.types import Experience, Group, Judged, Member, Task
+from herl.types import Experience, Group, Judged, Member, Rollout, Task
 
 Key = Sequence[int | str]
 """Identifies a batch, e.g. (seed, epoch, batch): all randomness is a hash of it."""
@@ -82,7 +83,7 @@ def collect(tasks: Sequence[Task], stages: Stages, key: Key, clock: PhaseClock |
     taught, teacher_over_long = teacher_contexts(groups, stages)
     return Collection(
         groups=tuple(groups),
-        experiences=tuple(e for group in groups for e in _experiences(group, stages.plan, taught)),
+        experiences=experiences_of(groups, stages.plan, taught),
         dropped=dict(over_long) | ({"teacher_prompts": teacher_over_long} if teacher_over_long else {}),
         refilled=refilled if stages.plan.refill else None,
     )
@@ -110,7 +111,7 @@ def attempt_and_revise(
     """Stages 2 to 4: adds judged attempts and revisions.
 
     A group is revised as soon as it is judged, if the sampler accepts requests while it works. Otherwise all
-    groups are revised after the last one is judged, and their revisions are redistributed over the ranks. A
+    groups are revised after the last one is judged, and their revisions are dealt to the engines once more. A
     builder that tells the rubric needs neither: its answers are sampled together with the attempts.
 
     Returns:
@@ -128,7 +129,8 @@ def attempt_and_revise(
     sample = partial(sample_and_judge, stages.sampler, stages.judge_runner)
     revise = partial(_revise, stages=stages, key=key)
     told = told_requests(groups, stages, key)
-    first = sample(groups, [*requests, *told.requests], clock, follow_up=revise)
+    follows = stages.hindsight.revises and not stages.hindsight.tells
+    first = sample(groups, [*requests, *told.requests], clock, follow_up=revise if follows else None)
     groups = _grown(groups, first.judged)
     waiting = [revise(group) for group in groups if group.id not in first.followed_up]
     over_long = told.over_long + first.over_long + sum(asked.over_long for asked in waiting)
@@ -137,6 +139,7 @@ def attempt_and_revise(
     return groups, over_long
 
 
+@collector_paused()
 def settle(groups: Sequence[Group], stages: Stages, key: Key) -> list[Group]:
     """Stages 5 and 6: adds replayed answers, pays bonuses, and selects the members of each group."""
     groups = [_with_replayed(group, stages) for group in groups]
@@ -147,6 +150,7 @@ def settle(groups: Sequence[Group], stages: Stages, key: Key) -> list[Group]:
     return settled
 
 
+@collector_paused()
 def compare(groups: Sequence[Group], stages: Stages, seed: int) -> list[Group]:
     """Stage 7: adds the advantages.
 
@@ -226,13 +230,26 @@ def _members(group: Group, stages: Stages, key: Key) -> list[Member]:
     return stages.selection(group.task, attempts, candidates, bonuses, derive_seed(*key, group.task.id))
 
 
+@collector_paused()
+def experiences_of(
+    groups: Sequence[Group], plan: RolloutPlan, taught: Mapping[str, tuple[int, ...]]
+) -> tuple[Experience, ...]:
+    """Returns the training data of a batch.
+
+    Args:
+        groups: The groups, with their advantages.
+        plan: The contexts that answers are trained under, and which answers are left out.
+        taught: The teacher's contexts, by rollout id (`teacher_contexts`).
+    """
+    return tuple(e for group in groups for e in _experiences(group, plan, taught))
+
+
 def _experiences(group: Group, plan: RolloutPlan, taught: Mapping[str, tuple[int, ...]]) -> list[Experience]:
     """Returns the training data of a group. If it carries no signal, only its taught attempts, if any.
 
     With `RolloutPlan.mask_truncated`, answers that were cut off are left out.
     """
     flat = not any(group.advantages) and not plan.keep_flat_groups
-    training_context = plan.training_context
     experiences = []
     for member, advantage in zip(group.members, group.advantages, strict=True):
         rollout = member.judged.rollout
@@ -240,9 +257,7 @@ def _experiences(group: Group, plan: RolloutPlan, taught: Mapping[str, tuple[int
             continue
         if plan.mask_truncated and rollout.finish_reason == "length":
             continue
-        contexts = {"original": group.prompt_ids, "hindsight": rollout.prompt_ids}
-        names = ["original", "hindsight"] if training_context == "both" else [training_context]
-        for context_ids in dict.fromkeys(contexts[name] for name in names):
+        for context_ids in _contexts(group, rollout, plan.training_context):
             experiences.append(
                 Experience(
                     rollout=rollout,
@@ -255,3 +270,12 @@ def _experiences(group: Group, plan: RolloutPlan, taught: Mapping[str, tuple[int
                 )
             )
     return experiences
+
+
+def _contexts(group: Group, rollout: Rollout, training_context: TrainingContext) -> list[tuple[int, ...]]:
+    """The prompts under which an answer is trained, each once."""
+    if training_context == "original":
+        return [group.prompt_ids]
+    if training_context == "hindsight" or rollout.prompt_ids == group.prompt_ids:
+        return [rollout.prompt_ids]
+    return [group.prompt_ids, rollout.prompt_ids]

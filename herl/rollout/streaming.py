@@ -7,7 +7,8 @@
 A judge of groups (`Judge.judges_groups`) gets an answer with the last one of its group, so judging overlaps
 only with the sampling of other groups.
 
-With several ranks, each engine handles its share of the requests, and every rank gets all judged answers.
+With several ranks, each engine handles its share of the requests (`dealing.py`), and every rank gets all
+judged answers.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ from queue import Empty, SimpleQueue
 from typing import Protocol
 
 from herl.clock import PhaseClock
-from herl.distributed import gather_results, rank, world_size
+from herl.distributed import gather, rank, together, world_size
 from herl.errors import SamplerError
 from herl.judge import JudgeRunner
+from herl.rollout.dealing import dealt
+from herl.rollout.exchange import exchanged
 from herl.rollout.requests import RevisionRequests
 from herl.sampler import Sampler, nothing_more
 from herl.types import Group, Judged, Rollout, SampleRequest
@@ -36,11 +39,6 @@ class FollowUp(Protocol):
     def __call__(self, group: Group) -> RevisionRequests: ...
 
 
-def no_follow_up(group: Group) -> RevisionRequests:
-    """Requests nothing."""
-    return RevisionRequests()
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answers:
     """The result of one round of sampling and judging, the same on every rank."""
@@ -48,8 +46,8 @@ class Answers:
     judged: tuple[Judged, ...] = ()
     """In an order that does not depend on when they finished."""
     followed_up: frozenset[str] = frozenset()
-    """Ids of the groups that were followed up within the round. For samplers that only generate it is
-    empty, and all groups are left to another round."""
+    """Ids of the groups that were followed up within the round; the others are left to another round. It is
+    empty for samplers that only generate, and for engines of several ranks."""
     over_long: int = 0
     """Revision prompts that were dropped within the round."""
 
@@ -66,7 +64,7 @@ def sample_and_judge(
     requests: Sequence[SampleRequest],
     clock: PhaseClock,
     phase: str = "sample",
-    follow_up: FollowUp = no_follow_up,
+    follow_up: FollowUp | None = None,
 ) -> Answers:
     """Samples these requests and judges each answer as soon as it arrives.
 
@@ -81,14 +79,18 @@ def sample_and_judge(
         clock: Adds up the time.
         phase: The clock phase for sampling.
         follow_up: Called with each group and its attempts, if the sampler accepts requests while it works.
-            It is not called for follow-ups.
+            It is not called for follow-ups. With None, a group may be split between engines.
 
     Raises:
         AbstentionLimit: the judge fails too often.
-        SamplerError: an answer could not be sampled.
+        SamplerError: an answer could not be sampled, or was not requested.
     """
     engine, place = divmod(rank(), sampler.ranks_per_engine)
-    share = _share(requests, engine, world_size() // sampler.ranks_per_engine, runner.judge.judges_groups)
+    # Ranks that share an engine would have to agree on the order of follow-ups, so they get none.
+    if sampler.ranks_per_engine > 1 or type(sampler).stream is Sampler.stream:
+        follow_up = None
+    whole = follow_up is not None or runner.judge.judges_groups
+    share = dealt(requests, engine, world_size() // sampler.ranks_per_engine, whole_groups=whole)
 
     def work() -> Answers:
         if place > 0:  # helps compute the answers; the engine's first rank judges them
@@ -98,25 +100,15 @@ def sample_and_judge(
         part.sample(sampler, phase)
         return part.answers()
 
-    parts = gather_results(work)
-    judged = _in_order(groups, requests, list(chain.from_iterable(part.judged for part in parts)))
+    own = together(work)
+    judged = _in_order(groups, requests, exchanged(own.judged))
     runner.watch(judged)
+    followed_up, over_long = zip(*gather((own.followed_up, own.over_long)), strict=True)
     return Answers(
         judged=tuple(judged),
-        followed_up=frozenset(chain.from_iterable(part.followed_up for part in parts)),
-        over_long=sum(part.over_long for part in parts),
+        followed_up=frozenset(chain.from_iterable(followed_up)),
+        over_long=sum(over_long),
     )
-
-
-def _share(
-    requests: Sequence[SampleRequest], engine: int, engines: int, whole_groups: bool
-) -> Sequence[SampleRequest]:
-    """Returns the requests of one engine: every n-th; or those of every n-th group, which a judge that sees
-    the answers of a group side by side needs, whatever the number of engines."""
-    if not whole_groups:
-        return requests[engine::engines]
-    places = {name: place for place, name in enumerate(dict.fromkeys(one.group_id for one in requests))}
-    return [one for one in requests if places[one.group_id] % engines == engine]
 
 
 def _in_order(
@@ -130,7 +122,8 @@ def _in_order(
     group_place = {group.id: place for place, group in enumerate(groups)}
     draft_place = {request.parent_id: place for place, request in enumerate(requests)}
     known = [*judged, *(attempt for group in groups for attempt in group.attempts)]
-    draft_place |= {one.rollout.id: one.rollout.index for one in known if one.rollout.parent_id is None}
+    if drafts := {one.rollout.parent_id for one in judged} - {None}:
+        draft_place |= {one.rollout.id: one.rollout.index for one in known if one.rollout.id in drafts}
 
     def place(one: Judged) -> tuple[float, ...]:
         rollout = one.rollout
@@ -152,7 +145,7 @@ class _Round:
         groups: Sequence[Group],
         requests: Sequence[SampleRequest],
         clock: PhaseClock,
-        follow_up: FollowUp,
+        follow_up: FollowUp | None,
     ) -> None:
         self._runner = runner
         self._groups = {group.id: group for group in groups}
@@ -161,6 +154,7 @@ class _Round:
         self._follow_up = follow_up
         self._asked = {(request.group_id, request.parent_id) for request in requests}
         self._unsampled = sum(request.n for request in requests)
+        self._missing = set(chain.from_iterable(map(_places, requests)))
         self._unjudged = Counter({request.group_id: 0 for request in requests})
         for request in requests:
             self._unjudged[request.group_id] += request.n
@@ -182,7 +176,6 @@ class _Round:
         Raises:
             SamplerError: the sampler left out answers.
         """
-        # Ranks that share an engine would have to agree on the order of follow-ups, so they get none.
         more = self._more if sampler.ranks_per_engine == 1 else nothing_more
         answers = sampler.stream(self._requests, more)
         with self._clock.time(phase):
@@ -211,6 +204,14 @@ class _Round:
         if rollout is None:
             return False
         asked = (rollout.group_id, rollout.parent_id) in self._asked
+        place = rollout.group_id, rollout.parent_id, rollout.told, rollout.index
+        if place not in self._missing:
+            raise SamplerError(
+                f"expected every answer once, got answer {rollout.index} to a prompt of task "
+                f"'{rollout.task_id}', which was not requested or came before: a sampler draws answer i for "
+                "each i of request.indices"
+            )
+        self._missing.remove(place)
         self._unsampled -= asked
         task = self._groups[rollout.group_id].task
         if not self._runner.judge.judges_groups:
@@ -255,9 +256,17 @@ class _Round:
         self._unjudged[group_id] -= 1
         if self._unjudged[group_id]:
             return ()
+        if self._follow_up is None:
+            return ()
         attempts.sort(key=lambda attempt: attempt.rollout.index)
         revisions = self._follow_up(replace(self._groups[group_id], attempts=tuple(attempts)))
         self._followed_up.add(group_id)
         self._over_long += revisions.over_long
         self._sizes[group_id, False, False] += sum(request.n for request in revisions.requests)
+        self._missing.update(chain.from_iterable(map(_places, revisions.requests)))
         return revisions.requests
+
+
+def _places(request: SampleRequest) -> Iterator[tuple[str, str | None, bool, int]]:
+    """Yields what tells a requested answer from all others."""
+    return ((request.group_id, request.parent_id, request.told, index) for index in request.indices)

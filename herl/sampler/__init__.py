@@ -106,7 +106,7 @@ class Sampler(ABC):
 
     @abstractmethod
     def generate(self, requests: Sequence[SampleRequest]) -> Iterator[Rollout]:
-        """Yields `n` rollouts for every request, each as soon as it is finished, in any order.
+        """Yields a rollout for each of a request's `indices`, as soon as it is finished, in any order.
 
         Answer i of a request depends only on its prompt, its sampling settings and the hash of (seed, i),
         never on other requests.

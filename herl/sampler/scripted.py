@@ -57,7 +57,7 @@ class ScriptedSampler(Sampler):
                     f"scripted sampler: expected a text for task '{request.task_id}', "
                     f"got a script for the tasks {sorted(script)}"
                 )
-            for index in range(request.n):
+            for index in request.indices:
                 yield self._rollout(request, index, texts[index % len(texts)])
 
     def _rollout(self, request: SampleRequest, index: int, text: str) -> Rollout:

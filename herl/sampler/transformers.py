@@ -128,7 +128,7 @@ class TransformersSampler(Sampler):
         answers = [
             OpenAnswer(request, index, _uniforms(request, index))
             for request in sorted(requests, key=lambda request: len(request.prompt_ids))
-            for index in range(request.n)
+            for index in request.indices
         ]
         if not answers:
             return

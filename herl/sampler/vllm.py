@@ -272,7 +272,7 @@ class VLLMSampler(StreamingSampler):
             while requests or waiting:
                 for request in requests:
                     self._check_length(request)
-                    asked = {key: (request, i) for i, key in zip(range(request.n), keys, strict=False)}
+                    asked = {key: (request, i) for i, key in zip(request.indices, keys, strict=False)}
                     waiting |= asked
                     self._ask(asked)
                 for output in self._step(waiting):

@@ -302,7 +302,7 @@ class VLLMServerSampler(StreamingSampler):
         try:
             while requests or waiting:
                 for request in requests:
-                    for index in range(request.n):
+                    for index in request.indices:
                         ask(self.pool, request, index)
                 with suppress(Empty):
                     answer = finished.get(timeout=MORE_SECONDS)

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from herl.models.block_mask import SharedContext, on_device
+from herl.rollout.exchange import collector_paused
 from herl.types import Experience, Judgement, Rollout
 from herl.update.loss.base import Aggregation, token_weights
 
@@ -34,6 +35,9 @@ Packing = Literal["shared", "packed", "single"]
 """`shared`: one context for all its answers. `packed`: several answers in a row, each after its own copy of
 the context, and distinguished by their positions. `single`: one answer per row."""
 
+SPARE_ROWS = 0.01
+"""Share of rows that are added at a time until all pieces fit: adding one by one would take minutes for large
+batches."""
 WORTH_A_WARNING = 0.25
 """Share of a group's tokens that rows may repeat, being too short for the group, before a warning."""
 
@@ -220,6 +224,7 @@ class _Piece:
         ]
 
 
+@collector_paused()
 def _plan(
     experiences: Sequence[Experience], max_tokens: int, world_size: int, packing: Packing
 ) -> list[list[_Piece]]:
@@ -233,20 +238,37 @@ def _plan(
     pieces.sort(key=lambda piece: -piece.tokens)
     lengths = [piece.tokens for piece in pieces]
     enough = len(pieces) if packing == "single" else math.ceil(sum(lengths) / max_tokens)
-    count = math.ceil(min(enough, len(pieces)) / world_size) * world_size
-    while True:
-        rows: list[list[_Piece]] = [[] for _ in range(count)]
-        for piece, row in _even(pieces, lengths, count):
-            rows[row].append(piece)
-        if all(len(row) <= 1 or sum(piece.tokens for piece in row) <= max_tokens for row in rows):
-            return sorted(rows, key=lambda row: -sum(piece.tokens for piece in row))
-        count += world_size
+    alone = sum(2 * length > max_tokens for length in lengths)  # no two of them fit into a row
+    count = math.ceil(min(max(enough, alone), len(pieces)) / world_size) * world_size
+    while not _fits(lengths, count, max_tokens):
+        count += math.ceil(count * SPARE_ROWS / world_size) * world_size
+    rows: list[list[_Piece]] = [[] for _ in range(count)]
+    for piece, row in _even(pieces, lengths, count):
+        rows[row].append(piece)
+    return sorted(rows, key=lambda row: -sum(piece.tokens for piece in row))
+
+
+def _fits(lengths: Sequence[int], rows: int, max_tokens: int) -> bool:
+    """Whether these pieces, longest first, fit into this many rows of about equal length, as `_even` fills
+    them; a piece that is too long gets a row to itself."""
+    loads = list(lengths[:rows]) + [0] * (rows - len(lengths))
+    heapq.heapify(loads)
+    return all(
+        heapq.heapreplace(loads, loads[0] + length) + length <= max_tokens for length in lengths[rows:]
+    )
 
 
 def _pieces(experiences: Sequence[Experience], packing: Packing) -> list[_Piece]:
     together: dict[object, list[int]] = {}
+    same: dict[int, list[int]] = {}  # by identity: hashing a context for each of its answers takes long
     for place, e in enumerate(experiences):
-        together.setdefault(e.context_ids if packing == "shared" else place, []).append(place)
+        if packing != "shared":
+            together[place] = [place]
+            continue
+        places = same.get(id(e.context_ids))
+        if places is None:
+            places = same[id(e.context_ids)] = together.setdefault(e.context_ids, [])
+        places.append(place)
     return [
         _Piece(
             len(experiences[places[0]].context_ids),

@@ -136,7 +136,7 @@ def _fault(model: PreTrainedModel, device: torch.device) -> str | None:
 
 def _by_transformers(model: PreTrainedModel, rollout: Rollout, device: torch.device) -> torch.Tensor:
     """Returns an answer's log-probs from the model's own forward pass, [answer_len]."""
-    ids = torch.tensor([rollout.prompt_ids + rollout.token_ids], device=device)
+    ids = torch.tensor([[*rollout.prompt_ids, *rollout.token_ids]], device=device)
     logits = model(input_ids=ids, use_cache=False).logits[0, len(rollout.prompt_ids) - 1 : -1].float()
     found: torch.Tensor = logits.log_softmax(-1).gather(1, ids[0, len(rollout.prompt_ids) :, None])[:, 0]
     return found.cpu()
@@ -247,7 +247,7 @@ def _with_other_neighbors(
     def neighbor(rollout: Rollout) -> Rollout:
         shares = packing == "shared" and rollout.group_id == rollouts[kept].group_id
         prompt_ids = rollout.prompt_ids if shares else other(rollout.prompt_ids)
-        return replace(rollout, prompt_ids=prompt_ids, token_ids=other(rollout.token_ids))
+        return replace(rollout, prompt_ids=prompt_ids, token_ids=other(tuple(rollout.token_ids)))
 
     return [rollout if i == kept else neighbor(rollout) for i, rollout in enumerate(rollouts)]
 

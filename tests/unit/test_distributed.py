@@ -3,7 +3,6 @@
 import threading
 
 import pytest
-import torch.multiprocessing as mp
 
 from herl import HerlError, SamplerError
 from herl.distributed import (
@@ -17,18 +16,7 @@ from herl.distributed import (
 )
 from herl.update.loss.base import Stats
 from herl.update.running_stats import RunningStats
-
-
-def run_on_ranks(work, ranks, folder):
-    mp.spawn(_rank, (work, ranks, f"file://{folder}/store"), nprocs=ranks)
-
-
-def _rank(place, work, ranks, store):
-    import torch.distributed as dist
-
-    dist.init_process_group("gloo", init_method=store, rank=place, world_size=ranks)
-    work()
-    dist.destroy_process_group()
+from tests.support.ranks import run_on_ranks
 
 
 def test_alone_nothing_needs_to_be_set_up():

@@ -3,6 +3,7 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import chain
 
 import lightning as L
 import pytest
@@ -105,8 +106,8 @@ def test_ranks_draw_the_same_prompts(collected, monkeypatch, ranks):
     alone = collected(TASKS[:4])
     here, parts, barrier = threading.local(), {}, threading.Barrier(ranks, timeout=30)
 
-    def gathered(work):
-        parts[here.rank] = work()
+    def gathered(value):
+        parts[here.rank] = value
         barrier.wait()
         found = [parts[rank] for rank in range(ranks)]
         barrier.wait()
@@ -118,7 +119,8 @@ def test_ranks_draw_the_same_prompts(collected, monkeypatch, ranks):
 
     monkeypatch.setattr(herl.rollout.streaming, "rank", lambda: here.rank)
     monkeypatch.setattr(herl.rollout.streaming, "world_size", lambda: ranks)
-    monkeypatch.setattr(herl.rollout.streaming, "gather_results", gathered)
+    monkeypatch.setattr(herl.rollout.streaming, "gather", gathered)
+    monkeypatch.setattr(herl.rollout.streaming, "exchanged", lambda own: [*chain(*gathered(own))])
     with ThreadPoolExecutor(ranks) as threads:
         for found in threads.map(of_rank, range(ranks)):
             assert found.refilled == alone.refilled > 0

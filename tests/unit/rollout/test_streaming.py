@@ -8,18 +8,21 @@ import pytest
 
 from herl.advantages import group_advantages
 from herl.clock import PhaseClock
+from herl.distributed import gather, world_size
 from herl.errors import BudgetSpent, SamplerError
 from herl.hindsight.candidates import all_imperfect, bottom_k, top_k
 from herl.hindsight.revision import RevisionBuilder
 from herl.judge import JudgeRunner
+from herl.models.pretrained import PretrainedModel
 from herl.rollout.collect import collect
 from herl.rollout.stages import RolloutPlan, Stages
-from herl.rollout.streaming import _share, sample_and_judge
+from herl.rollout.streaming import sample_and_judge
 from herl.sampler import StreamingSampler
 from herl.sampler.scripted import ScriptedSampler
 from herl.selection import form_group
 from herl.testing import FakeJudge, make_task
 from herl.types import Group, SampleRequest, Sampling
+from tests.support.ranks import run_on_ranks
 
 NAMES = ("otter", "fox", "lion")
 ATTEMPTS = {
@@ -55,6 +58,12 @@ class FakeSlowJudge(FakeJudge):
     async def judge(self, task, rollout):
         await asyncio.sleep((hash(rollout.id) % 7) * 0.005)
         return await super().judge(task, rollout)
+
+
+class FakeSharedSampler(FakeStreamingSampler):
+    """Two ranks compute its answers together."""
+
+    ranks_per_engine = 2
 
 
 class FakeGroupJudge(FakeSlowJudge):
@@ -110,31 +119,6 @@ def test_a_judge_of_groups_gets_all_attempts_of_a_group_and_then_all_its_revisio
         assert [*map(without_times, group.revisions)] == [*map(without_times, expected.revisions)]
     parts = [[one.rollout.id for one in part] for g in groups for part in (g.attempts, g.revisions) if part]
     assert sorted(map(sorted, judge.groups)) == sorted(map(sorted, parts))
-
-
-@pytest.mark.parametrize("engines", [1, 2, 3])
-def test_a_judge_of_groups_gets_whole_groups_on_any_number_of_ranks(engines):
-    """The answers of one question must not depend on how requests are dealt."""
-    requests = [
-        SampleRequest(
-            task_id=name,
-            group_id=name,
-            prompt_ids=(),
-            n=1,
-            sampling=Sampling(),
-            seed=0,
-            parent_id=f"{name}/{i}",
-        )
-        for name in "abc"
-        for i in range(3)
-    ]
-    shares = [_share(requests, engine, engines, True) for engine in range(engines)]
-    assert sorted(one.parent_id for share in shares for one in share) == [one.parent_id for one in requests]
-    holders = [{one.group_id for one in share} for share in shares]
-    assert sum(map(len, holders)) == 3
-    assert [_share(requests, engine, engines, False) for engine in range(engines)] == [
-        requests[engine::engines] for engine in range(engines)
-    ]
 
 
 @pytest.mark.parametrize("candidates", [partial(top_k, k=1), all_imperfect, partial(bottom_k, k=2)])
@@ -234,3 +218,67 @@ def test_a_phase_within_another_pauses_it():
     assert clock.seconds["inner"] >= 0.04
     assert clock.seconds["outer"] >= 0.02
     assert sum(clock.seconds.values()) == pytest.approx(spent, abs=1e-3)
+
+
+def test_a_sampler_that_does_not_know_parts_of_requests_is_an_error(tokenizer):
+    class FakeFromTheStart(ScriptedSampler):
+        def generate(self, requests):
+            return super().generate([replace(request, first=0) for request in requests])
+
+    request = SampleRequest(
+        task_id="fox", group_id="g", prompt_ids=(1,), n=2, sampling=Sampling(), seed=0, first=1
+    )
+    groups = [Group(id="g", task=make_task(id="fox"), prompt_ids=(1,))]
+    sampler = FakeFromTheStart(ATTEMPTS)
+    with pytest.raises(SamplerError, match="got answer 0 to a prompt of task 'fox', .* request.indices"):
+        run(
+            tokenizer,
+            sampler,
+            FakeJudge(),
+            lambda runner: sample_and_judge(sampler, runner, groups, [request], PhaseClock()),
+        )
+
+
+def _everything(collection):
+    return [
+        ([*map(without_times, (*group.attempts, *group.revisions))], group.advantages)
+        for group in collection.groups
+    ]
+
+
+CASES = {
+    "only generates": (ScriptedSampler, FakeSlowJudge),
+    "streams": (FakeStreamingSampler, FakeSlowJudge),
+    "two ranks an engine": (FakeSharedSampler, FakeSlowJudge),
+    "a judge of groups": (ScriptedSampler, FakeGroupJudge),
+    "a judge of groups, streams": (FakeStreamingSampler, FakeGroupJudge),
+}
+
+
+def _collect_on_ranks(expected):
+    tokenizer = PretrainedModel(path="tiny").tokenizer()
+    for name, (sampler, judge) in CASES.items():
+        if world_size() % sampler.ranks_per_engine:
+            continue
+        own = []
+
+        class FakeWatched(sampler):
+            def _rollout(self, request, index, text):
+                own.append((request.group_id, request.parent_id))  # noqa: B023  # the round is over by then
+                return super()._rollout(request, index, text)
+
+        assert _everything(collected(tokenizer, FakeWatched(ATTEMPTS, REVISIONS), judge())) == expected, name
+        attempts = [{group for group, parent in one if parent is None} for one in gather(own)]
+        whole = judge is FakeGroupJudge or sampler is FakeStreamingSampler
+        assert (sum(map(len, attempts)) == len(NAMES)) == whole, (
+            f"{name}: groups are split unless needed whole"
+        )
+        assert all(attempts), f"{name}: no rank is idle"
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_answers_do_not_depend_on_the_number_of_engines(tmp_path, tokenizer, ranks):
+    expected = _everything(collected(tokenizer, ScriptedSampler(ATTEMPTS, REVISIONS), FakeSlowJudge()))
+    assert any(one.rollout.origin == "hindsight" for answers, _ in expected for one in answers)
+    run_on_ranks(_collect_on_ranks, ranks, tmp_path, expected)

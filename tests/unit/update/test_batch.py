@@ -1,6 +1,8 @@
+import random
+
 import pytest
 
-from herl.update.batch import _advise, micro_batches
+from herl.update.batch import SPARE_ROWS, _advise, _Piece, _plan, micro_batches
 from tests.support.experiences import PACKINGS, experience, several
 
 
@@ -118,3 +120,56 @@ def test_a_long_context_that_rows_repeat_for_want_of_tokens_is_said_once(caplog)
         batches = list(micro_batches(experiences, max_tokens=max_tokens, aggregation="token_mean"))
         assert len(batches) == {200: 1, 111: 2, 110: 2}[max_tokens]
     assert [record.args for record in caplog.records] == [(111,), (110,)]
+
+
+def naive_rows(lengths, max_tokens, world_size):
+    """Rows of piece lengths: one more row per rank at a time, until all pieces fit."""
+    lengths = sorted(lengths, reverse=True)
+    count = -(-min(-(-sum(lengths) // max_tokens), len(lengths)) // world_size) * world_size
+    while True:
+        rows, loads = [[] for _ in range(count)], [0] * count
+        for length in lengths:
+            least = loads.index(min(loads))
+            rows[least].append(length)
+            loads[least] += length
+        if all(len(row) <= 1 or sum(row) <= max_tokens for row in rows):
+            return sorted(rows, key=sum, reverse=True)
+        count += world_size
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+@pytest.mark.parametrize("max_tokens", [40, 64, 200])
+@pytest.mark.parametrize("seed", range(4))
+def test_rows_are_those_of_trying_one_more_at_a_time(monkeypatch, world_size, max_tokens, seed):
+    draw = random.Random(seed)
+    lengths = [draw.choice((draw.randint(2, 60), draw.randint(2, 12))) for _ in range(90)]
+    pieces = [_Piece(1, (place,), (length - 1,)) for place, length in enumerate(lengths)]
+    monkeypatch.setattr("herl.update.batch._pieces", lambda *_: pieces)
+    plan = _plan([], max_tokens, world_size, "packed")
+    expected = naive_rows(lengths, max_tokens, world_size)
+    if len(expected) * SPARE_ROWS > world_size:  # more rows at a time
+        assert len(expected) <= len(plan) <= len(expected) * (1 + SPARE_ROWS) + world_size
+    else:
+        assert [sorted(piece.tokens for piece in row) for row in plan] == [sorted(row) for row in expected]
+
+
+def test_large_batches_get_few_rows_too_many():
+    draw = random.Random(0)
+    lengths = [draw.randint(10, 90) for _ in range(700)]
+    expected = len(naive_rows(lengths, 100, 1))
+    assert expected > 3 / SPARE_ROWS
+    rows = _plan_of(lengths, 100)
+    assert sorted(place for row in rows for piece in row for place in piece.answers) == [*range(700)]
+    assert all(sum(piece.tokens for piece in row) <= 100 for row in rows)
+    assert expected <= len(rows) <= expected * (1 + SPARE_ROWS) + 1
+
+
+def _plan_of(lengths, max_tokens):
+    experiences = [experience([1], range(length - 1), index=place) for place, length in enumerate(lengths)]
+    return _plan(experiences, max_tokens, 1, "packed")
+
+
+def test_equal_contexts_share_a_row_whether_they_are_the_same_object_or_not():
+    experiences = [experience(context, [1], index=i) for i, context in enumerate(([7, 8], [9], [7, 8]))]
+    [batch] = micro_batches(experiences, max_tokens=100, aggregation="token_mean")
+    assert batch.rows == (0, 2, 1)

@@ -1,0 +1,101 @@
+import gc
+import pickle
+from copy import deepcopy
+
+import numpy as np
+import pytest
+
+from herl.distributed import rank
+from herl.replay import ReplayBuffer
+from herl.rollout.exchange import Numbers, collector_paused, exchanged
+from herl.testing import make_experience, make_judged, make_rollout
+from herl.types import Member
+from herl.update.batch import micro_batches
+from tests.support.ranks import run_on_ranks
+
+LOGPROBS = (-0.5, float(np.float32(-1.1)), -0.25)
+
+
+def answers_of(place):
+    """The answers of one rank: fewer on later ranks, none on the last of three."""
+    return [
+        make_judged(
+            float(number),
+            rollout=make_rollout(
+                id=f"{place}/{number}", token_ids=(70_000 + number, place, 3)[: number + 1],
+                logprobs=LOGPROBS[: number + 1], text=f"héllo {place}",
+            ),
+        )
+        for number in range(2 - place)
+    ]  # fmt: skip
+
+
+def test_numbers_behave_as_a_tuple():
+    numbers = Numbers(np.array([7, 8, 9], dtype=np.int32))
+    same = (7, 8, 9)
+    assert numbers == same
+    assert same == numbers
+    assert numbers == Numbers(np.array([7, 8, 9]))
+    assert numbers != (7, 8)
+    assert numbers != Numbers(np.array([7, 8]))
+    assert numbers != [7, 8, 9]
+    assert hash(numbers) == hash(same)
+    assert {numbers, same} == {same}
+    assert (len(numbers), numbers[-1], numbers[1:], [*numbers], repr(numbers)) == (
+        3,
+        9,
+        (8, 9),
+        [7, 8, 9],
+        "(7, 8, 9)",
+    )
+    assert type(numbers[0]) is int
+    assert 8 in numbers
+    assert np.array(numbers).tolist() == [7, 8, 9]
+    for copy in (deepcopy(numbers), pickle.loads(pickle.dumps(numbers))):
+        assert type(copy) is tuple
+        assert copy == same
+
+
+def test_a_process_alone_gets_its_own_answers_back():
+    own = answers_of(0)
+    assert all(got is one for got, one in zip(exchanged(own), own, strict=True))
+
+
+def _exchange():
+    everything = exchanged(answers_of(rank()))
+    expected = [one for place in range(3) for one in answers_of(place)]
+    assert everything == expected, "records, tokens and log-probs of all ranks, in rank order"
+    assert [type(one.rollout.token_ids) for one in everything] == [Numbers] * len(expected)
+    rows = [
+        [
+            *micro_batches(
+                [make_experience(one.rollout) for one in some], max_tokens=9, aggregation="token_mean"
+            )
+        ]
+        for some in (everything, expected)
+    ]
+    for got, plain in zip(*rows, strict=True):
+        for name in ("input_ids", "answer_ids", "sampler_logprobs", "weight"):
+            assert getattr(got, name).equal(getattr(plain, name)), name
+            assert getattr(got, name).dtype == getattr(plain, name).dtype
+    buffer = ReplayBuffer(of="best")
+    buffer.keep("task", [Member(judged=one, reward=one.reward) for one in everything], everything)
+    kept = pickle.loads(pickle.dumps(buffer.state_dict()))["task"][0]["rollout"]
+    assert type(kept["token_ids"]) is tuple, "checkpoints hold plain types"
+    assert exchanged([]) == [], "no rank has an answer"
+
+
+@pytest.mark.integration
+def test_ranks_get_all_answers_as_they_were(tmp_path):
+    run_on_ranks(_exchange, 3, tmp_path)
+
+
+def test_the_collector_of_cycles_goes_on_after_an_error():
+    @collector_paused()
+    def fails():
+        assert not gc.isenabled()
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fails()
+    assert gc.isenabled()
