@@ -31,7 +31,7 @@ from herl.report.secret import HIDDEN as HIDDEN_VALUE
 from herl.report.secret import without_secret
 
 PACKAGES = ("herl", "torch", "lightning", "transformers", "hydra-core")
-HIDDEN = ("experiment", "algorithm", "versions", "results", "validations", "heldout", "gold")
+HIDDEN = ("experiment", "algorithm", "versions", "results", "validations", "heldout", "gold", "benchmark")
 """Parts of a summary that the screen does not show."""
 SHOWN = ("Answers", "Curves", "Export")
 """Commands that the screen shows; report.html has more."""
@@ -218,6 +218,19 @@ def show_rows(rows: Sequence[Row]) -> None:
     console.print(table)
     if len(criteria) > MAX_ROWS:
         console.print(f"The worst {MAX_ROWS} of {len(criteria)} criteria; all are in summary.json.")
+
+
+def show_scores(scores: Mapping[str, Any]) -> None:
+    """Prints a benchmark's own numbers with their bootstrap errors."""
+    if not scores:
+        return
+    table = Table("", "score", "n", title="the benchmark's own numbers, with their standard errors")
+    for name, value in scores.items():
+        if not name.endswith((":n_samples", ":bootstrap_std")):
+            error, count = scores.get(f"{name}:bootstrap_std"), scores.get(f"{name}:n_samples", "")
+            shown = f"{value:.4f}" if error is None else f"{value:.4f} ± {error:.4f}"
+            table.add_row(Text(visible(name)), shown, str(count))
+    Screen().print(table)
 
 
 def _head(judge: str, revisions: int) -> str:

@@ -37,7 +37,7 @@ def held_out(
         prompts_per_batch: Prompts answered together.
         seed: Seed of the data module.
     """
-    return _module(
+    return answered_only(
         spread(read_tasks(path, fields=fields, ignore=ignore, negative_weight=negative_weight), max_prompts),
         prompts_per_batch,
         seed,
@@ -54,7 +54,7 @@ def ifbench(max_prompts: int | None = 48, prompts_per_batch: int = 16, seed: int
     if not path.is_file():
         raise ConfigError(f"benchmark=ifbench: expected {path}; run `herl fetch ifbench` first")
     tasks = read_tasks(path, source="ifbench")
-    return _module(spread(tasks, max_prompts), prompts_per_batch, seed)
+    return answered_only(spread(tasks, max_prompts), prompts_per_batch, seed)
 
 
 def typed_prompt(text: str, rubric: Sequence[Any] = ()) -> RubricDataModule:
@@ -84,7 +84,7 @@ def typed_prompt(text: str, rubric: Sequence[Any] = ()) -> RubricDataModule:
             '{"prompt": ..., "rubric": [...]}'
         )
     check_instructions(task, "prompt")
-    return _module([task], 1, 0)
+    return answered_only([task], 1, 0)
 
 
 def spread(tasks: Sequence[Task], max_prompts: int | None) -> Sequence[Task]:
@@ -102,7 +102,8 @@ def spread(tasks: Sequence[Task], max_prompts: int | None) -> Sequence[Task]:
     return some
 
 
-def _module(tasks: Sequence[Task], prompts_per_batch: int, seed: int) -> RubricDataModule:
+def answered_only(tasks: Sequence[Task], prompts_per_batch: int, seed: int) -> RubricDataModule:
+    """Returns a data module that has these tasks as its held-out prompts."""
     from herl.data.datamodule import RubricDataModule  # heavy, and the early checks need only the rows
 
     return RubricDataModule(tasks, tasks, prompts_per_batch=prompts_per_batch, seed=seed)
