@@ -47,6 +47,9 @@ NEEDED = {
         "benchmark.data.path=a.jsonl", "benchmark.judge.grader=healthbench_eval.py",
         "benchmark.judge.chat.base_url=http://x/v1", "benchmark.judge.chat.model=m",
     ],
+    ("benchmark", "muldimif"): [
+        "benchmark.data.path=test.json", "benchmark.judge.chat.base_url=http://x/v1", "benchmark.judge.chat.model=m",
+    ],
 }  # fmt: skip
 """Values that a choice cannot supply itself."""
 

@@ -67,3 +67,41 @@ def test_what_healthbench_lacks_is_named(folder):
     done = herl_here("test", "model=tiny", "benchmark=healthbench", cwd=folder)
     assert done.returncode == 2
     assert "benchmark.data.path" in done.stderr
+
+
+def test_muldimif_is_scored_by_checkers_that_a_function_calls(tmp_path):
+    """As its guide says: the authors' checkers are the user's files."""
+    rows = [
+        {"id": str(number), "conversations": [{"role": "user", "content": f"Describe animal {number}."}],
+         "constraints": [["Length", "Words", f"At most {most} words"], ["Content", "Keywords", "Must include e"]],
+         "constraint_pattern": "Listing", "difficulty": "Level 2"}
+        for number, most in enumerate((0, 1000))
+    ]  # fmt: skip
+    (tmp_path / "test.json").write_text(json.dumps(rows))
+    (tmp_path / "checkers.py").write_text(
+        "class Words:\n"
+        "    def check(self, constraint, text):\n"
+        "        return len(text.split()) <= int(constraint.split()[2])\n"
+        "class Keywords:\n"
+        "    def check(self, constraint, text):\n"
+        "        return constraint.split()[-1] in text\n"
+        "class_mapping = {'Length_Words': Words(), 'Content_Keywords': Keywords()}\n"
+    )
+    (tmp_path / "muldimif_check.py").write_text(
+        "from checkers import class_mapping\n"
+        "def check(task, text):\n"
+        "    found = {c.id: class_mapping[f'{c.category}_{c.title}'] for c in task.rubric.criteria}\n"
+        "    return {c.id: bool(found[c.id].check(c.text, text)) for c in task.rubric.criteria}\n"
+    )
+    done = herl_here(
+        "test", "model=tiny", "benchmark=muldimif", "benchmark.data.path=test.json", "benchmark.heldout.max_new_tokens=12",
+        "judge@benchmark.judge=function", "benchmark.judge.function=muldimif_check.check",
+        f"hydra.run.dir={tmp_path}/tested", cwd=tmp_path, HERL_ALLOW_TARGETS="muldimif_check",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    answers = [json.loads(line) for line in (tmp_path / "tested" / "answers.jsonl").read_text().splitlines()]
+    keyword = sum("e" in one["text"] for one in answers) / 2
+    scores = summary(tmp_path / "tested")["benchmark"]
+    assert scores["constraint_type_second_list/Length_Words"] == 0.5
+    assert scores["constraint_type_second_list/Content_Keywords"] == keyword
+    assert scores["total_acc_micro"] == (0.5 + keyword) / 2

@@ -1,4 +1,4 @@
-"""Rows in the form of HealthBench's public file, and a fake grader with a prompt of its own: not the published one."""
+"""Rows in the form of HealthBench's public file, and a fake grader with another prompt than the published one."""
 
 import json
 import re

@@ -41,7 +41,7 @@ SCHEMA = {
     "required": ["explanation", "criteria_met"],
     "additionalProperties": False,
 }
-"""The form of a reply, for endpoints that are told to enforce one."""
+"""The form of a reply, for endpoints set to enforce one."""
 
 
 class HealthBenchGrader(ChatJudge):

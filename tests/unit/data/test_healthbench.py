@@ -1,4 +1,4 @@
-"""HealthBench's rows become tasks as they are; anything else is an error that names file, line and key."""
+"""HealthBench's rows become tasks unchanged; anything else is an error that names file, line and key."""
 
 import json
 import random

@@ -1,5 +1,6 @@
 """Benchmarks' own numbers, against a naive computation of their published definition."""
 
+import json
 import random
 import re
 from collections import defaultdict
@@ -9,7 +10,8 @@ import pytest
 
 from herl.cli.summary import show_scores
 from herl.data.healthbench import healthbench
-from herl.evaluation.published import healthbench_scores
+from herl.data.prompts import muldimif
+from herl.evaluation.published import healthbench_scores, muldimif_scores
 from herl.testing import make_judged
 from tests.support.healthbench import ROWS, item, line, write_rows
 
@@ -84,3 +86,73 @@ def test_numbers_are_shown_with_their_errors(tmp_path, capsys):
     assert re.search(r"total_acc +│ 0.5000 +│  ", shown)
     show_scores({})
     assert not capsys.readouterr().out
+
+
+PATTERNS, LEVELS = ("Listing", "Example"), ("Level 1", "Level 4")
+CONSTRAINTS = {
+    ("Content", "Keywords: Must include"): "Content_Keywords", ("Table", "Row limit"): "Format_Table",
+    ("Length", "Words: At most"): "Length_Words", ("Words", "At most"): "Length_Words",
+    ("Content", "Quotes"): "Content_Punctuation", ("Language", "English"): "Language_English",
+    ("Format", "Markdown: Heading levels"): "Format_Markdown", ("XML", "Number of attributes"): "Format_XML",
+}  # fmt: skip
+
+
+def muldimif_rows(rng, count):
+    for number in range(count):
+        kinds = rng.sample(list(CONSTRAINTS), rng.randint(1, 5))
+        yield {
+            "id": str(number), "conversations": [{"role": "user", "content": f"Write {number}."}],
+            "constraints": [[*kind, f"Is {kind[1]}."] for kind in kinds],
+            "constraint_pattern": rng.choice(PATTERNS), "difficulty": rng.choice(LEVELS),
+        }  # fmt: skip
+
+
+def naive_muldimif(rows, graded):
+    """MulDimIF's definition in plain loops."""
+    numbers = {}
+
+    def accuracies(name, of, chosen):
+        some = [judges for row, judges in zip(rows, graded, strict=True) if row in chosen]
+        numbers[name + of] = sum(sum(one) == len(one) for one in some) / len(some)
+        numbers[f"{name}_macro{of}"] = sum(sum(one) / len(one) for one in some) / len(some)
+        numbers[f"{name}_micro{of}"] = sum(map(sum, some)) / sum(map(len, some))
+
+    accuracies("total_acc", "", rows)
+    for pattern in PATTERNS:
+        chosen = [row for row in rows if row["constraint_pattern"] == pattern]
+        accuracies("constraint_extension_list", f"/{pattern}", chosen)
+    for level in LEVELS:
+        chosen = [row for row in rows if row["difficulty"] == level]
+        accuracies("constraint_difficulty_list", f"/{level}", chosen)
+    first, second = defaultdict(list), defaultdict(list)
+    for row, judges in zip(rows, graded, strict=True):
+        own = defaultdict(list)
+        for (category, title, _), judge in zip(row["constraints"], judges, strict=True):
+            kind = CONSTRAINTS[category, title]
+            second[kind].append(judge)
+            own[kind.split("_")[0]].append(judge)
+        for kind, ones in own.items():
+            first[kind].append(sum(ones) == len(ones))
+    for name, table in (("constraint_type_list", first), ("constraint_type_second_list", second)):
+        numbers |= {f"{name}/{kind}": sum(ones) / len(ones) for kind, ones in table.items()}
+    return numbers
+
+
+def test_every_number_of_muldimif_is_the_published_one(tmp_path):
+    rng = random.Random(2)
+    rows = list(muldimif_rows(rng, 50))
+    (tmp_path / "test.json").write_text(json.dumps(rows))
+    graded = [[rng.random() < 0.6 for _ in row["constraints"]] for row in rows]
+    tasks = muldimif(str(tmp_path / "test.json")).heldout
+    scores = muldimif_scores(judged(tasks, graded))
+    assert scores == pytest.approx(naive_muldimif(rows, graded))
+    assert list(scores)[:3] == ["total_acc", "total_acc_macro", "total_acc_micro"]
+
+
+def test_an_answer_of_muldimif_with_an_abstention_does_not_fulfill_all(tmp_path):
+    row = next(row for row in muldimif_rows(random.Random(0), 9) if len(row["constraints"]) == 3)
+    (tmp_path / "test.json").write_text(json.dumps([row]))
+    tasks = muldimif(str(tmp_path / "test.json")).heldout
+    scores = muldimif_scores(judged(tasks, [[True, None, True]]))
+    assert (scores["total_acc"], scores["total_acc_macro"], scores["total_acc_micro"]) == (0.0, 1.0, 1.0)
+    assert muldimif_scores(judged(tasks, [[None, None, None]])) == {}
