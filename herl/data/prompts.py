@@ -29,7 +29,8 @@ def held_out(
     """Returns the prompts of a file as held-out prompts.
 
     Args:
-        path: A .jsonl, .json, .csv or .parquet file, a folder of them, or hf:owner/name[:split].
+        path: A .jsonl, .json, .csv or .parquet file, a folder of them, hf:owner/name[:split] or
+            lm_eval:task.yaml[:split].
         fields: herl's field names -> names in this data.
         ignore: Columns to drop without a word.
         negative_weight: Meaning of a negative weight, if the row does not say (`herl.data.formats.Reading`).
