@@ -24,6 +24,7 @@ from herl.display.screen import Screen
 from herl.evaluation.intervals import OVERALL, Row, find_row
 from herl.files import whole, write_whole
 from herl.judge import JudgeRunner
+from herl.loggers import tables
 from herl.prompt_text import visible
 from herl.report.commands import commands, from_here
 from herl.report.page import REPORT, try_report
@@ -36,7 +37,7 @@ HIDDEN = ("experiment", "algorithm", "versions", "results", "validations", "held
 SHOWN = ("Answers", "Curves", "Export")
 """Commands that the screen shows; report.html has more."""
 STORY = "0_story/0_what_happened"
-"""TensorBoard's tag for the run in words: no tag sorts before it."""
+"""The loggers' tag for the run in words: no tag sorts before it."""
 UNCHANGED = (
     "No optimizer step was taken, so the model is unchanged. Attempts at a prompt teach something "
     "only if they were judged and earn different rewards."
@@ -55,7 +56,7 @@ def finish(config: DictConfig, run: Run, results: Mapping[str, Any]) -> dict[str
         OmegaConf.save(config, part, resolve=True)
     write_whole(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
     said = try_report(folder)
-    with may_fail("the report to TensorBoard"):
+    with may_fail("the report to the loggers"):
         _first_card(run, said)
     with may_fail("the summary to the screen", passes=(BrokenPipeError,)):
         _show(summary, folder)
@@ -63,11 +64,14 @@ def finish(config: DictConfig, run: Run, results: Mapping[str, Any]) -> dict[str
 
 
 def _first_card(run: Run, said: Sequence[str]) -> None:
-    """Shows the sentences of the report as the first text in TensorBoard."""
+    """Shows the sentences of the report as the first text in TensorBoard, and as a table elsewhere."""
+    place = run.module.counts[run.module.log_over]
+    sentences = tables.Table(columns=("what_happened",), rows=tuple((visible(one),) for one in said))
+    tables.write_table(run.trainer, STORY, sentences, place)
     for logger in run.trainer.loggers if said else ():
         if isinstance(logger, TensorBoardLogger):
             text = "\n\n".join([f"**{plain(said[0])}**", *map(plain, said[1:])])
-            logger.experiment.add_text(STORY, text, run.module.counts[run.module.log_over])
+            logger.experiment.add_text(STORY, text, place)
             logger.experiment.flush()
 
 
