@@ -43,7 +43,14 @@ NEEDED = {
     ("judge", "llm"): ["judge.chat.base_url=http://x/v1", "judge.chat.model=m"],
     ("judge", "function"): ["judge.function=my_module.my_reward"],
     ("experiment", "own_function"): ["judge.function=my_module.my_reward"],
-}
+    ("benchmark", "healthbench"): [
+        "benchmark.data.path=a.jsonl", "benchmark.judge.grader=healthbench_eval.py",
+        "benchmark.judge.chat.base_url=http://x/v1", "benchmark.judge.chat.model=m",
+    ],
+    ("benchmark", "muldimif"): [
+        "benchmark.data.path=test.json", "benchmark.judge.chat.base_url=http://x/v1", "benchmark.judge.chat.model=m",
+    ],
+}  # fmt: skip
 """Values that a choice cannot supply itself."""
 
 
@@ -58,7 +65,7 @@ def test_every_choice_of_every_group_checks(group, choice):
 @pytest.mark.parametrize("benchmark", choices("benchmark"))
 @pytest.mark.parametrize("verb", ["test", "improve"])
 def test_every_benchmark_checks(verb, benchmark):
-    check(composed(verb, f"benchmark={benchmark}"))
+    check(composed(verb, f"benchmark={benchmark}", *NEEDED.get(("benchmark", benchmark), [])))
 
 
 @pytest.mark.parametrize("experiment", choices("experiment"))

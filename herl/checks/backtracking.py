@@ -85,6 +85,9 @@ def patterns_of(check: Mapping[str, Any] | None) -> list[str]:
     found = check or {}
     if found.get("kind") == "json":
         return schema_patterns(found.get("schema"))
+    if found.get("kind") == "exact_match":
+        steps = [step.get("find") for step in found.get("steps") or () if isinstance(step, Mapping)]
+        return [one for one in (*steps, *(found.get("ignore_patterns") or ())) if isinstance(one, str)]
     counted = found.get("of")
     pattern = counted.get("regex") if isinstance(counted, Mapping) else found.get("pattern")
     return [pattern] if isinstance(pattern, str) else []

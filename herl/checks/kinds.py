@@ -9,6 +9,9 @@
 | starts_with  | text                        | starts with the text                                        |
 | ends_with    | text                        | ends with the text                                          |
 | equals       | text                        | is the text                                                 |
+| exact_match  | texts, until, steps,        | gives one of the texts, letter for letter, after it was cut |
+|              | ignore_... (all optional    | and searched (`herl.checks.exact_match`)                    |
+|              | but texts)                  |                                                             |
 | regex        | pattern                     | has a match (case matters; `herl.checks.patterns`)          |
 | max_words    | count                       | has at most that many words                                 |
 | min_words    | count                       | has at least that many words                                |
@@ -34,7 +37,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import regex
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from herl.checks import json_text, numbers, patterns
+from herl.checks import exact_match, json_text, numbers, patterns
 from herl.checks.instructions import whole
 
 _SENTENCE_END = re.compile(r"[.!?\u2026]+(?=[\"'\u201d\u2019)\]*_]*(?:\s|$))|[\u3002\uff01\uff1f]+|$")
@@ -157,6 +160,35 @@ class Equals(Check):
         return answer.strip().lower() == self.text.strip().lower()
 
 
+class FindPattern(exact_match.Find):
+    """A step of `exact_match`, whose pattern can be read."""
+
+    find: Pattern
+
+
+class ExactMatch(Check):
+    """What it gives after these steps is one of the texts, letter for letter."""
+
+    slow: ClassVar[bool] = True
+    texts: Texts
+    until: Annotated[list[str], Field(description="a list of texts")] = Field(default_factory=list)
+    steps: Annotated[
+        list[exact_match.Step | FindPattern],
+        Field(description="a list of lowercase, uppercase, remove_whitespace or {find: a pattern}"),
+    ] = Field(default_factory=list)
+    ignore_patterns: Annotated[list[Pattern], Field(description="a list of patterns")] = Field(
+        default_factory=list
+    )
+    ignore_case: Annotated[bool, Field(description="true or false")] = False
+    ignore_punctuation: Annotated[bool, Field(description="true or false")] = False
+    ignore_numbers: Annotated[bool, Field(description="true or false")] = False
+
+    def met(self, answer: str) -> bool:
+        ignored = (self.ignore_patterns, self.ignore_case, self.ignore_punctuation, self.ignore_numbers)
+        gave = exact_match.compared(exact_match.given(answer, self.until, self.steps), *ignored)
+        return any(gave == exact_match.compared(text, *ignored) for text in self.texts)
+
+
 class Regex(Check):
     """The pattern has a match in it."""
 
@@ -270,6 +302,7 @@ KINDS: Mapping[str, type[Check]] = {
     "starts_with": StartsWith,
     "ends_with": EndsWith,
     "equals": Equals,
+    "exact_match": ExactMatch,
     "regex": Regex,
     "max_words": MaxWords,
     "min_words": MinWords,

@@ -87,6 +87,28 @@ def count(pattern: str, text: str) -> int:
     return _timed(lambda limit: sum(1 for _ in matches(text, timeout=limit, concurrent=True)))
 
 
+def groups(pattern: str, text: str) -> list[str | tuple[str, ...]]:
+    """Returns all matches that do not overlap, as `re.findall` does: texts, or tuples of several groups.
+
+    Raises:
+        TooSlowError: it took longer than `SECONDS`.
+    """
+    found: list[str | tuple[str, ...]] = _timed(
+        lambda limit: compiled(pattern).findall(text, timeout=limit, concurrent=True)
+    )
+    return found
+
+
+def without(pattern: str, text: str) -> str:
+    """Returns the text without any match of the pattern.
+
+    Raises:
+        TooSlowError: it took longer than `SECONDS`.
+    """
+    rest: str = _timed(lambda limit: compiled(pattern).sub("", text, timeout=limit, concurrent=True))
+    return rest
+
+
 def _timed(work: Callable[[float], _T]) -> _T:
     """Gives the work `SECONDS` of this thread's time.
 

@@ -98,7 +98,7 @@ def _explained(first: ErrorDetails, kind: str, where: str) -> str:
     if first["type"] == "extra_forbidden":
         keys = ", ".join(fields)
         return f"{name}: a check of the kind '{kind}' has the keys {keys}.{did_you_mean(place[0], fields)}"
-    inner = {"texts": "a text that is not empty", "of": "a pattern"}
+    inner = {"texts": "a text that is not empty", "of": "a pattern", "ignore_patterns": "a pattern"}
     expected = inner[place[0]] if len(place) > 1 and place[0] in inner else fields[place[0]].description
     got = "nothing" if first["type"] == "missing" else shown(first["input"])
     return f"{name}: expected {expected}, got {got}" + (f": {words}" if words else "")

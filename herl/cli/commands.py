@@ -28,7 +28,7 @@ from rich.text import Text
 from herl.callbacks import BestCheckpoint
 from herl.callbacks.stop_on_signal import requeue
 from herl.cli.banner import show_banner
-from herl.cli.summary import finish, log_hyperparameters, show_rows
+from herl.cli.summary import finish, log_hyperparameters, show_rows, show_scores
 from herl.config.build import Run, build, check_checkpoint, make, quiet, resumed_from
 from herl.config.check import check
 from herl.data.lint import BAD_ROW, Finding, bad_rows, findings
@@ -40,6 +40,7 @@ from herl.dry_run.trial import dry_run
 from herl.errors import BudgetSpent, ConfigError, DataError, JudgeStop, RunStopped
 from herl.evaluation.evaluate import evaluate, rounds_picture, rounds_table, trajectory_records
 from herl.evaluation.intervals import Row, prompt_rewards
+from herl.evaluation.published import PublishedScores
 from herl.files import write_whole
 from herl.models.export import load_checkpoint, model_card, save_pretrained
 from herl.models.push import check_push, push
@@ -105,9 +106,11 @@ def validate(config: DictConfig) -> dict[str, Any]:
     started = time.perf_counter()
     run, rows = _evaluated(config)
     run.module.clock.began = started
+    scores = _published(config, run)
     if run.trainer.is_global_zero:
         show_rows(rows)
-    return finish(config, run, _results(run, rows))
+        show_scores(scores)
+    return finish(config, run, _results(run, rows) | ({"benchmark": scores} if scores else {}))
 
 
 test = validate
@@ -189,6 +192,15 @@ def _benchmarked(config: DictConfig, data: Any) -> tuple[DictConfig, Any]:
     config.rollout.heldout = benchmark.heldout
     config.further_judges = {**benchmark.further_judges, **config.further_judges}
     return config, make(config.benchmark.data)
+
+
+def _published(config: DictConfig, run: Run) -> dict[str, float]:
+    """The benchmark's own numbers, of the plain answers; {} if it has none besides the rows."""
+    node = OmegaConf.select(config, "benchmark.scores")
+    if node is None:
+        return {}
+    scores: PublishedScores = make(node)
+    return scores((one.task, one.best(0)) for one in run.heldout.trajectories)
 
 
 def _results(run: Run, rows: list[Row]) -> dict[str, Any]:

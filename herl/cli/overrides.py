@@ -131,6 +131,8 @@ def _check_benchmark(overrides: list[str]) -> None:
     if chosen in ("", "none", "null") or "," in chosen or "prompt" in given:
         return
     for override in overrides:
+        if "@benchmark." in key_of(override):  # a group's choice for the benchmark's own part
+            continue
         for key, instead in BENCHMARK_KEYS.items():
             if re.match(rf"{re.escape(key)}($|[./@])", key_of(override)):
                 raise ConfigError(

@@ -24,6 +24,7 @@ from herl.display.screen import Screen
 from herl.evaluation.intervals import OVERALL, Row, find_row
 from herl.files import whole, write_whole
 from herl.judge import JudgeRunner
+from herl.loggers import tables
 from herl.prompt_text import visible
 from herl.report.commands import commands, from_here
 from herl.report.page import REPORT, try_report
@@ -31,12 +32,12 @@ from herl.report.secret import HIDDEN as HIDDEN_VALUE
 from herl.report.secret import without_secret
 
 PACKAGES = ("herl", "torch", "lightning", "transformers", "hydra-core")
-HIDDEN = ("experiment", "algorithm", "versions", "results", "validations", "heldout", "gold")
+HIDDEN = ("experiment", "algorithm", "versions", "results", "validations", "heldout", "gold", "benchmark")
 """Parts of a summary that the screen does not show."""
 SHOWN = ("Answers", "Curves", "Export")
 """Commands that the screen shows; report.html has more."""
 STORY = "0_story/0_what_happened"
-"""TensorBoard's tag for the run in words: no tag sorts before it."""
+"""The loggers' tag for the run in words: no tag sorts before it."""
 UNCHANGED = (
     "No optimizer step was taken, so the model is unchanged. Attempts at a prompt teach something "
     "only if they were judged and earn different rewards."
@@ -55,7 +56,7 @@ def finish(config: DictConfig, run: Run, results: Mapping[str, Any]) -> dict[str
         OmegaConf.save(config, part, resolve=True)
     write_whole(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
     said = try_report(folder)
-    with may_fail("the report to TensorBoard"):
+    with may_fail("the report to the loggers"):
         _first_card(run, said)
     with may_fail("the summary to the screen", passes=(BrokenPipeError,)):
         _show(summary, folder)
@@ -63,11 +64,14 @@ def finish(config: DictConfig, run: Run, results: Mapping[str, Any]) -> dict[str
 
 
 def _first_card(run: Run, said: Sequence[str]) -> None:
-    """Shows the sentences of the report as the first text in TensorBoard."""
+    """Shows the sentences of the report as the first text in TensorBoard, and as a table elsewhere."""
+    place = run.module.counts[run.module.log_over]
+    sentences = tables.Table(columns=("what_happened",), rows=tuple((visible(one),) for one in said))
+    tables.write_table(run.trainer, STORY, sentences, place)
     for logger in run.trainer.loggers if said else ():
         if isinstance(logger, TensorBoardLogger):
             text = "\n\n".join([f"**{plain(said[0])}**", *map(plain, said[1:])])
-            logger.experiment.add_text(STORY, text, run.module.counts[run.module.log_over])
+            logger.experiment.add_text(STORY, text, place)
             logger.experiment.flush()
 
 
@@ -218,6 +222,19 @@ def show_rows(rows: Sequence[Row]) -> None:
     console.print(table)
     if len(criteria) > MAX_ROWS:
         console.print(f"The worst {MAX_ROWS} of {len(criteria)} criteria; all are in summary.json.")
+
+
+def show_scores(scores: Mapping[str, Any]) -> None:
+    """Prints a benchmark's own numbers with their bootstrap errors."""
+    if not scores:
+        return
+    table = Table("", "score", "n", title="the benchmark's own numbers, with their standard errors")
+    for name, value in scores.items():
+        if not name.endswith((":n_samples", ":bootstrap_std")):
+            error, count = scores.get(f"{name}:bootstrap_std"), scores.get(f"{name}:n_samples", "")
+            shown = f"{value:.4f}" if error is None else f"{value:.4f} ± {error:.4f}"
+            table.add_row(Text(visible(name)), shown, str(count))
+    Screen().print(table)
 
 
 def _head(judge: str, revisions: int) -> str:

@@ -133,7 +133,7 @@ HAVE_KEY = {"data": ("file",), "judge": ("llm", "local")}
 CHATS_WITH_PATH = ("local", "vllm")
 """Choices of judge/chat whose model is an object with a path."""
 
-_ROWS = re.compile(r"(hf:\S+|.*\.(jsonl|json|csv|parquet))$")
+_ROWS = re.compile(r"(hf:\S+|lm_eval:\S+|.*\.(jsonl|json|csv|parquet))$")
 _MODEL = re.compile(r"[\w.~-]*/\S+$")
 
 

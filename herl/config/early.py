@@ -23,7 +23,7 @@ from herl.config.check import check, check_value, holds_target, mistakes, writte
 from herl.config.gold import check_gold
 from herl.config.signatures import argument_type
 from herl.data.prompts import spread
-from herl.data.rows import HUB
+from herl.data.rows import HUB, LM_EVAL
 from herl.data.sources import read_tasks
 from herl.data.split import NO_PROMPTS, split_off
 from herl.errors import ConfigError, DataError, HerlError
@@ -213,7 +213,7 @@ def _is_soon_read(path: str) -> bool:
     """Whether a path is a file of a moderate size. A file that is missing is: the error comes at once."""
     file = Path(path).expanduser()
     return (
-        not path.startswith(HUB)
+        not path.startswith((HUB, LM_EVAL))
         and not file.is_dir()
         and (not file.exists() or file.stat().st_size <= MAX_BYTES)
     )

@@ -48,6 +48,8 @@ from herl.data.rows import Row
 from herl.errors import ConfigError, DataError, did_you_mean
 from herl.types import Criterion, Rubric, Task
 
+MULDIMIF_LABELS = ("constraint_pattern", "difficulty")
+"""Fields of a MulDimIF row that say what kind of row it is; they go into the task's `meta`."""
 NegativeWeight = Literal["must_say", "met_is_bad", "met_is_good"]
 
 
@@ -153,7 +155,7 @@ def _as_native(value: Mapping[str, Any], reading: Reading) -> tuple[dict[str, An
         return _typed({k: v for k, v in native.items() if k in named or k in ("id", "meta")}, reading), taken
     if "constraints" in value:
         chat = column(value, "messages", ("conversations", "prompt"))
-        return _muldimif(value, chat), {"id", "constraints", chat or ""}
+        return _muldimif(value, chat), {"id", "constraints", *MULDIMIF_LABELS, chat or ""}
     if "rubric" in value and ("prompt" in value or "messages" in value) and not is_foreign(value):
         return _typed(dict(value), reading), set(value)
     columns = {name: theirs for name in ("prompt", "messages", "rubric", "reference", "id", "source")
@@ -212,7 +214,8 @@ def _muldimif(value: Mapping[str, Any], chat: str | None) -> dict[str, Any]:
         "messages": value[chat] if chat else None,
         "rubric": [{"text": text, "title": sub, "category": category} for category, sub, text in constraints],
     }
-    return _typed(native, Reading())
+    labels = {name: value[name] for name in MULDIMIF_LABELS if name in value}
+    return _typed(native | {"meta": labels}, Reading())
 
 
 # Tasks

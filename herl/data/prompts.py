@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from herl.cache_folder import cached_ifbench
-from herl.data.formats import NegativeWeight, Reading, task_of
-from herl.data.rows import Row
+from herl.data.formats import MULDIMIF_LABELS, NegativeWeight, Reading, task_of
+from herl.data.rows import Row, read_rows
 from herl.data.sources import ListedTasks, check_instructions, read_tasks
 from herl.errors import ConfigError, DataError
 from herl.types import Task
@@ -29,7 +29,8 @@ def held_out(
     """Returns the prompts of a file as held-out prompts.
 
     Args:
-        path: A .jsonl, .json, .csv or .parquet file, a folder of them, or hf:owner/name[:split].
+        path: A .jsonl, .json, .csv or .parquet file, a folder of them, hf:owner/name[:split] or
+            lm_eval:task.yaml[:split].
         fields: herl's field names -> names in this data.
         ignore: Columns to drop without a word.
         negative_weight: Meaning of a negative weight, if the row does not say (`herl.data.formats.Reading`).
@@ -37,7 +38,7 @@ def held_out(
         prompts_per_batch: Prompts answered together.
         seed: Seed of the data module.
     """
-    return _module(
+    return answered_only(
         spread(read_tasks(path, fields=fields, ignore=ignore, negative_weight=negative_weight), max_prompts),
         prompts_per_batch,
         seed,
@@ -54,7 +55,33 @@ def ifbench(max_prompts: int | None = 48, prompts_per_batch: int = 16, seed: int
     if not path.is_file():
         raise ConfigError(f"benchmark=ifbench: expected {path}; run `herl fetch ifbench` first")
     tasks = read_tasks(path, source="ifbench")
-    return _module(spread(tasks, max_prompts), prompts_per_batch, seed)
+    return answered_only(spread(tasks, max_prompts), prompts_per_batch, seed)
+
+
+def muldimif(
+    path: str, max_prompts: int | None = None, prompts_per_batch: int = 16, seed: int = 0
+) -> RubricDataModule:
+    """Returns the prompts of a MulDimIF file (arXiv:2505.07591) as held-out prompts.
+
+    Args:
+        path: test.json of Junjie-Ye/MulDimIF, or a file of the same form.
+        max_prompts: Number of prompts to take, evenly spaced over the file; None for all.
+        prompts_per_batch: Prompts answered together.
+        seed: Seed of the data module.
+
+    Raises:
+        DataError: a row is not one of MulDimIF; names file, row and key.
+    """
+    tasks = []
+    for row in read_rows(path):
+        task = task_of(row, Reading(source="muldimif"))
+        lacking = [name for name in MULDIMIF_LABELS if not isinstance(task.meta.get(name), str)]
+        if "constraints" not in row.value:
+            lacking.insert(0, "constraints")
+        if lacking:
+            raise DataError(f"{row.place}: {lacking[0]}: expected a row of MulDimIF, got one without it")
+        tasks.append(task)
+    return answered_only(spread(tasks, max_prompts), prompts_per_batch, seed)
 
 
 def typed_prompt(text: str, rubric: Sequence[Any] = ()) -> RubricDataModule:
@@ -84,7 +111,7 @@ def typed_prompt(text: str, rubric: Sequence[Any] = ()) -> RubricDataModule:
             '{"prompt": ..., "rubric": [...]}'
         )
     check_instructions(task, "prompt")
-    return _module([task], 1, 0)
+    return answered_only([task], 1, 0)
 
 
 def spread(tasks: Sequence[Task], max_prompts: int | None) -> Sequence[Task]:
@@ -102,7 +129,8 @@ def spread(tasks: Sequence[Task], max_prompts: int | None) -> Sequence[Task]:
     return some
 
 
-def _module(tasks: Sequence[Task], prompts_per_batch: int, seed: int) -> RubricDataModule:
+def answered_only(tasks: Sequence[Task], prompts_per_batch: int, seed: int) -> RubricDataModule:
+    """Returns a data module that has these tasks as its held-out prompts."""
     from herl.data.datamodule import RubricDataModule  # heavy, and the early checks need only the rows
 
     return RubricDataModule(tasks, tasks, prompts_per_batch=prompts_per_batch, seed=seed)

@@ -8,6 +8,7 @@
 | x.parquet                | one per table row                                                              |
 | a folder                 | all such files in it, by name; or a data set that `datasets` saved there       |
 | hf:owner/name[:split]    | a data set on the Hugging Face hub; the default split is train                 |
+| lm_eval:x.yaml[:split]   | a task of lm-evaluation-harness (`herl.data.lm_eval`)                          |
 
 A file that stays on disk must not change while rows are read from it: a change is an error at the next row.
 """
@@ -32,6 +33,7 @@ logger = logging.getLogger(__name__)
 LARGE_BYTES = 128 * 2**20
 """Files above this size are read row by row, on demand."""
 HUB = "hf:"
+LM_EVAL = "lm_eval:"
 csv.field_size_limit(2**31 - 1)
 
 
@@ -188,7 +190,11 @@ def read_rows(path: str | Path) -> Rows:
     """
     if str(path).startswith(HUB):
         name, _, split = str(path).removeprefix(HUB).partition(":")
-        return Table(str(path), _datasets().load_dataset(name, split=split or "train"))
+        return Table(str(path), load_dataset(name, split=split or "train"))
+    if str(path).startswith(LM_EVAL):
+        from herl.data.lm_eval import task_rows  # it reads its files here
+
+        return task_rows(str(path))
     path = Path(path).expanduser()
     if path.is_dir():
         return _folder(path)
@@ -321,6 +327,15 @@ def _numbered(path: Path, values: Sequence[Any], filled: bool = False) -> Rows:
             for number, value in enumerate(values, start=1)
         ]
     )
+
+
+def load_dataset(path: str, *arguments: Any, **options: Any) -> Any:
+    """Returns a data set of the Hugging Face hub, by the function of that name in `datasets`.
+
+    Raises:
+        ConfigError: the package is not installed.
+    """
+    return _datasets().load_dataset(path, *arguments, **options)
 
 
 def _datasets() -> Any:

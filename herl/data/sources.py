@@ -62,8 +62,8 @@ def read_tasks(
     """Reads tasks, in order. Every row is checked once; rows of large files stay on disk.
 
     Args:
-        path: A .jsonl, .json, .csv or .parquet file, a folder of them, or hf:owner/name[:split]; None for no
-            tasks.
+        path: A .jsonl, .json, .csv or .parquet file, a folder of them, hf:owner/name[:split] or
+            lm_eval:task.yaml[:split]; None for no tasks.
         where: Keeps only the tasks whose `meta` has these values, e.g. {"split": "train"}.
         fields: herl's field names -> names in this data (`herl.data.formats.Reading`).
         ignore: Columns to drop without a word.

@@ -34,11 +34,12 @@ class FakeEndpoint:
         refuse: Request -> None, or the status and the body of an error: text, or an object sent as JSON.
         shape: Completion -> the completion to send.
         location: Where the fault "redirect" leads.
+        reply: Last message -> reply text, for questions without herl's fences; None for `judge`.
     """
 
     def __init__(
         self, fault_share=0.0, seconds=0.0, refuses_schema=False, judge=None, key=None, retry_after=0.05, seed=0,
-        faults=FAULTS, refuse=lambda body: None, shape=lambda reply: reply, location="",
+        faults=FAULTS, refuse=lambda body: None, shape=lambda reply: reply, location="", reply=None,
     ):  # fmt: skip
         self.fault_share = fault_share
         self.seconds = seconds
@@ -50,6 +51,7 @@ class FakeEndpoint:
         self.refuse = refuse
         self.shape = shape
         self.location = location
+        self.reply = reply
         self.sent = []
         """All requests, in order."""
         self.served = Counter()
@@ -142,7 +144,8 @@ class FakeEndpoint:
             error = {"error": {"message": "slow down"}}
             return await self._send(writer, 429, error, f"retry-after: {self.retry_after}\r\n")
         await asyncio.sleep(self.seconds)
-        text = self.judge(material(body["messages"][-1]["content"]))
+        asked = body["messages"][-1]["content"]
+        text = self.reply(asked) if self.reply else self.judge(material(asked))
         if fault == "nested":
             text = '{"a":' * 90_000 + text
         if fault == "long":

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from copy import copy
 from dataclasses import replace
 from functools import partial
 from statistics import fmean
@@ -18,10 +17,10 @@ from typing import TypeVar
 
 from herl.errors import ConfigError, JudgeError, check_at_least
 from herl.judge.aggregation import weighted
-from herl.judge.base import Aggregation, Judge, require_rubric
-from herl.judge.budget import Budget
+from herl.judge.base import Aggregation
+from herl.judge.llm.base import ChatJudge
 from herl.judge.llm.chat import Chat, ChatRequest
-from herl.judge.llm.client import JudgeClient, Limits
+from herl.judge.llm.client import Limits
 from herl.judge.llm.parse import ParsedVerdict, PartialReply, read_group, read_score, read_verdicts
 from herl.judge.llm.prompt import GroupQuestion, Mode, PromptBuilder, Question
 from herl.judge.llm.reply_cache import ReplyCache
@@ -33,7 +32,7 @@ HOLISTIC_SCALE = (1, 10)
 UNDECIDED = "the judge cannot tell"
 
 
-class LLMJudge(Judge):
+class LLMJudge(ChatJudge):
     """Asks a language model about each answer.
 
     Args:
@@ -76,7 +75,7 @@ class LLMJudge(Judge):
         cache: ReplyCache | None = None,
         aggregation: Aggregation = weighted,
     ) -> None:
-        super().__init__(aggregation)
+        super().__init__(chat, limits, cache, aggregation)
         check_at_least("judge", 1, criteria_per_call=criteria_per_call, votes=votes, max_tokens=max_tokens)
         check_at_least("judge", 1, answers_per_call=answers_per_call)
         check_at_least("judge", 0, temperature=temperature)
@@ -86,7 +85,6 @@ class LLMJudge(Judge):
             raise ConfigError(f"judge.temperature: expected a number above 0 for {votes} votes, got 0")
         self.holistic = mode == "holistic"
         self.judges_groups = mode == "group"
-        self.client = JudgeClient(chat, limits or Limits(), cache)
         self._scale = Scale.of(HOLISTIC_SCALE if self.holistic and scale is None else scale)
         self._prompts = PromptBuilder(
             mode, self._scale, criteria_per_call, reasons, reason_characters, show_reference, template
@@ -96,33 +94,6 @@ class LLMJudge(Judge):
         self._votes = votes
         self._temperature = temperature
         self._max_tokens = max_tokens
-
-    def check_task(self, task: Task) -> None:
-        """Checks that there is a rubric, which every mode shows to the model."""
-        require_rubric(task)
-
-    def prepare(self) -> None:
-        """Prepares the model, unless replies come only from the cache."""
-        if not self.client.offline:
-            self.client.chat.prepare()
-
-    async def start(self, budget: Budget) -> None:
-        """Opens the cache and the connections."""
-        await self.client.start(budget)
-
-    async def stop(self) -> None:
-        """Closes the cache and the connections."""
-        await self.client.stop()
-
-    def close(self) -> None:
-        """Releases the model, if it was started here."""
-        self.client.chat.close()
-
-    def uncached(self) -> LLMJudge:
-        """Returns the same judge without its cache of replies."""
-        other = copy(self)
-        other.client = self.client.uncached()
-        return other
 
     async def judge(self, task: Task, rollout: Rollout) -> Judgement:
         """Returns a verdict per criterion; a verdict that could not be obtained abstains, with its cause."""

@@ -145,6 +145,20 @@ def read_score(reply: str, scale: Scale, code: str = "") -> ParsedVerdict:
     return _parsed(_judgement(reply, "score", code), "score", scale)
 
 
+def read_met(reply: str) -> ParsedVerdict:
+    """Returns the verdict of a reply {"criteria_met": true, "explanation": "..."}, as HealthBench's grader
+    gives it: 1 or 0, with the explanation as its reason.
+
+    Raises:
+        JudgeError: the reply, apart from thinking and a code fence, is something else.
+    """
+    found = _judgement(without_thinking(reply), "criteria_met", "")
+    met = found["criteria_met"]
+    if not isinstance(met, bool):
+        raise _malformed("expected true or false as 'criteria_met'", reply)
+    return ParsedVerdict(float(met), valid(str(found.get("explanation") or "")))
+
+
 def first_object(text: str) -> str | None:
     """Returns a text up to the end of the JSON object that it begins with, or None without a whole one."""
     for read in (text, _repaired(text)):

@@ -128,6 +128,7 @@ def test_a_benchmark_overrules_short_names_too(handed_over, capsys, given, key):
         ["benchmark=none", "judge=rule"], ["benchmark='none'", "judge=rule"], ["judge=rule"],
         ["benchmark=ifbench", "benchmark.judge.strict=false", "module.validation_revisions=1"],
         ["--config-dir", "data", "benchmark=ifbench"],
+        ["benchmark=muldimif", "judge@benchmark.judge=function", "benchmark.judge.function=my.f"],
     ],
 )  # fmt: skip
 def test_what_a_benchmark_leaves_alone_is_taken(handed_over, given):

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from herl.data.prompts import held_out, ifbench, typed_prompt
+from herl.data.prompts import held_out, ifbench, muldimif, typed_prompt
 from herl.errors import ConfigError, DataError
 
 
@@ -59,3 +59,36 @@ def test_a_prompt_is_typed_with_its_rubric_or_as_a_row():
 def test_a_prompt_that_cannot_be_judged_is_an_error(text, message):
     with pytest.raises(DataError, match=message):
         typed_prompt(text)
+
+
+MULDIMIF = {
+    "id": "7", "conversations": [{"role": "user", "content": "Name two rivers. Use 3 words."}],
+    "constraints": [["Length", "Words", "At most 3 words"]], "constraint_pattern": "Listing", "difficulty": "Level 1",
+}  # fmt: skip
+
+
+def test_a_row_of_muldimif_keeps_its_labels(tmp_path, caplog):
+    (tmp_path / "test.json").write_text(json.dumps([MULDIMIF, MULDIMIF | {"id": "8"}]))
+    tasks = muldimif(str(tmp_path / "test.json")).heldout
+    assert [(task.id, task.source, dict(task.meta)) for task in tasks] == [
+        (name, "muldimif", {"constraint_pattern": "Listing", "difficulty": "Level 1"}) for name in "78"
+    ]
+    assert [(c.category, c.title, c.text) for c in tasks[0].rubric.criteria] == [
+        ("Length", "Words", "At most 3 words")
+    ]
+    assert not caplog.text
+    assert len(muldimif(str(tmp_path / "test.json"), max_prompts=1).heldout) == 1
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": "x", "rubric": ["Is kind."]}, "constraints: expected a row of MulDimIF, got one without it"),
+        ({k: v for k, v in MULDIMIF.items() if k != "difficulty"}, "difficulty: expected a row of MulDimIF"),
+        (MULDIMIF | {"constraints": [["Length", "3 words"]]}, r"constraints: expected \[category, sub-category, text\]"),
+    ],
+)  # fmt: skip
+def test_a_row_that_is_not_of_muldimif_is_an_error_that_names_it(tmp_path, row, message):
+    (tmp_path / "test.json").write_text(json.dumps([MULDIMIF, row]))
+    with pytest.raises(DataError, match=f"test.json.*2.*{message}"):
+        muldimif(str(tmp_path / "test.json"))

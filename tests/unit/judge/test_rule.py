@@ -124,6 +124,7 @@ def test_an_answer_that_breaks_its_check_fulfills_nothing(check, answer, undesir
     [
         ({"kind": "regex", "pattern": ENDLESS}, "a" * 60 + "b"),
         ({"kind": "count", "of": {"regex": ENDLESS}, "at_most": 3}, "a" * 60 + "b"),
+        ({"kind": "exact_match", "texts": ["x"], "steps": [{"find": ENDLESS}]}, "a" * 60 + "b"),
         ({"kind": "json", "schema": {"pattern": ENDLESS}}, f'"{"a" * 60}b"'),
         (
             {"kind": "json", "schema": {"properties": {"a": {"$schema": DIALECT, "pattern": ENDLESS}}}},
@@ -132,7 +133,7 @@ def test_an_answer_that_breaks_its_check_fulfills_nothing(check, answer, undesir
         ({"kind": "json", "schema": DOUBLING}, '{"a": 1}'),
         ({"kind": "json", "schema": BRANCHING}, "[" * 30 + "1" + "]" * 30),
     ],
-    ids=["regex", "count", "pattern of a schema", "dialect", "doubling", "branching"],
+    ids=["regex", "count", "exact_match", "pattern of a schema", "dialect", "doubling", "branching"],
 )
 def test_a_check_that_takes_too_long_abstains_with_the_cause_timeout(check, answer, monkeypatch, caplog):
     monkeypatch.setattr(patterns, "SECONDS", 0.05)
