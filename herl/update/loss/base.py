@@ -119,6 +119,12 @@ class Loss(ABC):
         """Whether to keep the log-probs from before a batch's first optimizer step for its later ones."""
         return True
 
+    @property
+    def weighs_draws(self) -> bool:
+        """Whether answers may be drawn from another distribution than the policy's at the temperature: from
+        one that leaves out unlikely tokens, or penalizes repetition. By default they may."""
+        return True
+
     def check(self, advantages: Sequence[float], training_context: str) -> None:
         """Refuses settings that the loss cannot learn from, before anything is loaded; by default, none.
 

@@ -66,6 +66,10 @@ def mismatch_weight(
 class Mismatch:
     """Correction for a sampler whose probabilities differ from the trainer's; applies only to attempts.
 
+    The sampler's probabilities are those that it drew with. Under penalties, weights correct the gradient to
+    the policy's, up to the cap. Under top_p, top_k and min_p, the weight of a token is the share of the
+    policy's probability that was kept, and the gradient still lacks the tokens that were left out.
+
     Args:
         level: Weights per `token`, per `sequence`, or `none`.
         mode: Treatment above the cap: `truncate` the weight, or `mask` the token or answer.
@@ -163,6 +167,11 @@ class PolicyLoss(Loss):
     def needs_ref_logprobs(self) -> bool:
         """Whether the loss has a KL term."""
         return self.kl_coef > 0
+
+    @property
+    def weighs_draws(self) -> bool:
+        """Whether importance weights correct for the distribution that attempts were drawn from."""
+        return self.mismatch.level != "none"
 
     def __call__(self, tokens: Tokens) -> tuple[torch.Tensor, Stats]:
         """Returns (loss, stats)."""
