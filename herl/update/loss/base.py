@@ -80,6 +80,8 @@ class Tokens:
     row: torch.Tensor
     ref_logprobs: torch.Tensor | None = None
     """None unless the loss `needs_ref_logprobs`."""
+    entropy_floor: float | None = None
+    """Nats below which a token gets no policy gradient; None for no floor."""
 
 
 class Likelihoods(Protocol):
@@ -99,6 +101,12 @@ class Loss(ABC):
     constant_length: int
     entropy_coef: float
     """Weight of the entropy bonus; 0 keeps the entropy out of the graph."""
+    top_entropy_share: float = 1.0
+    """Share of a step's tokens, those with the highest entropy, that get a policy gradient."""
+    ref_sync_steps: int | None = None
+    """Optimizer steps after which the reference moves toward the policy; None if it never does."""
+    ref_sync_rate: float = 1.0
+    """How far it moves, in (0, 1]: 1 replaces it by the policy."""
 
     @abstractmethod
     def __call__(self, tokens: Tokens) -> tuple[torch.Tensor, Stats]:
@@ -120,10 +128,11 @@ class Loss(ABC):
         return True
 
     @property
-    def needs_on_policy(self) -> bool:
-        """Whether answers must come from the weights that an update begins with, since nothing corrects for
-        older ones (`rollout.batches_ahead`). False by default, as for a likelihood."""
-        return False
+    def weighs_draws(self) -> bool:
+        """Whether answers may be drawn from another distribution than the policy's at the temperature: from
+        older weights (`rollout.batches_ahead`), or one that leaves out unlikely tokens or penalizes
+        repetition. By default they may."""
+        return True
 
     def check(self, advantages: Sequence[float], training_context: str) -> None:
         """Refuses settings that the loss cannot learn from, before anything is loaded; by default, none.
