@@ -142,9 +142,11 @@ def _replayed(judged: Judged) -> Judged:
 
 
 def _plain(judged: Judged) -> dict[str, Any]:
-    """An answer in plain types. Token ids are not copied, since there may be millions."""
+    """An answer in plain types. Token ids in a tuple are not copied, since there may be millions."""
     rollout = {field.name: getattr(judged.rollout, field.name) for field in fields(Rollout)}
-    return {"rollout": rollout, "judgement": asdict(judged.judgement)}
+    # An array behaves as a tuple, but a checkpoint with one could not be read without running code.
+    tokens = {name: tuple(rollout[name]) for name in ("token_ids", "logprobs")}
+    return {"rollout": rollout | tokens, "judgement": asdict(judged.judgement)}
 
 
 def _judged(plain: Mapping[str, Any]) -> Judged:

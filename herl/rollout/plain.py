@@ -10,6 +10,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from herl.rollout.collect import Collection
+from herl.rollout.exchange import Numbers
 from herl.types import Experience, Group, Judged, Judgement, Member, Rollout, Task, Verdict
 
 RECORDS: dict[str, type[Any]] = {
@@ -21,7 +22,7 @@ RECORDS: dict[str, type[Any]] = {
 def plain(value: Any) -> Any:
     """Returns a collection, or a part of one, in mappings, tuples, strings and numbers.
 
-    Token ids and log-probs are not copied, since there may be millions.
+    Token ids and log-probs in tuples are not copied, since there may be millions.
     """
     if isinstance(value, Task):
         return {"Task": value.id}
@@ -32,7 +33,7 @@ def plain(value: Any) -> Any:
         return {"Mapping": dict(value)}
     if isinstance(value, tuple) and value and is_dataclass(value[0]):
         return tuple(map(plain, value))
-    return value
+    return tuple(value) if isinstance(value, Numbers) else value
 
 
 def restored(value: Any, tasks: Mapping[str, Task]) -> Any:

@@ -4,6 +4,7 @@ from dataclasses import replace
 from functools import partial
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +12,7 @@ from herl.errors import ConfigError
 from herl.hindsight.revision import RevisionBuilder
 from herl.judge import JudgeRunner
 from herl.replay import NoReplay, ReplayBuffer
+from herl.rollout.exchange import Numbers
 from herl.selection import form_group
 from herl.testing import FakeJudge, make_judged
 from herl.types import Member
@@ -78,9 +80,18 @@ def test_what_was_recalled_is_not_kept_as_new():
     assert rewards(memory.recall("t", "now")) == [0.5]
 
 
-def test_the_state_goes_through_a_checkpoint_whole(tmp_path):
+def as_exchanged(one):
+    """With its tokens in arrays, as ranks exchange answers."""
+    rollout = one.judged.rollout
+    ids, logprobs = np.array(rollout.token_ids, np.int32), np.array(rollout.logprobs, np.float32)
+    rollout = replace(rollout, token_ids=Numbers(ids), logprobs=Numbers(logprobs))
+    return replace(one, judged=replace(one.judged, rollout=rollout))
+
+
+@pytest.mark.parametrize("of_ranks", [False, True])
+def test_the_state_goes_through_a_checkpoint_whole(tmp_path, of_ranks):
     memory = ReplayBuffer(of="best", size=2, uses=3)
-    keep(memory, "t", member(0.9))
+    keep(memory, "t", as_exchanged(member(0.9)) if of_ranks else member(0.9))
     memory.recall("t", "now")
     state = memory.state_dict()
     torch.save(state, tmp_path / "state")

@@ -3,9 +3,11 @@
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 
@@ -19,12 +21,14 @@ from herl.module import HerlModule
 from herl.replay import ReplayBuffer
 from herl.rollout.ahead import Batches, check_ahead
 from herl.rollout.collect import collect
+from herl.rollout.exchange import Numbers
 from herl.rollout.plain import plain, restored
 from herl.rollout.stages import RolloutPlan
 from herl.sampler.scripted import ScriptedSampler
 from herl.sampler.transformers import TransformersSampler
 from herl.sampler.vllm import VLLMSampler
 from herl.sampler.vllm_server import VLLMServerSampler
+from herl.testing import make_judged, make_rollout
 from herl.update.loss.dpo import PreferenceLoss
 from herl.update.loss.policy import Mismatch, PolicyLoss
 from herl.update.loss.sft import LikelihoodLoss
@@ -322,6 +326,18 @@ def test_a_batch_survives_a_checkpoint(tmp_path, whole):
         assert restored(read, {task.id: task for task in TASKS}) == step.collection
     with pytest.raises(KeyError):
         restored(read, {})
+
+
+def test_so_does_a_batch_whose_tokens_are_arrays_as_ranks_exchange_them(tmp_path):
+    rollout = make_rollout(token_ids=(7, 8, 9), logprobs=(-0.5, -0.25, -1.0))
+    arrays = replace(
+        rollout,
+        token_ids=Numbers(np.array(rollout.token_ids, np.int32)),
+        logprobs=Numbers(np.array(rollout.logprobs, np.float32)),
+    )
+    torch.save(plain(make_judged(1.0, rollout=arrays)), tmp_path / "one.pt")
+    read = torch.load(tmp_path / "one.pt", weights_only=True)
+    assert restored(read, {}) == make_judged(1.0, rollout=rollout)
 
 
 # Refusals
