@@ -51,7 +51,7 @@ class Refill:
         if rounds and trains and batch and batch >= len(train := getattr(prompts, "train", ())):
             raise ConfigError(
                 f"rollout.refill: expected more training prompts than data.prompts_per_batch = {batch}, "
-                f"so that further ones can be drawn, got {len(train)}: use rollout.refill=0, or smaller batches"
+                f"to draw from, got {len(train)}: use rollout.refill=0, or smaller batches"
             )
         if isinstance(prompts, Prompts):
             self._prompts = prompts
