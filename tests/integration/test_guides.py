@@ -15,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from herl.cli.explain import explain, verb_help
-from herl.cli.fetch import WHEELS
+from herl.cli.fetch import THINGS
 from herl.cli.main import VERBS, WITHOUT_HYDRA
 from herl.cli.overrides import VALUED, for_hydra, lacking
 from herl.config import conf_dir
@@ -93,7 +93,7 @@ def tried(arguments):
     elif verb == "explain":
         explain([word for word in arguments[1:] if word.islower()])  # not KEY
     elif verb == "fetch":
-        assert set("|".join(arguments[1:]).split("|")) <= set(WHEELS)
+        assert set("|".join(arguments[1:]).split("|")) <= set(THINGS)
     elif verb in WITHOUT_HYDRA or verb in ("--help", "-h", "VERB"):
         assert verb != "new" or len(arguments) == 2
     elif {"--help", "-h"} & set(arguments):
