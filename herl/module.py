@@ -138,7 +138,7 @@ class HerlModule(L.LightningModule):
         )
         self.updater = Updater(
             self.loss,
-            self.stages.plan.attempt.temperature,
+            self.stages.plan.attempt,
             teacher,
             optimizer=optimizer,
             updates_per_batch=updates_per_batch,

@@ -160,12 +160,33 @@ class Task:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How answers are drawn. Temperature 0 is greedy."""
+    """How answers are drawn: penalties, temperature (0 is greedy), min_p, top_k, top_p, in this order."""
 
     temperature: float = 1.0
     top_p: float = 1.0
+    top_k: int = 0  # all tokens
+    min_p: float = 0.0
+    """Share of the likeliest token's probability that a token must reach."""
+    repetition_penalty: float = 1.0
+    """Divides logits above 0, and multiplies those below, of tokens in the prompt or the answer so far."""
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    """Subtracted from the logit of a token for each time that the answer has it; presence: only once."""
+    stop: Sequence[str] = ()
+    """Texts that end an answer, which keeps them, and whatever else the last token brought."""
     max_new_tokens: int = 256
     """Tokens, including the end token."""
+
+    @property
+    def penalizes(self) -> bool:
+        """Whether a token's chance depends on which tokens were there before."""
+        penalties = self.repetition_penalty - 1.0, self.presence_penalty, self.frequency_penalty
+        return any(penalties)
+
+    @property
+    def truncates(self) -> bool:
+        """Whether unlikely tokens are never drawn."""
+        return self.temperature > 0 and (self.top_p < 1 or self.top_k > 0 or self.min_p > 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,7 +229,8 @@ class Rollout:
     """Everything that was sampled, thinking included. It ends with the end token only if the policy sampled
     one. A tuple, or what equals one and is kept in an array (`herl.rollout.exchange.Numbers`)."""
     logprobs: Sequence[float]
-    """Log-probability of each of `token_ids` at the sampling temperature, in nats."""
+    """Log-probability, in nats, with which each of `token_ids` was drawn (`Sampling`). Greedy answers have that
+    at temperature 1."""
     text: str
     """The answer, which judges, drafts and metrics use. Thinking before it is in `thinking`."""
     finish_reason: FinishReason

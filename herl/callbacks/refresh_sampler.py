@@ -17,7 +17,7 @@ from herl.module import HerlModule
 from herl.sampler import Sampler
 from herl.sampler.receipts import listed
 from herl.seeds import derive_seed
-from herl.types import SampleRequest
+from herl.types import SampleRequest, Sampling
 
 PROBE = "Describe how rain forms, and name two animals that like it."
 EXACT_LIMIT, ROUNDED_LIMIT = 1e-3, 0.25
@@ -146,7 +146,7 @@ class RefreshSampler(HerlCallback):
             group_id="probe",
             prompt_ids=render(stages.tokenizer, [{"role": "user", "content": PROBE}]),
             n=max(self.probe_answers, 4 * stages.sampler.engines),
-            sampling=replace(stages.plan.attempt, top_p=1.0, max_new_tokens=self.probe_tokens),
+            sampling=Sampling(temperature=stages.plan.attempt.temperature, max_new_tokens=self.probe_tokens),
             seed=derive_seed(module.seed, "probe"),
         )
         # Every rank probes its own engine, with the numerics of a training step.

@@ -47,6 +47,7 @@ ALIASES: dict[str, str | tuple[str, str]] = {
     "max_new_tokens": "rollout.attempt.max_new_tokens",
     "max_prompt_length": "rollout.max_prompt_tokens",
     "max_steps": "trainer.max_steps",
+    "min_p": "rollout.attempt.min_p",
     "model_name_or_path": "model.path",
     "n": "rollout.attempts_per_prompt",
     "num_epochs": "trainer.max_epochs",
@@ -54,10 +55,12 @@ ALIASES: dict[str, str | tuple[str, str]] = {
     "num_train_epochs": "trainer.max_epochs",
     "optimizer.learning_rate": "optimizer.lr",
     "precision": "trainer.precision",
+    "repetition_penalty": "rollout.attempt.repetition_penalty",
     "rollout.n": "rollout.attempts_per_prompt",
     "rollout.temperature": "rollout.attempt.temperature",
     "rollout.top_p": "rollout.attempt.top_p",
     "temperature": "rollout.attempt.temperature",
+    "top_k": "rollout.attempt.top_k",
     "top_p": "rollout.attempt.top_p",
     "train_batch_size": "data.prompts_per_batch",
     "trainer.epochs": "trainer.max_epochs",
@@ -122,7 +125,10 @@ MEASURES = ("validate", "test", "improve")
 OF_HELDOUT = {
     "rollout.attempts_per_prompt": "validation.attempts",
     "rollout.attempt.max_new_tokens": "validation.sampling.max_new_tokens",
+    "rollout.attempt.min_p": "validation.sampling.min_p",
+    "rollout.attempt.repetition_penalty": "validation.sampling.repetition_penalty",
     "rollout.attempt.temperature": "validation.sampling.temperature",
+    "rollout.attempt.top_k": "validation.sampling.top_k",
     "rollout.attempt.top_p": "validation.sampling.top_p",
 }
 """Keys of held-out answers, by those of training."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 from herl.advantages import Advantages, check_takes_groups, spares_new
 from herl.bonus import BonusReward, NoBonus
 from herl.distributed import gather, together
-from herl.errors import ConfigError, check_at_least
+from herl.errors import ConfigError, check_above, check_at_least
 from herl.hindsight import HindsightBuilder, NoHindsight
 from herl.hindsight.teacher import NO_TEACHER, Teacher
 from herl.judge import JudgeRunner
@@ -114,16 +114,9 @@ class RolloutPlan:
                 "rollout: expected attempts_per_prompt and revisions_per_candidate of at least 1, "
                 f"got {self.attempts_per_prompt} and {self.revisions_per_candidate}"
             )
-        for name, sampling in (
-            ("attempt", self.attempt),
-            ("revision", self.revision),
-            ("heldout", self.heldout or self.attempt),
-        ):
-            if sampling.temperature < 0 or not 0 < sampling.top_p <= 1 or sampling.max_new_tokens < 1:
-                raise ConfigError(
-                    f"rollout.{name}: expected temperature >= 0, top_p in (0, 1] and max_new_tokens >= 1, "
-                    f"got {sampling.temperature}, {sampling.top_p} and {sampling.max_new_tokens}"
-                )
+        _check_draws("attempt", self.attempt)
+        _check_draws("revision", self.revision)
+        _check_draws("heldout", self.heldout or self.attempt)
         if self.attempt.temperature == 0:
             raise ConfigError(
                 "rollout.attempt.temperature: expected a number above 0 (attempts must differ to be "
@@ -150,6 +143,30 @@ class RolloutPlan:
             )
         return replace(
             self, max_prompt_tokens=min(self.max_prompt_tokens, max_tokens - longest.max_new_tokens)
+        )
+
+
+def _check_draws(name: str, sampling: Sampling) -> None:
+    """Checks the limits of settings, which are those of vLLM."""
+    if sampling.temperature < 0 or not 0 < sampling.top_p <= 1 or sampling.max_new_tokens < 1:
+        raise ConfigError(
+            f"rollout.{name}: expected temperature >= 0, top_p in (0, 1] and max_new_tokens >= 1, "
+            f"got {sampling.temperature}, {sampling.top_p} and {sampling.max_new_tokens}"
+        )
+    if sampling.top_k < 0 or not 0 <= sampling.min_p <= 1:
+        raise ConfigError(
+            f"rollout.{name}: expected top_k >= 0 (0 for all tokens) and min_p in [0, 1], "
+            f"got {sampling.top_k} and {sampling.min_p}"
+        )
+    check_above(f"rollout.{name}", 0, repetition_penalty=sampling.repetition_penalty)
+    for key, value in (
+        ("presence_penalty", sampling.presence_penalty), ("frequency_penalty", sampling.frequency_penalty)
+    ):  # fmt: skip
+        if not -2 <= value <= 2:
+            raise ConfigError(f"rollout.{name}.{key}: expected a number in [-2, 2], got {value}")
+    if isinstance(sampling.stop, str) or not all(sampling.stop):
+        raise ConfigError(
+            f"rollout.{name}.stop: expected a list of texts, none of them empty, got {sampling.stop!r}"
         )
 
 

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     import numpy as np
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+MARGIN = 8
+"""Tokens decoded before those of a stop string, since the first may lack their space or half a character."""
+
 
 @dataclass(slots=True)
 class OpenAnswer:
@@ -37,6 +40,26 @@ def end_token_ids(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     return ids
 
 
+def ends_by_stop(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], stop: Sequence[str]) -> bool:
+    """Returns whether the last token completes one of the stop strings, or stands close behind one.
+
+    Special tokens count as no text, as in vLLM. Only the end of the answer is decoded: a token that counts
+    has at least one byte.
+    """
+    if not stop:
+        return False
+    special = set(tokenizer.all_special_ids)
+    most = max(len(text.encode()) for text in stop) + MARGIN
+    tail: list[int] = []
+    for token in reversed(token_ids):
+        if len(tail) == most:
+            break
+        if token not in special:
+            tail.append(token)
+    text = tokenizer.decode(tail[::-1], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return any(one in str(text) for one in stop)
+
+
 def finished_answer(
     request: SampleRequest,
     index: int,
@@ -50,8 +73,12 @@ def finished_answer(
     """Returns the record of answer `index` to a request.
 
     Its text is the answer alone, without special tokens; thinking is kept apart (`herl.sampler.thinking`).
-    The token ids and log-probs are those of everything that was sampled.
+    The token ids and log-probs are those of everything that was sampled. A stop string that ended the answer
+    is part of its text, as it was sampled.
     """
+    stopped = token_ids and (
+        token_ids[-1] in end_ids or ends_by_stop(tokenizer, token_ids, request.sampling.stop)
+    )
     parts = split(tokenizer, request.prompt_ids, token_ids)
     return Rollout.answering(
         request,
@@ -62,6 +89,6 @@ def finished_answer(
         thinking=parts.thinking,
         thinking_tokens=parts.thinking_tokens,
         has_answer=parts.has_answer,
-        finish_reason="stop" if token_ids and token_ids[-1] in end_ids else "length",
+        finish_reason="stop" if stopped else "length",
         policy_version=version,
     )

@@ -36,6 +36,8 @@ class AnswerSlots:
             "going": torch.bool,
             "temperature": torch.float32,
             "top_p": torch.float64,
+            "top_k": torch.long,
+            "min_p": torch.float64,
         }
         self._by_row = {name: FlatBuffer(dtype, device) for name, dtype in kinds.items()}
         tables = {"uniforms": torch.float64, "tokens": torch.long, "logprobs": torch.float32}
@@ -80,6 +82,8 @@ class AnswerSlots:
         numbers = {
             "temperature": [s.temperature for s in settings],
             "top_p": [s.top_p for s in settings],
+            "top_k": [s.top_k for s in settings],
+            "min_p": [s.min_p for s in settings],
             "limit": [s.max_new_tokens for s in settings],
         }
         for name, values in numbers.items():
@@ -90,22 +94,23 @@ class AnswerSlots:
             logits,
             self["temperature"][rows],
             self["top_p"][rows],
+            self["top_k"][rows],
+            self["min_p"][rows],
             self["uniforms"][rows, 0],
-            nucleus=any(s.top_p < 1 for s in settings),
+            truncates=any(s.truncates for s in settings),
             greedy=any(s.temperature == 0 for s in settings),
         )
         self["tokens"][rows, 0], self["logprobs"][rows, 0] = chosen, logprobs
         self["ids"][rows], self["drawn"][rows] = chosen, 1
         self["going"][rows] = ~self._ends(chosen, self["limit"][rows], 1)
 
-    def draw(self, logits: torch.Tensor, *, nucleus: bool, greedy: bool) -> None:
+    def draw(self, logits: torch.Tensor, *, truncates: bool, greedy: bool) -> None:
         """Draws every row's next token from logits [rows, vocabulary]. Finished rows keep their tokens."""
         drawn, going = self["drawn"], self["going"]
         place = drawn[:, None]
         uniform = self["uniforms"].gather(1, place)[:, 0]
-        chosen, logprobs = draw(
-            logits, self["temperature"], self["top_p"], uniform, nucleus=nucleus, greedy=greedy
-        )
+        settings = self["temperature"], self["top_p"], self["top_k"], self["min_p"]
+        chosen, logprobs = draw(logits, *settings, uniform, truncates=truncates, greedy=greedy)
         self["tokens"].scatter_(1, place, chosen[:, None])
         self["logprobs"].scatter_(1, place, logprobs[:, None])
         self["ids"].copy_(chosen)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from herl.errors import SamplerError
 from herl.sampler import Sampler
-from herl.sampler.answer import finished_answer
+from herl.sampler.answer import ends_by_stop, finished_answer
 from herl.types import Rollout, SampleRequest
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class ScriptedSampler(Sampler):
         self.version = version
 
     def generate(self, requests: Sequence[SampleRequest]) -> Iterator[Rollout]:
-        """Yields the scripted answers, each ended by the end token, with log-prob 0 for every token.
+        """Yields the scripted answers, ended by the end token or a stop string, with log-probs of 0.
 
         Raises:
             SamplerError: the script has no text for a task.
@@ -64,6 +64,9 @@ class ScriptedSampler(Sampler):
         end = self._tokenizer.eos_token_id
         ids = [*self._tokenizer.encode(text, add_special_tokens=False), end]
         kept = ids[: request.sampling.max_new_tokens]
+        if stop := request.sampling.stop:
+            ends = (n for n in range(1, len(kept)) if ends_by_stop(self._tokenizer, kept[:n], stop))
+            kept = kept[: next(ends, len(kept))]
         return finished_answer(
             request,
             index,

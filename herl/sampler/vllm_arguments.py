@@ -1,4 +1,5 @@
-"""Arguments that a run sets for a vLLM engine next to its trainer: length, dtype, share of the GPU's memory.
+"""Arguments that a run sets for a vLLM engine next to its trainer: length, dtype, share of the GPU's memory;
+and those of each request.
 
 The share is the smaller of two amounts:
 
@@ -9,14 +10,19 @@ The share is the smaller of two amounts:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from herl.distributed import gather
 from herl.errors import ConfigError
 from herl.sampler import CardNeeds, RunLimits
+from herl.seeds import derive_seed
+from herl.types import SampleRequest, Sampling
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
 
 GIB = 2**30
 JUDGE_SHARE = 0.4
@@ -68,6 +74,44 @@ def run_arguments(
         max_at_once=chosen["max_num_seqs"],
     )
     return found | {"gpu_memory_utilization": share}
+
+
+def draw_arguments(sampling: Sampling) -> dict[str, float]:
+    """Returns the settings of a distribution under vLLM's names, which servers share with the engine.
+
+    All are named, or a server would take what is missing from the model's generation config.
+    """
+    return {
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "min_p": sampling.min_p,
+        "repetition_penalty": sampling.repetition_penalty,
+        "presence_penalty": sampling.presence_penalty,
+        "frequency_penalty": sampling.frequency_penalty,
+    }
+
+
+def sampling_params(request: SampleRequest, index: int, end_ids: Iterable[int]) -> SamplingParams:
+    """Returns the engine's settings for answer `index` to a request.
+
+    The engine has no tokenizer, so its caller looks for stop strings: it gets the answer after every step.
+    """
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    # FINAL_ONLY where it will do, since otherwise every step copies all answers so far
+    kind = RequestOutputKind.CUMULATIVE if request.sampling.stop else RequestOutputKind.FINAL_ONLY
+    return SamplingParams(
+        **draw_arguments(request.sampling),
+        max_tokens=request.sampling.max_new_tokens,
+        # The engine seeds n answers consecutively, which would repeat the noise in the next prompt.
+        seed=derive_seed(request.seed, index),
+        stop_token_ids=sorted(end_ids),
+        logprobs=0,  # only of the sampled token
+        detokenize=False,
+        output_kind=kind,
+    )
 
 
 def share_of_card(

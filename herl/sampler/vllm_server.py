@@ -38,6 +38,7 @@ from herl.models.weights import weight_shapes
 from herl.sampler import More, StreamingSampler
 from herl.sampler.answer import end_token_ids, finished_answer
 from herl.sampler.receipts import Receipts, listed
+from herl.sampler.vllm_arguments import draw_arguments
 from herl.sampler.vllm_pool import NoServerLeft, Server, ServerPool
 from herl.seeds import derive_seed
 from herl.types import Rollout, SampleRequest
@@ -50,14 +51,6 @@ logger = logging.getLogger(__name__)
 SHARD_BYTES = 2**30
 MORE_SECONDS = 0.02
 """Interval between checks for new requests while no answer arrives."""
-PLAIN_SAMPLING = {
-    # otherwise the server would use the model's generation config, which may be another distribution
-    "top_k": 0,
-    "min_p": 0.0,
-    "repetition_penalty": 1.0,
-    "presence_penalty": 0.0,
-    "frequency_penalty": 0.0,
-}
 
 
 class VLLMServerSampler(StreamingSampler):
@@ -335,17 +328,16 @@ class VLLMServerSampler(StreamingSampler):
             raise SamplerError(f"the restarted vLLM servers lack the weights {listed(lacking)}")
 
     async def _answer(self, pool: ServerPool, request: SampleRequest, index: int) -> Rollout:
-        body = {
+        body = draw_arguments(request.sampling) | {
             "model": self._model,
             "prompt": list(request.prompt_ids),
-            "temperature": request.sampling.temperature,
-            "top_p": request.sampling.top_p,
             "max_tokens": request.sampling.max_new_tokens,
             "seed": derive_seed(request.seed, index),
+            "stop": list(request.sampling.stop),
             "stop_token_ids": sorted(self._end_ids),
             "logprobs": 0,  # only of the sampled token
             "return_token_ids": True,
-        } | PLAIN_SAMPLING
+        }
         return self._rollout(request, index, await pool.complete(body))
 
     def _rollout(self, request: SampleRequest, index: int, reply: httpx.Response) -> Rollout:

@@ -26,7 +26,7 @@ from herl.errors import ConfigError, TrainingError, check_above, check_at_least
 from herl.hindsight.teacher import NO_TEACHER, Teacher
 from herl.models.fsdp import synchronize_gradients
 from herl.models.weights import first_not_finite, is_sharded, whole
-from herl.types import Experience
+from herl.types import Experience, Sampling
 from herl.update.batch import MicroBatch, Packing, split_by_group
 from herl.update.loss.base import Loss
 from herl.update.packing_probe import choose_packing
@@ -58,7 +58,7 @@ class Updater:
 
     Args:
         loss: The loss to minimize.
-        temperature: The temperature at which attempts are sampled.
+        attempt: How attempts are drawn. Log-probs are computed at its temperature.
         teacher: Adds to the advantage of each token (`herl.update.teaching`).
 
     The other arguments are those of `herl.module.HerlModule`.
@@ -67,7 +67,7 @@ class Updater:
     def __init__(
         self,
         loss: Loss,
-        temperature: float,
+        attempt: Sampling,
         teacher: Teacher = NO_TEACHER,
         *,
         optimizer: Optimizer,
@@ -88,8 +88,14 @@ class Updater:
                 f"teacher: expected a policy loss, whose tokens each have an advantage, got "
                 f"{type(loss).__name__}: use teacher=none, or loss=clip"
             )
+        if (attempt.penalizes or attempt.truncates) and loss.needs_on_policy:
+            raise ConfigError(
+                "loss.mismatch.level: expected token (or sequence), since rollout.attempt draws from another "
+                "distribution than the policy's (top_p, top_k, min_p or a penalty), which its gradient must "
+                "weigh, got none"
+            )
         self.loss = loss
-        self.temperature = temperature
+        self.temperature = attempt.temperature
         self.teacher = teacher
         self.optimizer = optimizer
         self.updates_per_batch = updates_per_batch

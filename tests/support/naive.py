@@ -44,3 +44,34 @@ def padded_loss(model, experiences, loss, temperature=1.0):
             row=row,
         )
     )[0]
+
+
+def drawn_from(logits, sampling, prompt_ids=(), token_ids=()):
+    """The log-probs [vocabulary], in float64, that a token is drawn with: -inf for those that never are."""
+    scores = logits.double().clone()
+    for token in set(prompt_ids) | set(token_ids):
+        factor = sampling.repetition_penalty
+        scores[token] = scores[token] / factor if scores[token] > 0 else scores[token] * factor
+    for token in set(token_ids):
+        times = list(token_ids).count(token)
+        scores[token] -= sampling.frequency_penalty * times + sampling.presence_penalty
+    if sampling.temperature == 0:
+        return scores.log_softmax(-1)
+    scores = scores / sampling.temperature
+
+    def keep(which):
+        scores[~which] = -torch.inf
+
+    probabilities = scores.softmax(-1)
+    keep(probabilities >= sampling.min_p * probabilities.max())
+    if sampling.top_k:
+        keep(scores >= scores.sort(descending=True).values[min(sampling.top_k, len(scores)) - 1])
+    if sampling.top_p < 1:
+        probabilities, total, nucleus = scores.softmax(-1), 0.0, torch.zeros_like(scores, dtype=torch.bool)
+        for token in probabilities.argsort(descending=True).tolist():
+            if total >= sampling.top_p:
+                break
+            nucleus[token] = True
+            total += float(probabilities[token])
+        keep(nucleus)
+    return scores.log_softmax(-1)

@@ -11,8 +11,11 @@ from herl.callbacks import Alarms, RecordAnswers, RefreshSampler
 from herl.data import RubricDataModule
 from herl.errors import ConfigError, TrainingError
 from herl.models.weights import first_not_finite
+from herl.rollout.stages import RolloutPlan
+from herl.types import Sampling
 from herl.update.loss.base import Loss
-from herl.update.loss.policy import PolicyLoss
+from herl.update.loss.policy import Mismatch, PolicyLoss
+from herl.update.loss.sft import LikelihoodLoss
 from tests.support.training import ANSWERS, TASKS, fit, initial, module_of, weights
 
 
@@ -152,3 +155,16 @@ def test_a_healthy_run_is_quiet(tmp_path, caplog):
 def test_alarms_need_patience():
     with pytest.raises(ConfigError, match="callbacks.alarms.patience: expected at least 1, got 0"):
         Alarms(patience=0)
+
+
+@pytest.mark.parametrize(
+    "changed", [{"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1}, {"frequency_penalty": 0.5}]
+)
+def test_attempts_from_another_distribution_than_the_policys_need_weights(changed):
+    other, plain = Sampling(**changed), Sampling()
+    with pytest.raises(ConfigError, match=r"loss.mismatch.level: expected token \(or sequence\), .*got none"):
+        module_of(rollout=RolloutPlan(attempt=other))
+    module_of(rollout=RolloutPlan(attempt=other), loss=PolicyLoss(mismatch=Mismatch(level="token")))
+    module_of(rollout=RolloutPlan(attempt=plain, revision=other, heldout=other))
+    module_of(rollout=RolloutPlan(attempt=Sampling(stop=["END"])))
+    assert not LikelihoodLoss().needs_on_policy, "it learns from selected answers, however they were drawn"

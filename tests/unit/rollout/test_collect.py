@@ -304,6 +304,23 @@ def test_bad_plans_are_refused():
         RolloutPlan(attempt=Sampling(temperature=0.0))
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"top_k": -1}, r"rollout.revision: expected top_k >= 0 \(0 for all tokens\)"),
+        ({"min_p": 1.5}, r"rollout.revision: expected .* min_p in \[0, 1\], got 0 and 1.5"),
+        ({"repetition_penalty": 0.0}, "rollout.revision.repetition_penalty: expected a number above 0"),
+        ({"presence_penalty": 3.0}, r"rollout.revision.presence_penalty: expected a number in \[-2, 2\]"),
+        ({"frequency_penalty": -3.0}, "rollout.revision.frequency_penalty: expected a number in"),
+        ({"stop": "END"}, "rollout.revision.stop: expected a list of texts, none of them empty, got 'END'"),
+        ({"stop": ["END", ""]}, "rollout.revision.stop: expected a list of texts, none of them empty"),
+    ],
+)
+def test_settings_of_a_distribution_have_limits(wrong, said):
+    with pytest.raises(ConfigError, match=said):
+        RolloutPlan(revision=Sampling(**wrong))
+
+
 def contexts(collection):
     return {e.rollout.id: e.teacher_ids for e in collection.experiences}
 

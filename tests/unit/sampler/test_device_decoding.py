@@ -6,10 +6,10 @@ from herl.sampler import device_decoding
 from herl.sampler.answer import OpenAnswer
 from herl.sampler.cast_linears import CastLinears
 from herl.sampler.device_decoding import DeviceDecoder
-from herl.sampler.drawing import draw
 from herl.sampler.replays import WARM_UPS, Replays
 from herl.sampler.static_prompts import serves
 from herl.sampler.transformers import TransformersSampler, _uniforms
+from tests.support.naive import drawn_from
 from tests.support.small_models import ARCHITECTURES, model_of
 
 
@@ -67,6 +67,8 @@ def many_requests(count=7):
                 max_new_tokens=[12, 1, 25, 5, 40][place % 5],
                 temperature=[1.0, 0.7, 0.0, 1.3][place % 4],
                 top_p=[1.0, 0.9, 1.0][place % 3],
+                top_k=[0, 0, 20, 0, 5][place % 5],
+                min_p=[0.0, 0.0, 0.0, 0.3][place % 4],
             ),
         )
         for place, length in enumerate(lengths)
@@ -96,21 +98,18 @@ def assert_right(model, found, requests):
 
 
 def assert_drawn(token, logprob, uniform, logits, sampling):
-    probabilities = (logits / (sampling.temperature or 1.0)).softmax(-1)
-    assert logprob == pytest.approx(float(probabilities[token].log()), abs=1e-4)
+    expected = drawn_from(logits, sampling)
+    assert logprob == pytest.approx(float(expected[token]), abs=1e-4)
     if sampling.temperature == 0:
         assert float(logits[token]) == pytest.approx(float(logits.max()), abs=1e-4)
         return
-    if sampling.top_p < 1:
+    probabilities = expected.exp()
+    if sampling.truncates:
         likelier = probabilities > probabilities[token]
-        assert float(probabilities[likelier].sum()) < sampling.top_p + 1e-4
-        order = probabilities.argsort(descending=True)
-        before = probabilities[order].cumsum(-1) - probabilities[order]
-        total = float(probabilities[order][before < sampling.top_p].sum())
     else:
-        likelier, total = torch.arange(len(logits)) < token, 1.0
+        likelier = torch.arange(len(logits)) < token
     below = float(probabilities[likelier].sum())
-    assert below - 1e-4 <= uniform * total <= below + float(probabilities[token]) + 1e-4
+    assert below - 1e-4 <= uniform <= below + float(probabilities[token]) + 1e-4
 
 
 @pytest.fixture(autouse=True)
@@ -252,7 +251,7 @@ def test_in_mixed_precision_states_are_in_its_type(talker):
 def test_a_sampler_decodes_on_its_device_through_its_decoder(policy, tokenizer, monkeypatch):
     sampler, requests = TransformersSampler(batch_size=6), many_requests(4)
     sampler.start(policy, tokenizer)
-    monkeypatch.setattr(sampler, "_decodes_on_device", lambda: True)
+    monkeypatch.setattr(sampler, "_decodes_on_device", lambda settings: True)
     sampler._decoder = DeviceDecoder(policy, sampler._end_ids, None)
     sampler.load_weights([], version=3)
     rollouts = list(sampler.generate(requests))
@@ -266,30 +265,6 @@ def test_a_sampler_decodes_on_its_device_through_its_decoder(policy, tokenizer, 
         assert (one.finish_reason == "length") == (one.token_ids[-1] not in sampler._end_ids)
     sampler.close()
     assert sampler._decoder is None
-
-
-# Drawing
-
-
-def test_a_row_is_drawn_alike_whatever_the_settings_of_others():
-    draws = torch.Generator().manual_seed(0)
-    logits = torch.randn(4, 50, generator=draws) * 3
-    temperature = torch.tensor([1.0, 0.5, 0.0, 2.0])
-    top_p = torch.tensor([1.0, 0.5, 1.0, 0.9], dtype=torch.float64)
-    uniform = torch.rand(4, generator=draws, dtype=torch.float64)
-    together, logprobs = draw(logits, temperature, top_p, uniform, nucleus=True, greedy=True)
-    for row in range(4):
-        some = slice(row, row + 1)
-        alone, logprob = draw(
-            logits[some],
-            temperature[some],
-            top_p[some],
-            uniform[some],
-            nucleus=bool(top_p[row] < 1),
-            greedy=bool(temperature[row] == 0),
-        )
-        assert alone == together[row]
-        assert logprob == logprobs[row]
 
 
 # Recordings
@@ -404,9 +379,9 @@ def test_models_with_states_beside_attention_are_sampled(kind, tokenizer):
         ids = torch.tensor([rollout.prompt_ids + rollout.token_ids])
         with torch.no_grad():
             logits = model(input_ids=ids, use_cache=False).logits[0, len(rollout.prompt_ids) - 1 : -1]
-        temperature = requests[int(rollout.task_id)].sampling.temperature or 1.0
-        logprobs = (logits / temperature).log_softmax(-1).gather(1, ids[0, len(rollout.prompt_ids) :, None])
-        assert rollout.logprobs == pytest.approx(logprobs[:, 0].tolist(), abs=1e-3)
+        sampling = requests[int(rollout.task_id)].sampling
+        for row, token, logprob in zip(logits, rollout.token_ids, rollout.logprobs, strict=True):
+            assert logprob == pytest.approx(float(drawn_from(row, sampling)[token]), abs=1e-3)
 
 
 def test_a_model_that_keeps_states_of_its_own_is_refused(tokenizer):

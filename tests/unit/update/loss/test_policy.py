@@ -6,9 +6,11 @@ import math
 import pytest
 import torch
 
+from herl import Sampling
 from herl.errors import ConfigError
 from herl.update.loss.base import Tokens, token_weights
 from herl.update.loss.policy import Mismatch, PolicyLoss, k3, mismatch_weight
+from tests.support.naive import drawn_from
 
 LENGTHS = [3, 1, 4, 2]
 REVISION_ROWS = [False, True, False, True]
@@ -243,3 +245,39 @@ def test_a_clamped_kl_is_at_most_the_clamp_and_has_no_gradient_beyond_it():
 def test_a_negative_coefficient_is_refused(name):
     with pytest.raises(ConfigError, match=f"loss.{name}: expected at least 0, got -0.1"):
         PolicyLoss(**{name: -0.1})
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(temperature=0.8, repetition_penalty=1.5, presence_penalty=0.4),
+        Sampling(top_p=0.7),
+        Sampling(top_k=4, min_p=0.05),
+    ],
+)
+def test_weights_make_the_gradient_that_of_the_policy_whatever_the_distribution_that_was_drawn_from(sampling):
+    """Every answer of one token, weighed by how often it is drawn: what is kept counts as the policy has it."""
+    generator = torch.Generator().manual_seed(0)
+    logits = (2 * torch.randn(12, generator=generator, dtype=torch.float64)).requires_grad_()
+    reward = torch.randn(12, generator=generator, dtype=torch.float64)
+    policy = (logits / sampling.temperature).log_softmax(-1)
+    behavior = drawn_from(logits.detach(), sampling, (1, 2, 3), (3,))
+    kept = behavior > -torch.inf
+    count = int(kept.sum())
+    drawn = Tokens(
+        logprobs=policy[kept],
+        entropy=torch.zeros(count),
+        old_logprobs=policy[kept].detach(),
+        sampler_logprobs=behavior[kept],
+        advantage=reward[kept],
+        weight=behavior[kept].exp(),
+        revision=torch.zeros(count, dtype=torch.bool),
+        row=torch.arange(count),
+    )
+    expected = torch.autograd.grad(-(policy.exp() * reward)[kept].sum(), logits, retain_graph=True)[0]
+    right, wrong = (
+        torch.autograd.grad(PolicyLoss(mismatch=mismatch)(drawn)[0], logits, retain_graph=True)[0]
+        for mismatch in (Mismatch(level="token", cap=1e9), Mismatch())
+    )
+    torch.testing.assert_close(right, expected)
+    assert (wrong - expected).abs().max() > 0.02 * expected.abs().max()
