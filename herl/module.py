@@ -40,7 +40,7 @@ from herl.replay import NoReplay, Replay
 from herl.rollout.ahead import Collector
 from herl.rollout.collect import Collection
 from herl.rollout.run_state import restore, run_state, saved_state
-from herl.rollout.stages import RolloutPlan, Selection, Stages, check_signal, trial_advantages
+from herl.rollout.stages import RolloutPlan, Selection, Stages
 from herl.rollout.validate import HeldOut, check_validation, validate
 from herl.sampler import Sampler
 from herl.selection import form_group
@@ -149,8 +149,7 @@ class HerlModule(L.LightningModule):
             max_grad_norm=max_grad_norm,
             max_skipped_steps=max_skipped_steps,
         )
-        check_signal(self.stages)
-        self.loss.check(trial_advantages(self.stages), self.stages.plan.training_context)
+        self.updater.check(self.stages, adapters=model.lora is not None)
         check_validation(validation_attempts, validation_revisions, self.stages)
         self.policy: PreTrainedModel | None = None
         self.trains = True  # False for a run that only evaluates
@@ -168,7 +167,7 @@ class HerlModule(L.LightningModule):
         with torch.device("cpu"):  # Lightning defaults to the GPU here, and moves the model itself
             self.policy = load(self.model, self.trainer).train()
             if self.loss.needs_reference and not has_adapters(self.policy):
-                self.updater.reference = load(self.model, self.trainer).eval().requires_grad_(False)
+                self.updater.hold_reference(self, load(self.model, self.trainer))
             together(lambda: self.stages.sampler.prepare(run_limits(self, trains=self.trains)))
             together(partial(self.stages.sampler.start, self.policy, self.stages.tokenizer))
 
@@ -216,7 +215,7 @@ class HerlModule(L.LightningModule):
             ConfigError: the tokenizer, the chat template or a setting that must not change differs, or herl
                 did not write the checkpoint.
         """
-        state = saved_state(checkpoint, self.stages, self.model.path)
+        state = saved_state(checkpoint, self.stages, self.model.path, reference=hasattr(self, "reference"))
         self.counts = Counter(state["counts"])
         if self.trainer.state.fn == TrainerFn.FITTING:  # not in the validation before training
             restore(self.collector, state, self._lasting, getattr(self.trainer, "datamodule", None))

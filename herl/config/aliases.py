@@ -55,11 +55,14 @@ ALIASES: dict[str, str | tuple[str, str]] = {
     "num_train_epochs": "trainer.max_epochs",
     "optimizer.learning_rate": "optimizer.lr",
     "precision": "trainer.precision",
+    "ref_model_mixup_alpha": "loss.ref_sync_rate",
+    "ref_model_sync_steps": "loss.ref_sync_steps",
     "repetition_penalty": "rollout.attempt.repetition_penalty",
     "rollout.n": "rollout.attempts_per_prompt",
     "rollout.temperature": "rollout.attempt.temperature",
     "rollout.top_p": "rollout.attempt.top_p",
     "temperature": "rollout.attempt.temperature",
+    "top_entropy_quantile": "loss.top_entropy_share",
     "top_k": "rollout.attempt.top_k",
     "top_p": "rollout.attempt.top_p",
     "train_batch_size": "data.prompts_per_batch",
@@ -116,6 +119,8 @@ OTHER_UNITS = {
     "push_to_hub": "a run uploads nothing: herl export run=... push=owner/name",
     "save_steps": f"it counts optimizer steps: set callbacks.checkpoints.every_n_batches, which {_BATCHES}",
     "steps_per_generation": f"it counts forward passes: set {_UPDATES}",
+    "sync_ref_model": "it is a switch: set loss.ref_sync_steps, the optimizer steps between two moves of the "
+    "reference, and loss.ref_sync_rate",
     "warmup_ratio": "it is a share of the run: set module.warmup_steps, which counts optimizer steps",
 }
 """Settings of other programs that have no key with the same meaning: why not, and which key to set."""

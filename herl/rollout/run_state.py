@@ -42,16 +42,21 @@ def run_state(
     }
 
 
-def saved_state(checkpoint: dict[str, Any], stages: Stages, model: str) -> dict[str, Any]:
+def saved_state(
+    checkpoint: dict[str, Any], stages: Stages, model: str, *, reference: bool = False
+) -> dict[str, Any]:
     """Returns the state that `run_state` put into a checkpoint, including one of version 0.1.
 
     Args:
         checkpoint: The checkpoint as loaded by Lightning.
         stages: The components of the resumed run.
         model: The name of its model, for errors.
+        reference: Whether the module has a reference that moves, which the checkpoint must have, too.
+            Otherwise the checkpoint's, if it has one, is left out.
 
     Raises:
-        ConfigError: the tokenizer or chat template differs, or herl did not write the checkpoint.
+        ConfigError: the tokenizer, the chat template or the kind of reference differs, or herl did not write
+            the checkpoint.
     """
     if "herl" not in checkpoint:
         raise ConfigError("expected a checkpoint written by herl fit, got one from another program")
@@ -60,6 +65,15 @@ def saved_state(checkpoint: dict[str, Any], stages: Stages, model: str) -> dict[
         raise ConfigError(
             f"model: expected the checkpoint's tokenizer and chat template, got different ones from {model}"
         )
+    weights = checkpoint.get("state_dict", {})  # empty for one of shards
+    moved = [name for name in weights if name.startswith("reference.")]
+    if reference and weights and not moved:
+        raise ConfigError(
+            "loss.ref_sync_steps: expected null, since the checkpoint has no reference that moves: start a "
+            "new run from its exported policy"
+        )
+    for name in () if reference else moved:
+        del weights[name]
     stages.today.pin(state.get("date"))
     state.setdefault("replay", state.get("memory", {}))
     # Remove it, or Lightning would look for the callback.

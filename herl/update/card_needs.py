@@ -91,6 +91,7 @@ def settings_of(module: Configured, policy: PreTrainedModel, strategy: Strategy)
     reference = module.loss.needs_reference
     return Settings(
         reference=reference,
+        entropy_pass=module.loss.top_entropy_share < 1,
         second_model=reference and not has_adapters(policy),
         trained_share=learns,
         checkpointing=module.model.gradient_checkpointing,

@@ -137,6 +137,8 @@ class Settings:
     updates_per_batch: int = 1
     reference: bool = False
     """Whether the loss needs the log-probs of a reference."""
+    entropy_pass: bool = False
+    """Whether the loss chooses tokens by their entropy, which takes a pass before each step."""
     second_model: bool = False
     """Whether the reference is a separate model."""
     trained_share: float = 1.0
@@ -255,7 +257,7 @@ def estimate(model: ModelSize, work: Work, settings: Settings, gpu: GPU, devices
 def _update(model: ModelSize, work: Work, settings: Settings, gpu: GPU, devices: int) -> float:
     length = work.trained_tokens / max(1.0, work.answers)
     forward = 2 * (model.parameters + model.layers * model.width * length) * work.trained_tokens
-    passes = 3.0 + settings.checkpointing + settings.reference
+    passes = 3.0 + settings.checkpointing + settings.reference + settings.entropy_pass
     passes += 1 - 1 / settings.updates_per_batch  # old log-probs: the first step's are the current ones
     return passes * forward / (devices * gpu.tflops * 1e12 * FLOPS_SHARE)
 

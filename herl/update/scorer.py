@@ -5,11 +5,14 @@ One object holds the models and settings that a pass needs. The optimizer is not
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from herl.distributed import gather, rank, world_size
@@ -40,6 +43,8 @@ class Scorer:
     packing: Packing
     device: torch.device
     teacher: Teacher = NO_TEACHER
+    entropy_floor: float | None = None
+    """Nats below which a token gets no policy gradient; None for no floor."""
 
     def micro_batches(
         self,
@@ -85,6 +90,7 @@ class Scorer:
                 revision=batch.revision,
                 row=batch.row,
                 ref_logprobs=ref_logprobs,
+                entropy_floor=self.entropy_floor,
             )
         )
         return loss, replace(stats, means={**stats.means, **taught.means}) if taught.means else stats
@@ -96,6 +102,23 @@ class Scorer:
             return answer_logprobs(self.reference, batch, self.temperature)[0]
         with adapters_off(self.policy):
             return answer_logprobs(self.policy, batch, self.temperature)[0]
+
+    def for_step(self, experiences: Sequence[Experience]) -> Scorer:
+        """Returns the scorer of an optimizer step on these experiences: with a floor under the entropy, if
+        the loss chooses tokens by it. All ranks must call it."""
+        if self.loss.top_entropy_share >= 1:
+            return self
+        own = [
+            entropy
+            for batch in self.micro_batches(experiences)
+            for entropy in self._entropies(batch).tolist()
+        ]
+        return replace(self, entropy_floor=floor_of(chain(*gather(own)), self.loss.top_entropy_share))
+
+    @torch.no_grad()
+    def _entropies(self, batch: MicroBatch) -> torch.Tensor:
+        entropies = answer_logprobs(self.policy, batch, self.temperature)[1]
+        return entropies[:0] if batch.filler else entropies
 
     def logprobs(self, experiences: Sequence[Experience]) -> list[torch.Tensor | None]:
         """Returns the policy's current log-probs of each experience under its training context,
@@ -147,6 +170,22 @@ class Scorer:
             logprobs, _ = answer_logprobs(self.policy, batch, self.temperature)
             found.update(zip(batch.rows, logprobs.cpu().split(batch.answer_lengths), strict=True))
         return found
+
+
+def floor_of(entropies: Iterable[float], share: float) -> float:
+    """Returns the entropy that the highest `share` of tokens reach, in nats.
+
+    They are those at or above the quantile 1 - share, as in TRL. The floor lies halfway to the next token
+    below them, so that it does not depend on how a forward pass rounds.
+
+    >>> floor_of([0.5, 3.0, 1.0, 2.0, 0.0], share=0.4)
+    1.5
+    """
+    values = np.sort(np.fromiter(entropies, dtype=np.float64))
+    if not np.isfinite(values).all() or not len(values):
+        return -math.inf  # the loss is not finite either, and the step is skipped
+    first = np.searchsorted(values, np.quantile(values, 1.0 - share))
+    return float(values[first] + values[first - 1]) / 2.0 if first else -math.inf
 
 
 def _one_ahead(batches: Iterator[MicroBatch]) -> Iterator[MicroBatch]:

@@ -26,10 +26,12 @@ from herl.errors import ConfigError, TrainingError, check_above, check_at_least
 from herl.hindsight.teacher import NO_TEACHER, Teacher
 from herl.models.fsdp import synchronize_gradients
 from herl.models.weights import first_not_finite, is_sharded, whole
+from herl.rollout.stages import Stages, check_signal, trial_advantages
 from herl.types import Experience, Sampling
 from herl.update.batch import MicroBatch, Packing, split_by_group
 from herl.update.loss.base import Loss
 from herl.update.packing_probe import choose_packing
+from herl.update.reference import check_reference, follow, held_by
 from herl.update.row_tokens import CPU_TOKENS, row_tokens
 from herl.update.running_stats import RunningStats
 from herl.update.schedule import Schedule, learning_rate_share, run_share
@@ -122,10 +124,28 @@ class Updater:
             group["initial_lr"] = group["lr"]  # a sharded checkpoint restores only existing keys
         return optimizer
 
+    def hold_reference(self, module: L.LightningModule, reference: PreTrainedModel) -> None:
+        """Keeps the second model, which the loss needs, and freezes it."""
+        self.reference = held_by(module, reference, self.loss)
+
     def place_reference(self, device: torch.device) -> None:
         """Moves the reference, which Lightning does not know about, to the policy's device."""
         if self.reference is not None and not is_sharded(self.reference):
             cast(torch.nn.Module, self.reference).to(device)
+
+    def check(self, stages: Stages, *, adapters: bool) -> None:
+        """Refuses settings under which nothing can be learned, before a model is loaded.
+
+        Args:
+            stages: The components of the run.
+            adapters: Whether the policy has adapters.
+
+        Raises:
+            ConfigError: no group can have a signal, or the loss does not fit the groups or the model.
+        """
+        check_signal(stages)
+        self.loss.check(trial_advantages(stages), stages.plan.training_context)
+        check_reference(self.loss, adapters=adapters)
 
     def scorer(self, policy: PreTrainedModel, device: torch.device) -> Scorer:
         """Returns a scorer, which computes log-probs and losses, for the current models."""
@@ -166,6 +186,8 @@ class Updater:
         """
         version = counts["optimizer_steps"]
         policy.train()
+        if self.reference is not None:
+            self.reference.eval()
         optimizer = cast(torch.optim.Optimizer, module.optimizers())
         self.micro_batch_tokens = row_tokens(self.micro_batch_tokens, policy, optimizer, module.device)
         scorer = self.scorer(policy, module.device)
@@ -180,7 +202,7 @@ class Updater:
             stats.add_stats(prepared_stats)
             taught = [teacher_logprobs.get(e.rollout.id) for e in prepared] if teacher_logprobs else None
             batches = scorer.micro_batches(prepared, old_logprobs, taught)
-            bad = self._step(module, scorer, prepared, batches, stats, counts)
+            bad = self._step(module, scorer.for_step(prepared), prepared, batches, stats, counts)
             faults |= dict.fromkeys(bad, "the loss is not finite")
         metrics = {f"update/{name}": value for name, value in stats.compute().items()}
         return Update(metrics=metrics, faults=faults, policy_version=version)
@@ -220,6 +242,8 @@ class Updater:
         optimizer.step()
         optimizer.zero_grad()
         counts["optimizer_steps"] += 1
+        if self.reference is not None:
+            follow(self.reference, scorer.policy, self.loss, counts["optimizer_steps"])
         stats.add("loss", sum(gather(sum(float(loss) for loss, _ in losses))))
         stats.add("grad_norm", norm)
         stats.add("learning_rate", optimizer.param_groups[0]["lr"])

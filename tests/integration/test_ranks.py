@@ -23,6 +23,7 @@ from tests.support.runs import (
 pytestmark = CONTINUES_ELSEWHERE
 # normalized over the whole batch, on all ranks
 GLOBAL = ("loss.kl_coef=0.01", "advantages.scale=batch_std", "loss.aggregation=sequence_mean")
+GLOBAL += ("loss.top_entropy_share=0.5",)
 SHORT = [o for o in SMALL if "limit_train" not in o and "max_epochs" not in o]
 TWO_EPOCHS = ("trainer.limit_train_batches=2", "trainer.val_check_interval=2", "module.warmup_steps=12")
 KEPT = ("trainer.strategy.reshard_after_forward=false", "trainer.strategy.reduce_gradients_once=true")
@@ -126,6 +127,32 @@ def test_a_run_saved_on_two_ranks_goes_on_on_any_number(tmp_path, half_way, unin
     overrides = ("trainer.max_epochs=2", *ranks, f"resume={checkpoint}")
     same(fit(tmp_path, *TWO_EPOCHS, *overrides, small=SHORT), uninterrupted)
     assert summary(tmp_path)["optimizer_steps"] == 8
+
+
+@pytest.mark.nightly
+def test_a_reference_that_moves_is_sharded_and_resumed_with_the_policy(tmp_path):
+    moving = (*TWO_EPOCHS, "loss.kl_coef=0.5", "loss.ref_sync_steps=1", "loss.ref_sync_rate=0.3")
+    (tmp_path / "whole").mkdir()
+    whole = fit_here(tmp_path / "whole", *moving, "trainer.max_epochs=2", small=SHORT)
+    fit(tmp_path / "half", *moving, "trainer.max_epochs=1", "strategy=fsdp", "trainer.devices=2", small=SHORT)
+    checkpoint = tmp_path / "half" / "checkpoints" / "last.ckpt"
+    saved = _load_distributed_checkpoint(checkpoint)["state_dict"]
+    behind = [
+        float((saved[f"policy.{n[10:]}"] - saved[n]).norm()) for n in saved if n.startswith("reference.")
+    ]
+    assert sum(behind) > 0
+    rest = fit(
+        tmp_path / "rest",
+        *moving,
+        "trainer.max_epochs=2",
+        "strategy=fsdp",
+        f"resume={checkpoint}",
+        small=SHORT,
+    )
+    expected = {tag: values[-2:] for tag, values in whole.items()}
+    same(rest, expected, (*TAGS, "update/kl_to_reference"))
+    done = herl_here("export", f"run={tmp_path}/half", f"out={tmp_path}/model", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-4000:]
 
 
 def test_a_sharded_checkpoint_is_exported_whole(tmp_path, half_way):

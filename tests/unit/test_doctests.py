@@ -32,6 +32,7 @@ EXAMPLES = {
     "herl.update.loss.surrogates": ["ratio", "by_sequence", "ppo_clip", "cispo", "sapo", "shaped"],
     "herl.update.loss.sft": ["LikelihoodLoss"],
     "herl.update.loss.dpo": ["PreferenceLoss"],
+    "herl.update.scorer": ["floor_of"],
     "herl.update.teaching": ["with_teacher"],
     "herl.update.schedule": ["learning_rate_share"],
 }

@@ -80,6 +80,8 @@ class Tokens:
     row: torch.Tensor
     ref_logprobs: torch.Tensor | None = None
     """None unless the loss `needs_ref_logprobs`."""
+    entropy_floor: float | None = None
+    """Nats below which a token gets no policy gradient; None for no floor."""
 
 
 class Likelihoods(Protocol):
@@ -99,6 +101,12 @@ class Loss(ABC):
     constant_length: int
     entropy_coef: float
     """Weight of the entropy bonus; 0 keeps the entropy out of the graph."""
+    top_entropy_share: float = 1.0
+    """Share of a step's tokens, those with the highest entropy, that get a policy gradient."""
+    ref_sync_steps: int | None = None
+    """Optimizer steps after which the reference moves toward the policy; None if it never does."""
+    ref_sync_rate: float = 1.0
+    """How far it moves, in (0, 1]: 1 replaces it by the policy."""
 
     @abstractmethod
     def __call__(self, tokens: Tokens) -> tuple[torch.Tensor, Stats]:

@@ -109,6 +109,14 @@ class PolicyLoss(Loss):
             arXiv:2501.03262). It is subtracted after advantages were compared and scaled.
         kl_clamp: Largest KL term of a token, beyond which it has no gradient (10 in the reference code); None
             for no limit. The curve of the KL is not clamped.
+        top_entropy_share: Share of the tokens of a step, over all answers and ranks, that get a policy
+            gradient: those of the highest entropy right before the step (arXiv:2506.01939, where it is 0.2).
+            The others still count in means, and get the gradients of the KL and the entropy bonus. Below 1,
+            a step takes another forward pass.
+        ref_sync_steps: Optimizer steps after which the reference moves toward the policy; None for one that
+            stays what the run began with.
+        ref_sync_rate: How far it moves, a in reference + a (policy - reference). 1 every n steps replaces it;
+            a small rate every step is an exponential moving average (TR-DPO, arXiv:2404.09656).
         entropy_coef: Weight of the entropy bonus.
         aggregation: See `token_weights`.
         constant_length: Tokens, for the aggregation `constant`.
@@ -130,6 +138,9 @@ class PolicyLoss(Loss):
     kl_estimator: KL = "k3"
     kl_in: Literal["loss", "reward"] = "loss"
     kl_clamp: float | None = None
+    top_entropy_share: float = 1.0
+    ref_sync_steps: int | None = None
+    ref_sync_rate: float = 1.0
     entropy_coef: float = 0.0
     aggregation: Aggregation = "token_mean"
     constant_length: int = 1
@@ -157,6 +168,15 @@ class PolicyLoss(Loss):
             )
         if self.kl_in == "reward" and not self.kl_coef:
             raise ConfigError("loss.kl_coef: expected a number above 0 with kl_in=reward, got 0")
+        if not 0 < self.top_entropy_share <= 1:
+            raise ConfigError(
+                f"loss.top_entropy_share: expected a share in (0, 1], got {self.top_entropy_share}"
+            )
+        check_at_least("loss", 1, ref_sync_steps=self.ref_sync_steps)
+        if not 0 < self.ref_sync_rate <= 1:
+            raise ConfigError(f"loss.ref_sync_rate: expected a share in (0, 1], got {self.ref_sync_rate}")
+        if self.ref_sync_steps and not self.kl_coef:
+            raise ConfigError("loss.kl_coef: expected a number above 0 with ref_sync_steps, got 0")
 
     @property
     def needs_reference(self) -> bool:
@@ -188,13 +208,19 @@ class PolicyLoss(Loss):
             cut = cut & ~tokens.revision
         correction, corrected_cut = self._correction(tokens)
         per_token = per_token * correction
+        chosen = None
+        if tokens.entropy_floor is not None:
+            chosen = tokens.entropy >= tokens.entropy_floor
+            per_token = torch.where(chosen, per_token, torch.zeros_like(per_token))
         per_token = per_token - self.entropy_coef * tokens.entropy
         if tokens.ref_logprobs is not None and self.kl_in == "loss":
             per_token = per_token + self.kl_coef * self._kl(tokens.logprobs, tokens.ref_logprobs)
         stats = self._stats(tokens, rho, cut, correction, corrected_cut)
-        if penalty is not None:
-            means = {**stats.means, "kl_penalty": _over(penalty, torch.ones_like(tokens.revision))}
-            stats = replace(stats, means=means)
+        more = {"kl_penalty": penalty, "top_entropy": None if chosen is None else chosen.float()}
+        everywhere = torch.ones_like(tokens.revision)
+        means = {name: _over(values, everywhere) for name, values in more.items() if values is not None}
+        if means:
+            stats = replace(stats, means={**stats.means, **means})
         return (tokens.weight * per_token).sum(), stats
 
     def _kl(self, logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:

@@ -47,7 +47,7 @@ def needs(model, plan, gpus=8, reference=True, trains=True, micro_batch_tokens=8
         model=model,
         policy=policy,
         stages=SimpleNamespace(plan=plan),
-        loss=SimpleNamespace(needs_reference=reference),
+        loss=SimpleNamespace(needs_reference=reference, top_entropy_share=1.0),
         trainer=SimpleNamespace(
             strategy=FakeGPUs(**strategy),
             world_size=gpus,
