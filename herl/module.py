@@ -181,7 +181,7 @@ class HerlModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Opens the judge runner, and agrees on the run's date."""
-        self.stages.open(getattr(self.trainer, "datamodule", None))
+        self.stages.open(getattr(self.trainer, "datamodule", None), trains=stage == "fit")
 
     def teardown(self, stage: str) -> None:
         """Closes the judge runner."""

@@ -91,6 +91,16 @@ def test_an_emphasis_goes_with_all_advantages_that_compare_answers():
             assert needs_verdicts(made) == (emphasis != "none" or advantages == "by_criterion")
 
 
+def test_dr_grpo_leaves_advantages_unscaled_unless_a_scale_is_typed():
+    config = composed("fit", "loss=dr_grpo", "algorithm=grpo")
+    check(config)
+    assert (config.advantages.scale, config.loss.aggregation) == ("none", "constant")
+    assert instantiate(config.loss).constant_length == config.rollout.attempt.max_new_tokens
+    assert composed("fit", "loss=dr_grpo", "advantages.scale=group_std").advantages.scale == "group_std"
+    with pytest.raises(ConfigError, match=r"advantages.scale: unknown key"):
+        check(composed("fit", "loss=dr_grpo", "advantages=ones"))
+
+
 def test_several_loggers_write_at_once():
     config = composed("fit", "logger=[tensorboard,csv]")
     check(config)

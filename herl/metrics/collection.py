@@ -59,6 +59,9 @@ def collection_metrics(collection: Collection, policy_version: int = 0) -> dict[
             "refill/prompts": float(collection.refilled),
             "refill/missing": float(flat - collection.refilled),
         }
+    if collection.skipped is not None:
+        names = ("solved", "hopeless")
+        means |= {f"difficulty/{name}": float(collection.skipped.get(name, 0)) for name in names}
     means["hindsight/revisions"] = float(len(revisions))
     means |= {f"train/dropped_{name}": float(n) for name, n in collection.dropped.items() if n}
     means |= rubric_metrics("train", attempts) | rubric_metrics("revision", revisions)

@@ -46,6 +46,8 @@ class Collection:
     "teacher_prompts", the attempts without a teacher for that reason, if there are any."""
     refilled: int | None = None
     """How many of the groups were drawn to replace others that carry no signal; None without a refill."""
+    skipped: Mapping[str, int] | None = None
+    """Counts of prompts that were skipped as "solved" and "hopeless"; None if none may be."""
     beside: Mapping[str, float] = field(default_factory=dict)
     """Seconds by phase, if the batch was drawn beside the update on the one before (`herl.rollout.ahead`)."""
 
@@ -53,7 +55,8 @@ class Collection:
 def collect(tasks: Sequence[Task], stages: Stages, key: Key, clock: PhaseClock | None = None) -> Collection:
     """Samples, judges, revises and compares answers to these prompts.
 
-    With `RolloutPlan.refill`, further prompts follow for groups without signal.
+    With `RolloutPlan.skip_above` or `skip_below`, prompts that are solved or hopeless are left out. With
+    `RolloutPlan.refill`, further prompts follow for them, and for groups without signal.
 
     Args:
         tasks: The prompts of one rollout batch.
@@ -66,19 +69,24 @@ def collect(tasks: Sequence[Task], stages: Stages, key: Key, clock: PhaseClock |
         SamplerError: an answer could not be sampled.
     """
     clock = clock or PhaseClock()
+    drawn = {task.id for task in tasks}
+    tasks, skipped = _not_skipped(tasks, stages, key)
     settled, over_long = _settled(tasks, stages, key, clock)
-    refilled, drawn = 0, {task.id for task in tasks}
+    refilled = 0
     for number in range(stages.plan.refill):
         flat = _without_signal(settled, stages, key)
-        missing = flat - refilled  # as many have been replaced already
+        missing = flat + skipped.total() - refilled  # as many have been replaced already
         further = stages.refill.draw(missing, (*key, number), drawn) if missing > 0 else []
         if not further:
             break
         drawn |= {task.id for task in further}
+        further, _ = _not_skipped(further, stages, (*key, number))
         more, more_over_long = _settled(further, stages, key, clock)
         settled = [*settled, *more]
         over_long.update(more_over_long)
         refilled += len(more)
+    if stages.plan.skips:
+        stages.difficulty.note(settled)
     groups = compare(settled, stages, derive_seed(*key, "advantages"))
     taught, teacher_over_long = teacher_contexts(groups, stages)
     return Collection(
@@ -86,6 +94,17 @@ def collect(tasks: Sequence[Task], stages: Stages, key: Key, clock: PhaseClock |
         experiences=experiences_of(groups, stages.plan, taught),
         dropped=dict(over_long) | ({"teacher_prompts": teacher_over_long} if teacher_over_long else {}),
         refilled=refilled if stages.plan.refill else None,
+        skipped=dict(skipped) if stages.plan.skips else None,
+    )
+
+
+def _not_skipped(tasks: Sequence[Task], stages: Stages, key: Key) -> tuple[list[Task], Counter[str]]:
+    """Returns the prompts that are neither solved nor hopeless, and the counts of the others."""
+    plan = stages.plan
+    if not plan.skips:
+        return list(tasks), Counter()
+    return stages.difficulty.chosen(
+        tasks, key, above=plan.skip_above, below=plan.skip_below, chance=plan.skip_chance
     )
 
 

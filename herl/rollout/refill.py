@@ -36,16 +36,23 @@ class Refill:
     def __init__(self) -> None:
         self._prompts: Prompts | None = None
 
-    def pin(self, prompts: object, rounds: int) -> None:
+    def pin(self, prompts: object, rounds: int, *, trains: bool = True) -> None:
         """Sets where prompts come from.
 
         Args:
             prompts: The run's data module, if it has one.
             rounds: `RolloutPlan.refill`.
+            trains: Whether training batches will be drawn there.
 
         Raises:
-            ConfigError: prompts will be asked for, and cannot be drawn from there.
+            ConfigError: prompts will be asked for, and cannot be drawn from there, or every batch has all.
         """
+        batch = getattr(prompts, "prompts_per_batch", 0)
+        if rounds and trains and batch and batch >= len(train := getattr(prompts, "train", ())):
+            raise ConfigError(
+                f"rollout.refill: expected more training prompts than data.prompts_per_batch = {batch}, or "
+                f"there are none to draw, got {len(train)}: use rollout.refill=0, or smaller batches"
+            )
         if isinstance(prompts, Prompts):
             self._prompts = prompts
         elif rounds:

@@ -36,6 +36,7 @@ def run_state(
         "judge": stages.judge_runner.state_dict(),
         "replay": stages.replay.state_dict(),
         "hindsight": stages.hindsight.state_dict(),
+        **({"difficulty": stages.difficulty.state_dict()} if stages.plan.skips else {}),
         "seconds": dict(clock.seconds),
         "ahead": collector.state_dict(),
         "prompt": reading_sample(stages.tokenizer),
@@ -111,4 +112,5 @@ def restore(
     stages.judge_runner.load_state_dict(state["judge"])
     stages.replay.load_state_dict(state["replay"])
     stages.hindsight.load_state_dict(state["hindsight"])
+    stages.difficulty.load_state_dict(state.get("difficulty", {}))
     collector.load_state_dict(state.get("ahead", {}), data)

@@ -17,6 +17,7 @@ from herl.judge import JudgeRunner
 from herl.judge.base import check_gives_verdicts, needs_verdicts
 from herl.models.chat_template import Today
 from herl.replay import NoReplay, Replay
+from herl.rollout.difficulty import Difficulty, check_difficulty
 from herl.rollout.refill import Refill
 from herl.sampler import Sampler
 from herl.types import (
@@ -80,6 +81,10 @@ class RolloutPlan:
             are those that leave no room for the longest answer in the model.
         refill: Rounds in which the groups of a batch that carry no signal are replaced by as many further
             prompts (dynamic sampling, DAPO, arXiv:2503.14476); 0 for none. Their answers count like others.
+        skip_above: Prompts whose attempts earned at least this on average, when they were last sampled, are
+            skipped as solved; None skips none (`herl.rollout.difficulty`).
+        skip_below: Prompts whose attempts earned at most this are skipped as hopeless; None skips none.
+        skip_chance: Probability with which such a prompt is sampled nevertheless, each time it comes up.
         mask_truncated: Whether answers that were cut off at max_new_tokens are left out of training (DAPO's
             overlong filtering, arXiv:2503.14476). They are still compared with the others.
         batches_ahead: 0, or 1 to draw each batch while the policy is updated on the one before, from weights
@@ -98,9 +103,13 @@ class RolloutPlan:
     keep_flat_groups: bool = False
     refill: int = 0
     mask_truncated: bool = False
+    skip_above: float | None = None
+    skip_below: float | None = None
+    skip_chance: float = 0.1
     batches_ahead: Literal[0, 1] = 0
 
     def __post_init__(self) -> None:
+        check_difficulty(self.skip_above, self.skip_below, self.skip_chance)
         check_at_least("rollout", 0, refill=self.refill)
         if self.batches_ahead not in (0, 1):
             raise ConfigError(f"rollout.batches_ahead: expected 0 or 1, got {self.batches_ahead}")
@@ -122,6 +131,11 @@ class RolloutPlan:
                 "rollout.attempt.temperature: expected a number above 0 (attempts must differ to be "
                 f"compared), got {self.attempt.temperature}"
             )
+
+    @property
+    def skips(self) -> bool:
+        """Whether prompts may be skipped."""
+        return self.skip_above is not None or self.skip_below is not None
 
     def within(self, max_tokens: int | None) -> RolloutPlan:
         """Returns the plan with prompts limited so that every answer has room in the model.
@@ -186,6 +200,7 @@ class Stages:
     teacher: Teacher = NO_TEACHER
     today: Today = field(default_factory=Today)
     refill: Refill = field(default_factory=Refill)
+    difficulty: Difficulty = field(default_factory=Difficulty)
 
     def __post_init__(self) -> None:
         if self.plan.refill and self.teacher.flat_groups:
@@ -242,13 +257,14 @@ class Stages:
         }
         check_gives_verdicts(self.judge_runner.judge, needed)
 
-    def open(self, prompts: object = None) -> None:
+    def open(self, prompts: object = None, *, trains: bool = True) -> None:
         """Opens the judge runner, and agrees with the other ranks on the run's date.
 
         Args:
             prompts: The data module that further prompts are drawn from (`herl.rollout.refill`).
+            trains: Whether the run trains on its prompts.
         """
-        self.refill.pin(prompts, self.plan.refill)
+        self.refill.pin(prompts, self.plan.refill, trains=trains)
         together(self.judge_runner.open)
         self.today.pin(gather(self.today.started.isoformat())[0])
 

@@ -19,6 +19,7 @@ from herl.judge import JudgeRunner
 from herl.judge.rule import RuleJudge
 from herl.metrics.collection import collection_counts, collection_metrics
 from herl.rollout.collect import collect
+from herl.rollout.refill import Refill
 from herl.rollout.stages import RolloutPlan, Stages
 from herl.sampler.scripted import ScriptedSampler
 from herl.seeds import derive_seed
@@ -42,7 +43,7 @@ def collected(tokenizer):
                 tokenizer=tokenizer, sampler=sampler, judge_runner=runner, plan=plan, selection=form_group,
                 advantages=group_advantages, hindsight=NoHindsight(), **parts,
             )  # fmt: skip
-            stages.refill.pin(data or RubricDataModule(TASKS), plan.refill)
+            stages.refill.pin(data or RubricDataModule(TASKS, prompts_per_batch=4), plan.refill)
             return collect(tasks, stages, key)
 
     return run
@@ -87,14 +88,16 @@ def test_a_batch_whose_groups_all_carry_a_signal_asks_for_nothing(collected):
 
 
 def test_data_that_runs_out_ends_the_rounds(collected):
-    found = collected(TASKS[1:3], data=RubricDataModule(TASKS[1:3]), plan=replace(PLAN, refill=9))
+    found = collected(
+        TASKS[1:3], data=RubricDataModule(TASKS[1:3], prompts_per_batch=1), plan=replace(PLAN, refill=9)
+    )
     assert (found.refilled, len(found.groups), found.experiences) == (0, 2, ())
     assert collection_metrics(found)["refill/missing"] == 2.0
 
 
 def test_prompts_that_are_too_long_are_counted_and_replaced_in_the_next_round(collected):
     long = [make_task(id=f"long{i}", request="word " * 300) for i in range(3)]
-    data = RubricDataModule([TASKS[1], *long])
+    data = RubricDataModule([TASKS[1], *long], prompts_per_batch=1)
     found = collected([TASKS[1]], data=data, plan=replace(PLAN, max_prompt_tokens=100))
     assert found.dropped == {"prompts": 2, "revision_prompts": 0}, "one in each round"
     assert len(found.groups) == 1
@@ -179,6 +182,17 @@ def test_answers_of_further_prompts_count_in_the_budget(tmp_path):
 def test_combinations_that_cannot_work_are_refused(make, said):
     with pytest.raises(ConfigError, match=said):
         make()
+
+
+def test_a_batch_of_all_rows_leaves_nothing_to_draw():
+    module = module_of(rollout=PLAN)
+    with pytest.raises(
+        ConfigError, match=r"rollout.refill: expected more .*prompts_per_batch = 12, .*got 12"
+    ):
+        module.stages.open(RubricDataModule(TASKS, prompts_per_batch=12))
+    with_others = RubricDataModule(TASKS, prompts_per_batch=11)
+    Refill().pin(with_others, 1)
+    Refill().pin(RubricDataModule(TASKS), 1, trains=False)
 
 
 def test_data_without_further_prompts_is_refused_before_a_model_loads():
