@@ -76,7 +76,7 @@ def run_arguments(
     return found | {"gpu_memory_utilization": share}
 
 
-def draw_arguments(sampling: Sampling) -> dict[str, float]:
+def draw_arguments(sampling: Sampling) -> dict[str, Any]:
     """Returns the settings of a distribution under vLLM's names, which servers share with the engine.
 
     All are named, or a server would take what is missing from the model's generation config.

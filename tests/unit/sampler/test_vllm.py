@@ -14,6 +14,7 @@ from herl.sampler.vllm import VLLMSampler
 from herl.testing import check_sampler, make_experience
 from herl.update.batch import micro_batches
 from herl.update.logprobs import answer_logprobs
+from tests.support.naive import drawn_from
 from tests.support.vllm_modules import MODEL, module_with, probe_of
 
 pytestmark = pytest.mark.integration
@@ -100,6 +101,39 @@ def test_sampler_logprobs_equal_trainer_logprobs(sampler, policy, tokenizer, tem
     for batch in micro_batches(experiences, max_tokens=500, aggregation="token_mean"):
         logprobs, _ = answer_logprobs(policy, batch, temperature)
         torch.testing.assert_close(logprobs, batch.sampler_logprobs, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {"top_p": 0.5}, {"top_k": 2}, {"min_p": 0.3}, {"repetition_penalty": 2.0},
+        {
+            "temperature": 0.7, "top_p": 0.9, "top_k": 7, "min_p": 0.01,
+            "repetition_penalty": 1.2, "presence_penalty": 0.3, "frequency_penalty": 0.1,
+        },
+    ],
+)  # fmt: skip
+def test_log_probs_are_those_of_the_distribution_that_was_drawn_from(sampler, policy, tokenizer, sampling):
+    asked = request(tokenizer, n=6, **sampling)
+    for answer in sampler.generate([asked]):
+        ids, start = list(answer.token_ids), len(asked.prompt_ids)
+        with torch.no_grad():
+            logits = policy(input_ids=torch.tensor([[*asked.prompt_ids, *ids]])).logits[0, start - 1 : -1]
+        for place, (token, logprob) in enumerate(zip(ids, answer.logprobs, strict=True)):
+            expected = drawn_from(logits[place], asked.sampling, asked.prompt_ids, ids[:place])
+            assert logprob == pytest.approx(float(expected[token]), abs=1e-4)
+
+
+def test_a_stop_string_ends_an_answer_with_it(sampler, tokenizer):
+    whole = {one.id: one for one in sampler.generate([request(tokenizer, n=8, max_new_tokens=40)])}
+    asked = request(tokenizer, n=8, max_new_tokens=40, stop=["er. I", "lives"])
+    cut = {one.id: one for one in sampler.generate([asked])}
+    stopped = [one for id, one in cut.items() if len(one.token_ids) < len(whole[id].token_ids)]
+    assert len(stopped) >= 2
+    assert all(one.token_ids == whole[id].token_ids[: len(one.token_ids)] for id, one in cut.items())
+    assert all(any(text in one.text for text in ("er. I", "lives")) for one in stopped)
+    assert {one.finish_reason for one in stopped} == {"stop"}
+    assert not sampler._llm.llm_engine.has_unfinished_requests()
 
 
 def test_greedy_equals_the_model_and_an_answer_ends_only_with_a_sampled_end_token(sampler, policy, tokenizer):
