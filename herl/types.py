@@ -177,17 +177,6 @@ class Sampling:
     max_new_tokens: int = 256
     """Tokens, including the end token."""
 
-    @property
-    def penalizes(self) -> bool:
-        """Whether a token's chance depends on which tokens were there before."""
-        penalties = self.repetition_penalty - 1.0, self.presence_penalty, self.frequency_penalty
-        return any(penalties)
-
-    @property
-    def truncates(self) -> bool:
-        """Whether unlikely tokens are never drawn."""
-        return self.temperature > 0 and (self.top_p < 1 or self.top_k > 0 or self.min_p > 0)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleRequest:
@@ -229,8 +218,8 @@ class Rollout:
     """Everything that was sampled, thinking included. It ends with the end token only if the policy sampled
     one. A tuple, or what equals one and is kept in an array (`herl.rollout.exchange.Numbers`)."""
     logprobs: Sequence[float]
-    """Log-probability, in nats, with which each of `token_ids` was drawn (`Sampling`). Greedy answers have that
-    at temperature 1."""
+    """Log-probability, in nats, with which each of `token_ids` was drawn (see `Sampling`). Greedy answers
+    have that at temperature 1."""
     text: str
     """The answer, which judges, drafts and metrics use. Thinking before it is in `thinking`."""
     finish_reason: FinishReason

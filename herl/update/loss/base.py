@@ -129,9 +129,9 @@ class Loss(ABC):
 
     @property
     def needs_on_policy(self) -> bool:
-        """Whether attempts must be drawn from the weights that an update begins with (`rollout.batches_ahead`)
-        and from the policy's whole distribution, since nothing corrects for others. False by default, as for
-        a likelihood."""
+        """Whether attempts must be drawn from the weights that an update begins with, and from the policy's
+        whole distribution, since nothing corrects for others (`rollout.batches_ahead`, `rollout.attempt`).
+        False by default, as for a likelihood."""
         return False
 
     def check(self, advantages: Sequence[float], training_context: str) -> None:
