@@ -229,8 +229,8 @@ class Rollout:
     """Everything that was sampled, thinking included. It ends with the end token only if the policy sampled
     one. A tuple, or what equals one and is kept in an array (`herl.rollout.exchange.Numbers`)."""
     logprobs: Sequence[float]
-    """Log-probability, in nats, with which each of `token_ids` was drawn: after penalties, temperature and
-    truncation. Greedy answers have that at temperature 1."""
+    """Log-probability, in nats, with which each of `token_ids` was drawn (see `Sampling`). Greedy answers
+    have that at temperature 1."""
     text: str
     """The answer, which judges, drafts and metrics use. Thinking before it is in `thinking`."""
     finish_reason: FinishReason

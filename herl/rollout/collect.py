@@ -94,7 +94,7 @@ def collect(tasks: Sequence[Task], stages: Stages, key: Key, clock: PhaseClock |
         experiences=experiences_of(groups, stages.plan, taught),
         dropped=dict(over_long) | ({"teacher_prompts": teacher_over_long} if teacher_over_long else {}),
         refilled=refilled if stages.plan.refill else None,
-        skipped=skipped if stages.plan.skips else None,
+        skipped=dict(skipped) if stages.plan.skips else None,
     )
 
 

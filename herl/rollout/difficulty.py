@@ -1,7 +1,7 @@
 """Which prompts of a batch are skipped because the policy has solved them, or is far from it.
 
-A prompt's difficulty is the mean reward of the attempts at it when it was last sampled. Each time it comes up
-again, a hash of the batch gives it a chance, so that a skipped prompt is measured again. All ranks see all
+A prompt's difficulty is the mean reward of the attempts at it when it was last sampled. A hash of the batch
+gives a skipped prompt a chance each time it comes up, so its difficulty stays up to date. All ranks see all
 groups, so they agree.
 """
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from herl.sampler.answer import OpenAnswer
-from herl.sampler.drawing import draw
+from herl.sampler.drawing import draw, truncates
 from herl.sampler.static_prompts import FlatBuffer
 
 
@@ -97,20 +97,20 @@ class AnswerSlots:
             self["top_k"][rows],
             self["min_p"][rows],
             self["uniforms"][rows, 0],
-            truncates=any(s.truncates for s in settings),
+            truncated=any(map(truncates, settings)),
             greedy=any(s.temperature == 0 for s in settings),
         )
         self["tokens"][rows, 0], self["logprobs"][rows, 0] = chosen, logprobs
         self["ids"][rows], self["drawn"][rows] = chosen, 1
         self["going"][rows] = ~self._ends(chosen, self["limit"][rows], 1)
 
-    def draw(self, logits: torch.Tensor, *, truncates: bool, greedy: bool) -> None:
+    def draw(self, logits: torch.Tensor, *, truncated: bool, greedy: bool) -> None:
         """Draws every row's next token from logits [rows, vocabulary]. Finished rows keep their tokens."""
         drawn, going = self["drawn"], self["going"]
         place = drawn[:, None]
         uniform = self["uniforms"].gather(1, place)[:, 0]
         settings = self["temperature"], self["top_p"], self["top_k"], self["min_p"]
-        chosen, logprobs = draw(logits, *settings, uniform, truncates=truncates, greedy=greedy)
+        chosen, logprobs = draw(logits, *settings, uniform, truncated=truncated, greedy=greedy)
         self["tokens"].scatter_(1, place, chosen[:, None])
         self["logprobs"].scatter_(1, place, logprobs[:, None])
         self["ids"].copy_(chosen)

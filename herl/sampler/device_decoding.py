@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from herl.sampler.answer import OpenAnswer
 from herl.sampler.answer_slots import AnswerSlots
+from herl.sampler.drawing import truncates
 from herl.sampler.prompt_cache import CopiedPrompts, next_logits
 from herl.sampler.replays import Recorder, Replays
 from herl.sampler.static_prompts import Shape, States, StaticPrompts, compute_dtype, run_prompts
@@ -114,7 +115,7 @@ class DeviceDecoder:
     def _begin(self, answers: Sequence[OpenAnswer]) -> None:
         """Clears the remains of an unfinished batch, and recordings that read memory which has moved."""
         settings = [answer.request.sampling for answer in answers]
-        self._truncates = any(s.truncates for s in settings)
+        self._truncated = any(map(truncates, settings))
         self._greedy = any(s.temperature == 0 for s in settings)
         self._lines = []
         self._slots.clear(_step_up(max(s.max_new_tokens for s in settings) + 1, 128))
@@ -248,14 +249,14 @@ class DeviceDecoder:
         full = max(line.drawn for line in going) + steps - 1 > shape.room
         if full or rows <= shape.rows // 2:
             self._arrange(going, 0, slots, most)
-        key = (self._cache.shape, self._slots.columns, self._truncates, self._greedy)
-        step = partial(self._step, truncates=self._truncates, greedy=self._greedy)
+        key = (self._cache.shape, self._slots.columns, self._truncated, self._greedy)
+        step = partial(self._step, truncated=self._truncated, greedy=self._greedy)
         for _ in range(steps):
             self._replays.run(key, step)
         for line in going:
             line.drawn += steps
 
-    def _step(self, *, truncates: bool, greedy: bool) -> None:
+    def _step(self, *, truncated: bool, greedy: bool) -> None:
         """Feeds every row's newest token and draws the next. Nothing here may wait for the device."""
         assert self._cache is not None
         positions = self._cache.begin(self._slots["drawn"] - 1)
@@ -267,7 +268,7 @@ class DeviceDecoder:
             logits = next_logits(
                 self._model, self._slots["ids"][:, None], positions[:, None], self._cache.arguments()
             )
-        self._slots.draw(logits, truncates=truncates, greedy=greedy)
+        self._slots.draw(logits, truncated=truncated, greedy=greedy)
 
     @torch.inference_mode(False)
     @torch.no_grad()

@@ -12,6 +12,17 @@ import torch
 from herl.types import Sampling
 
 
+def penalizes(sampling: Sampling) -> bool:
+    """Returns whether a token's chance depends on which tokens were there before."""
+    penalties = sampling.repetition_penalty - 1.0, sampling.presence_penalty, sampling.frequency_penalty
+    return any(penalties)
+
+
+def truncates(sampling: Sampling) -> bool:
+    """Returns whether some tokens are never drawn because they are unlikely."""
+    return sampling.temperature > 0 and (sampling.top_p < 1 or sampling.top_k > 0 or sampling.min_p > 0)
+
+
 def draw(
     logits: torch.Tensor,
     temperature: torch.Tensor,
@@ -20,7 +31,7 @@ def draw(
     min_p: torch.Tensor,
     uniform: torch.Tensor,
     *,
-    truncates: bool,
+    truncated: bool,
     greedy: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Draws a token per row. Returns ids [rows] and the log-probs [rows] with which they were drawn.
@@ -34,23 +45,23 @@ def draw(
         top_k: [rows], long; 0 for all tokens.
         min_p: [rows], float64.
         uniform: [rows], float64, in [0, 1).
-        truncates: Whether any row has top_p below 1, or top_k or min_p above 0.
+        truncated: Whether any row has top_p below 1, or top_k or min_p above 0.
         greedy: Whether any temperature is 0.
     """
     at_zero = temperature == 0
     logprobs = torch.log_softmax(logits / temperature.masked_fill(at_zero, 1.0)[:, None], dim=-1)
     # float64, since a float32 running sum over 150k tokens errs by more than the probability of a rare token
     chosen = _inverse(logprobs.exp().cumsum(-1, dtype=torch.float64), uniform)[:, 0]
-    if truncates:
+    if truncated:
         mass, order = logprobs.exp().sort(dim=-1, descending=True)
         running = (mass * _kept(mass, top_p, top_k, min_p)).cumsum(-1, dtype=torch.float64)
-        truncated = ((top_p < 1) | (top_k > 0) | (min_p > 0)) & ~at_zero
-        chosen = torch.where(truncated, order.gather(1, _inverse(running, uniform))[:, 0], chosen)
+        limited = ((top_p < 1) | (top_k > 0) | (min_p > 0)) & ~at_zero
+        chosen = torch.where(limited, order.gather(1, _inverse(running, uniform))[:, 0], chosen)
     if greedy:
         chosen = torch.where(at_zero, logits.argmax(-1), chosen)
     drawn = logprobs.gather(1, chosen[:, None])[:, 0]
-    if truncates:  # of the kept tokens alone
-        drawn = torch.where(truncated, (drawn - running[:, -1].log()).clamp(max=0.0).to(drawn.dtype), drawn)
+    if truncated:  # of the kept tokens alone
+        drawn = torch.where(limited, (drawn - running[:, -1].log()).clamp(max=0.0).to(drawn.dtype), drawn)
     return chosen, drawn
 
 

@@ -36,7 +36,7 @@ from herl.sampler import RunLimits, Sampler
 from herl.sampler.answer import OpenAnswer, end_token_ids, ends_by_stop, finished_answer
 from herl.sampler.cast_linears import CastLinears
 from herl.sampler.device_decoding import DeviceDecoder
-from herl.sampler.drawing import draw, penalize
+from herl.sampler.drawing import draw, penalize, penalizes, truncates
 from herl.sampler.packed_linears import packed_linears
 from herl.sampler.prompt_cache import PromptCache, SharedPrompts, last_logits, prompt_cache
 from herl.sampler.replays import CudaRecorder
@@ -169,7 +169,7 @@ class TransformersSampler(Sampler):
     def _decodes_on_device(self, settings: Iterable[Sampling]) -> bool:
         """Whether answers are sampled by recorded steps: on a GPU, if they can share prompts and each step
         needs only what the last token left."""
-        if self._policy.device.type != "cuda" or any(one.penalizes or one.stop for one in settings):
+        if self._policy.device.type != "cuda" or any(penalizes(one) or one.stop for one in settings):
             return False
         if self._on_device is None:
             assert self._new_cache is not None
@@ -283,7 +283,7 @@ def _draw(logits: torch.Tensor, answers: list[OpenAnswer]) -> tuple[list[int], l
     """Draws a token per row from the row's numbers. Returns ids and log-probs."""
     settings = [answer.request.sampling for answer in answers]
     device = logits.device
-    if any(s.penalizes for s in settings):
+    if any(map(penalizes, settings)):
         prompts, drawn = [one.request.prompt_ids for one in answers], [one.token_ids for one in answers]
         logits = penalize(logits, prompts, drawn, settings)
     chosen, logprobs = draw(
@@ -293,7 +293,7 @@ def _draw(logits: torch.Tensor, answers: list[OpenAnswer]) -> tuple[list[int], l
         torch.tensor([s.top_k for s in settings], device=device),
         torch.tensor([s.min_p for s in settings], device=device, dtype=torch.float64),
         torch.tensor(np.array([answer.uniforms[len(answer.token_ids)] for answer in answers]), device=device),
-        truncates=any(s.truncates for s in settings),
+        truncated=any(map(truncates, settings)),
         greedy=any(s.temperature == 0 for s in settings),
     )
     return chosen.tolist(), logprobs.tolist()

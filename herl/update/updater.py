@@ -27,6 +27,7 @@ from herl.hindsight.teacher import NO_TEACHER, Teacher
 from herl.models.fsdp import synchronize_gradients
 from herl.models.weights import first_not_finite, is_sharded, whole
 from herl.rollout.stages import Stages, check_signal, trial_advantages
+from herl.sampler.drawing import penalizes, truncates
 from herl.types import Experience, Sampling
 from herl.update.batch import MicroBatch, Packing, split_by_group
 from herl.update.loss.base import Loss
@@ -90,7 +91,7 @@ class Updater:
                 f"teacher: expected a policy loss, whose tokens each have an advantage, got "
                 f"{type(loss).__name__}: use teacher=none, or loss=clip"
             )
-        if (attempt.penalizes or attempt.truncates) and not loss.weighs_draws:
+        if (penalizes(attempt) or truncates(attempt)) and loss.needs_on_policy:
             raise ConfigError(
                 "loss.mismatch.level: expected token (or sequence), since rollout.attempt draws from another "
                 "distribution than the policy's (top_p, top_k, min_p or a penalty), which its gradient must "

@@ -58,7 +58,8 @@ RARE = {
     "gold/<name>", "gaming/<name>", "gold_criterion/<name>", "gaming_criterion/<name>",  # no gold judges
     "replay/recalled<name>", "replay/joined<name>",  # no replay
     "time/wait",
-    "refill/prompts<name>", "refill/missing<name>", "update/kl_penalty", "update/top_entropy", "difficulty/solved<name>", "difficulty/hopeless<name>",  # options
+    "refill/prompts<name>", "refill/missing<name>", "update/kl_penalty", "update/top_entropy",  # options
+    "difficulty/solved<name>", "difficulty/hopeless<name>",
     "train/dropped_revision_prompts", "train/dropped_teacher_prompts",
     *(f"update/teacher_{name}" for name in ("mean", "size", "clipped", "agreement", "share")),
 }  # fmt: skip

@@ -167,4 +167,4 @@ def test_attempts_from_another_distribution_than_the_policys_need_weights(change
     module_of(rollout=RolloutPlan(attempt=other), loss=PolicyLoss(mismatch=Mismatch(level="token")))
     module_of(rollout=RolloutPlan(attempt=plain, revision=other, heldout=other))
     module_of(rollout=RolloutPlan(attempt=Sampling(stop=["END"])))
-    assert LikelihoodLoss().weighs_draws, "it learns from selected answers, however they were drawn"
+    assert not LikelihoodLoss().needs_on_policy, "it learns from selected answers, however they were drawn"

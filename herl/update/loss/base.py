@@ -128,11 +128,11 @@ class Loss(ABC):
         return True
 
     @property
-    def weighs_draws(self) -> bool:
-        """Whether answers may be drawn from another distribution than the policy's at the temperature: from
-        older weights (`rollout.batches_ahead`), or one that leaves out unlikely tokens or penalizes
-        repetition. By default they may."""
-        return True
+    def needs_on_policy(self) -> bool:
+        """Whether attempts must be drawn from the weights that an update begins with, and from the policy's
+        whole distribution, since nothing corrects for others (`rollout.batches_ahead`, `rollout.attempt`).
+        False by default, as for a likelihood."""
+        return False
 
     def check(self, advantages: Sequence[float], training_context: str) -> None:
         """Refuses settings that the loss cannot learn from, before anything is loaded; by default, none.

@@ -6,6 +6,7 @@ from herl.sampler import device_decoding
 from herl.sampler.answer import OpenAnswer
 from herl.sampler.cast_linears import CastLinears
 from herl.sampler.device_decoding import DeviceDecoder
+from herl.sampler.drawing import truncates
 from herl.sampler.replays import WARM_UPS, Replays
 from herl.sampler.static_prompts import serves
 from herl.sampler.transformers import TransformersSampler, _uniforms
@@ -104,7 +105,7 @@ def assert_drawn(token, logprob, uniform, logits, sampling):
         assert float(logits[token]) == pytest.approx(float(logits.max()), abs=1e-4)
         return
     probabilities = expected.exp()
-    if sampling.truncates:
+    if truncates(sampling):
         likelier = probabilities > probabilities[token]
     else:
         likelier = torch.arange(len(logits)) < token

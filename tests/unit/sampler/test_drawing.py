@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from herl import Sampling
-from herl.sampler.drawing import draw, penalize
+from herl.sampler.drawing import draw, penalize, penalizes, truncates
 from tests.support.naive import drawn_from
 
 SETTINGS = [
@@ -27,7 +27,7 @@ PROMPT, ANSWER = (3, 4, 5, 5), (5, 6, 6, 6)
 
 def drawn(logits, settings, uniform):
     """Draws row by row, each row by its own settings."""
-    if any(s.penalizes for s in settings):
+    if any(map(penalizes, settings)):
         logits = penalize(logits, [PROMPT] * len(settings), [ANSWER] * len(settings), settings)
     return draw(
         logits,
@@ -36,7 +36,7 @@ def drawn(logits, settings, uniform):
         torch.tensor([s.top_k for s in settings]),
         torch.tensor([s.min_p for s in settings], dtype=torch.float64),
         uniform,
-        truncates=any(s.truncates for s in settings),
+        truncated=any(map(truncates, settings)),
         greedy=any(s.temperature == 0 for s in settings),
     )
 
@@ -86,7 +86,9 @@ def test_no_setting_leaves_the_logits_as_they_are():
 
 
 def test_a_plain_sampling_neither_penalizes_nor_truncates():
-    assert not any((Sampling().penalizes, Sampling().truncates, Sampling(temperature=0.0, top_k=3).truncates))
-    assert all(Sampling(**{name: 0.5}).penalizes for name in ("presence_penalty", "frequency_penalty"))
-    assert Sampling(repetition_penalty=1.1).penalizes
-    assert all(one.truncates for one in (Sampling(top_p=0.9), Sampling(top_k=1), Sampling(min_p=0.1)))
+    assert not penalizes(Sampling())
+    assert not truncates(Sampling())
+    assert not truncates(Sampling(temperature=0.0, top_k=3))
+    assert all(penalizes(Sampling(**{name: 0.5})) for name in ("presence_penalty", "frequency_penalty"))
+    assert penalizes(Sampling(repetition_penalty=1.1))
+    assert all(map(truncates, (Sampling(top_p=0.9), Sampling(top_k=1), Sampling(min_p=0.1))))
