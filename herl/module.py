@@ -190,7 +190,7 @@ class HerlModule(L.LightningModule):
     def on_fit_start(self) -> None:
         """Moves the reference to the policy's device, and makes the collector ready."""
         self.updater.place_reference(self.device)
-        self.collector.open(self.trainer, corrected=self.loss.weighs_draws)
+        self.collector.open(self.trainer, corrected=not self.loss.needs_on_policy)
 
     def on_train_end(self) -> None:
         """Checks that something could be sampled and judged."""

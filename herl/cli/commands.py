@@ -63,7 +63,7 @@ def fit(config: DictConfig) -> dict[str, Any]:
     run = build(config, gold=True)
     run.module.clock.began = started
     run.module.model.check_trainable()
-    check_ahead(run.trainer, run.data, run.module.stages, corrected=run.module.loss.weighs_draws)
+    check_ahead(run.trainer, run.data, run.module.stages, corrected=not run.module.loss.needs_on_policy)
     check_checkpoint("resume", resume, run)
     memory = memory_of(run)
     show_banner(config, run, memory)

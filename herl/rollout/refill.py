@@ -50,8 +50,8 @@ class Refill:
         batch = getattr(prompts, "prompts_per_batch", 0)
         if rounds and trains and batch and batch >= len(train := getattr(prompts, "train", ())):
             raise ConfigError(
-                f"rollout.refill: expected more training prompts than data.prompts_per_batch = {batch}, so "
-                f"that a batch leaves some to draw, got {len(train)}: use rollout.refill=0, or smaller batches"
+                f"rollout.refill: expected more training prompts than data.prompts_per_batch = {batch}, "
+                f"so that some are left, got {len(train)}: use rollout.refill=0, or smaller batches"
             )
         if isinstance(prompts, Prompts):
             self._prompts = prompts

@@ -189,9 +189,9 @@ class PolicyLoss(Loss):
         return self.kl_coef > 0
 
     @property
-    def weighs_draws(self) -> bool:
-        """Whether importance weights correct for the distribution that attempts were drawn from."""
-        return self.mismatch.level != "none"
+    def needs_on_policy(self) -> bool:
+        """Whether there are no importance weights."""
+        return self.mismatch.level == "none"
 
     def __call__(self, tokens: Tokens) -> tuple[torch.Tensor, Stats]:
         """Returns (loss, stats)."""

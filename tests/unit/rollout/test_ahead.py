@@ -370,14 +370,14 @@ DATA = RubricDataModule(TASKS)
 def test_combinations_that_cannot_work_are_refused(sampler, loss, callbacks, data, message):
     stages = module(sampler=sampler).stages
     with pytest.raises(ConfigError, match=message):
-        check_ahead(trainer_with(*callbacks), data, stages, corrected=loss.weighs_draws)
+        check_ahead(trainer_with(*callbacks), data, stages, corrected=not loss.needs_on_policy)
 
 
 @pytest.mark.parametrize("loss", [CORRECTED, LikelihoodLoss(), PreferenceLoss()])
 @pytest.mark.parametrize("sampler", [Own({}), VLLMServerSampler("weights", urls=["http://x"])])
 def test_others_are_not(loss, sampler):
     stages = module(sampler=sampler).stages
-    check_ahead(trainer_with(RefreshSampler()), DATA, stages, corrected=loss.weighs_draws)
+    check_ahead(trainer_with(RefreshSampler()), DATA, stages, corrected=not loss.needs_on_policy)
     assert isinstance(DATA, Batches)
 
 
