@@ -167,7 +167,7 @@ class HerlModule(L.LightningModule):
         with torch.device("cpu"):  # Lightning defaults to the GPU here, and moves the model itself
             self.policy = load(self.model, self.trainer).train()
             if self.loss.needs_reference and not has_adapters(self.policy):
-                self.updater.hold_reference(self, load(self.model, self.trainer))
+                self.updater.hold_reference(self, load(self.model, self.trainer, learns=False))
             together(lambda: self.stages.sampler.prepare(run_limits(self, trains=self.trains)))
             together(partial(self.stages.sampler.start, self.policy, self.stages.tokenizer))
 

@@ -177,17 +177,6 @@ class Sampling:
     max_new_tokens: int = 256
     """Tokens, including the end token."""
 
-    @property
-    def penalizes(self) -> bool:
-        """Whether a token's chance depends on which tokens were there before."""
-        penalties = self.repetition_penalty - 1.0, self.presence_penalty, self.frequency_penalty
-        return any(penalties)
-
-    @property
-    def truncates(self) -> bool:
-        """Whether unlikely tokens are never drawn."""
-        return self.temperature > 0 and (self.top_p < 1 or self.top_k > 0 or self.min_p > 0)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleRequest:

@@ -55,7 +55,8 @@ class HindsightBuilder(ABC):
         """
 
     def end_batch(self, groups: Sequence[Sequence[Judged]]) -> None:  # noqa: B027
-        """Called after each training batch, but not after validations. Does nothing by default.
+        """Called when a training batch is sampled and judged, before the update on it; not in validations.
+        After an error it gets no groups. Does nothing by default.
 
         A builder that learns from groups should do so here: `build` sees only its rank's groups, in the order
         in which they were judged.

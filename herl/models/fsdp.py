@@ -178,8 +178,15 @@ def check_trainer(trainer: L.Trainer, model: PretrainedModel | None = None) -> N
         )
 
 
-def load(model: PretrainedModel, trainer: L.Trainer) -> PreTrainedModel:
-    """Loads a model as the trainer's strategy requires: whole on each rank, or sharded."""
+def load(model: PretrainedModel, trainer: L.Trainer, *, learns: bool = True) -> PreTrainedModel:
+    """Loads a model as the trainer's strategy requires: whole on each rank, or sharded.
+
+    Args:
+        model: The model to load.
+        trainer: The run's trainer.
+        learns: Whether there are backward passes. They drop the weights that a forward pass has gathered; in
+            a model without them, each forward pass must.
+    """
     strategy = trainer.strategy
     if strategy.root_device.type == "cpu":
         keep_freed_memory()
@@ -192,7 +199,7 @@ def load(model: PretrainedModel, trainer: L.Trainer) -> PreTrainedModel:
         strategy.shard_mesh(),
         bf16=trainer.precision == "bf16-mixed",
         cpu_offload=strategy.cpu_offload,
-        reshard_after_forward=strategy.reshard_after_forward,
+        reshard_after_forward=strategy.reshard_after_forward or not learns,
     )
 
 

@@ -90,6 +90,9 @@ class Collector:
         self._batches: Batches | None = None
         self._numerics: Callable[[], AbstractContextManager[Any]] = nullcontext
         self._group: Any = None
+        self._corrected = False
+        self._unused = 0
+        """Answers drawn ahead that the run turned out not to train on."""
 
     def open(self, trainer: L.Trainer, *, corrected: bool) -> None:
         """Makes ready for a training. All ranks must call it.
@@ -101,6 +104,7 @@ class Collector:
         Raises:
             ConfigError: the run is to draw ahead, and cannot.
         """
+        self._corrected = corrected
         if not self.stages.plan.batches_ahead:
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
@@ -122,10 +126,12 @@ class Collector:
             SamplerError: an answer could not be sampled.
         """
         ahead, task_ids = self._ahead, tuple(task.id for task in tasks)
-        if ahead is not None and (ahead.key, ahead.task_ids) == (key, task_ids):
+        taken = self.stages.plan.batches_ahead or self._corrected  # else resumed without importance weights
+        if ahead is not None and taken and (ahead.key, ahead.task_ids) == (key, task_ids):
             return ahead.result.result()
-        if self.left_over():  # resumed with another data.prompts_per_batch, say
-            logger.warning("the batch drawn ahead is not the one to train on, which is drawn now")
+        if answers := self._answers_ahead():  # resumed with another data.prompts_per_batch, say
+            logger.warning("the %d answers drawn ahead do not fit the batch, which is drawn now", answers)
+            self._unused += answers
         self._ahead = None
         return _draw(tasks, key, share, self.stages, self.clock)
 
@@ -162,12 +168,16 @@ class Collector:
     def left_over(self) -> dict[str, int]:
         """Returns the number of answers that were drawn ahead and not trained on, as a count of the run, and
         warns; empty without such answers. A run that ends before its limits leaves some over."""
-        collection = self._ahead.collection if self._ahead is not None else None
-        if collection is None:
+        answers = self._unused + self._answers_ahead()
+        if not answers:
             return {}
-        answers = sum(len(group.attempts) + len(group.revisions) for group in collection.groups)
         logger.warning("%d answers that were drawn ahead have not been trained on", answers)
         return {"answers_left_over": answers}
+
+    def _answers_ahead(self) -> int:
+        collection = self._ahead.collection if self._ahead is not None else None
+        groups = () if collection is None else collection.groups
+        return sum(len(group.attempts) + len(group.revisions) for group in groups)
 
     # Checkpoints
 

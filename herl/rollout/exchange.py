@@ -19,14 +19,15 @@ from typing import Any, TypeVar, cast, overload
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from herl.distributed import gather, world_size
+from herl.distributed import gather_results, world_size
+from herl.errors import SamplerError
 from herl.types import Judged, Rollout
 
 Number = TypeVar("Number", int, float)
 
 
 class Numbers(Sequence[Number]):
-    """Numbers in an array that behave as a tuple: equal to one, hashed as one, and pickled as one.
+    """Numbers in an array, as a tuple is read: equal to one, hashed, added and pickled as one.
 
     Args:
         array: One-dimensional, and never written to again.
@@ -57,6 +58,12 @@ class Numbers(Sequence[Number]):
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         return np.array(self._array, dtype=dtype) if copy else np.asarray(self._array, dtype=dtype)
+
+    def __add__(self, other: tuple[Number, ...]) -> tuple[Number, ...]:
+        return tuple(self) + tuple(other)
+
+    def __radd__(self, other: tuple[Number, ...]) -> tuple[Number, ...]:
+        return tuple(other) + tuple(self)
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Numbers):
@@ -103,14 +110,23 @@ def exchanged(answers: Sequence[Judged]) -> list[Judged]:
 
     Args:
         answers: This rank's answers.
+
+    Raises:
+        SamplerError: an answer has not one log-prob for each token.
     """
     if world_size() == 1:
         return list(answers)
-    return list(chain.from_iterable(map(_unpacked, gather(_packed(answers)))))
+    return list(chain.from_iterable(map(_unpacked, gather_results(lambda: _packed(answers)))))
 
 
 def _packed(answers: Sequence[Judged]) -> _Packed:
     rollouts = [one.rollout for one in answers]
+    for rollout in rollouts:
+        if len(rollout.token_ids) != len(rollout.logprobs):
+            raise SamplerError(
+                f"answer {rollout.id}: expected one log-prob for each of its {len(rollout.token_ids)} "
+                f"tokens, got {len(rollout.logprobs)}"
+            )
     return _Packed(
         answers=[replace(one, rollout=replace(one.rollout, token_ids=(), logprobs=())) for one in answers],
         lengths=[len(rollout.token_ids) for rollout in rollouts],
@@ -124,8 +140,9 @@ def _unpacked(packed: _Packed) -> Iterator[Judged]:
     for one, (start, end) in zip(packed.answers, borders, strict=True):
         rollout: Rollout = replace(
             one.rollout,
-            token_ids=Numbers[int](packed.token_ids[start:end]),
-            logprobs=Numbers[float](packed.logprobs[start:end]),
+            # copies: an answer that is kept must not keep those beside it
+            token_ids=Numbers[int](packed.token_ids[start:end].copy()),
+            logprobs=Numbers[float](packed.logprobs[start:end].copy()),
         )
         yield Judged(rollout=rollout, judgement=one.judgement)
 

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from inspect import getmro
 from typing import Any
+
+import numpy as np
 
 from herl.rollout.collect import Collection
 from herl.rollout.exchange import Numbers
@@ -27,11 +30,15 @@ def plain(value: Any) -> Any:
     if isinstance(value, Task):
         return {"Task": value.id}
     if is_dataclass(value):
-        found = {field.name: plain(getattr(value, field.name)) for field in fields(value)}
-        return {type(value).__name__: found}
+        name = next(kind.__name__ for kind in getmro(type(value)) if kind.__name__ in RECORDS)
+        return {name: {field.name: plain(getattr(value, field.name)) for field in fields(RECORDS[name])}}
     if isinstance(value, Mapping):
         return {"Mapping": dict(value)}
     if isinstance(value, tuple) and value and is_dataclass(value[0]):
+        return tuple(map(plain, value))
+    if isinstance(value, np.generic):  # of a component that computes with arrays
+        return value.item()
+    if isinstance(value, tuple) and any(isinstance(one, np.generic) for one in value):
         return tuple(map(plain, value))
     return tuple(value) if isinstance(value, Numbers) else value
 

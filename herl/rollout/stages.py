@@ -159,6 +159,20 @@ class RolloutPlan:
             self, max_prompt_tokens=min(self.max_prompt_tokens, max_tokens - longest.max_new_tokens)
         )
 
+    def check_stops(self, special: Sequence[str]) -> None:
+        """Checks that no stop string holds one of these special tokens, which no text of an answer shows.
+
+        Raises:
+            ConfigError: one does.
+        """
+        kinds = {"attempt": self.attempt, "revision": self.revision, "heldout": self.heldout or self.attempt}
+        for name, sampling in kinds.items():
+            if wrong := [one for one in sampling.stop if any(token in one for token in special)]:
+                raise ConfigError(
+                    f"rollout.{name}.stop: expected texts without special tokens, which no answer's text "
+                    f"shows, got {wrong[0]!r}; an answer ends by itself at the model's end token"
+                )
+
 
 def _check_draws(name: str, sampling: Sampling) -> None:
     """Checks the limits of settings, which are those of vLLM."""
@@ -203,6 +217,7 @@ class Stages:
     difficulty: Difficulty = field(default_factory=Difficulty)
 
     def __post_init__(self) -> None:
+        self.plan.check_stops(self.tokenizer.all_special_tokens)
         if self.plan.refill and self.teacher.flat_groups:
             raise ConfigError(
                 "rollout.refill: expected 0 with teacher.flat_groups, which trains on the groups that a "

@@ -97,6 +97,7 @@ def settings_of(module: Configured, policy: PreTrainedModel, strategy: Strategy)
         checkpointing=module.model.gradient_checkpointing,
         compiled=module.model.compile is not False,
         frozen_bytes=policy.dtype.itemsize if learns < 1.0 else 4,
+        batches_ahead=module.stages.plan.batches_ahead,
         keeps_gathered=isinstance(strategy, FSDPStrategy) and not strategy.reshard_after_forward,
         whole_gradients=isinstance(strategy, FSDPStrategy) and strategy.reduce_gradients_once,
     )

@@ -4,7 +4,7 @@
     update    4 P t gradients; (A d + B f) L a token of a row for activations (recomputed: 23 d L, and one
               layer's); logits; three gradients of embeddings and head; what FSDP gathers
     sampling  4 P for packed weights; keys and values; 24 bytes a logit
-    peak      held + the larger of update and sampling, for every process
+    peak      held + the larger of update and sampling, or both with a batch drawn ahead, for every process
 
 P parameters, of which the share t learns, L layers of width d with f inner units; the constants are below.
 With FSDP each process holds its part of what is held and of the gradients, and `sampler=transformers` a whole
@@ -22,6 +22,7 @@ Not measured: several processes, engines, other families.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from herl.update.gpu_cost import FLOAT32, GIB, ModelSize, Settings
@@ -103,7 +104,8 @@ def cpu_gib(
         held["copies for DDP"] = FLOAT32 * trained
     update = _update(model, row_tokens, settings, trained / parts, gathers=parts > 1)
     drawn = _sampling(model, sampling)
-    peak = update if sum(update.values()) > sum(drawn.values()) else drawn
+    both = Counter(update) + Counter(drawn)  # a batch drawn ahead is sampled during the update
+    peak = both if settings.batches_ahead else max(update, drawn, key=lambda one: sum(one.values()))
     held["other"] = OTHER_GIB * GIB
     found = {name: held.get(name, 0.0) + peak.get(name, 0.0) for name in held | peak}
     if processes.here > 1:

@@ -154,6 +154,8 @@ class Settings:
     """Whether FSDP keeps a layer's gathered weights from forward to backward (ZeRO-2)."""
     whole_gradients: bool = False
     """Whether FSDP keeps the gradient of the whole model on each device until the end of a step."""
+    batches_ahead: int = 0
+    """Batches that are sampled during the update, which takes the memory of both."""
     engine: Engine = "vllm"
     sleep: bool = False
     """Whether the engine frees its memory for the update."""

@@ -131,8 +131,8 @@ class Loss(ABC):
     def needs_on_policy(self) -> bool:
         """Whether attempts must be drawn from the weights that an update begins with, and from the policy's
         whole distribution, since nothing corrects for others (`rollout.batches_ahead`, `rollout.attempt`).
-        False by default, as for a likelihood."""
-        return False
+        True by default."""
+        return True
 
     def check(self, advantages: Sequence[float], training_context: str) -> None:
         """Refuses settings that the loss cannot learn from, before anything is loaded; by default, none.

@@ -66,9 +66,10 @@ def mismatch_weight(
 class Mismatch:
     """Correction for a sampler whose probabilities differ from the trainer's; applies only to attempts.
 
-    The sampler's probabilities are those that it drew with. Under penalties, weights correct the gradient to
-    the policy's, up to the cap. Under top_p, top_k and min_p, the weight of a token is the share of the
-    policy's probability that was kept, and the gradient still lacks the tokens that were left out.
+    The sampler's probabilities are those that it drew with. Under penalties, weights correct the policy
+    gradient, up to the cap, but neither the entropy bonus nor the KL. Under top_p, top_k and min_p, the
+    weight of a token is the share of the policy's probability that was kept, and the gradient still lacks the
+    tokens that were left out.
 
     Args:
         level: Weights per `token`, per `sequence`, or `none`.

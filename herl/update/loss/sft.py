@@ -42,6 +42,11 @@ class LikelihoodLoss(Loss):
         """False: there is no ratio."""
         return False
 
+    @property
+    def needs_on_policy(self) -> bool:
+        """False: it learns from selected answers, however they were drawn."""
+        return False
+
     def check(self, advantages: Sequence[float], training_context: str) -> None:
         """Refuses groups whose advantages are all 0, such as that of a single answer compared with itself."""
         if not any(advantages):

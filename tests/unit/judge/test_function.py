@@ -274,5 +274,7 @@ def test_what_a_function_raises_in_a_run_is_said_once_with_its_line(caplog):
         with pytest.raises(JudgeError):
             asyncio.run(judge.judge(make_task(), make_rollout()))
     [record] = caplog.records
-    assert "crashes raised ZeroDivisionError: division by zero, and the answer abstains" in record.message
-    assert "test_function.py:" in record.message
+    assert (
+        "crashes raised ZeroDivisionError: division by zero, and the answer abstains" in record.getMessage()
+    )
+    assert "test_function.py:" in record.getMessage()

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Qwen3MoeConfig
 
+import herl.sampler.vllm
 from herl import SamplerError, Sampling
 from herl.callbacks import RefreshSampler
 from herl.judge.rule import RuleJudge
@@ -124,14 +125,14 @@ def test_a_layer_that_is_not_sent_is_named(run, monkeypatch):
 
 @pytest.mark.parametrize("factor", [0.9, 1.1])
 def test_another_temperature_is_told_from_rounding(run, monkeypatch, factor):
-    settings = run.stages.sampler._settings
+    settings = herl.sampler.vllm.sampling_params
 
-    def other(request, index):
+    def other(request, *rest):
         sampling = replace(request.sampling, temperature=request.sampling.temperature * factor)
-        return settings(replace(request, sampling=sampling), index)
+        return settings(replace(request, sampling=sampling), *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run.stages.sampler, "_settings", other)
+        patch.setattr(herl.sampler.vllm, "sampling_params", other)
         rounded = run.stages.sampler.weights_dtype is torch.bfloat16
         said = (
             rf"temperature seems to be {'0.[89]' if factor < 1 else '1.1'}\d times"
