@@ -134,7 +134,8 @@ def test_a_reference_that_moves_is_sharded_and_resumed_with_the_policy(tmp_path)
     moving = (*TWO_EPOCHS, "loss.kl_coef=0.5", "loss.ref_sync_steps=1", "loss.ref_sync_rate=0.3")
     (tmp_path / "whole").mkdir()
     whole = fit_here(tmp_path / "whole", *moving, "trainer.max_epochs=2", small=SHORT)
-    fit(tmp_path / "half", *moving, "trainer.max_epochs=1", "strategy=fsdp", "trainer.devices=2", small=SHORT)
+    sharded = ("strategy=fsdp", "trainer.devices=2", *KEPT)
+    fit(tmp_path / "half", *moving, "trainer.max_epochs=1", *sharded, small=SHORT)
     checkpoint = tmp_path / "half" / "checkpoints" / "last.ckpt"
     saved = _load_distributed_checkpoint(checkpoint)["state_dict"]
     behind = [

@@ -168,3 +168,12 @@ def test_attempts_from_another_distribution_than_the_policys_need_weights(change
     module_of(rollout=RolloutPlan(attempt=plain, revision=other, heldout=other))
     module_of(rollout=RolloutPlan(attempt=Sampling(stop=["END"])))
     assert not LikelihoodLoss().needs_on_policy, "it learns from selected answers, however they were drawn"
+    assert PolicyLoss().needs_on_policy
+    assert FakeNanLoss().needs_on_policy, "a loss of one's own, unless it says otherwise"
+
+
+def test_a_stop_string_with_a_special_token_would_never_be_seen():
+    stops = Sampling(stop=["###", "<|im_end|>\n"])
+    for name in ("attempt", "revision", "heldout"):
+        with pytest.raises(ConfigError, match=rf"rollout.{name}.stop: expected texts without special tokens"):
+            module_of(rollout=RolloutPlan(**{name: stops}))

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 
 import lightning as L
@@ -29,6 +29,7 @@ from herl.sampler.transformers import TransformersSampler
 from herl.sampler.vllm import VLLMSampler
 from herl.sampler.vllm_server import VLLMServerSampler
 from herl.testing import make_judged, make_rollout
+from herl.types import Group, Judgement, Member
 from herl.update.loss.dpo import PreferenceLoss
 from herl.update.loss.policy import Mismatch, PolicyLoss
 from herl.update.loss.sft import LikelihoodLoss
@@ -176,7 +177,16 @@ def test_another_batch_size_after_a_resume_draws_anew(tmp_path, whole, caplog):
     trainer.fit(made, data, ckpt_path=folder / "batch-00000002.ckpt", weights_only=True)
     assert [len(step.collection.groups) for step in kept.steps] == [1, 1]
     assert kept.steps[0].metrics["sampler/staleness"] == 0.0
-    assert "the batch drawn ahead is not the one to train on" in caplog.text
+    assert "the 10 answers drawn ahead do not fit the batch, which is drawn now" in caplog.text
+    assert made.counts["answers_left_over"] == 10
+
+
+def test_answers_of_older_weights_are_not_trained_on_without_weights_for_them(tmp_path, whole, caplog):
+    made = module(ahead=0, loss=PolicyLoss())
+    rest = run(made, tmp_path, resume=whole[2] / "batch-00000002.ckpt")
+    assert [step.metrics["sampler/staleness"] for step in rest] == [0.0] * 4
+    assert made.counts["answers_left_over"] > 0
+    assert "which is drawn now" in caplog.text
 
 
 class Counting(TransformersSampler):
@@ -338,6 +348,22 @@ def test_so_does_a_batch_whose_tokens_are_arrays_as_ranks_exchange_them(tmp_path
     torch.save(plain(make_judged(1.0, rollout=arrays)), tmp_path / "one.pt")
     read = torch.load(tmp_path / "one.pt", weights_only=True)
     assert restored(read, {}) == make_judged(1.0, rollout=rollout)
+
+
+def test_a_batch_of_components_that_use_numpy_and_subclasses_survives(tmp_path):
+    @dataclass(frozen=True, slots=True, kw_only=True)
+    class Scored(Judgement):
+        secret: str = "kept out"
+
+    judged = make_judged(0.5)
+    scored = Scored(**{one.name: getattr(judged.judgement, one.name) for one in fields(Judgement)})
+    task = TASKS[0]
+    member = Member(judged=replace(judged, judgement=scored), reward=0.5, bonus=np.float64(0.25))
+    group = Group(id="g", task=task, prompt_ids=(1,), members=(member,), advantages=(np.float32(0.5),))
+    torch.save(plain(group), tmp_path / "one.pt")
+    read = restored(torch.load(tmp_path / "one.pt", weights_only=True), {task.id: task})
+    assert read == replace(group, members=(Member(judged=judged, reward=0.5, bonus=0.25),), advantages=(0.5,))
+    assert type(read.advantages[0]) is type(read.members[0].bonus) is float
 
 
 # Refusals

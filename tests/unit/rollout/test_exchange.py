@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from herl.distributed import rank
+from herl.errors import SamplerError
 from herl.replay import ReplayBuffer
 from herl.rollout.exchange import Numbers, collector_paused, exchanged
 from herl.testing import make_experience, make_judged, make_rollout
@@ -51,6 +52,10 @@ def test_numbers_behave_as_a_tuple():
     assert type(numbers[0]) is int
     assert 8 in numbers
     assert np.array(numbers).tolist() == [7, 8, 9]
+    one = (1,)
+    assert (one + numbers, numbers + one, numbers + numbers) == (
+        (1, 7, 8, 9), (7, 8, 9, 1), (7, 8, 9, 7, 8, 9)
+    )  # fmt: skip
     for copy in (deepcopy(numbers), pickle.loads(pickle.dumps(numbers))):
         assert type(copy) is tuple
         assert copy == same
@@ -61,11 +66,21 @@ def test_a_process_alone_gets_its_own_answers_back():
     assert all(got is one for got, one in zip(exchanged(own), own, strict=True))
 
 
+def test_an_answer_without_one_logprob_for_each_token_is_an_error(monkeypatch):
+    monkeypatch.setattr("herl.rollout.exchange.world_size", lambda: 2)
+    wrong = make_judged(1.0, rollout=make_rollout(id="odd", token_ids=(1, 2), logprobs=(-0.5,)))
+    with pytest.raises(
+        SamplerError, match="answer odd: expected one log-prob for each of its 2 tokens, got 1"
+    ):
+        exchanged([wrong])
+
+
 def _exchange():
     everything = exchanged(answers_of(rank()))
     expected = [one for place in range(3) for one in answers_of(place)]
     assert everything == expected, "records, tokens and log-probs of all ranks, in rank order"
     assert [type(one.rollout.token_ids) for one in everything] == [Numbers] * len(expected)
+    assert all(one.rollout.token_ids._array.base is None for one in everything), "none keeps its neighbors"
     rows = [
         [
             *micro_batches(
