@@ -6,30 +6,32 @@ Tasks of the type generate_until that exact_match scores are read, without examp
 answer then earns what `lm_eval --apply_chat_template --num_fewshot 0` counts for the same text, stop texts
 (`until`) included. A description becomes the system message, as there. How answers are sampled is herl's
 setting, not the task's. Anything else in a task is an error that names the key, since a task without it
-would be another one. So is Python code (`!function`), which is never run; templates are filled in Jinja's
-sandbox.
+would be another one. So is Python code (`!function`), which is never run. Templates are filled in Jinja's
+sandbox, with the few operations that tasks use (`_Sandbox`). A task does name what is read: files in
+`data_files`, or a data set that is fetched from the Hub.
 """
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial, wraps
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import jinja2.sandbox
+import jinja2
 import yaml
+from jinja2 import nodes
+from jinja2.exceptions import SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from pydantic import BaseModel, Field, ValidationError
 
-from herl.data.rows import LM_EVAL, Row, Rows, Table, load_dataset, read_rows
+from herl.data.rows import HUB, LM_EVAL, Row, Rows, Table, load_dataset, read_rows
 from herl.errors import DataError, did_you_mean
 
 FILES = ("json", "csv", "parquet")
 """Names that `dataset_path` has for files of the user's."""
-READ = {
-    "task", "dataset_path", "dataset_name", "dataset_kwargs", "training_split", "validation_split",
-    "test_split", "description", "doc_to_text", "doc_to_target", "output_type", "num_fewshot", "metric_list",
-    "filter_list", "generation_kwargs", "repeats", "fewshot_delimiter",
-}  # fmt: skip
 WITHOUT_MEANING = {
     "task_alias", "tag", "group", "metadata", "fewshot_split", "fewshot_config", "target_delimiter",
     "should_decontaminate", "doc_to_decontamination_query",
@@ -40,10 +42,31 @@ METRIC = {
     "ignore_punctuation": "ignore_punctuation", "ignore_numbers": "ignore_numbers",
 }  # fmt: skip
 """Arguments of exact_match -> keys of the check."""
-UNFIT = (jinja2.TemplateError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError)
-"""What a template raises on a document that it does not fit."""
+UNFIT = (
+    jinja2.TemplateError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError, SyntaxError,
+    RecursionError, MemoryError,
+)  # fmt: skip
+"""What a template raises that Python cannot parse, or that does not fit the document."""
+NODES = {
+    "Output", "TemplateData", "If", "For", "Name", "Const", "List", "Tuple", "Getattr", "Getitem", "Slice",
+    "Call", "CondExpr", "Compare", "Operand", "And", "Or", "Not", "Neg", "Add", "Sub", "Test", "Filter",
+}  # fmt: skip
+"""What a template may be made of: nothing that multiplies texts, stores values or calls itself."""
+FILTERS = ("first", "int", "last", "length", "lower", "string", "trim", "upper")
+"""Filters of Jinja; `join` and `replace` are added."""
+METHODS = {
+    "capitalize", "endswith", "get", "index", "join", "lower", "lstrip", "replace", "rstrip", "split",
+    "startswith", "strip", "title", "upper",
+}  # fmt: skip
+LONGEST = 1_000_000
+"""Characters of what a template or one of its filters and methods gives."""
+LONGEST_RANGE = 1000
+MAX_FILES, MAX_BYTES = 32, 2**20
+"""Files of a task with what it includes, and bytes of each."""
 DEFAULT_PATTERN = r"#### (\-?[0-9\.\,]+)"
 """What its filter "regex" looks for if it is not told."""
+_SHOWN = reprlib.Repr()
+_SHOWN.maxlevel, _SHOWN.maxstring, _SHOWN.maxother = 3, 80, 80
 
 
 class _Code:
@@ -51,14 +74,123 @@ class _Code:
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types
-    """YAML's safe types, and `!function` as a value that is refused where it is used."""
+    """YAML's safe types, and `!function` as a value that is refused where it is used.
+
+    Merge keys (`<<`) are then values without a type, and refused: nested ones multiply.
+    """
+
+    def flatten_mapping(self, node: Any) -> None:
+        """Merges nothing."""
 
 
 _Loader.add_constructor("!function", lambda loader, node: _Code())
 
 
+class _Pipeline(BaseModel, strict=True):
+    name: str
+    filter: list[dict[str, Any]] = Field(max_length=100)
+
+
+class _Generation(BaseModel, strict=True):
+    until: str | Annotated[list[str], Field(max_length=100)] | None = None
+
+
+Text = Annotated[str | None, Field(description="a text")]
+
+
+class _Task(BaseModel, strict=True):
+    """The keys of a task that are more than one fixed value."""
+
+    dataset_path: str = Field(description="a text")
+    doc_to_text: str = Field(description="a text")
+    doc_to_target: str = Field(description="a text")
+    description: Text = None
+    dataset_name: Text = None
+    dataset_kwargs: dict[str, Any] | None = Field(None, description="data_files alone")
+    validation_split: Text = None
+    test_split: Text = None
+    metric_list: list[dict[str, Any]] | None = Field(None, max_length=100, description="exact_match alone")
+    filter_list: list[_Pipeline] | None = Field(None, max_length=100, description="name and filter of each")
+    generation_kwargs: _Generation | None = Field(None, description="settings, with until as a text or texts")
+    fewshot_delimiter: str = Field("\n\n", description="a text")
+
+
+READ = {*_Task.model_fields, "task", "training_split", "output_type", "num_fewshot", "repeats"}
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Fills templates in time and memory that their length and the document's limit.
+
+    A template may use `if`, one level of `for`, + and -, comparisons, and the filters and methods above; what
+    each of those gives, and the whole, has at most `LONGEST` characters. Not limited: the time of a loop over
+    a list of the document, which grows with its entries times the length of the template and of the document.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+        filters: dict[str, Callable[..., Any]] = {"join": _joined, "replace": _replaced}
+        filters |= {name: self.filters[name] for name in FILTERS}
+        self.filters = {name: _short_enough(one) for name, one in filters.items()}
+        self.globals = {"range": _short_range}
+
+    def made(self, source: str) -> jinja2.Template:
+        """Returns the template; what it may not have in it is an error in its syntax."""
+        tree = self.parse(source)
+        for node in tree.find_all(nodes.Node):
+            if type(node).__name__ not in NODES:
+                raise jinja2.TemplateSyntaxError(f"{type(node).__name__} is not allowed", node.lineno)
+            if isinstance(node, nodes.For) and (node.recursive or node.find(nodes.For)):
+                raise jinja2.TemplateSyntaxError("a loop in a loop is not allowed", node.lineno)
+        return self.from_string(tree)
+
+    def call(self, context: Any, called: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """Calls a method of a plain value, or range."""
+        of, name = getattr(called, "__self__", None), getattr(called, "__name__", "")
+        if called is not _short_range and not (isinstance(of, str | list | tuple | dict) and name in METHODS):
+            raise SecurityError(f"a call of {name or type(called).__name__} is not allowed")
+        if isinstance(of, str) and name in ("join", "replace"):
+            called = partial(_joined, separator=of) if name == "join" else partial(_replaced, of)
+        return _short_enough(called)(*args, **kwargs)
+
+
+def _check_length(length: int, longest: int = LONGEST) -> None:
+    if length > longest:
+        raise OverflowError(f"expected a length of at most {longest}, got {length}")
+
+
+def _short_range(*args: int) -> range:
+    made = range(*args)
+    _check_length(len(made), LONGEST_RANGE)
+    return made
+
+
+def _short_enough(made: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(made)  # with Jinja's mark of what it passes to a filter
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        value = made(*args, **kwargs)
+        _check_length(len(value) if isinstance(value, str) else 0)
+        return value
+
+    return checked
+
+
+def _joined(values: Iterable[Any], separator: Any = "") -> str:
+    texts = [str(value) for value in values]
+    _check_length(sum(map(len, texts)) + len(str(separator)) * len(texts))
+    return str(separator).join(texts)
+
+
+def _replaced(text: Any, old: str, new: str, count: int = -1) -> str:
+    _check_length(len(str(text)) + str(text).count(old) * len(new))
+    return str(text).replace(old, new, count)
+
+
 class TaskRows(Rows):
     """The documents of a task as rows in the native format.
+
+    A document has several right answers if its doc_to_target gives a list: a column that is one, or a
+    template whose result reads as one. herl decides that for each document, lm-evaluation-harness for all by
+    the first, so the two differ on a data set with both.
 
     Args:
         path: The task's YAML file.
@@ -70,11 +202,9 @@ class TaskRows(Rows):
 
     def __init__(self, path: Path, split: str = "") -> None:
         self._path = path
-        self._task = _read(path)
+        self._task = _read(path, [])
         self._check()
-        self._jinja = jinja2.sandbox.ImmutableSandboxedEnvironment(
-            undefined=jinja2.StrictUndefined, keep_trailing_newline=True
-        )
+        self._templates: dict[str, jinja2.Template] = {}
         self._pipelines = self._criteria()
         self._documents = self._data_set(split or self._measured())
         self.large = self._documents.large
@@ -97,7 +227,7 @@ class TaskRows(Rows):
         described = self._filled("description", document) if self._task.get("description") else ""
         told = [{"role": "system", "content": described}] if described else []
         target = self._target(document)
-        asked = {"role": "user", "content": str(self._filled("doc_to_text", document))}
+        asked = {"role": "user", "content": str(self._column_or_filled("doc_to_text", document))}
         return {
             "messages": [*told, asked],
             "rubric": [
@@ -108,33 +238,38 @@ class TaskRows(Rows):
         }
 
     def _target(self, document: Mapping[str, Any]) -> list[str]:
-        target = self._filled("doc_to_target", document)
-        if isinstance(target, str) and target[:1] == "[" and target[-1:] == "]":
+        target = self._column_or_filled("doc_to_target", document)
+        if self._task["doc_to_target"] not in document and target[:1] == "[" and target[-1:] == "]":
             try:
                 target = ast.literal_eval(target)
             except (ValueError, SyntaxError, MemoryError, RecursionError):
                 target = [target]
-        found = [str(one) for one in (target if isinstance(target, list) else [target])]
-        if not found or "" in found:
-            raise DataError(f"doc_to_target: expected an answer that is not empty, got {found}")
+        if isinstance(target, int | float):  # a column of numbers, compared as its text
+            target = str(target)
+        found = target if isinstance(target, list) else [target]
+        if not found or not all(isinstance(one, str) and one for one in found):
+            shown = _SHOWN.repr(target)
+            raise DataError(
+                f"doc_to_target: expected a text that is not empty, or a list of such, got {shown}"
+            )
         return found
 
-    def _filled(self, key: str, document: Mapping[str, Any]) -> Any:
+    def _column_or_filled(self, key: str, document: Mapping[str, Any]) -> Any:
         """A document's column if the key names one, else the template filled with the document."""
-        template = self._task[key]
-        if template in document:
-            return document[template]
+        return document[self._task[key]] if self._task[key] in document else self._filled(key, document)
+
+    def _filled(self, key: str, document: Mapping[str, Any]) -> str:
+        pieces: list[str] = []
+        length = 0
         try:
-            return self._jinja.from_string(template).render(**document)
-        except (
-            jinja2.TemplateError,
-            TypeError,
-            ValueError,
-            AttributeError,
-            LookupError,
-            ArithmeticError,
-        ) as error:
+            if key not in self._templates:
+                self._templates[key] = _Sandbox().made(self._task[key])
+            for piece in self._templates[key].generate(document):
+                _check_length(length := length + len(piece))
+                pieces.append(piece)
+        except UNFIT as error:
             raise DataError(f"{self._path}: {key}: {type(error).__name__}: {error}") from error
+        return "".join(pieces)
 
     # The task
 
@@ -144,35 +279,36 @@ class TaskRows(Rows):
                 raise self._refused(key, f"a task without it.{did_you_mean(key, READ)}", value)
             if isinstance(value, _Code):
                 raise self._refused(key, "a template, since no code of a task is run", value)
-        for key in ("dataset_path", "doc_to_text", "doc_to_target"):
-            if not isinstance(self._task.get(key), str):
-                raise self._refused(key, "a text", self._task.get(key))
+        try:
+            self._read_task = _Task.model_validate(self._task)
+        except ValidationError as error:
+            raise self._misshapen(error) from error
         for key, only in {"output_type": "generate_until", "num_fewshot": 0, "repeats": 1}.items():
             if (value := self._task.get(key)) not in (None, only):
                 raise self._refused(key, f"{only}", value)
-        kwargs = self._task.get("dataset_kwargs") or {}
+        kwargs = self._read_task.dataset_kwargs or {}
         if set(kwargs) - {"data_files"}:
             raise self._refused("dataset_kwargs", "data_files alone", sorted(kwargs))
 
     def _criteria(self) -> dict[str, dict[str, Any]]:
         """The check of each filter pipeline, without the right answers."""
         compared = self._metric()
-        generation = self._task.get("generation_kwargs") or {}
-        until = generation.get("until", [self._task.get("fewshot_delimiter", "\n\n")])
-        until = [until] if isinstance(until, str) else until or []
-        pipelines = self._task.get("filter_list") or [{"name": "exact_match", "filter": []}]
+        task = self._read_task
+        given = task.generation_kwargs
+        until = given.until if given and "until" in given.model_fields_set else task.fewshot_delimiter
+        pipelines = task.filter_list or [_Pipeline(name="exact_match", filter=[])]
         return {
-            str(one["name"]): {
+            one.name: {
                 "kind": "exact_match",
-                "until": list(until),
-                "steps": [self._step(step) for step in one["filter"]],
+                "until": [until] if isinstance(until, str) else until or [],
+                "steps": [self._step(step) for step in one.filter],
                 **compared,
             }
             for one in pipelines
         }
 
     def _metric(self) -> dict[str, Any]:
-        metrics = self._task.get("metric_list") or [{"metric": "exact_match"}]
+        metrics = self._read_task.metric_list or [{"metric": "exact_match"}]
         given = dict(metrics[0])
         name = given.pop("metric", None)
         if len(metrics) > 1 or name != "exact_match":
@@ -180,7 +316,7 @@ class TaskRows(Rows):
         fixed = {"aggregation": "mean", "higher_is_better": True}
         for key, value in given.items():
             if key not in METRIC and (key not in fixed or value != fixed[key]):
-                raise self._refused(f"metric_list.{key}", f"{fixed.get(key, 'no such argument')}", value)
+                raise self._refused(f"metric_list.{key}", str(fixed.get(key, "no such argument")), value)
         return {METRIC[key]: value for key, value in given.items() if key in METRIC and value is not None}
 
     def _step(self, step: Mapping[str, Any]) -> Any:
@@ -195,7 +331,7 @@ class TaskRows(Rows):
         if function in ("take_first", "remove_whitespace", "lowercase", "uppercase") and not arguments:
             return function
         known = "regex, take_first, remove_whitespace, lowercase or uppercase"
-        raise self._refused("filter_list", known, f"{function}{arguments or ''}")
+        raise self._refused("filter_list", known, dict(step) if arguments else function)
 
     # Its data
 
@@ -207,35 +343,50 @@ class TaskRows(Rows):
 
     def _data_set(self, split: str) -> Rows:
         path, name = self._task["dataset_path"], self._task.get("dataset_name")
-        files = (self._task.get("dataset_kwargs") or {}).get("data_files")
+        files = (self._read_task.dataset_kwargs or {}).get("data_files")
         if files is None:
             return Table(f"{path}:{split}", load_dataset(path, name, split=split))
         if path not in FILES:
             raise self._refused("dataset_path", f"{', '.join(FILES)} with data_files", path)
         found = files.get(split) if isinstance(files, Mapping) else files if split == "train" else None
-        if not isinstance(found, str):
+        if not isinstance(found, str) or found.startswith((HUB, LM_EVAL)):
             raise self._refused(f"dataset_kwargs.data_files.{split}", "the path of one file", found)
         return read_rows(found)
 
+    def _misshapen(self, error: ValidationError) -> DataError:
+        fault = error.errors(include_url=False)[0]
+        key, *inner = fault["loc"]
+        expected = _Task.model_fields[str(key)].description or ""
+        expected = "at most 100 entries" if fault["type"] == "too_long" else expected
+        place = ".".join(str(one) for one in (key, *inner) if one == key or isinstance(one, int))
+        got = None if fault["type"] == "missing" and not inner else fault["input"]
+        return self._refused(place, expected, got)
+
     def _refused(self, key: str, expected: str, got: Any) -> DataError:
-        shown = "!function" if isinstance(got, _Code) else "nothing" if got is None else f"{got!r:.80}"
+        shown = "!function" if isinstance(got, _Code) else "nothing" if got is None else _SHOWN.repr(got)
         return DataError(f"{self._path}: {key}: expected {expected}, got {shown}")
 
 
-def _read(path: Path, depth: int = 0) -> dict[str, Any]:
-    """Reads a task with what it includes; its own keys win."""
+def _read(path: Path, files: list[Path]) -> dict[str, Any]:
+    """Reads a task with what it includes; its own keys win. `files` gets each path that is read."""
+    files.append(path)
+    if len(files) > MAX_FILES:
+        raise DataError(f"{files[0]}: include: expected at most {MAX_FILES} files, got more")
     try:
+        if path.exists() and (not path.is_file() or path.stat().st_size > MAX_BYTES):
+            raise ValueError(f"no file of at most {MAX_BYTES} bytes")
         found = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a subclass of SafeLoader
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise DataError(f"{path}: expected a task of lm-evaluation-harness: {error}") from error
-    if not isinstance(found, dict) or depth > 8:
-        raise DataError(
-            f"{path}: expected the keys of a task, got {type(found).__name__}, {depth} files deep"
-        )
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: expected the keys of a task, got {type(found).__name__}")
     task = {str(key): value for key, value in found.items()}
-    included = task.pop("include", None)
-    for one in [included] if isinstance(included, str) else included or []:
-        task = _read(path.parent / one, depth + 1) | task
+    included = task.pop("include", None) or []
+    included = [included] if isinstance(included, str) else included
+    if not isinstance(included, list) or not all(isinstance(one, str) for one in included):
+        raise DataError(f"{path}: include: expected a path or a list of paths, got {_SHOWN.repr(included)}")
+    for one in included:
+        task = _read(path.parent / one, files) | task
     return task
 
 

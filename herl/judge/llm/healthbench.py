@@ -5,7 +5,9 @@ The prompt is not part of herl. It is read, without running anything, from your 
 are accepted, and a warning says that they are not the published ones.
 
 Unlike herl's own prompts, this one has no fences around its material: an answer that speaks to the grader is
-not kept from it. Use it to measure, and `LLMJudge` to train.
+not kept from it. Use it to measure, and `LLMJudge` to train. Only control tokens that a conversation or a
+criterion spells are made harmless, by an invisible character (U+2060) in each, where simple-evals sends them
+unchanged.
 """
 
 from __future__ import annotations

@@ -175,3 +175,116 @@ def test_what_would_be_another_task_is_refused(folder, old, new, message):
     (folder / "sums.yaml").write_text(TASK.replace(old, new))
     with pytest.raises(DataError, match=f"sums.yaml.*{message}"):
         read_tasks("lm_eval:sums.yaml")
+
+
+# What a hostile or careless task may not do
+
+PLAIN = (
+    "dataset_path: json\ndataset_kwargs: {data_files: {test: rows.jsonl}}\ntest_split: test\ndoc_to_text: a\n"
+)
+
+
+def targets(folder, document, template):
+    (folder / "rows.jsonl").write_text(json.dumps(document) + "\n")
+    (folder / "plain.yaml").write_text(PLAIN + f"doc_to_target: {json.dumps(template)}\n")
+    return read_tasks("lm_eval:plain.yaml")[0].rubric.criteria[0].check["texts"]
+
+
+@pytest.mark.parametrize(
+    ("document", "template", "texts"),
+    [
+        ({"a": "[1, 2]"}, "a", ["[1, 2]"]),
+        ({"a": ["x", "y"]}, "a", ["x", "y"]),
+        ({"a": 42}, "a", ["42"]),
+        ({"a": "['x', 'y']"}, "{{a}}", ["x", "y"]),
+        ({"a": "[x]"}, "{{a}}", ["[x]"]),
+        ({"a": "x, y"}, "{{ (a | replace(',', ';')).split('; ') }}", ["x", "y"]),
+        ({"a": "x"}, "{% for i in range(3) %}{{ a + i|string }}{% if i < 2 %}-{% endif %}{% endfor %}", ["x0-x1-x2"]),
+    ],
+)  # fmt: skip
+def test_a_column_is_taken_as_it_is_and_the_result_of_a_template_may_be_a_list(
+    folder, document, template, texts
+):
+    assert list(targets(folder, document, template)) == texts
+
+
+@pytest.mark.parametrize(
+    ("document", "template"), [({"a": "q", "n": 42}, "[{{n}}]"), ({"a": [1, 2]}, "a"), ({"a": None}, "a")]
+)
+def test_right_answers_that_are_no_texts_are_refused_with_key_and_row(folder, document, template):
+    with pytest.raises(DataError, match="rows.jsonl:1: doc_to_target: expected a text that is not empty"):
+        targets(folder, document, template)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ 9**(9**9) }}",
+        "{{ 'a' * 10**10 }}",
+        "{{ '%999999999d' % 1 }}",
+        "{{ '{:>999999999}'.format(1) }}",
+        "{{ a.format(1) }}",
+        "{{ a|center(999999999) }}",
+        "{{ a|indent(999999999) }}",
+        "{{ a|map('center', 999999999)|first }}",
+        "{% for i in range(999) %}{% for j in range(999) %}{% endfor %}{% endfor %}",
+        "{% for i in range(1001) %}{% endfor %}",
+        "{% for i in [[]] recursive %}{{ loop([i]) }}{% endfor %}",
+        "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+        "{% set b = a + a %}{{ b }}",
+        "{{ lipsum(n=99999) }}",
+        "{{ " + "(" * 5000 + "a" + ")" * 5000 + " }}",
+        "{{ a" + "|list|string" * 20 + " }}",
+        "{{ a" + "|replace('a', 'aaaaaaaaaa')" * 20 + " }}",
+        "{{ a" + ".replace('a', 'aaaaaaaaaa')" * 20 + " }}",
+        "{{ b|join(b|join(b)) + b|join(b|join(b|join(b))) }}",
+        "{{ b.join(b.join(b.join(b))) }}",
+        "{% for i in range(1000) %}{{ b }}{% endfor %}",
+    ],
+)
+def test_a_template_cannot_hold_up_the_run_or_fill_the_memory(folder, template):
+    with pytest.raises(DataError, match=r"plain\.yaml: doc_to_target: (\w+Error|TemplateRuntimeError): "):
+        targets(folder, {"a": "a", "b": "b" * 2000}, template)
+
+
+def test_a_description_is_always_a_template(folder):
+    (folder / "sums.yaml").write_text(TASK.replace('"Answer briefly."', "answer"))
+    assert read_tasks("lm_eval:sums.yaml")[0].messages[0]["content"] == "answer"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("  - metric: exact_match", "  - !function u.f\n  - metric: exact_match", r"metric_list.0: expected exact_match alone, got !function"),
+        ("  - name: strict-match\n    filter", "  - filter", "filter_list.0: expected name and filter of each, got {'filter'"),
+        ('{until: ["Question:"], do_sample: false, temperature: 0.0}', "5", "generation_kwargs: expected settings, .* got 5"),
+        ('until: ["Question:"]', "until: [null]", "generation_kwargs.*: expected settings, with until as a text or texts, got"),
+        ("tag: [math]", "fewshot_delimiter: null", "fewshot_delimiter: expected a text, got nothing"),
+        ("tag: [math]", "include: 5", "include: expected a path or a list of paths, got 5"),
+        ("tag: [math]", "include: [..]", "expected a task of lm-evaluation-harness: no file of at most"),
+        ("tag: [math]", "include: sums.yaml", "include: expected at most 32 files"),
+        ("tag: [math]", "x: &x {a: 1}\ny: {<<: [*x, *x]}", "expected a task of lm-evaluation-harness: could not determine .*merge"),
+        ("tag: [math]", f"x: {'[' * 5000}", "expected a task of lm-evaluation-harness"),
+        ("test: sums.jsonl}", "test: 'lm_eval:sums.yaml'}", "data_files.test: expected the path of one file, got 'lm_eval:sums.yaml'"),
+        ("    filter: [{function: regex, group_select", f"    filter: [{'{function: take_first}, ' * 100}{{function: regex, group_select", "filter_list.1: expected at most 100 entries"),
+        ("test: sums.jsonl}", "test: 'hf:a/b'}", "data_files.test: expected the path of one file, got 'hf:a/b'"),
+    ],
+)  # fmt: skip
+def test_a_task_of_another_shape_is_refused_by_its_key(folder, old, new, message):
+    assert old in TASK
+    (folder / "sums.yaml").write_text(TASK.replace(old, new))
+    with pytest.raises(DataError, match=f"(?s)(sums.yaml|[.][.]): .*{message}"):
+        read_tasks("lm_eval:sums.yaml")
+
+
+def test_files_that_include_each_other_many_times_and_nested_aliases_end_soon(folder):
+    for i in range(8):
+        (folder / f"{i}.yaml").write_text(f"include: [{', '.join([f'{i + 1}.yaml'] * 10)}]\n")
+    (folder / "8.yaml").write_text("task: x\n")
+    with pytest.raises(DataError, match="0.yaml: include: expected at most 32 files, got more"):
+        read_tasks("lm_eval:0.yaml")
+    nested = "".join(f"  - &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 11))
+    (folder / "sums.yaml").write_text(TASK + f"laugh:\n  - &a0 [1]\n{nested}")
+    with pytest.raises(DataError, match="laugh: expected a task without it") as error:
+        read_tasks("lm_eval:sums.yaml")
+    assert len(str(error.value)) < 3000
