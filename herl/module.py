@@ -153,8 +153,8 @@ class HerlModule(L.LightningModule):
         check_validation(validation_attempts, validation_revisions, self.stages)
         self.policy: PreTrainedModel | None = None
         self.trains = True  # False for a run that only evaluates
-        self.counts, self.clock = Counter[str](), PhaseClock()
-        self.collector = Collector(self.stages, self.clock)
+        self.counts: Counter[str] = Counter()
+        self.clock = PhaseClock()
         self._heldout: list[HeldOut] = []  # batches of the current validation
 
     # Set-up
@@ -181,7 +181,9 @@ class HerlModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Opens the judge runner, and agrees on the run's date."""
-        self.stages.open(getattr(self.trainer, "datamodule", None), trains=stage == "fit")
+        data = getattr(self.trainer, "datamodule", None)
+        self.collector = Collector(self.stages, self.clock, data)
+        self.stages.open(data, trains=stage == "fit")
 
     def teardown(self, stage: str) -> None:
         """Closes the judge runner."""
@@ -218,7 +220,7 @@ class HerlModule(L.LightningModule):
         state = saved_state(checkpoint, self.stages, self.model.path, reference=hasattr(self, "reference"))
         self.counts = Counter(state["counts"])
         if self.trainer.state.fn == TrainerFn.FITTING:  # not in the validation before training
-            restore(self.collector, state, self._lasting, getattr(self.trainer, "datamodule", None))
+            restore(self.collector, state, self._lasting)
 
     # Training
 

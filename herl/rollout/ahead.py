@@ -22,7 +22,7 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from threading import Thread
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 from herl.clock import PhaseClock
 from herl.distributed import new_group, speaking_in, together
@@ -81,13 +81,14 @@ class Collector:
         stages: The components of the run.
         clock: Adds up the time. The phases of a batch drawn ahead are added once it is ready, to no lap;
             "wait" is what the trainer waits for it after an update.
+        data: The run's data module.
     """
 
-    def __init__(self, stages: Stages, clock: PhaseClock) -> None:
+    def __init__(self, stages: Stages, clock: PhaseClock, data: object) -> None:
         self.stages = stages
         self.clock = clock
+        self._data = data
         self._ahead: Ahead | None = None
-        self._batches: Batches | None = None
         self._numerics: Callable[[], AbstractContextManager[Any]] = nullcontext
         self._group: Any = None
         self._corrected = False
@@ -107,9 +108,7 @@ class Collector:
         self._corrected = corrected
         if not self.stages.plan.batches_ahead:
             return
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        check_ahead(trainer, data, self.stages, corrected=corrected)
-        self._batches = data
+        check_ahead(trainer, self._data, self.stages, corrected=corrected)
         self._numerics = trainer.precision_plugin.forward_context
         self._group = new_group(getattr(trainer.strategy, "_timeout", None))
 
@@ -192,19 +191,15 @@ class Collector:
             "collection": plain(collection),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any], data: object) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores it.
 
-        Args:
-            state: The result of `state_dict`.
-            data: The run's data module, whose prompts the batch is about.
-
         Raises:
-            DataError: they are no longer there.
+            DataError: the data module no longer has its prompts.
         """
         if not state:
             return
-        train: Sequence[Task] = getattr(data, "train", ())
+        train: Sequence[Task] = getattr(self._data, "train", ())
         try:
             collection = restored(state["collection"], {task.id: task for task in train})
         except KeyError as error:
@@ -219,9 +214,8 @@ class Collector:
     # The thread
 
     def _following(self, key: Key) -> tuple[Sequence[Task], Key]:
-        assert self._batches is not None, "open the collector first"
         seed, epoch, number = key
-        following = self._batches.following
+        following = cast(Batches, self._data).following  # checked in `open`
         epoch, number, tasks = together(lambda: following(epoch, number))
         return tasks, (seed, epoch, number)
 

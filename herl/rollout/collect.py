@@ -68,13 +68,36 @@ def collect(tasks: Sequence[Task], stages: Stages, key: Key, clock: PhaseClock |
         AbstentionLimit: the judge fails too often.
         SamplerError: an answer could not be sampled.
     """
-    clock = clock or PhaseClock()
+    batch = _settled_batch(tasks, stages, key, clock or PhaseClock())
+    groups = compare(batch.groups, stages, derive_seed(*key, "advantages"))
+    taught, teacher_over_long = teacher_contexts(groups, stages)
+    return Collection(
+        groups=tuple(groups),
+        experiences=experiences_of(groups, stages.plan, taught),
+        dropped=batch.dropped | ({"teacher_prompts": teacher_over_long} if teacher_over_long else {}),
+        refilled=batch.refilled if stages.plan.refill else None,
+        skipped=batch.skipped if stages.plan.skips else None,
+    )
+
+
+@dataclass(slots=True, kw_only=True)
+class _Batch:
+    """A batch before its advantages; the fields are those of a `Collection`."""
+
+    groups: list[Group]
+    dropped: dict[str, int]
+    skipped: dict[str, int]
+    refilled: int = 0
+
+
+def _settled_batch(tasks: Sequence[Task], stages: Stages, key: Key, clock: PhaseClock) -> _Batch:
+    """Stages 2 to 6, for as many rounds as there are prompts to replace."""
     drawn = {task.id for task in tasks}
     tasks, skipped = _not_skipped(tasks, stages, key)
-    settled, over_long = _settled(tasks, stages, key, clock)
+    groups, over_long = _settled(tasks, stages, key, clock)
     refilled = 0
     for number in range(stages.plan.refill):
-        flat = _without_signal(settled, stages, key)
+        flat = _without_signal(groups, stages, key)
         missing = flat + skipped.total() - refilled  # as many have been replaced already
         further = stages.refill.draw(missing, (*key, number), drawn) if missing > 0 else []
         if not further:
@@ -82,20 +105,12 @@ def collect(tasks: Sequence[Task], stages: Stages, key: Key, clock: PhaseClock |
         drawn |= {task.id for task in further}
         further, _ = _not_skipped(further, stages, (*key, number))
         more, more_over_long = _settled(further, stages, key, clock)
-        settled = [*settled, *more]
+        groups = [*groups, *more]
         over_long.update(more_over_long)
         refilled += len(more)
     if stages.plan.skips:
-        stages.difficulty.note(settled)
-    groups = compare(settled, stages, derive_seed(*key, "advantages"))
-    taught, teacher_over_long = teacher_contexts(groups, stages)
-    return Collection(
-        groups=tuple(groups),
-        experiences=experiences_of(groups, stages.plan, taught),
-        dropped=dict(over_long) | ({"teacher_prompts": teacher_over_long} if teacher_over_long else {}),
-        refilled=refilled if stages.plan.refill else None,
-        skipped=dict(skipped) if stages.plan.skips else None,
-    )
+        stages.difficulty.note(groups)
+    return _Batch(groups=groups, dropped=dict(over_long), skipped=dict(skipped), refilled=refilled)
 
 
 def _not_skipped(tasks: Sequence[Task], stages: Stages, key: Key) -> tuple[list[Task], Counter[str]]:
@@ -186,7 +201,7 @@ def compare(groups: Sequence[Group], stages: Stages, seed: int) -> list[Group]:
         for group, only in zip(groups, alone, strict=True)
     ]
     return [
-        replace(group, advantages=tuple(values), bonus_alone=only)
+        replace(group, advantages=tuple(map(float, values)), bonus_alone=only)  # a function may use NumPy's
         for group, values, only in zip(groups, stages.advantages(compared, seed), alone, strict=True)
     ]
 
@@ -241,7 +256,7 @@ def _members(group: Group, stages: Stages, key: Key) -> list[Member]:
         if revision.rollout.parent_id is not None:
             revisions_of[revision.rollout.parent_id].append(revision)
     bonuses = {
-        draft.rollout.id: stages.bonus.bonus(draft, revisions_of[draft.rollout.id])
+        draft.rollout.id: float(stages.bonus.bonus(draft, revisions_of[draft.rollout.id]))
         for draft in attempts
         if draft.rollout.id in revisions_of
     }

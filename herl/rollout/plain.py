@@ -10,8 +10,6 @@ from dataclasses import fields, is_dataclass
 from inspect import getmro
 from typing import Any
 
-import numpy as np
-
 from herl.rollout.collect import Collection
 from herl.rollout.exchange import Numbers
 from herl.types import Experience, Group, Judged, Judgement, Member, Rollout, Task, Verdict
@@ -35,10 +33,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {"Mapping": dict(value)}
     if isinstance(value, tuple) and value and is_dataclass(value[0]):
-        return tuple(map(plain, value))
-    if isinstance(value, np.generic):  # of a component that computes with arrays
-        return value.item()
-    if isinstance(value, tuple) and any(isinstance(one, np.generic) for one in value):
         return tuple(map(plain, value))
     return tuple(value) if isinstance(value, Numbers) else value
 

@@ -83,16 +83,13 @@ def saved_state(
     return state
 
 
-def restore(
-    collector: Collector, state: Mapping[str, Any], settings: Mapping[str, str | int], data: object
-) -> None:
+def restore(collector: Collector, state: Mapping[str, Any], settings: Mapping[str, str | int]) -> None:
     """Restores the state from `saved_state` in a resumed run.
 
     Args:
         collector: Holds the components and the clock of the resumed run.
         state: The state.
         settings: Settings of the resumed run, as in `run_state`.
-        data: Its data module.
 
     Raises:
         ConfigError: a setting that gives the run's progress its meaning has changed.
@@ -113,4 +110,4 @@ def restore(
     stages.replay.load_state_dict(state["replay"])
     stages.hindsight.load_state_dict(state["hindsight"])
     stages.difficulty.load_state_dict(state.get("difficulty", {}))
-    collector.load_state_dict(state.get("ahead", {}), data)
+    collector.load_state_dict(state.get("ahead", {}))

@@ -143,7 +143,7 @@ def test_a_replay_belongs_to_the_group_that_it_joins(tmp_path):
     module = module_of(
         answers, replay=ReplayBuffer(of="best", uses=None), optimizer=partial(torch.optim.SGD, lr=0.0)
     )
-    module.collector.stages = replace(module.stages, selection=partial(form_group, strict=False))
+    module.stages = replace(module.stages, selection=partial(form_group, strict=False))
     kept = KeepSteps()
     fit(module, tmp_path, max_epochs=2, callbacks=[kept])
     experiences = kept.steps[-1].collection.experiences

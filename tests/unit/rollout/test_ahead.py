@@ -350,7 +350,7 @@ def test_so_does_a_batch_whose_tokens_are_arrays_as_ranks_exchange_them(tmp_path
     assert restored(read, {}) == make_judged(1.0, rollout=rollout)
 
 
-def test_a_batch_of_components_that_use_numpy_and_subclasses_survives(tmp_path):
+def test_so_does_a_batch_with_records_of_ones_own_class(tmp_path):
     @dataclass(frozen=True, slots=True, kw_only=True)
     class Scored(Judgement):
         secret: str = "kept out"
@@ -358,12 +358,11 @@ def test_a_batch_of_components_that_use_numpy_and_subclasses_survives(tmp_path):
     judged = make_judged(0.5)
     scored = Scored(**{one.name: getattr(judged.judgement, one.name) for one in fields(Judgement)})
     task = TASKS[0]
-    member = Member(judged=replace(judged, judgement=scored), reward=0.5, bonus=np.float64(0.25))
-    group = Group(id="g", task=task, prompt_ids=(1,), members=(member,), advantages=(np.float32(0.5),))
+    member = Member(judged=replace(judged, judgement=scored), reward=0.5, bonus=0.25)
+    group = Group(id="g", task=task, prompt_ids=(1,), members=(member,), advantages=(0.5,))
     torch.save(plain(group), tmp_path / "one.pt")
     read = restored(torch.load(tmp_path / "one.pt", weights_only=True), {task.id: task})
     assert read == replace(group, members=(Member(judged=judged, reward=0.5, bonus=0.25),), advantages=(0.5,))
-    assert type(read.advantages[0]) is type(read.members[0].bonus) is float
 
 
 # Refusals
