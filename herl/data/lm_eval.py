@@ -6,8 +6,8 @@ Tasks of the type generate_until that exact_match scores are read, without examp
 answer then earns what `lm_eval --apply_chat_template --num_fewshot 0` counts for the same text, stop texts
 (`until`) included. A description becomes the system message, as there. How answers are sampled is herl's
 setting, not the task's. Anything else in a task is an error that names the key, since a task without it
-would be another one. So is Python code (`!function`), which is never run. Templates are filled in Jinja's
-sandbox, with the few operations that tasks use (`_Sandbox`). A task does name what is read: files in
+would be another one. So is Python code (`!function`), which is never run. Templates may have the few
+operations that tasks use (`herl.data.template_sandbox`). A task does name what is read: files in
 `data_files`, or a data set that is fetched from the Hub.
 """
 
@@ -15,19 +15,16 @@ from __future__ import annotations
 
 import ast
 import reprlib
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial, wraps
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import jinja2
 import yaml
-from jinja2 import nodes
-from jinja2.exceptions import SecurityError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import BaseModel, Field, ValidationError
 
 from herl.data.rows import HUB, LM_EVAL, Row, Rows, Table, load_dataset, read_rows
+from herl.data.template_sandbox import UNFIT, TemplateSandbox, filled
 from herl.errors import DataError, did_you_mean
 
 FILES = ("json", "csv", "parquet")
@@ -42,25 +39,6 @@ METRIC = {
     "ignore_punctuation": "ignore_punctuation", "ignore_numbers": "ignore_numbers",
 }  # fmt: skip
 """Arguments of exact_match -> keys of the check."""
-UNFIT = (
-    jinja2.TemplateError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError, SyntaxError,
-    RecursionError, MemoryError,
-)  # fmt: skip
-"""What a template raises that Python cannot parse, or that does not fit the document."""
-NODES = {
-    "Output", "TemplateData", "If", "For", "Name", "Const", "List", "Tuple", "Getattr", "Getitem", "Slice",
-    "Call", "CondExpr", "Compare", "Operand", "And", "Or", "Not", "Neg", "Add", "Sub", "Test", "Filter",
-}  # fmt: skip
-"""What a template may be made of: nothing that multiplies texts, stores values or calls itself."""
-FILTERS = ("first", "int", "last", "length", "lower", "string", "trim", "upper")
-"""Filters of Jinja; `join` and `replace` are added."""
-METHODS = {
-    "capitalize", "endswith", "get", "index", "join", "lower", "lstrip", "replace", "rstrip", "split",
-    "startswith", "strip", "title", "upper",
-}  # fmt: skip
-LONGEST = 1_000_000
-"""Characters of what a template or one of its filters and methods gives."""
-LONGEST_RANGE = 1000
 MAX_FILES, MAX_BYTES = 32, 2**20
 """Files of a task with what it includes, and bytes of each."""
 DEFAULT_PATTERN = r"#### (\-?[0-9\.\,]+)"
@@ -116,73 +94,6 @@ class _Task(BaseModel, strict=True):
 
 
 READ = {*_Task.model_fields, "task", "training_split", "output_type", "num_fewshot", "repeats"}
-
-
-class _Sandbox(ImmutableSandboxedEnvironment):
-    """Fills templates in time and memory that their length and the document's limit.
-
-    A template may use `if`, one level of `for`, + and -, comparisons, and the filters and methods above; what
-    each of those gives, and the whole, has at most `LONGEST` characters. Not limited: the time of a loop over
-    a list of the document, which grows with its entries times the length of the template and of the document.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
-        filters: dict[str, Callable[..., Any]] = {"join": _joined, "replace": _replaced}
-        filters |= {name: self.filters[name] for name in FILTERS}
-        self.filters = {name: _short_enough(one) for name, one in filters.items()}
-        self.globals = {"range": _short_range}
-
-    def made(self, source: str) -> jinja2.Template:
-        """Returns the template; what it may not have in it is an error in its syntax."""
-        tree = self.parse(source)
-        for node in tree.find_all(nodes.Node):
-            if type(node).__name__ not in NODES:
-                raise jinja2.TemplateSyntaxError(f"{type(node).__name__} is not allowed", node.lineno)
-            if isinstance(node, nodes.For) and (node.recursive or node.find(nodes.For)):
-                raise jinja2.TemplateSyntaxError("a loop in a loop is not allowed", node.lineno)
-        return self.from_string(tree)
-
-    def call(self, context: Any, called: Any, /, *args: Any, **kwargs: Any) -> Any:
-        """Calls a method of a plain value, or range."""
-        of, name = getattr(called, "__self__", None), getattr(called, "__name__", "")
-        if called is not _short_range and not (isinstance(of, str | list | tuple | dict) and name in METHODS):
-            raise SecurityError(f"a call of {name or type(called).__name__} is not allowed")
-        if isinstance(of, str) and name in ("join", "replace"):
-            called = partial(_joined, separator=of) if name == "join" else partial(_replaced, of)
-        return _short_enough(called)(*args, **kwargs)
-
-
-def _check_length(length: int, longest: int = LONGEST) -> None:
-    if length > longest:
-        raise OverflowError(f"expected a length of at most {longest}, got {length}")
-
-
-def _short_range(*args: int) -> range:
-    made = range(*args)
-    _check_length(len(made), LONGEST_RANGE)
-    return made
-
-
-def _short_enough(made: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(made)  # with Jinja's mark of what it passes to a filter
-    def checked(*args: Any, **kwargs: Any) -> Any:
-        value = made(*args, **kwargs)
-        _check_length(len(value) if isinstance(value, str) else 0)
-        return value
-
-    return checked
-
-
-def _joined(values: Iterable[Any], separator: Any = "") -> str:
-    texts = [str(value) for value in values]
-    _check_length(sum(map(len, texts)) + len(str(separator)) * len(texts))
-    return str(separator).join(texts)
-
-
-def _replaced(text: Any, old: str, new: str, count: int = -1) -> str:
-    _check_length(len(str(text)) + str(text).count(old) * len(new))
-    return str(text).replace(old, new, count)
 
 
 class TaskRows(Rows):
@@ -259,17 +170,12 @@ class TaskRows(Rows):
         return document[self._task[key]] if self._task[key] in document else self._filled(key, document)
 
     def _filled(self, key: str, document: Mapping[str, Any]) -> str:
-        pieces: list[str] = []
-        length = 0
         try:
             if key not in self._templates:
-                self._templates[key] = _Sandbox().made(self._task[key])
-            for piece in self._templates[key].generate(document):
-                _check_length(length := length + len(piece))
-                pieces.append(piece)
+                self._templates[key] = TemplateSandbox().made(self._task[key])
+            return filled(self._templates[key], document)
         except UNFIT as error:
             raise DataError(f"{self._path}: {key}: {type(error).__name__}: {error}") from error
-        return "".join(pieces)
 
     # The task
 

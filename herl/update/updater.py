@@ -95,7 +95,7 @@ class Updater:
             raise ConfigError(
                 "loss.mismatch.level: expected token (or sequence), since rollout.attempt draws from another "
                 "distribution than the policy's (top_p, top_k, min_p or a penalty), which its gradient must "
-                f"weigh, got none or a loss without importance weights ({type(loss).__name__})"
+                f"weigh, got {type(loss).__name__} without importance weights"
             )
         self.loss = loss
         self.temperature = attempt.temperature

@@ -75,3 +75,14 @@ def drawn_from(logits, sampling, prompt_ids=(), token_ids=()):
             total += float(probabilities[token])
         keep(nucleus)
     return scores.log_softmax(-1)
+
+
+@torch.no_grad()
+def logprobs_drawn_with(model, prompt_ids, token_ids, sampling):
+    """The log-probs of an answer's tokens in the distributions that they were drawn from, one after the other."""
+    ids, start = list(token_ids), len(prompt_ids)
+    logits = model(input_ids=torch.tensor([[*prompt_ids, *ids]])).logits[0, start - 1 : -1]
+    return tuple(
+        float(drawn_from(logits[place], sampling, prompt_ids, ids[:place])[token])
+        for place, token in enumerate(ids)
+    )

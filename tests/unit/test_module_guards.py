@@ -162,7 +162,9 @@ def test_alarms_need_patience():
 )
 def test_attempts_from_another_distribution_than_the_policys_need_weights(changed):
     other, plain = Sampling(**changed), Sampling()
-    with pytest.raises(ConfigError, match=r"loss.mismatch.level: expected token \(or sequence\), .*got none"):
+    with pytest.raises(
+        ConfigError, match=r"loss.mismatch.level: expected token \(or sequence\), .*got PolicyLoss without"
+    ):
         module_of(rollout=RolloutPlan(attempt=other))
     module_of(rollout=RolloutPlan(attempt=other), loss=PolicyLoss(mismatch=Mismatch(level="token")))
     module_of(rollout=RolloutPlan(attempt=plain, revision=other, heldout=other))

@@ -14,7 +14,7 @@ from herl.sampler.vllm import VLLMSampler
 from herl.testing import check_sampler, make_experience
 from herl.update.batch import micro_batches
 from herl.update.logprobs import answer_logprobs
-from tests.support.naive import drawn_from
+from tests.support.naive import logprobs_drawn_with
 from tests.support.vllm_modules import MODEL, module_with, probe_of
 
 pytestmark = pytest.mark.integration
@@ -116,12 +116,8 @@ def test_sampler_logprobs_equal_trainer_logprobs(sampler, policy, tokenizer, tem
 def test_log_probs_are_those_of_the_distribution_that_was_drawn_from(sampler, policy, tokenizer, sampling):
     asked = request(tokenizer, n=6, **sampling)
     for answer in sampler.generate([asked]):
-        ids, start = list(answer.token_ids), len(asked.prompt_ids)
-        with torch.no_grad():
-            logits = policy(input_ids=torch.tensor([[*asked.prompt_ids, *ids]])).logits[0, start - 1 : -1]
-        for place, (token, logprob) in enumerate(zip(ids, answer.logprobs, strict=True)):
-            expected = drawn_from(logits[place], asked.sampling, asked.prompt_ids, ids[:place])
-            assert logprob == pytest.approx(float(expected[token]), abs=1e-4)
+        expected = logprobs_drawn_with(policy, asked.prompt_ids, answer.token_ids, asked.sampling)
+        assert answer.logprobs == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_stop_string_ends_an_answer_with_it(sampler, tokenizer):
