@@ -1,6 +1,7 @@
 import math
 from functools import partial
 
+import numpy as np
 import pytest
 
 from herl import NoHindsight, Sampling
@@ -70,6 +71,28 @@ def test_one_prompt_all_the_way(stages):
     assert [e.origin for e in collection.experiences] == ["policy", "hindsight", "policy", "policy"]
     assert sum(e.advantage for e in collection.experiences) == pytest.approx(0.0, abs=1e-9)
     assert math.isclose(collection.experiences[0].bonus, 0.02)
+
+
+class FakeNumpyBonus(ImprovementBonus):
+    """Computes with arrays, as a component of one's own may."""
+
+    def bonus(self, draft, revisions):
+        return np.float64(super().bonus(draft, revisions))
+
+
+def test_numbers_of_ones_own_components_become_pythons(stages):
+    """A checkpoint with NumPy's could not be read without running code."""
+
+    def advantages(groups, seed):
+        return [np.array(values) for values in group_advantages(groups, seed)]
+
+    parts = {"bonus": FakeNumpyBonus(0.05), "advantages": advantages}
+    [group] = collect([make_task()], stages(**parts), (0, 0, 0)).groups
+    [plain] = collect([make_task()], stages(), (0, 0, 0)).groups
+    assert (group.advantages, [m.total for m in group.members]) == (
+        plain.advantages, [m.total for m in plain.members]
+    )  # fmt: skip
+    assert {type(one) for one in (*group.advantages, *(m.bonus for m in group.members))} == {float}
 
 
 def test_an_answer_alone_cannot_be_compared(stages):
