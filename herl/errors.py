@@ -42,7 +42,7 @@ class JudgeError(HerlError):
     Args:
         message: The expected and the actual result.
         cause: One word to count the error by: timeout, connection, rate_limit, server, refused, malformed,
-            wrong_count, not_cached, function or other.
+            wrong_count, not_cached, function, environment or other.
         retry: Whether another try may succeed.
         retry_after: Seconds to wait before the next try, as requested by the endpoint.
     """

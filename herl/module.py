@@ -24,6 +24,8 @@ from herl.advantages import Advantages, group_advantages
 from herl.bonus import BonusReward, NoBonus
 from herl.clock import PhaseClock
 from herl.distributed import together
+from herl.environment import Environment, NoEnvironment
+from herl.environment.runner import EnvironmentRunner
 from herl.hindsight import HindsightBuilder, NoHindsight
 from herl.hindsight.gate import gated
 from herl.hindsight.teacher import NO_TEACHER, Teacher
@@ -62,6 +64,7 @@ class HerlModule(L.LightningModule):
         sampler: Draws answers (stage 2).
         judge: Judges them (stage 3).
         hindsight: Writes revision prompts (stage 4).
+        environment: Replies to answers, which then take several turns (stage 2).
         bonus: Pays attempts for their potential (stage 5).
         replay: Adds good answers of earlier batches, between stages 5 and 6.
         teacher: Scores attempts under the criteria, for an advantage of each token (stages 8 and 10).
@@ -92,6 +95,7 @@ class HerlModule(L.LightningModule):
         sampler: Sampler,
         judge: Judge,
         hindsight: HindsightBuilder | None = None,
+        environment: Environment | None = None,
         bonus: BonusReward | None = None,
         replay: Replay | None = None,
         teacher: Teacher = NO_TEACHER,
@@ -124,17 +128,19 @@ class HerlModule(L.LightningModule):
         self.log_over, self.seed = log_over, seed
         self._lasting = {"module.seed": seed, "module.log_over": log_over}  # a resumed run must share these
         hindsight = hindsight_gate(hindsight or NoHindsight())
+        environment = environment or NoEnvironment()
         self.stages = Stages(
             tokenizer=model.tokenizer(),
             sampler=sampler,
             judge_runner=judge_runner(judge, needs_verdicts=needs_verdicts(hindsight, advantages, teacher)),
-            plan=(rollout or RolloutPlan()).within(model.max_tokens()),
+            plan=(rollout or RolloutPlan()).within(model.max_tokens(), environment),
             selection=selection,
             advantages=advantages,
             hindsight=hindsight,
             bonus=bonus or NoBonus(),
             replay=replay or NoReplay(),
             teacher=teacher,
+            environment_runner=EnvironmentRunner(environment),
         )
         self.updater = Updater(
             self.loss,
@@ -180,14 +186,14 @@ class HerlModule(L.LightningModule):
         return [LambdaCallback(on_exception=lambda trainer, module, error: module.teardown(trainer.state.fn))]
 
     def setup(self, stage: str) -> None:
-        """Opens the judge runner, and agrees on the run's date."""
+        """Opens judge and environment, and agrees on the run's date."""
         data = getattr(self.trainer, "datamodule", None)
         self.collector = Collector(self.stages, self.clock, data)
         self.stages.open(data, trains=stage == "fit")
 
     def teardown(self, stage: str) -> None:
-        """Closes the judge runner."""
-        self.stages.judge_runner.close()
+        """Closes judge and environment."""
+        self.stages.close()
 
     def on_fit_start(self) -> None:
         """Moves the reference to the policy's device, and makes the collector ready."""

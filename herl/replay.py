@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any, Literal
 
 from herl.errors import check_at_least
 from herl.types import Judged, Judgement, Member, Rollout, Verdict
+from herl.types.plain import plain, restored
 
 
 class Replay(ABC):
@@ -122,16 +123,14 @@ class ReplayBuffer(Replay):
     def state_dict(self) -> dict[str, Any]:
         """Returns the answers by prompt."""
         return {
-            task_id: [{"uses": one.uses, **_plain(one.judged)} for one in kept]
+            task_id: [{"uses": one.uses, "answer": plain(one.judged)} for one in kept]
             for task_id, kept in self._kept.items()
             if kept
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores the answers."""
-        self._kept = {
-            task_id: [_Kept(_judged(one), one["uses"]) for one in kept] for task_id, kept in state.items()
-        }
+        self._kept = {task_id: [_kept(one) for one in kept] for task_id, kept in state.items()}
 
 
 def _replayed(judged: Judged) -> Judged:
@@ -141,17 +140,11 @@ def _replayed(judged: Judged) -> Judged:
     )  # its cost was already counted
 
 
-def _plain(judged: Judged) -> dict[str, Any]:
-    """An answer in plain types. Token ids in a tuple are not copied, since there may be millions."""
-    rollout = {field.name: getattr(judged.rollout, field.name) for field in fields(Rollout)}
-    # An array behaves as a tuple, but a checkpoint with one could not be read without running code.
-    tokens = {name: tuple(rollout[name]) for name in ("token_ids", "logprobs")}
-    return {"rollout": rollout | tokens, "judgement": asdict(judged.judgement)}
-
-
-def _judged(plain: Mapping[str, Any]) -> Judged:
-    judgement = dict(plain["judgement"])
+def _kept(state: Mapping[str, Any]) -> _Kept:
+    if "answer" in state:
+        return _Kept(restored(state["answer"], {}), state["uses"])
+    judgement = dict(state["judgement"])  # as version 0.1 wrote it
     judgement["verdicts"] = tuple(Verdict(**verdict) for verdict in judgement["verdicts"])
-    # Version 0.1 had no index, and called the origin "memory".
-    rollout = Rollout(**{"index": 0, **plain["rollout"], "origin": "replay"})
-    return Judged(rollout=rollout, judgement=Judgement(**judgement))
+    # It had no index at first, and called the origin "memory".
+    rollout = Rollout(**{"index": 0, **state["rollout"], "origin": "replay"})
+    return _Kept(Judged(rollout=rollout, judgement=Judgement(**judgement)), state["uses"])

@@ -20,9 +20,9 @@ ALLOWED = ("herl", "lightning", "torch.optim")
 """Packages whose components a configuration may name; `HERL_ALLOW_TARGETS` adds more."""
 COMPONENTS = (
     "herl.advantages", "herl.bonus", "herl.callbacks", "herl.cli.compare_sweep", "herl.cli.run_folder",
-    "herl.data", "herl.evaluation.audit", "herl.hindsight", "herl.judge", "herl.loggers", "herl.models.fsdp",
-    "herl.models.lora", "herl.models.pretrained", "herl.module", "herl.replay", "herl.rollout.stages",
-    "herl.sampler", "herl.selection", "herl.types", "herl.update.loss",
+    "herl.data", "herl.environment", "herl.evaluation.audit", "herl.hindsight", "herl.judge", "herl.loggers",
+    "herl.models.fsdp", "herl.models.lora", "herl.models.pretrained", "herl.module", "herl.replay",
+    "herl.rollout.stages", "herl.sampler", "herl.selection", "herl.types", "herl.update.loss",
 )  # fmt: skip
 """Modules of herl whose public classes are components."""
 FUNCTIONS = (

@@ -34,6 +34,7 @@ from herl.types import (
     SampleRequest,
     Sampling,
     Task,
+    Turn,
     Verdict,
 )
 
@@ -75,6 +76,7 @@ def make_rollout(
     thinking: str = "",
     thinking_tokens: int = 0,
     has_answer: bool = True,
+    turns: Sequence[Turn] = (),
 ) -> Rollout:
     """Returns an answer with made-up token ids."""
     return Rollout(
@@ -93,6 +95,7 @@ def make_rollout(
         thinking=thinking,
         thinking_tokens=thinking_tokens,
         has_answer=has_answer,
+        turns=tuple(turns),
     )
 
 

@@ -340,12 +340,12 @@ def lint(config: DictConfig) -> list[Finding]:
         _show_bad_rows(bad_rows(Path(config.output_dir)))
         raise
     model = make(config.model)
-    tokenizer = model.tokenizer()
+    tokenizer, environment = model.tokenizer(), make(config.environment)
     vocab_size = model.vocab_size()
     found = findings(
         {"train": data.train, "heldout": data.heldout},
-        prompt_tokens=lambda task: len(checked_prompt(task, tokenizer, vocab_size)),
-        max_prompt_tokens=make(config.rollout).within(model.max_tokens()).max_prompt_tokens,
+        prompt_tokens=lambda task: len(checked_prompt(task, tokenizer, vocab_size, environment)),
+        max_prompt_tokens=make(config.rollout).within(model.max_tokens(), environment).max_prompt_tokens,
         records=read_records(Path(config.records)) if config.records else (),
     )
     found = bad_rows(Path(config.output_dir)) + found

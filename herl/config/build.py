@@ -108,7 +108,12 @@ def build(
             check_rows(splits, module.stages.judge_runner.judge)
         module.stages.check_verdicts()  # whether a function gives verdicts is known once it was tried
         judges = _gold_judges(config, splits) if gold else None
-        check_prompts(splits, module.stages.tokenizer, module.model.vocab_size())
+        check_prompts(
+            splits,
+            module.stages.tokenizer,
+            module.model.vocab_size(),
+            module.stages.environment_runner.environment,
+        )
     heldout = KeepHeldout()
     accelerator = config.trainer.accelerator
     if accelerator == "auto":  # Lightning might pick one that herl was never run on

@@ -51,6 +51,7 @@ LIGHT_PARTS = (
     "herl.hindsight.",
     "herl.advantages.",
     "herl.bonus.",
+    "herl.environment.",
     "herl.judge.llm.endpoint.",
 )
 """Other components that need none, and whose settings have limits."""

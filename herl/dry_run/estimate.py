@@ -157,13 +157,12 @@ def gpu_estimate(
     """Returns seconds, hours, price and GiB of the same batches on other GPUs, by formulas."""
     module, batch, devices = run.module, tried.typical(), config.cost.devices
     assert module.policy is not None
-    plan = module.stages.plan
     work = Work(
         answers=batch.answers,
         answer_tokens=batch.answer_tokens / max(1, batch.answers),
         prompt_tokens=batch.prompt_tokens,
         trained_tokens=batch.trained_tokens,
-        micro_batch_tokens=longest_micro_batch(plan, module.updater.micro_batch_tokens),
+        micro_batch_tokens=longest_micro_batch(module.stages, module.updater.micro_batch_tokens),
         judge_seconds=batch.seconds.get("judge", 0.0),
     )
     settings = replace(

@@ -13,6 +13,7 @@ from typing import Any
 from lightning.fabric.strategies.launchers.subprocess_script import _launch_process_observer
 
 from herl.config.build import Run
+from herl.environment import opened
 from herl.errors import TrainingError
 from herl.models.chat_template import render_prompt
 from herl.update.run_memory import RunMemory, run_memory
@@ -41,11 +42,15 @@ def memory_of(run: Run, *, trains: bool = True) -> RunMemory | None:
     if not run.trainer.is_global_zero:
         return None
     data: Any = run.data  # a module of the user's own may name its parts otherwise
-    tasks, plan = getattr(data, "train" if trains else "heldout", ()), run.module.stages.plan
+    stages = run.module.stages
+    tasks, plan = getattr(data, "train" if trains else "heldout", ()), stages.plan
+    environment = stages.environment_runner.environment
     some = (
         [tasks[place * len(tasks) // PROMPTS] for place in range(PROMPTS)] if len(tasks) > PROMPTS else tasks
     )
-    longest = max((len(render_prompt(run.module.stages.tokenizer, task)) for task in some), default=0)
+    longest = max(
+        (len(render_prompt(stages.tokenizer, opened(environment, task))) for task in some), default=0
+    )
     return run_memory(
         run.module,
         run.trainer,

@@ -31,6 +31,7 @@ from herl.dry_run.estimate import (
     usage_of,
 )
 from herl.dry_run.memory import killed_ranks, memory_of, warn_of_memory
+from herl.environment import opened
 from herl.files import write_whole
 from herl.metrics.step import Step
 from herl.metrics.throughput import memory
@@ -98,11 +99,12 @@ def _trial_of(config: DictConfig) -> DictConfig:
 
 def _lint(run: Run) -> dict[str, int]:
     data: Any = run.data
-    tokenizer = run.module.stages.tokenizer
+    stages = run.module.stages
+    tokenizer, environment = stages.tokenizer, stages.environment_runner.environment
     found = findings(
         {"train": data.train, "heldout": data.heldout},
-        prompt_tokens=lambda task: len(render_prompt(tokenizer, task)),
-        max_prompt_tokens=run.module.stages.plan.max_prompt_tokens,
+        prompt_tokens=lambda task: len(render_prompt(tokenizer, opened(environment, task))),
+        max_prompt_tokens=stages.plan.max_prompt_tokens,
     )
     return dict(Counter(f"{one.level}: {one.kind}" for one in found))
 
@@ -146,7 +148,7 @@ class _Watch(HerlCallback):
     def _longest(self, module: HerlModule) -> None:
         """Computes loss and gradient of the longest group that the configuration and the model allow."""
         plan = module.stages.plan
-        context, answer = plan.max_prompt_tokens, plan.attempt.max_new_tokens
+        context, answer = plan.max_prompt_tokens, module.stages.longest_attempt
         scorer = module.scorer()
         experiences = [_made_up(i, context, answer) for i in range(plan.attempts_per_prompt)]
         batch = next(iter(scorer.micro_batches(experiences)))

@@ -35,7 +35,7 @@ and hindsight cannot use it (algorithm=grpo). In verdicts by criterion id, True 
 number in [0, 1] is a graded one, and None abstains. A `Judgement` says everything itself.
 
 A call may take `timeout_seconds`; an answer whose call takes longer abstains. For this, a function named by
-its path runs in a separate process, which also imports its module (`herl.judge.worker`); what it prints
+its path runs in a separate process, which also imports its module (`herl.background.worker`); what it prints
 goes to stderr. Plain functions run in threads, so a slow one blocks nothing. With `timeout_seconds` null, the
 function is called in this process, where a debugger works. So is a function that Python code passes in, with
 the limit; but a thread that is late can only be left behind, and it hangs the run if it holds the
@@ -62,11 +62,11 @@ from dataclasses import replace
 from numbers import Real
 from typing import Any
 
+from herl.background.worker import THREADS, RaisedError, raised, shared
 from herl.errors import ConfigError, DataError, JudgeError, check_above
 from herl.judge.aggregation import weighted
 from herl.judge.base import Aggregation, Judge, require_rubric, usable
 from herl.judge.budget import Budget
-from herl.judge.worker import THREADS, RaisedError, raised, shared
 from herl.targets import configured
 from herl.types import Judgement, Rollout, Task, Verdict
 

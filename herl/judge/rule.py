@@ -9,7 +9,7 @@ function decided that. An answer that breaks its check, by JSON nested too deep 
 fulfills nothing: its verdict is the bad one, so no answer gains by that.
 
 Functions are called only if a module that the configuration allows defines them: data alone must not run
-code, nor what such a module imports. They run in a separate process (`herl.judge.worker`).
+code, nor what such a module imports. They run in a separate process (`herl.background.worker`).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from herl.background.worker import RaisedError, raised, shared
 from herl.checks import (
     BrokenByAnswerError,
     Check,
@@ -34,7 +35,6 @@ from herl.checks import (
 from herl.errors import DataError, HerlError, JudgeError, check_above
 from herl.judge.aggregation import weighted
 from herl.judge.base import Aggregation, Judge
-from herl.judge.worker import RaisedError, raised, shared
 from herl.targets import located
 from herl.types import Criterion, Judgement, Rollout, Task, Verdict
 

@@ -15,16 +15,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 import time
 from collections import Counter
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from copy import copy
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
+from herl.background.loop import LoopThread
 from herl.errors import ConfigError, JudgeError, JudgeStop
 from herl.judge.abstention import AbstentionWindow
 from herl.judge.base import Judge, usable
@@ -82,7 +82,7 @@ class JudgeRunner:
         self._max_cannot_tell = max_cannot_tell
         self.abstentions = AbstentionWindow(window, max_abstention)
         self._warned = False
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: LoopThread | None = None
 
     def for_judge(self, judge: Judge) -> JudgeRunner:
         """Returns a runner of another judge with the same settings, which spends the same budget."""
@@ -92,7 +92,7 @@ class JudgeRunner:
         other.usage = Counter()
         other.abstentions = AbstentionWindow(self.abstentions.answers, self.abstentions.limit)
         other._warned = False
-        other._loop = None
+        other._thread = None
         return other
 
     # Open and close
@@ -104,22 +104,20 @@ class JudgeRunner:
             ConfigError: the judge cannot run, e.g. because its key is not set.
         """
         self.judge.prepare()
-        self._loop = asyncio.new_event_loop()
+        self._thread = LoopThread("judge")
         self._slots = asyncio.Semaphore(self._concurrency)
-        self._thread = threading.Thread(target=self._loop.run_forever, name="judge", daemon=True)
-        self._thread.start()
         try:
-            self._run(self.judge.start(self.budget))
+            self._thread.run(self.judge.start(self.budget))
         except BaseException:
             self._end_thread()
             raise
 
     def close(self) -> None:
         """Cancels pending judgements and ends the thread. Safe to call twice."""
-        if self._loop is not None:
+        if self._thread is not None:
             try:
-                self._run(self._cancel_all())
-                self._run(self.judge.stop())
+                self._thread.cancel_all()
+                self._thread.run(self.judge.stop())
             finally:
                 self._end_thread()
 
@@ -135,23 +133,10 @@ class JudgeRunner:
     ) -> None:
         self.close()
 
-    def _run(self, work: Coroutine[Any, Any, None]) -> None:
-        assert self._loop is not None
-        asyncio.run_coroutine_threadsafe(work, self._loop).result()
-
     def _end_thread(self) -> None:
-        assert self._loop is not None
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.run_until_complete(self._loop.shutdown_default_executor())
-        self._loop.close()
-        self._loop = None
-
-    async def _cancel_all(self) -> None:
-        running = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        assert self._thread is not None
+        self._thread.end()
+        self._thread = None
 
     # Judge
 
@@ -160,16 +145,16 @@ class JudgeRunner:
 
         The future raises only errors that end the run: `JudgeStop` and `ConfigError`.
         """
-        assert self._loop is not None, "open the runner first"
-        return asyncio.run_coroutine_threadsafe(self._judge(task, rollout), self._loop)
+        assert self._thread is not None, "open the runner first"
+        return self._thread.submit(self._judge(task, rollout))
 
     def submit_group(self, task: Task, rollouts: Sequence[Rollout]) -> list[Future[Judged]]:
         """Starts judging several answers to one task together, which takes one of the `concurrency` slots.
 
         Only for a judge with `judges_groups`. The futures are as in `submit`.
         """
-        assert self._loop is not None, "open the runner first"
-        together = asyncio.run_coroutine_threadsafe(self._judge_group(task, rollouts), self._loop)
+        assert self._thread is not None, "open the runner first"
+        together = self._thread.submit(self._judge_group(task, rollouts))
         futures: list[Future[Judged]] = [Future() for _ in rollouts]
         together.add_done_callback(lambda done: _pass_on(done, futures))
         return futures
@@ -179,6 +164,7 @@ class JudgeRunner:
             started = time.perf_counter()
             seen = self._seen(rollout)
             try:
+                _check_finished(seen)
                 found = (
                     await self.judge.judge(task, seen) if seen.has_answer else self._unanswered(task, seen)
                 )
@@ -195,7 +181,7 @@ class JudgeRunner:
         async with self._slots:
             started = time.perf_counter()
             seen = [self._seen(rollout) for rollout in rollouts]
-            shown = [one for one in seen if one.has_answer]
+            shown = [one for one in seen if _can_be_read(one)]
             try:
                 found: list[Judgement | Exception] = [
                     *(await self.judge.judge_group(task, shown) if shown else [])
@@ -210,8 +196,9 @@ class JudgeRunner:
         of_shown = iter(found)
         judged = []
         for rollout, one in zip(rollouts, seen, strict=True):
-            judgement = next(of_shown) if one.has_answer else self._unanswered(task, one)
+            judgement = next(of_shown) if _can_be_read(one) else self._unanswered(task, one)
             try:
+                _check_finished(one)
                 if isinstance(judgement, Exception):
                     raise judgement
                 judgement = usable(task, judgement, needs_verdicts=self.needs_verdicts)
@@ -301,6 +288,16 @@ def _pass_on(done: Future[list[Judged]], futures: Sequence[Future[Judged]]) -> N
             future.set_exception(error)
         else:
             future.set_result(done.result()[place])
+
+
+def _can_be_read(rollout: Rollout) -> bool:
+    return rollout.has_answer and rollout.finish_reason != "failed"
+
+
+def _check_finished(rollout: Rollout) -> None:
+    """Raises a JudgeError if the answer's environment failed, so that there is nothing to judge."""
+    if rollout.finish_reason == "failed":
+        raise JudgeError("the environment failed in the middle of the answer", "environment")
 
 
 def _abstained(task: Task, rollout: Rollout, error: Exception) -> Judgement:

@@ -89,8 +89,9 @@ def trained_flops(policy: PreTrainedModel, experiences: Sequence[Experience]) ->
             share = experts_seen / parameter.shape[0] if in_experts else 1.0
             of_body += _flops_of(parameter) * share
     answer_tokens = sum(len(one.rollout.token_ids) for one in experiences)
+    row_tokens = sum(one.rollout.length for one in experiences)
     contexts = {one.context_ids for one in experiences}
-    return of_body * (answer_tokens + sum(map(len, contexts))) + _flops_of(head) * answer_tokens
+    return of_body * (row_tokens + sum(map(len, contexts))) + _flops_of(head) * answer_tokens
 
 
 def _flops_of(weight: torch.Tensor) -> int:

@@ -38,7 +38,10 @@ FIXED = datetime(2000, 1, 1)
 
 
 def render(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], today: datetime | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    today: datetime | None = None,
+    tools: Sequence[Mapping[str, Any]] = (),
 ) -> tuple[int, ...]:
     """Returns the token ids of a conversation up to the start of the assistant's turn.
 
@@ -46,16 +49,44 @@ def render(
         tokenizer: The tokenizer, with its chat template.
         messages: The conversation.
         today: The time that the template sees; None for the current time.
+        tools: The tools that it shows (`herl.types.Task.tools`).
 
     Raises:
         DataError: the template refuses the conversation, e.g. its system message; quotes the template.
     """
-    clock: dict[str, Any] = (
+    return tuple(_applied(tokenizer, messages, today, tools, tokenize=True))
+
+
+def render_text(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    today: datetime | None = None,
+    tools: Sequence[Mapping[str, Any]] = (),
+) -> str:
+    """Returns what `render` makes tokens of, as text."""
+    return str(_applied(tokenizer, messages, today, tools, tokenize=False))
+
+
+def _applied(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    today: datetime | None,
+    tools: Sequence[Mapping[str, Any]],
+    *,
+    tokenize: bool,
+) -> Any:
+    more: dict[str, Any] = (
         {} if today is None or not tells_time(tokenizer) else {"strftime_now": today.strftime}
     )
+    if tools:
+        more["tools"] = [dict(tool) for tool in tools]
     try:
-        ids = tokenizer.apply_chat_template(
-            [dict(message) for message in messages], add_generation_prompt=True, return_dict=False, **clock
+        return tokenizer.apply_chat_template(
+            [dict(message) for message in messages],
+            add_generation_prompt=True,
+            return_dict=False,
+            tokenize=tokenize,
+            **more,
         )
     except (
         TemplateError,
@@ -68,7 +99,6 @@ def render(
     ) as error:
         roles = ", ".join(message["role"] for message in messages)
         raise DataError(f"the model's chat template refuses the roles {roles}: {error}") from error
-    return tuple(ids)
 
 
 def render_prompt(
@@ -80,7 +110,7 @@ def render_prompt(
         DataError: the template refuses it; names the task.
     """
     try:
-        return render(tokenizer, task.messages, today)
+        return render(tokenizer, task.messages, today, task.tools)
     except DataError as error:
         raise DataError(f"prompt '{task.id}': {error}") from error.__cause__
 
@@ -102,7 +132,7 @@ def render_revision(
         for message in messages
     ]
     try:
-        return render(tokenizer, guarded, today)
+        return render(tokenizer, guarded, today, task.tools)
     except DataError as error:
         raise DataError(f"the revision prompt of '{task.id}': {error}") from error.__cause__
 

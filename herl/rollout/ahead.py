@@ -26,13 +26,14 @@ from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 from herl.clock import PhaseClock
 from herl.distributed import new_group, speaking_in, together
+from herl.environment import opened
 from herl.errors import ConfigError, DataError
 from herl.models.fsdp import FSDPStrategy
 from herl.rollout.collect import Collection, collect
-from herl.rollout.plain import plain, restored
 from herl.rollout.stages import Stages
 from herl.trainer_callbacks import callbacks_of
 from herl.types import Task
+from herl.types.plain import plain, restored
 
 if TYPE_CHECKING:
     import lightning as L
@@ -188,7 +189,7 @@ class Collector:
         return {
             "key": list(self._ahead.key),
             "task_ids": list(self._ahead.task_ids),
-            "collection": plain(collection),
+            "collection": plain(collection, Collection),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -201,7 +202,7 @@ class Collector:
             return
         train: Sequence[Task] = getattr(self._data, "train", ())
         try:
-            collection = restored(state["collection"], {task.id: task for task in train})
+            collection = restored(state["collection"], self._opened(train), Collection)
         except KeyError as error:
             raise DataError(
                 "resume: expected the training prompts that the run began with, got none with the id "
@@ -210,6 +211,11 @@ class Collector:
         seed, epoch, number = state["key"]
         self._ahead = Ahead(key=(seed, epoch, number), task_ids=tuple(state["task_ids"]), result=Future())
         self._ahead.result.set_result(collection)
+
+    def _opened(self, train: Sequence[Task]) -> dict[str, Task]:
+        """The training prompts by id, as groups have them."""
+        environment = self.stages.environment_runner.environment
+        return {task.id: opened(environment, task) for task in train}
 
     # The thread
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from herl.environment import Environment, opened
 from herl.errors import DataError
 from herl.models.chat_template import render_prompt
+from herl.models.replies import check_append_only
+from herl.sampler.thinking import knowledge
 from herl.types import Task
 
 if TYPE_CHECKING:
@@ -17,7 +20,10 @@ MAX_PROMPTS = 10_000
 
 
 def check_prompts(
-    splits: Mapping[str, Sequence[Task]], tokenizer: PreTrainedTokenizerBase, vocab_size: int
+    splits: Mapping[str, Sequence[Task]],
+    tokenizer: PreTrainedTokenizerBase,
+    vocab_size: int,
+    environment: Environment,
 ) -> None:
     """Checks that the chat template accepts the prompts, and that the model knows all their tokens.
 
@@ -25,33 +31,49 @@ def check_prompts(
         splits: Tasks by split name.
         tokenizer: The model's tokenizer.
         vocab_size: Number of tokens that the model has an embedding for.
+        environment: Begins the conversations. Its replies must fit the chat template, too.
 
     Raises:
         DataError: names the split, its file, the prompt, and the template's words or the token.
+        ConfigError: the chat template would rewrite the turns of an episode.
     """
+    _check_turns(splits, tokenizer, environment)
     for split, tasks in splits.items():
         for task in _some(tasks):
             try:
-                checked_prompt(task, tokenizer, vocab_size)
+                checked_prompt(task, tokenizer, vocab_size, environment)
             except DataError as error:
                 file = getattr(tasks, "path", "")
                 raise DataError(f"data.{split}{f' ({file})' if file else ''}: {error}") from error.__cause__
 
 
-def checked_prompt(task: Task, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> tuple[int, ...]:
+def checked_prompt(
+    task: Task, tokenizer: PreTrainedTokenizerBase, vocab_size: int, environment: Environment
+) -> tuple[int, ...]:
     """Returns the token ids of a task's prompt.
 
     Raises:
-        DataError: the chat template refuses it, or the model has no embedding for one of its tokens, or of
-            a criterion, which a revision prompt may show.
+        DataError: the environment or the chat template refuses it, or the model has no embedding for one of
+            its tokens, or of a criterion, which a revision prompt may show.
     """
-    prompt_ids = render_prompt(tokenizer, task)
+    prompt_ids = render_prompt(tokenizer, opened(environment, task))
     if len(tokenizer) > vocab_size:
         _check_tokens(f"prompt '{task.id}'", prompt_ids, tokenizer, vocab_size)
         for criterion in task.rubric.criteria:
             ids = tokenizer.encode(criterion.text, add_special_tokens=False)
             _check_tokens(f"criterion '{criterion.id}' of prompt '{task.id}'", ids, tokenizer, vocab_size)
     return prompt_ids
+
+
+def _check_turns(
+    splits: Mapping[str, Sequence[Task]], tokenizer: PreTrainedTokenizerBase, environment: Environment
+) -> None:
+    if not environment.replies or environment.keep_turns:
+        return
+    template = str(tokenizer.chat_template)
+    thinking = [(one.start, one.end) for one in knowledge(tokenizer).tags if one.start in template]
+    for task in (tasks[0] for tasks in splits.values() if tasks):
+        check_append_only(tokenizer, opened(environment, task), environment.roles, thinking)
 
 
 def _check_tokens(

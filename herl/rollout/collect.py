@@ -160,7 +160,7 @@ def attempt_and_revise(
         )
         for group in groups
     ]
-    sample = partial(sample_and_judge, stages.sampler, stages.judge_runner)
+    sample = partial(sample_and_judge, stages.sampler, stages.judge_runner, stages.player)
     revise = partial(_revise, stages=stages, key=key)
     told = told_requests(groups, stages, key)
     follows = stages.hindsight.revises and not stages.hindsight.tells
@@ -289,7 +289,7 @@ def _experiences(group: Group, plan: RolloutPlan, taught: Mapping[str, tuple[int
         rollout = member.judged.rollout
         if flat and rollout.id not in taught:
             continue
-        if plan.mask_truncated and rollout.finish_reason == "length":
+        if plan.mask_truncated and rollout.cut_off:
             continue
         for context_ids in _contexts(group, rollout, plan.training_context):
             experiences.append(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from herl.environment import opened
 from herl.models.chat_template import render_prompt, render_revision
 from herl.rollout.stages import Stages
 from herl.seeds import derive_seed
@@ -16,22 +17,23 @@ def open_groups(tasks: Sequence[Task], stages: Stages, name: str) -> tuple[list[
 
     Args:
         tasks: The prompts.
-        stages: The tokenizer and the limit on prompt length.
+        stages: The environment that begins their conversations, the tokenizer, the limit on prompt length.
         name: Name of the batch, with which group ids begin.
 
     Returns:
         A group for each prompt within the limit, and the number of prompts over it.
     """
-    opened = [
+    started = [opened(stages.environment_runner.environment, task) for task in tasks]
+    groups = [
         Group(
             id=f"{name}:{task.id}",
             task=task,
             prompt_ids=render_prompt(stages.tokenizer, task, stages.today.started),
         )
-        for task in tasks
+        for task in started
     ]
-    fitting = [group for group in opened if len(group.prompt_ids) <= stages.plan.max_prompt_tokens]
-    return fitting, len(opened) - len(fitting)
+    fitting = [group for group in groups if len(group.prompt_ids) <= stages.plan.max_prompt_tokens]
+    return fitting, len(groups) - len(fitting)
 
 
 def attempt_request(group: Group, n: int, sampling: Sampling, seed: int) -> SampleRequest:

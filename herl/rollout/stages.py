@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
-from herl.advantages import Advantages, check_takes_groups, spares_new
+from herl.advantages import Advantages, spares_new
 from herl.bonus import BonusReward, NoBonus
 from herl.distributed import gather, together
+from herl.environment import Environment
+from herl.environment.runner import EnvironmentRunner
 from herl.errors import ConfigError, check_above, check_at_least
 from herl.hindsight import HindsightBuilder, NoHindsight
 from herl.hindsight.teacher import NO_TEACHER, Teacher
@@ -18,20 +20,14 @@ from herl.judge.base import check_gives_verdicts, needs_verdicts
 from herl.models.chat_template import Today
 from herl.replay import NoReplay, Replay
 from herl.rollout.difficulty import Difficulty, check_difficulty
+from herl.rollout.episodes import Player
 from herl.rollout.refill import Refill
 from herl.sampler import Sampler
 from herl.types import (
-    Criterion,
-    Group,
     Judged,
-    Judgement,
     Member,
-    Rollout,
-    Rubric,
-    SampleRequest,
     Sampling,
     Task,
-    Verdict,
 )
 
 if TYPE_CHECKING:
@@ -137,27 +133,39 @@ class RolloutPlan:
         """Whether prompts may be skipped."""
         return self.skip_above is not None or self.skip_below is not None
 
-    def within(self, max_tokens: int | None) -> RolloutPlan:
+    def within(self, max_tokens: int | None, environment: Environment) -> RolloutPlan:
         """Returns the plan with prompts limited so that every answer has room in the model.
 
         Args:
             max_tokens: The model's limit on the tokens of a prompt with its answer; None for no limit.
+            environment: Sets the limit on episodes.
 
         Raises:
-            ConfigError: an answer alone may reach the limit.
+            ConfigError: an answer alone may reach the limit, or a turn may be longer than an episode.
         """
+        key, longest = self._longest_turn
+        if environment.replies:
+            if longest > environment.max_tokens:
+                raise ConfigError(
+                    f"environment.max_tokens: expected at least {longest} ({key}), since an episode has at "
+                    f"least one turn, got {environment.max_tokens}"
+                )
+            key, longest = "environment.max_tokens", environment.max_tokens
         if max_tokens is None:
             return self
+        if longest >= max_tokens:
+            raise ConfigError(
+                f"{key}: expected less than {max_tokens} (the model's limit for a prompt with its answer), "
+                f"got {longest}"
+            )
+        return replace(self, max_prompt_tokens=min(self.max_prompt_tokens, max_tokens - longest))
+
+    @property
+    def _longest_turn(self) -> tuple[str, int]:
+        """The most tokens that are sampled at once, and the key that says so."""
         kinds = {"attempt": self.attempt, "revision": self.revision, "heldout": self.heldout or self.attempt}
         name, longest = max(kinds.items(), key=lambda kind: kind[1].max_new_tokens)
-        if longest.max_new_tokens >= max_tokens:
-            raise ConfigError(
-                f"rollout.{name}.max_new_tokens: expected less than {max_tokens} (the model's limit for a "
-                f"prompt with its answer), got {longest.max_new_tokens}"
-            )
-        return replace(
-            self, max_prompt_tokens=min(self.max_prompt_tokens, max_tokens - longest.max_new_tokens)
-        )
+        return f"rollout.{name}.max_new_tokens", longest.max_new_tokens
 
     def check_stops(self, special: Sequence[str]) -> None:
         """Checks that no stop string holds one of these special tokens, which no text of an answer shows.
@@ -215,9 +223,11 @@ class Stages:
     today: Today = field(default_factory=Today)
     refill: Refill = field(default_factory=Refill)
     difficulty: Difficulty = field(default_factory=Difficulty)
+    environment_runner: EnvironmentRunner = field(default_factory=EnvironmentRunner)
 
     def __post_init__(self) -> None:
         self.plan.check_stops(self.tokenizer.all_special_tokens)
+        self._check_environment()
         if self.plan.refill and self.teacher.flat_groups:
             raise ConfigError(
                 "rollout.refill: expected 0 with teacher.flat_groups, which trains on the groups that a "
@@ -249,6 +259,32 @@ class Stages:
             )
         self.check_verdicts()
 
+    def _check_environment(self) -> None:
+        if self.environment_runner.environment.replies and self.sampler.ranks_per_engine > 1:
+            raise ConfigError(
+                "environment: expected none with an engine on several ranks, which cannot agree on when a "
+                "reply arrives, got "
+                f"{type(self.environment_runner.environment).__name__}: use sampler=vllm_server, whose "
+                "engines may be on several GPUs each"
+            )
+
+    @property
+    def player(self) -> Player:
+        """Plays episodes, if there is an environment."""
+        return Player(self.environment_runner, self.tokenizer, self.today)
+
+    @property
+    def longest_answer(self) -> int:
+        """Most tokens after a prompt, replies of the environment included."""
+        environment = self.environment_runner.environment
+        return environment.max_tokens if environment.replies else self.plan._longest_turn[1]
+
+    @property
+    def longest_attempt(self) -> int:
+        """Most tokens of an answer that is trained on, replies of the environment included."""
+        environment = self.environment_runner.environment
+        return environment.max_tokens if environment.replies else self.plan.attempt.max_new_tokens
+
     @property
     def _joins_new(self) -> bool:
         return bool(getattr(self.selection, "keywords", {}).get("joins") == "new")
@@ -273,7 +309,7 @@ class Stages:
         check_gives_verdicts(self.judge_runner.judge, needed)
 
     def open(self, prompts: object = None, *, trains: bool = True) -> None:
-        """Opens the judge runner, and agrees with the other ranks on the run's date.
+        """Opens judge and environment, and agrees with the other ranks on the run's date.
 
         Args:
             prompts: The data module that further prompts are drawn from (`herl.rollout.refill`).
@@ -281,7 +317,13 @@ class Stages:
         """
         self.refill.pin(prompts, self.plan.refill, trains=trains)
         together(self.judge_runner.open)
+        together(self.environment_runner.open)
         self.today.pin(gather(self.today.started.isoformat())[0])
+
+    def close(self) -> None:
+        """Closes judge and environment. Safe to call twice."""
+        self.environment_runner.close()
+        self.judge_runner.close()
 
     def check_outcome(self, counts: Mapping[str, int]) -> None:
         """Checks that some answer of the run could be judged; warns if there was none.
@@ -299,76 +341,3 @@ class Stages:
                 self.plan.max_prompt_tokens,
             )
         self.judge_runner.check_judged()
-
-
-def check_signal(stages: Stages) -> None:
-    """Refuses settings under which no group can ever have an advantage other than 0.
-
-    Tries selection and advantages on made-up groups: attempts that all differ, and, if there is hindsight or
-    replay, the same with answers that beat them all.
-
-    Raises:
-        ConfigError: the policy would never be updated, or advantages expect something else than groups.
-    """
-    check_takes_groups(stages.advantages)
-    count = stages.plan.attempts_per_prompt
-    joined = stages.adds_answers
-    for better in (0.0, 0.5) if joined else (0.0,):
-        for scale in (1.0, 100.0):  # a threshold may fit rewards beyond 1
-            if any(_trial(stages, [scale * (i + 1) / count for i in range(count)], better * scale)):
-                return
-    if count > 1:
-        raise ConfigError(
-            "selection, advantages: expected groups whose members can differ in their advantages, but these "
-            "two leave every group with advantages of 0: with selection=best use advantages=ones, otherwise "
-            "lower advantages.tolerance or selection.at_least"
-        )
-    why = (
-        "a revision takes the place of the only attempt and has nothing to be compared with: use "
-        "selection.placement=append, or more attempts"
-        if joined
-        else "a single answer has nothing to be compared with"
-    )
-    where = "" if joined else " without hindsight"
-    raise ConfigError(f"rollout.attempts_per_prompt: expected at least 2{where}, got 1: {why}")
-
-
-def trial_advantages(stages: Stages) -> list[float]:
-    """Returns the advantages that a loss would get for a made-up group with rewards spread from 0 to 1."""
-    count = max(2, stages.plan.attempts_per_prompt)
-    return _trial(stages, [index / (count - 1) for index in range(count)])
-
-
-def _trial(stages: Stages, rewards: Sequence[float], better: float = 0.0) -> list[float]:
-    """The advantages of a made-up group with these attempts, each of which fulfills one criterion more.
-
-    If `better` is above 0, a revision joins that earns this much more than the best attempt and fulfills all
-    criteria.
-    """
-    criteria = [Criterion(id=str(i), text="trial") for i in range(len(rewards) - (not better))]
-    task = Task(id="trial", messages=(), rubric=Rubric(criteria=tuple(criteria)))
-    request = SampleRequest(
-        task_id=task.id, group_id=task.id, prompt_ids=(), n=1, sampling=stages.plan.attempt, seed=0
-    )
-    attempts = [_made_up(request, i, reward, criteria, fulfilled=i) for i, reward in enumerate(rewards)]
-    revisions = []
-    if better:
-        asked = replace(request, parent_id=attempts[-1].rollout.id)
-        revisions = [_made_up(asked, 0, max(rewards) + better, criteria, fulfilled=len(criteria))]
-    members = stages.selection(task, attempts, revisions, {}, 0)
-    group = Group(
-        id=task.id, task=task, prompt_ids=(), attempts=tuple(attempts), revisions=tuple(revisions),
-        members=tuple(members),
-    )  # fmt: skip
-    [advantages] = stages.advantages([group], 0)
-    return advantages
-
-
-def _made_up(
-    request: SampleRequest, index: int, reward: float, criteria: Sequence[Criterion], *, fulfilled: int
-) -> Judged:
-    rollout = Rollout.answering(request, index, token_ids=(), logprobs=())
-    verdicts = tuple(Verdict(criterion_id=one.id, met=i < fulfilled) for i, one in enumerate(criteria))
-    return Judged(
-        rollout=rollout, judgement=Judgement(rollout_id=rollout.id, verdicts=verdicts, reward=reward)
-    )

@@ -1,8 +1,12 @@
 """Runs stages 2 and 3 together: answers are judged while others are sampled, and groups are followed up.
 
     requests -> [sampler] -> answer -> [judge runner] -> judged
-                    ^                                      |
-                    +---- follow-up requests <--- all answers of a group judged
+                 ^  ^          |                           |
+                 |  +- next <- [environment]               |
+                 +------- follow-up requests <--- all answers of a group judged
+
+With an environment, an answer may take several turns (`episodes.py`). A sampler that accepts no requests
+while it works gets the next turns of all episodes together, once it has finished those before.
 
 A judge of groups (`Judge.judges_groups`) gets an answer with the last one of its group, so judging overlaps
 only with the sampling of other groups.
@@ -14,23 +18,30 @@ judged answers.
 from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from math import inf
 from queue import Empty, SimpleQueue
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from herl.clock import PhaseClock
 from herl.distributed import gather, rank, together, world_size
+from herl.environment.runner import Step
 from herl.errors import SamplerError
 from herl.judge import JudgeRunner
 from herl.rollout.dealing import dealt
+from herl.rollout.episodes import Episode, Place, Player, place_of
 from herl.rollout.exchange import exchanged
 from herl.rollout.requests import RevisionRequests
 from herl.sampler import Sampler, nothing_more
 from herl.types import Group, Judged, Rollout, SampleRequest
+
+T = TypeVar("T")
+Event = Callable[[], Sequence[SampleRequest]]
+"""Acts on what is ready, and returns what is to be sampled because of it."""
 
 
 class FollowUp(Protocol):
@@ -60,6 +71,7 @@ among them those that have read the rubric, apart from those that have not."""
 def sample_and_judge(
     sampler: Sampler,
     runner: JudgeRunner,
+    player: Player,
     groups: Sequence[Group],
     requests: Sequence[SampleRequest],
     clock: PhaseClock,
@@ -68,12 +80,13 @@ def sample_and_judge(
 ) -> Answers:
     """Samples these requests and judges each answer as soon as it arrives.
 
-    Waiting for the judge counts as "judge". Sampling counts as `phase`, and as "revise" once only follow-ups
-    are left.
+    Waiting for the judge counts as "judge", and for the environment as "environment". Sampling counts as
+    `phase`, and as "revise" once only follow-ups are left.
 
     Args:
         sampler: Draws the answers.
         runner: Judges them.
+        player: Plays their episodes, if there is an environment.
         groups: The groups that the requests belong to.
         requests: At most one for each group and draft, and one for each group that shows the rubric.
         clock: Adds up the time.
@@ -96,7 +109,7 @@ def sample_and_judge(
         if place > 0:  # helps compute the answers; the engine's first rank judges them
             deque(sampler.stream(share, nothing_more), maxlen=0)
             return Answers()
-        part = _Round(runner, groups, share, clock, follow_up)
+        part = _Round(runner, player, groups, share, clock, follow_up)
         part.sample(sampler, phase)
         return part.answers()
 
@@ -137,24 +150,28 @@ def _in_order(
 
 
 class _Round:
-    """One rank's part of a round: submits answers to the judge and follows up on groups."""
+    """One rank's part of a round: plays episodes, submits answers to the judge, and follows up on groups."""
 
     def __init__(
         self,
         runner: JudgeRunner,
+        player: Player,
         groups: Sequence[Group],
         requests: Sequence[SampleRequest],
         clock: PhaseClock,
         follow_up: FollowUp | None,
     ) -> None:
         self._runner = runner
+        self._player = player
         self._groups = {group.id: group for group in groups}
         self._requests = requests
         self._clock = clock
         self._follow_up = follow_up
         self._asked = {(request.group_id, request.parent_id) for request in requests}
         self._unsampled = sum(request.n for request in requests)
-        self._missing = set(chain.from_iterable(map(_places, requests)))
+        self._missing: dict[Place, SampleRequest] = {}
+        """The requests of answers that are not finished."""
+        self._expect(requests)
         self._unjudged = Counter({request.group_id: 0 for request in requests})
         for request in requests:
             self._unjudged[request.group_id] += request.n
@@ -164,26 +181,34 @@ class _Round:
             self._sizes[request.group_id, True, request.told] += request.n
         self._held: defaultdict[Question, list[Rollout]] = defaultdict(list)
         self._futures: list[Future[Judged]] = []
-        self._being_judged = 0
-        self._judged: SimpleQueue[Future[Judged]] = SimpleQueue()
+        self._playing: dict[Place, Episode] = {}
+        """Episodes whose next turn is sampled."""
+        self._stepping, self._being_judged = 0, 0
+        """Episodes that wait for the environment, and requested answers that wait for the judge."""
+        self._events: SimpleQueue[Event] = SimpleQueue()
+        """What to do for each of these, once it is ready."""
         self._attempts: dict[str, list[Judged]] = {request.group_id: [] for request in requests}
         self._followed_up: set[str] = set()
         self._over_long = 0
 
     def sample(self, sampler: Sampler, phase: str) -> None:
-        """Samples everything, including follow-ups, and submits each answer to the judge.
+        """Samples everything, including further turns and follow-ups, and submits each answer to the judge.
 
         Raises:
             SamplerError: the sampler left out answers.
         """
         more = self._more if sampler.ranks_per_engine == 1 else nothing_more
-        answers = sampler.stream(self._requests, more)
-        with self._clock.time(phase):
-            while self._unsampled and self._submit_next(answers):
-                pass
-        with self._clock.time("revise"):
-            while self._submit_next(answers):
-                pass
+        requests = self._requests
+        while True:
+            answers = sampler.stream(requests, more)
+            with self._clock.time(phase):
+                while self._unsampled and self._take_next(answers):
+                    pass
+            with self._clock.time("revise"):
+                while self._take_next(answers):
+                    pass
+            if not (requests := self._next_turns()):  # always so after a sampler that asked for more
+                break
         if self._unsampled:
             raise SamplerError(
                 f"{type(sampler).__name__} left out {self._unsampled} of the requested answers"
@@ -199,57 +224,102 @@ class _Round:
             judged = tuple(future.result() for future in self._futures)
         return Answers(judged=judged, followed_up=frozenset(self._followed_up), over_long=self._over_long)
 
-    def _submit_next(self, answers: Iterator[Rollout]) -> bool:
-        rollout = next(answers, None)
-        if rollout is None:
+    # Turns
+
+    def _take_next(self, answers: Iterator[Rollout]) -> bool:
+        """Takes the next turn, which may be a whole answer. Returns whether there was one."""
+        turn = next(answers, None)
+        if turn is None:
             return False
+        place = place_of(turn)
+        episode = self._playing.pop(place, None)
+        if episode is None:
+            if place not in self._missing:
+                raise SamplerError(
+                    f"expected every answer once, got answer {turn.index} to a prompt of task "
+                    f"'{turn.task_id}', which was not requested or came before: a sampler draws answer i for "
+                    "each i of request.indices"
+                )
+            episode = Episode.first(self._groups[turn.group_id].task, self._missing.pop(place), turn)
+        else:
+            episode = episode.then(turn)
+        if self._player.goes_on(turn):
+            self._stepping += 1
+            self._when_done(self._player.step(episode), partial(self._go_on, episode))
+        else:
+            self._finish(episode)
+        return True
+
+    def _go_on(self, episode: Episode, step: Step) -> Sequence[SampleRequest]:
+        """Goes on with an episode that the environment has replied to, or finishes it."""
+        self._stepping -= 1
+        episode, request = self._player.next(episode, step)
+        if request is None:
+            self._finish(episode)
+            return ()
+        self._playing[place_of(episode.said)] = episode
+        return (request,)
+
+    def _next_turns(self) -> list[SampleRequest]:
+        """Returns the requests of next turns, once all episodes have their replies."""
+        requests: list[SampleRequest] = []
+        while self._stepping:
+            requests += self._next_event(wait=True)
+        return requests
+
+    def _finish(self, episode: Episode) -> None:
+        """Submits a whole answer to the judge."""
+        rollout = self._player.end(episode)
         asked = (rollout.group_id, rollout.parent_id) in self._asked
-        place = rollout.group_id, rollout.parent_id, rollout.told, rollout.index
-        if place not in self._missing:
-            raise SamplerError(
-                f"expected every answer once, got answer {rollout.index} to a prompt of task "
-                f"'{rollout.task_id}', which was not requested or came before: a sampler draws answer i for "
-                "each i of request.indices"
-            )
-        self._missing.remove(place)
         self._unsampled -= asked
         task = self._groups[rollout.group_id].task
         if not self._runner.judge.judges_groups:
             self._submitted([self._runner.submit(task, rollout)], asked)
-            return True
+            return
         question = rollout.group_id, asked, rollout.told
         held = self._held[question]
         held.append(rollout)
         if len(held) == self._sizes[question]:
             held.sort(key=lambda one: (one.parent_id or "", one.index))
             self._submitted(self._runner.submit_group(task, held), asked)
-        return True
 
     def _submitted(self, futures: Sequence[Future[Judged]], asked: bool) -> None:
         self._futures += futures
         for future in futures if asked else ():
             self._being_judged += 1
-            future.add_done_callback(self._judged.put)
+            self._when_done(future, self._follow_ups)
+
+    # Events
+
+    def _when_done(self, future: Future[T], act: Callable[[T], Sequence[SampleRequest]]) -> None:
+        future.add_done_callback(lambda done: self._events.put(lambda: act(done.result())))
+
+    def _next_event(self, *, wait: bool) -> Sequence[SampleRequest]:
+        """Acts on the next event. Returns what is to be sampled because of it.
+
+        Raises:
+            Empty: no event has come yet, and it does not wait.
+        """
+        if not wait:
+            return self._events.get_nowait()()
+        with self._clock.time("environment" if self._stepping else "judge"):
+            act = self._events.get()
+        return act()
 
     def _more(self, wait: bool) -> list[SampleRequest]:
-        """Returns follow-ups for the groups judged since the last call (`herl.sampler.More`)."""
+        """Returns next turns and follow-ups that are ready since the last call (`herl.sampler.More`)."""
         requests: list[SampleRequest] = []
-        while self._being_judged:
+        while self._being_judged or self._stepping:
             try:
-                judged = self._next_judged(wait and not requests)
+                requests += self._next_event(wait=wait and not requests)
             except Empty:
                 break
-            self._being_judged -= 1
-            requests += self._follow_ups(judged)
         return requests
 
-    def _next_judged(self, wait: bool) -> Judged:
-        if not wait:
-            return self._judged.get_nowait().result()
-        with self._clock.time("judge"):
-            return self._judged.get().result()
+    # Follow-ups
 
     def _follow_ups(self, judged: Judged) -> Sequence[SampleRequest]:
+        self._being_judged -= 1
         group_id = judged.rollout.group_id
         attempts = self._attempts[group_id]
         attempts.append(judged)
@@ -263,10 +333,10 @@ class _Round:
         self._followed_up.add(group_id)
         self._over_long += revisions.over_long
         self._sizes[group_id, False, False] += sum(request.n for request in revisions.requests)
-        self._missing.update(chain.from_iterable(map(_places, revisions.requests)))
+        self._expect(revisions.requests)
         return revisions.requests
 
-
-def _places(request: SampleRequest) -> Iterator[tuple[str, str | None, bool, int]]:
-    """Yields what tells a requested answer from all others."""
-    return ((request.group_id, request.parent_id, request.told, index) for index in request.indices)
+    def _expect(self, requests: Sequence[SampleRequest]) -> None:
+        for request in requests:
+            for index in request.indices:
+                self._missing[request.group_id, request.parent_id, request.told, index] = request

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from herl.clock import PhaseClock
 from herl.errors import ConfigError
@@ -62,7 +63,8 @@ def validate(
         attempt_request(group, attempts, sampling, derive_seed(seed, group.task.id, "heldout"))
         for group in groups
     ]
-    judged = sample_and_judge(stages.sampler, stages.judge_runner, groups, requests, clock, "validate").judged
+    sample = partial(sample_and_judge, stages.sampler, stages.judge_runner, stages.player)
+    judged = sample(groups, requests, clock, "validate").judged
     task_of = {group.id: group.task for group in groups}
     plain = [Trajectory(task=task_of[attempt.rollout.group_id], answers=(attempt,)) for attempt in judged]
     revised, revisions_over_long = improve(plain, stages, seed=seed, rounds=revisions, clock=clock)

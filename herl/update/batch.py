@@ -1,5 +1,8 @@
 """Stage 9: experiences -> micro-batches of tensors, without padding.
 
+An answer here is everything after its context. Of an episode, it holds the environment's replies too, which
+are read and carry no loss: they are in the row, and not among its answer tokens.
+
 Answers trained under the same context follow a single copy of it (`models/shared_attention.py`), and a row
 holds several such pieces:
 
@@ -44,9 +47,9 @@ WORTH_A_WARNING = 0.25
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MicroBatch:
-    """Tensors of one row of T tokens, N of which belong to answers.
+    """Tensors of one row of T tokens, N of which the policy sampled.
 
-    Flat tensors [N] hold the tokens of the row's first answer, then of the second, and so on.
+    Flat tensors [N] hold the sampled tokens of the row's first answer, then of the second, and so on.
 
     Two answers to the prompt 1 2 3 share one row, in which the prompt stands once. Token 3, in column 2,
     predicts the first token of both.
@@ -79,6 +82,8 @@ class MicroBatch:
     """[1, T], long: 0 at each context's first token; every answer continues from its context."""
     contexts: tuple[SharedContext, ...]
     """Where contexts and answers lie in the row."""
+    answer_lengths: tuple[int, ...]
+    """Sampled tokens of each answer, which sum to N."""
     packing: Packing
     answer_ids: torch.Tensor
     """[N], long: the sampled ids."""
@@ -108,11 +113,6 @@ class MicroBatch:
     """Whether another rank trains on these answers and this rank only keeps in step: all weights are 0."""
     last: bool = False
     """Whether this is the rank's last micro-batch of the optimizer step."""
-
-    @property
-    def answer_lengths(self) -> list[int]:
-        """Tokens of each answer."""
-        return [length for context in self.contexts for length in context.answer_lengths]
 
     def to(self, device: torch.device) -> MicroBatch:
         """Returns the micro-batch on a device. Does not wait for a GPU's pending work."""
@@ -202,7 +202,7 @@ class _Piece:
     """Tokens of the context."""
     answers: tuple[int, ...]
     lengths: tuple[int, ...]
-    """Tokens of each answer."""
+    """Tokens of each answer, replies of an environment included."""
 
     @property
     def tokens(self) -> int:
@@ -273,7 +273,7 @@ def _pieces(experiences: Sequence[Experience], packing: Packing) -> list[_Piece]
         _Piece(
             len(experiences[places[0]].context_ids),
             tuple(places),
-            tuple(len(experiences[place].rollout.token_ids) for place in places),
+            tuple(experiences[place].rollout.length for place in places),
         )
         for places in together.values()
     ]
@@ -328,17 +328,18 @@ def _row(
         ids += experiences[piece.answers[0]].context_ids
         positions.append(torch.arange(piece.context))
         for place, length in zip(piece.answers, piece.lengths, strict=True):
-            columns = torch.arange(len(ids) - 1, len(ids) + length - 1)
-            columns[0] = border - 1  # the context's last token predicts the first of every answer
+            rollout = experiences[place].rollout
+            columns = len(ids) - 1 + _sampled(rollout)
+            columns[:1] = border - 1  # the context's last token predicts the first of every answer
             before.append(columns)
             positions.append(torch.arange(piece.context, piece.context + length))
-            ids += experiences[place].rollout.token_ids
+            ids += rollout.sequence
         borders = tuple(accumulate(piece.lengths, initial=border))
         contexts.append(SharedContext(start=start, answers=borders))
     rows = tuple(chain.from_iterable(piece.answers for piece in pieces))
     chosen = [experiences[place] for place in rows]
-    lengths = torch.tensor([len(e.rollout.token_ids) for e in chosen])
-    row_of = torch.arange(len(chosen)).repeat_interleave(lengths)
+    lengths = tuple(len(e.rollout.token_ids) for e in chosen)
+    row_of = torch.arange(len(chosen)).repeat_interleave(torch.tensor(lengths))
 
     def per_token(values: list[float]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.float32)[row_of]
@@ -348,6 +349,7 @@ def _row(
         input_ids=_tensor(ids, np.int64)[None],
         position_ids=torch.cat(positions)[None],
         contexts=tuple(contexts),
+        answer_lengths=lengths,
         packing=packing,
         answer_ids=_tensor([token for e in chosen for token in e.rollout.token_ids], np.int64),
         before=torch.cat(before),
@@ -358,6 +360,14 @@ def _row(
         sampler_logprobs=_tensor([p for e in chosen for p in e.rollout.logprobs], np.float32),
         old_logprobs=None if old_logprobs is None else torch.cat([_known(old_logprobs[i]) for i in rows]),
     )
+
+
+def _sampled(rollout: Rollout) -> torch.Tensor:
+    """Returns the places, [answer_len], of the sampled tokens among all tokens after the prompt."""
+    places = torch.arange(len(rollout.token_ids))
+    for turn in rollout.turns:
+        places[turn.end :] += len(turn.reply_ids)
+    return places
 
 
 def _tensor(values: list[Any], dtype: type[np.generic]) -> torch.Tensor:
@@ -373,9 +383,9 @@ def _with_teacher(
     scores, taught = [], []
     for place in batch.rows:
         rollout, scored = experiences[place].rollout, logprobs[place]
-        length = len(rollout.token_ids)
-        scores.append(torch.zeros(length) if scored is None else scored)
-        taught.append((torch.arange(length) >= rollout.thinking_tokens) & (scored is not None))
+        scores.append(torch.zeros(len(rollout.token_ids)) if scored is None else scored)
+        said = [torch.arange(len(part)) >= thinking for part, thinking in rollout.parts]
+        taught.append(torch.cat(said) & (scored is not None))
     return replace(batch, teacher_logprobs=torch.cat(scores), taught=torch.cat(taught))
 
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from herl.models.fsdp import FSDPStrategy
 from herl.models.lora import has_adapters
 from herl.models.pretrained import PretrainedModel
-from herl.rollout.stages import RolloutPlan, Stages
+from herl.rollout.stages import Stages
 from herl.sampler import CardNeeds, RunLimits
 from herl.trainer_callbacks import callbacks_of
 from herl.update.gpu_cost import GIB, ModelSize, Settings, model_size, update_gib
@@ -51,7 +51,7 @@ def run_limits(module: Configured, *, trains: bool = True) -> RunLimits:
     trainer, model_limit = module.trainer, module.model.max_tokens() or PROBE_TOKENS
     assert module.policy is not None
     return RunLimits(
-        longest_tokens=max(longest_sequence(module.stages.plan), min(PROBE_TOKENS, model_limit)),
+        longest_tokens=max(longest_sequence(module.stages), min(PROBE_TOKENS, model_limit)),
         dtype=torch.bfloat16 if trainer.precision == "bf16-mixed" else module.policy.dtype,
         refreshed_every_batch=any(
             getattr(one, "refreshes_every_batch", False) for one in callbacks_of(trainer, object)
@@ -62,18 +62,18 @@ def run_limits(module: Configured, *, trains: bool = True) -> RunLimits:
     )
 
 
-def longest_sequence(plan: RolloutPlan) -> int:
+def longest_sequence(stages: Stages) -> int:
     """Returns the tokens of the longest possible prompt with its answer.
 
     Revision prompts are longer than those of attempts, and no prompt exceeds `max_prompt_tokens`.
     """
-    samplings = (plan.attempt, plan.revision, plan.heldout or plan.attempt)
-    return plan.max_prompt_tokens + max(sampling.max_new_tokens for sampling in samplings)
+    return stages.plan.max_prompt_tokens + stages.longest_answer
 
 
-def longest_micro_batch(plan: RolloutPlan, micro_batch_tokens: int | str) -> int:
+def longest_micro_batch(stages: Stages, micro_batch_tokens: int | str) -> int:
     """Returns the tokens of the longest row of an update: the budget, unless a single answer exceeds it."""
-    prompt, answer = plan.max_prompt_tokens, plan.attempt.max_new_tokens
+    plan = stages.plan
+    prompt, answer = plan.max_prompt_tokens, stages.longest_attempt
     budget = micro_batch_tokens if isinstance(micro_batch_tokens, int) else 0  # "auto" uses the free memory
     return min(prompt + answer * plan.attempts_per_prompt, max(budget, prompt + answer))
 
@@ -129,7 +129,7 @@ def _card_needs(module: Configured, policy: PreTrainedModel, trains: bool) -> Ca
     settings = settings_of(module, policy, trainer.strategy)
     if not trains:
         settings = replace(settings, trained_share=0.0, frozen_bytes=policy.dtype.itemsize)
-    tokens = longest_micro_batch(module.stages.plan, module.updater.micro_batch_tokens) if trains else 0
+    tokens = longest_micro_batch(module.stages, module.updater.micro_batch_tokens) if trains else 0
     strategy, several = trainer.strategy, trainer.world_size
     shards = strategy.shard_count(several) if isinstance(strategy, FSDPStrategy) else 1
     update = trainer_gib(

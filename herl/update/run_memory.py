@@ -216,11 +216,11 @@ def _plan(
     sampling = _sampling(module.stages.sampler, answers, prompts, sharded=isinstance(strategy, FSDPStrategy))
     return Plan(
         settings=settings,
-        sampling=replace(sampling, prompt_tokens=prompt_tokens, answer_tokens=rollout.attempt.max_new_tokens),
+        sampling=replace(sampling, prompt_tokens=prompt_tokens, answer_tokens=module.stages.longest_attempt),
         processes=processes,
         budget=int(budget) if trains else 0,
         prompt=prompt_tokens,
-        answer=rollout.attempt.max_new_tokens,
+        answer=module.stages.longest_attempt,
         group=rollout.attempts_per_prompt,
         groups=math.ceil(prompts_per_batch / updater.updates_per_batch),
     )

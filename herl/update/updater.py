@@ -26,7 +26,8 @@ from herl.errors import ConfigError, TrainingError, check_above, check_at_least
 from herl.hindsight.teacher import NO_TEACHER, Teacher
 from herl.models.fsdp import synchronize_gradients
 from herl.models.weights import first_not_finite, is_sharded, whole
-from herl.rollout.stages import Stages, check_signal, trial_advantages
+from herl.rollout.check_signal import check_signal, trial_advantages
+from herl.rollout.stages import Stages
 from herl.sampler.drawing import penalizes, truncates
 from herl.types import Experience, Sampling
 from herl.update.batch import MicroBatch, Packing, split_by_group

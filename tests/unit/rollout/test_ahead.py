@@ -20,9 +20,8 @@ from herl.hindsight.revision import RevisionBuilder
 from herl.module import HerlModule
 from herl.replay import ReplayBuffer
 from herl.rollout.ahead import Batches, check_ahead
-from herl.rollout.collect import collect
+from herl.rollout.collect import Collection, collect
 from herl.rollout.exchange import Numbers
-from herl.rollout.plain import plain, restored
 from herl.rollout.stages import RolloutPlan
 from herl.sampler.scripted import ScriptedSampler
 from herl.sampler.transformers import TransformersSampler
@@ -30,6 +29,7 @@ from herl.sampler.vllm import VLLMSampler
 from herl.sampler.vllm_server import VLLMServerSampler
 from herl.testing import make_judged, make_rollout
 from herl.types import Group, Judgement, Member
+from herl.types.plain import plain, restored
 from herl.update.loss.dpo import PreferenceLoss
 from herl.update.loss.policy import Mismatch, PolicyLoss
 from herl.update.loss.sft import LikelihoodLoss
@@ -331,11 +331,11 @@ def test_phases_beside_the_update_are_in_the_curves_but_not_in_the_steps_time(wh
 
 def test_a_batch_survives_a_checkpoint(tmp_path, whole):
     for step in whole[1]:
-        torch.save(plain(step.collection), tmp_path / "one.pt")
+        torch.save(plain(step.collection, Collection), tmp_path / "one.pt")
         read = torch.load(tmp_path / "one.pt", weights_only=True)
-        assert restored(read, {task.id: task for task in TASKS}) == step.collection
+        assert restored(read, {task.id: task for task in TASKS}, Collection) == step.collection
     with pytest.raises(KeyError):
-        restored(read, {})
+        restored(read, {}, Collection)
 
 
 def test_so_does_a_batch_whose_tokens_are_arrays_as_ranks_exchange_them(tmp_path):

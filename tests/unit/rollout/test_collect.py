@@ -11,6 +11,7 @@ from herl.advantages.contrast import Contrast
 from herl.advantages.dropout import CriterionDropout
 from herl.advantages.emphasis import emphasized
 from herl.bonus.improvement import ImprovementBonus
+from herl.environment import NoEnvironment
 from herl.errors import ConfigError
 from herl.hindsight.revision import RevisionBuilder
 from herl.hindsight.teacher import Teacher
@@ -19,8 +20,9 @@ from herl.judge.rule import RuleJudge
 from herl.metrics.collection import collection_metrics
 from herl.models.chat_template import render
 from herl.replay import ReplayBuffer
+from herl.rollout.check_signal import check_signal, trial_advantages
 from herl.rollout.collect import collect
-from herl.rollout.stages import RolloutPlan, Stages, check_signal, trial_advantages
+from herl.rollout.stages import RolloutPlan, Stages
 from herl.sampler.scripted import ScriptedSampler
 from herl.sampler.transformers import TransformersSampler
 from herl.selection import form_group, keep_ranked
@@ -309,13 +311,13 @@ def test_the_order_of_prompts_does_not_change_their_answers(stages, policy):
 @pytest.mark.parametrize(("max_tokens", "expected"), [(None, 4096), (8192, 4096), (512, 448), (65, 1)])
 def test_prompts_leave_room_for_the_longest_answer_in_the_model(max_tokens, expected):
     plan = RolloutPlan(attempt=Sampling(max_new_tokens=32), revision=Sampling(max_new_tokens=64))
-    assert plan.within(max_tokens).max_prompt_tokens == expected
+    assert plan.within(max_tokens, NoEnvironment()).max_prompt_tokens == expected
 
 
 def test_an_answer_that_fills_the_model_is_refused():
     plan = RolloutPlan(attempt=Sampling(max_new_tokens=32), revision=Sampling(max_new_tokens=64))
     with pytest.raises(ConfigError, match=r"rollout.revision.max_new_tokens: .*less than 64 .*got 64"):
-        plan.within(64)
+        plan.within(64, NoEnvironment())
 
 
 def test_bad_plans_are_refused():

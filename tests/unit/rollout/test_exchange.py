@@ -95,7 +95,9 @@ def _exchange():
             assert getattr(got, name).dtype == getattr(plain, name).dtype
     buffer = ReplayBuffer(of="best")
     buffer.keep("task", [Member(judged=one, reward=one.reward) for one in everything], everything)
-    kept = pickle.loads(pickle.dumps(buffer.state_dict()))["task"][0]["rollout"]
+    kept = pickle.loads(pickle.dumps(buffer.state_dict()))["task"][0]["answer"]["Judged"]["rollout"][
+        "Rollout"
+    ]
     assert type(kept["token_ids"]) is tuple, "checkpoints hold plain types"
     assert exchanged([]) == [], "no rank has an answer"
 

@@ -76,13 +76,17 @@ def prepared(plan=None, callbacks=(), precision=None, **changes):
     return run_limits(module)
 
 
+def stages_of(plan):
+    return HerlModule(MODEL, VLLMSampler(), RuleJudge(), rollout=plan).stages
+
+
 def test_the_longest_sequence_is_that_of_any_kind_of_request():
     plan = RolloutPlan(
         max_prompt_tokens=100, attempt=Sampling(max_new_tokens=10), revision=Sampling(max_new_tokens=30),
         heldout=Sampling(max_new_tokens=20),
     )  # fmt: skip
-    assert longest_sequence(plan) == 130
-    assert longest_sequence(replace(plan, heldout=Sampling(max_new_tokens=40))) == 140
+    assert longest_sequence(stages_of(plan)) == 130
+    assert longest_sequence(stages_of(replace(plan, heldout=Sampling(max_new_tokens=40)))) == 140
     assert prepared(plan).longest_tokens == 512, "room for a probe: as many tokens as the tiny model takes"
 
 

@@ -19,7 +19,7 @@ def test_layout_of_shared_contexts():
     assert [(one.start, one.answers) for one in batch.contexts] == [(0, (3, 5, 6)), (6, (7, 10))]
     assert batch.answer_ids.tolist() == [1, 2, 6, 3, 4, 6]
     assert batch.before.tolist() == [2, 3, 2, 6, 7, 8], "the context's end predicts the first of each answer"
-    assert batch.answer_lengths == [2, 1, 3]
+    assert batch.answer_lengths == (2, 1, 3)
     assert batch.row.tolist() == [0, 0, 1, 2, 2, 2]
     assert batch.advantage.tolist() == [1.0, 1.0, 3.0, -2.0, -2.0, -2.0]
     assert batch.revision.tolist() == [False, False, False, True, True, True]

@@ -7,13 +7,19 @@ import torch
 from hydra.utils import instantiate
 from transformers import AutoModelForCausalLM, Qwen2Config
 
+from herl.advantages import group_advantages
 from herl.callbacks import RefreshSampler
 from herl.config.check import check
 from herl.errors import ConfigError
+from herl.judge import JudgeRunner
+from herl.judge.rule import RuleJudge
 from herl.models.fsdp import FSDPStrategy
 from herl.models.lora import Lora
 from herl.models.pretrained import PretrainedModel
+from herl.rollout.stages import Stages
+from herl.sampler.scripted import ScriptedSampler
 from herl.sampler.vllm_arguments import share_of_card
+from herl.selection import form_group
 from herl.update.card_needs import longest_micro_batch, run_limits
 from herl.update.gpu_cost import GIB, GPUS, Settings, model_size, update_gib
 from tests.support.configuration import composed
@@ -37,6 +43,13 @@ def qwen_7b(tmp_path):
     return PretrainedModel(path=str(tmp_path), gradient_checkpointing=True)
 
 
+def stages_of(plan):
+    return Stages(
+        tokenizer=SimpleNamespace(all_special_tokens=[]), sampler=ScriptedSampler({}), judge_runner=JudgeRunner(RuleJudge()),
+        plan=plan, selection=form_group, advantages=group_advantages,
+    )  # fmt: skip
+
+
 def needs(model, plan, gpus=8, reference=True, trains=True, micro_batch_tokens=8192, **strategy):
     """The GPU memory that the trainer needs."""
     with torch.device("meta"):
@@ -46,7 +59,7 @@ def needs(model, plan, gpus=8, reference=True, trains=True, micro_batch_tokens=8
     module = SimpleNamespace(
         model=model,
         policy=policy,
-        stages=SimpleNamespace(plan=plan),
+        stages=stages_of(plan),
         loss=SimpleNamespace(needs_reference=reference, top_entropy_share=1.0),
         trainer=SimpleNamespace(
             strategy=FakeGPUs(**strategy),
@@ -119,7 +132,7 @@ def test_what_stays_while_answers_are_sampled_is_the_update_without_gradients_an
 
 
 def test_the_longest_micro_batch_is_the_budget_unless_one_answer_is_longer(medicine):
-    plan = instantiate(medicine.rollout)
-    assert longest_micro_batch(plan, 16384) == 16384
-    assert longest_micro_batch(plan, 1024) == longest_micro_batch(plan, "auto") == 8192
-    assert longest_micro_batch(plan, 10**6) == 4096 + 8 * 4096
+    stages = stages_of(instantiate(medicine.rollout))
+    assert longest_micro_batch(stages, 16384) == 16384
+    assert longest_micro_batch(stages, 1024) == longest_micro_batch(stages, "auto") == 8192
+    assert longest_micro_batch(stages, 10**6) == 4096 + 8 * 4096

@@ -28,8 +28,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from herl.errors import JudgeError
-from herl.judge.worker_process import (
+from herl.background.worker_process import (
     CALL,
     LATE,
     RETURNED,
@@ -39,6 +38,7 @@ from herl.judge.worker_process import (
     raised,
     text_of,
 )
+from herl.errors import JudgeError
 
 __all__ = ["THREADS", "RaisedError", "Worker", "raised", "shared"]
 

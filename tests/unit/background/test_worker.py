@@ -11,9 +11,9 @@ import time
 import pytest
 
 from herl import ConfigError, JudgeError
+from herl.background.worker import RaisedError, Worker, shared
 from herl.judge import JudgeRunner
 from herl.judge.function import FunctionJudge
-from herl.judge.worker import RaisedError, Worker, shared
 from herl.testing import make_rollout, make_task
 
 MODULE = """
@@ -135,7 +135,7 @@ def test_a_path_is_called_in_another_process_whose_prints_are_shown_on_stderr_wi
 
 @pytest.mark.parametrize("function", ["sleeps", "holds", "waits", "blocks"])
 def test_the_late_call_abstains_and_the_others_do_not(function, monkeypatch):
-    monkeypatch.setattr("herl.judge.worker._PATIENCE", 0.2)
+    monkeypatch.setattr("herl.background.worker._PATIENCE", 0.2)
     judgements = judged(function, ["good", "bad", "good", "good"], timeout_seconds=0.3)
     assert [judgement.reward for judgement in judgements] == [0.5, None, 0.5, 0.5]
     assert judgements[1].usage["abstained_timeout"] == 2
@@ -204,8 +204,8 @@ def test_a_process_that_dies_while_it_is_checked_is_not_tried_for_ever(worker):
 
 
 def test_an_import_has_a_limit_and_is_told(worker, functions, caplog, monkeypatch):
-    monkeypatch.setattr("herl.judge.worker._IMPORT_SECONDS", 0.3)
-    monkeypatch.setattr("herl.judge.worker._IMPORT_NOTE", 0.1)
+    monkeypatch.setattr("herl.background.worker._IMPORT_SECONDS", 0.3)
+    monkeypatch.setattr("herl.background.worker._IMPORT_NOTE", 0.1)
     (functions / "of_hang.py").write_text(
         f"import os, time\nif os.getpid() != {os.getpid()}:\n    time.sleep(100)\ndef f(task, text): pass\n"
     )
@@ -264,7 +264,7 @@ def test_a_function_object_has_the_limit_in_its_thread():
 def test_the_process_ends_with_its_parent_even_if_a_function_holds_it(functions):
     program = (
         "import re, os, sys, time\n"
-        "from herl.judge.worker import shared\n"
+        "from herl.background.worker import shared\n"
         "import of_worker\n"
         "worker = shared()\n"
         "answers = [worker.call('of_worker.holds', of_worker.holds, (None, text), {}, seconds=60, key='k')\n"

@@ -1,4 +1,4 @@
-"""The process behind `herl.judge.worker`: reads calls from its first pipe, and writes results to its second.
+"""The process of `herl.background.worker`: reads calls from its first pipe, writes results to its second.
 
 Each message is a header and a body. What functions print goes to its third pipe, so it cannot break the
 protocol, and `herl.display.terminal` shows it.
@@ -40,7 +40,7 @@ IMPORTED, RETURNED, RAISED, LATE = 0, 1, 2, 3
 THREADS = min(32, (os.cpu_count() or 1) + 4)
 """Plain functions that run at once, as many as in asyncio's own threads."""
 
-_START = "import sys; sys.path[:] = {path!r}; from herl.judge.worker_process import main; main()"
+_START = "import sys; sys.path[:] = {path!r}; from herl.background.worker_process import main; main()"
 _LAST_REPLIES = 1.0
 """Seconds in which the replies of a process that has ended are read."""
 _LINE = 10_000

@@ -1,0 +1,130 @@
+"""Runs an environment for many episodes at once, on an event loop in a thread of its own.
+
+What an environment raises ends its episode, which then cannot be judged; it never ends the run, unless it is
+a `ConfigError`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from herl.background.loop import LoopThread
+from herl.environment import Conversation, Environment, NoEnvironment, Reply
+from herl.errors import ConfigError
+from herl.types import FinishReason
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """What came of an answer."""
+
+    reply: Reply | None
+    """None if the episode is over."""
+    ended: FinishReason
+    """How, if it is: `stop`, `seconds` or `failed`."""
+    seconds: float
+    """Seconds that the environment took."""
+
+
+class EnvironmentRunner:
+    """A running environment.
+
+    Args:
+        environment: The environment to run.
+    """
+
+    def __init__(self, environment: Environment | None = None) -> None:
+        self.environment = environment or NoEnvironment()
+        self._thread: LoopThread | None = None
+        self._warned: set[str] = set()
+
+    def open(self) -> None:
+        """Opens the environment and starts its thread. Safe to call twice."""
+        if self.environment.replies and self._thread is None:
+            self.environment.open()
+            self._thread = LoopThread("environment")
+
+    def close(self) -> None:
+        """Cancels steps that still run, and closes the environment. Safe to call twice."""
+        if self._thread is not None:
+            self._thread.cancel_all()
+            self._thread.end()
+            self._thread = None
+            self.environment.close()
+
+    def step(self, conversation: Conversation, answer: str, waited: float) -> Future[Step]:
+        """Starts a step.
+
+        Args:
+            conversation: The episode before the answer.
+            answer: The answer.
+            waited: Seconds that the episode has waited for its environment so far.
+
+        Returns:
+            A future of its result. It raises only a ConfigError, which ends the run.
+        """
+        assert self._thread is not None, "open the runner first"
+        return self._thread.submit(self._step(conversation, answer, waited))
+
+    def end(self, conversation: Conversation) -> Future[None]:
+        """Starts to release what an episode holds."""
+        assert self._thread is not None, "open the runner first"
+        return self._thread.submit(self._end(conversation))
+
+    async def _step(self, conversation: Conversation, answer: str, waited: float) -> Step:
+        started = time.monotonic()
+        left = self.environment.max_seconds - waited
+        ended: FinishReason = "stop"
+        reply = None
+        try:
+            async with asyncio.timeout(left):
+                reply = await self.environment.step(conversation, answer)
+            self._check(reply)
+        except ConfigError:
+            raise
+        except Exception as error:  # an environment may raise anything
+            late = isinstance(error, TimeoutError) and time.monotonic() - started >= left
+            reply, ended = None, "seconds" if late else "failed"
+            if not late:
+                self._warn("step", conversation, error)
+        return Step(reply=reply, ended=ended, seconds=time.monotonic() - started)
+
+    async def _end(self, conversation: Conversation) -> None:
+        try:
+            await self.environment.end(conversation)
+        except Exception as error:  # the answer is there; what it held is the environment's own matter
+            self._warn("end", conversation, error)
+
+    def _check(self, reply: Reply | None) -> None:
+        if reply is None:
+            return
+        roles = [message["role"] for message in reply.messages]
+        if not roles or set(roles) - set(self.environment.roles):
+            raise TypeError(
+                f"expected a reply of messages of the roles {', '.join(self.environment.roles)} "
+                f"(Environment.roles), got {', '.join(roles) or 'none'}"
+            )
+        if wrong := [one for one in reply.messages if not isinstance(one.get("content"), str)]:
+            raise TypeError(f"expected messages with a text as content, got {wrong[0]!r}")
+
+    def _warn(self, method: str, conversation: Conversation, error: Exception) -> None:
+        """Warns once of each kind of error."""
+        kind = f"{method} {type(error).__name__}"
+        if kind not in self._warned:
+            self._warned.add(kind)
+            logger.warning(
+                "%s.%s raised %s: %s (task '%s', turn %d). An episode that fails cannot be judged; see "
+                "episodes/failed for how many there are",
+                type(self.environment).__name__,
+                method,
+                type(error).__name__,
+                error,
+                conversation.task.id,
+                conversation.turn,
+            )
