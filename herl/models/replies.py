@@ -83,25 +83,16 @@ def check_append_only(
     Raises:
         ConfigError: it does not, or it refuses such replies.
     """
-    said = [_SPOKEN, *(f"{start}\n{_THOUGHT}\n{end}\n\n{_SPOKEN}" for start, end in thinking)]
-    for role, words in product(roles, said):
-        reply = {"role": role, "content": "2"} | ({"name": "herl"} if role == "tool" else {})
-        turns: list[Message] = [*task.messages]
-        shown: list[str] = []
-        for _ in range(3):
-            try:
-                shown.append(render_text(tokenizer, turns, FIXED, task.tools))
-            except DataError as error:
-                raise ConfigError(
-                    f"environment: expected a model whose chat template takes replies of the role {role}, "
-                    f"got one that does not: {error}"
-                ) from error
-            turns += [_said(words), reply]
+    thoughts = [f"{start}\n{_THOUGHT}\n{end}\n\n" for start, end in thinking]
+    prompt = render_text(tokenizer, task.messages, FIXED, task.tools).rstrip()
+    always = any(prompt.endswith(start) for start, _ in thinking)
+    for role, thought in product(roles, thoughts if always else ["", *thoughts]):
+        shown = _growing(tokenizer, task, role, f"{thought}{_SPOKEN}")
         for before, after in pairwise(shown):
             added = after.removeprefix(before).partition(_SPOKEN)[0]
             if not after.startswith(before):
                 what = _first_difference(before, after)
-            elif _THOUGHT in words and _THOUGHT not in added:
+            elif thought and _THOUGHT not in added:
                 what = "takes the thinking out of earlier turns"
             else:
                 continue
@@ -111,6 +102,23 @@ def check_append_only(
                 "model.chat_template_kwargs, or environment.keep_turns=true, which shows the model its "
                 "earlier turns as it wrote them"
             )
+
+
+def _growing(tokenizer: PreTrainedTokenizerBase, task: Task, role: str, said: str) -> list[str]:
+    """A conversation as the template shows it before its first, second and third answer."""
+    reply = {"role": role, "content": "2"} | ({"name": "herl"} if role == "tool" else {})
+    turns: list[Message] = [*task.messages]
+    shown: list[str] = []
+    for _ in range(3):
+        try:
+            shown.append(render_text(tokenizer, turns, FIXED, task.tools))
+        except DataError as error:
+            raise ConfigError(
+                f"environment: expected a model whose chat template takes replies of the role {role}, got "
+                f"one that does not: {error}"
+            ) from error
+        turns += [_said(said), reply]
+    return shown
 
 
 def _said(text: str) -> Message:

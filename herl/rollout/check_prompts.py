@@ -37,7 +37,6 @@ def check_prompts(
         DataError: names the split, its file, the prompt, and the template's words or the token.
         ConfigError: the chat template would rewrite the turns of an episode.
     """
-    _check_turns(splits, tokenizer, environment)
     for split, tasks in splits.items():
         for task in _some(tasks):
             try:
@@ -45,6 +44,7 @@ def check_prompts(
             except DataError as error:
                 file = getattr(tasks, "path", "")
                 raise DataError(f"data.{split}{f' ({file})' if file else ''}: {error}") from error.__cause__
+    _check_turns(splits, tokenizer, environment)
 
 
 def checked_prompt(

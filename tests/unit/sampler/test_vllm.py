@@ -14,6 +14,7 @@ from herl.sampler.vllm import VLLMSampler
 from herl.testing import check_sampler, make_experience
 from herl.update.batch import micro_batches
 from herl.update.logprobs import answer_logprobs
+from tests.support.episodes import FakeQuiz, naive_logprobs, played, rollouts
 from tests.support.naive import logprobs_drawn_with
 from tests.support.vllm_modules import MODEL, module_with, probe_of
 
@@ -63,6 +64,17 @@ def test_answers_do_not_depend_on_what_else_is_sampled_and_differ_by_seed(sample
     assert len({together[f"otter/{i}"] for i in range(4)}) > 1
     other = [rollout.token_ids for rollout in sampler.generate([request(tokenizer, n=4, seed=99)])]
     assert sorted(other) != sorted(together[f"otter/{i}"] for i in range(4))
+
+
+def test_turns_of_episodes_are_sampled_side_by_side(sampler, policy, tokenizer):
+    quiz = FakeQuiz()
+    quiz.seconds = 0.05
+    answers = rollouts(played(quiz, sampler, tokenizer))
+    assert [len(one.turns) for one in answers] == [2] * 6
+    for one in answers:
+        with torch.no_grad():
+            expected = naive_logprobs(policy, one)
+        assert torch.tensor(one.logprobs).double().sub(expected).abs().max() < 1e-3
 
 
 def test_answers_come_as_they_finish_and_a_consumer_that_leaves_leaves_nothing_behind(sampler, tokenizer):
