@@ -72,6 +72,9 @@ class Environment(ABC):
             taking out their thinking. They stay as they were sampled, which the model may not be used to.
     """
 
+    replies: bool = True
+    """False for `NoEnvironment` alone, whose answers are never shown to it."""
+
     roles: tuple[str, ...] = ("user",)
     """Roles of its replies. The chat template is tried with them before a run starts."""
 
@@ -88,11 +91,6 @@ class Environment(ABC):
         self.max_tokens = max_tokens
         self.max_seconds = max_seconds
         self.keep_turns = keep_turns
-
-    @property
-    def replies(self) -> bool:
-        """Whether it may reply at all."""
-        return self.max_turns > 1
 
     def start(self, task: Task) -> Opening:
         """Returns the beginning of a conversation: by default, the task's own messages and no tools.
@@ -129,8 +127,10 @@ class Environment(ABC):
 class NoEnvironment(Environment):
     """Never replies: an answer is one turn."""
 
+    replies = False
+
     def __init__(self) -> None:
-        super().__init__(max_turns=1)
+        super().__init__()
 
     async def step(self, conversation: Conversation, answer: str) -> None:
         """Ends the episode."""

@@ -14,6 +14,7 @@ from herl.models.pretrained import PretrainedModel
 from herl.module import HerlModule
 from herl.sampler.vllm_server import VLLMServerSampler
 from herl.testing import check_sampler
+from tests.support.episodes import FakeQuiz, naive_logprobs, played, rollouts
 
 pytestmark = pytest.mark.slow
 MODEL = PretrainedModel(path="tiny")
@@ -88,6 +89,16 @@ def test_new_weights_reach_every_server_and_old_ones_are_removed(sampler, policy
     assert folder.name.startswith("policy-00000002")
     rollouts = check_sampler(sampler, requests(tokenizer)[0].prompt_ids, n=4)
     assert {rollout.policy_version for rollout in rollouts} == {2}
+
+
+def test_turns_of_episodes_go_to_the_servers_as_they_come(sampler, policy, tokenizer):
+    refresh(sampler, changed(policy, 0.0), 3)
+    answers = rollouts(played(FakeQuiz(), sampler, tokenizer))
+    assert [len(one.turns) for one in answers] == [2] * 6
+    for one in answers:
+        with torch.no_grad():
+            expected = naive_logprobs(policy, one)
+        assert torch.tensor(one.logprobs).double().sub(expected).abs().max() < 1e-3
 
 
 def test_requests_that_are_answered_one_by_one_still_reach_every_server(sampler, tokenizer):
