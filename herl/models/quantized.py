@@ -124,9 +124,12 @@ def factor(layer: torch.nn.Module) -> torch.Tensor:
     import bitsandbytes.functional as bnb
 
     weight = cast(Any, layer.weight)
-    if (state := getattr(weight, "quant_state", None)) is not None:
-        return cast(torch.Tensor, bnb.dequantize_4bit(weight.data, state))
-    return cast(torch.Tensor, bnb.int8_vectorwise_dequant(weight.data, weight.SCB.to(weight.device)))
+    whole: torch.Tensor
+    if (state := getattr(weight, "quant_state", None)) is None:
+        whole = bnb.int8_vectorwise_dequant(weight.data, weight.SCB.to(weight.device))
+    else:
+        whole = bnb.dequantize_4bit(weight.data, state)
+    return whole
 
 
 def loaded_shape(layer: torch.nn.Module) -> torch.Size:
