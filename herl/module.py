@@ -126,7 +126,7 @@ class HerlModule(L.LightningModule):
             validate, seed=seed, attempts=validation_attempts, revisions=validation_revisions
         )
         self.log_over, self.seed = log_over, seed
-        self._lasting = {"module.seed": seed, "module.log_over": log_over}  # a resumed run must share these
+        self._lasting = {"module.seed": seed, "module.log_over": log_over, **model.lasting()}  # when resumed
         hindsight = hindsight_gate(hindsight or NoHindsight())
         environment = environment or NoEnvironment()
         self.stages = Stages(

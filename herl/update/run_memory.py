@@ -113,9 +113,7 @@ def run_memory(
     outline = module.model.outline()
     size = size_of(outline)
     on_cpu = trainer.strategy.root_device.type == "cpu"
-    settings = settings_of(module, outline, trainer.strategy)
-    if not trains:
-        settings = replace(settings, trained_share=0.0, frozen_bytes=outline.dtype.itemsize)
+    settings = settings_of(module, outline, trainer.strategy, trains=trains)
     plan = _plan(module, trainer, settings, prompts_per_batch, prompt_tokens, trains=trains, on_cpu=on_cpu)
     gib = _of_cpu(size) if on_cpu else _of_gpu(size, trainer)
     free = free_gib(trainer.strategy.root_device)
@@ -177,7 +175,7 @@ def _changes(
     if row and not lora and plan.settings.trained_share > LORA_SHARE:
         adapters = replace(plan.settings, trained_share=LORA_SHARE, second_model=False)
         yield "lora=lora", replace(plan, settings=adapters)
-    if lora and not on_cpu and plan.settings.frozen_bytes > 2:
+    if lora and not on_cpu and plan.settings.frozen_bytes > 2 and not plan.settings.quantized_share:
         yield "model.dtype=bfloat16", replace(plan, settings=replace(plan.settings, frozen_bytes=2))
     if sampling.packs:
         yield "sampler.pack_weights=false", replace(plan, sampling=replace(sampling, packs=False))

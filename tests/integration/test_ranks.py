@@ -79,6 +79,16 @@ def test_ranks_change_no_loss_gradient_or_reward(tmp_path, alone, options):
     )
 
 
+@pytest.mark.nightly
+def test_copies_of_quantized_weights_give_the_numbers_of_one(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    quantized = ("lora=lora", "model.quantization=4bit", "loss.kl_coef=0.1", "optimizer.lr=1e-3")
+    (tmp_path / "one").mkdir()
+    one = fit_here(tmp_path / "one", *quantized)
+    two = fit(tmp_path / "two", *quantized, "strategy=ddp", "trainer.devices=2")
+    same(two, one, (*TAGS, "update/kl_to_reference"))
+
+
 AHEAD = ("rollout.batches_ahead=1", "sampler.own_weights=true", "loss.mismatch.level=token")
 
 
