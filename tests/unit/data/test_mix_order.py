@@ -25,7 +25,7 @@ def mixed(weights, sizes, batch=4, seed=0):
 
 def naive(weights, sizes, seed, epoch):
     """The places of an epoch, one prompt at a time: a clock for each source, and a pack of cards that is
-    shuffled anew whenever it is used up."""
+    shuffled again whenever it is used up."""
     total, offset, decks = sum(sizes.values()), 0, {}
     wanted = {
         name: Fraction(weight) * total / sum(map(Fraction, weights.values()))
