@@ -54,7 +54,7 @@ class Failing(TransformersSampler):
 
 
 class Builder(RevisionBuilder):
-    """Has a state of its own, which its prompts depend on, and tells the sampler of each batch."""
+    """Has state, which its prompts depend on, and tells the sampler of each batch."""
 
     def __init__(self):
         super().__init__()
