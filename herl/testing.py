@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -231,6 +232,10 @@ def check_hindsight_builder(builder: HindsightBuilder) -> None:
     state = builder.state_dict()
     builder.load_state_dict(state)
     assert builder.state_dict() == state, "load_state_dict must restore what state_dict returned"
+    state = deepcopy(state)
+    builder.end_batch([group])
+    builder.load_state_dict(state)
+    assert builder.state_dict() == state, "load_state_dict must replace the present state"
     builder.load_state_dict({})
 
 

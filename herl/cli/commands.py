@@ -353,6 +353,8 @@ def lint(config: DictConfig) -> list[Finding]:
     path = Path(config.output_dir) / "lint.json"
     write_whole(path, json.dumps(listed, indent=2) + "\n")
     _show_findings(found, len(data.train) + len(data.heldout), path)
+    for line in data.mix.in_words() if getattr(data, "mix", None) else ():
+        Screen().print(Text(visible(line)), soft_wrap=True)
     errors = sum(finding.level == "error" for finding in found)
     if errors:
         raise DataError(f"the data has {errors} errors: see {path}")

@@ -126,6 +126,7 @@ def run_estimate(config: DictConfig, run: Run, tried: Tried) -> dict[str, Any]:
     gated = config.module.hindsight_gate.only_flat  # only flat groups have revisions: no fair comparison
     return {
         "prompts": {"train": len(data.train), "heldout": len(data.heldout)},
+        "sources": mix.in_words() if (mix := getattr(data, "mix", None)) else [],
         "uplift": None if gated else uplift(tried.groups, config.seed),
         "prompt": tried.prompt,
         "revision_prompt": tried.revision_prompt,
@@ -245,6 +246,7 @@ def show(report: Mapping[str, Any], path: Path) -> None:
     console.print(table)
     lines = {
         "prompts": report["prompts"],
+        **{f"source {number}": words for number, words in enumerate(report["sources"], start=1)},
         "lint findings": report["lint"] or "none",
         "slowest phase": report["binds"],
         "longest update": report["longest_update"],

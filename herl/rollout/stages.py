@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
@@ -324,6 +325,23 @@ class Stages:
         """Closes judge and environment. Safe to call twice."""
         self.environment_runner.close()
         self.judge_runner.close()
+
+    def way_back(self) -> Callable[[], None]:
+        """Returns a function that takes the components back to their present state, should a batch fail:
+        replay, hindsight, difficulty and the abstention window. What the judge was paid stays counted."""
+        hindsight = deepcopy(self.hindsight.state_dict())
+        others = [
+            self.judge_runner.abstentions.way_back(),
+            self.replay.way_back(),
+            self.difficulty.way_back(),
+        ]
+
+        def go_back() -> None:
+            self.hindsight.load_state_dict(hindsight)
+            for one in others:
+                one()
+
+        return go_back
 
     def check_outcome(self, counts: Mapping[str, int]) -> None:
         """Checks that some answer of the run could be judged; warns if there was none.

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from herl.clock import PhaseClock
+from herl.distributed import together
 from herl.errors import ConfigError
 from herl.rollout.improve import Trajectory, check_rounds, improve
 from herl.rollout.requests import attempt_request, open_groups
@@ -57,6 +58,12 @@ def validate(
     """
     check_rounds("revisions", revisions, stages)
     clock = clock or PhaseClock()
+    return together(lambda: _validated(tasks, stages, seed, attempts, revisions, clock))
+
+
+def _validated(
+    tasks: Sequence[Task], stages: Stages, seed: int, attempts: int, revisions: int, clock: PhaseClock
+) -> HeldOut:
     groups, over_long = open_groups(tasks, stages, "heldout")
     sampling = stages.plan.heldout or stages.plan.attempt
     requests = [

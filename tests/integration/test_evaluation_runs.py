@@ -53,9 +53,9 @@ RARE = {
     "train/thinking_tokens", "train/no_answer", "judge/no_answer", "judge/mostly_cannot_tell",  # of models that think
     "judge/check_errors",
     "train/dropped_prompts", "heldout/reward_revised_k", "judge/missing", "progress/skipped_steps",
-    "train_category/<name>",  # no categories in these rubrics
+    "train_category/<name>", "train_source/<name>",  # no categories in these rubrics, no sources in these rows
     "update/logprob", "update/preference_loss",  # of sft and dpo
-    "gold/<name>", "gaming/<name>", "gold_criterion/<name>", "gaming_criterion/<name>",  # no gold judges
+    "gold/<name>", "gaming/<name>", "gold_criterion/<name>", "gold_source/<name>", "gaming_criterion/<name>",  # no gold judges
     "replay/recalled<name>", "replay/joined<name>",  # no replay
     "time/wait",
     "refill/prompts<name>", "refill/missing<name>", "update/kl_penalty", "update/top_entropy",  # options
