@@ -85,7 +85,9 @@ def check_append_only(
     """
     said = [_SPOKEN, *(f"{start}\n{_THOUGHT}\n{end}\n\n{_SPOKEN}" for start, end in thinking)]
     for role, words in product(roles, said):
-        reply = {"role": role, "content": "2"} | ({"name": "herl"} if role == "tool" else {})
+        reply = {"role": role, "content": "2"} | (
+            {"name": "herl", "tool_call_id": "000000000"} if role == "tool" else {}
+        )
         turns: list[Message] = [*task.messages]
         shown: list[str] = []
         for _ in range(3):
