@@ -77,6 +77,9 @@ class Environment(ABC):
 
     roles: tuple[str, ...] = ("user",)
     """Roles of its replies. The chat template is tried with them before a run starts."""
+    tool_names: frozenset[str] | None = None
+    """The tools that an answer may call, so that criteria on others are found before a run; None if that is
+    not known."""
 
     def __init__(
         self,
@@ -138,6 +141,8 @@ class Environment(ABC):
 
 class NoEnvironment(Environment):
     """Never replies: an answer is one turn."""
+
+    tool_names = frozenset()
 
     def __init__(self) -> None:
         super().__init__(max_turns=1)

@@ -109,6 +109,7 @@ class ToolEnvironment(Environment):
         self._takes_system = True
         self._warned: set[tuple[str, str]] = set()
         self.roles = ("tool",)
+        self.tool_names = frozenset(self._tools)
 
     @property
     def schemas(self) -> list[dict[str, Any]]:
@@ -179,7 +180,7 @@ class ToolEnvironment(Environment):
             text, error = await self._outcome(call, conversation)
             calls.append(ToolCall(name=call.name, arguments=call.arguments, error=error))
             number = call.id or f"{conversation.turn:04d}{place:05d}"
-            told.append((call.name, text, number))
+            told.append((call.name if call.name in self._tools else "", text, number))
         if self.roles == ("tool",):
             return Reply([self._message(*one) for one in told], calls)
         wrapper = prompt_text.load("herl.environment", "tool_reply.txt")
