@@ -26,8 +26,8 @@ COMPONENTS = (
 )  # fmt: skip
 """Modules of herl whose public classes are components."""
 FUNCTIONS = (
-    "herl.advantages", "herl.data", "herl.evaluation.published", "herl.hindsight", "herl.judge.aggregation",
-    "herl.selection", "herl.update.loss",
+    "herl.advantages", "herl.data", "herl.environment.catalog", "herl.evaluation.published", "herl.hindsight",
+    "herl.judge.aggregation", "herl.selection", "herl.update.loss",
 )  # fmt: skip
 """Modules of herl whose public functions are components, too."""
 KINDS = {

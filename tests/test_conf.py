@@ -44,6 +44,7 @@ NEEDED = {
     ("judge", "llm"): ["judge.chat.base_url=http://x/v1", "judge.chat.model=m"],
     ("judge", "function"): ["judge.function=my_module.my_reward"],
     ("experiment", "own_function"): ["judge.function=my_module.my_reward"],
+    ("environment", "tools"): ["environment.functions=[my_tools.lookup]"],
     ("benchmark", "healthbench"): [
         "benchmark.data.path=a.jsonl", "benchmark.judge.grader=healthbench_eval.py",
         "benchmark.judge.chat.base_url=http://x/v1", "benchmark.judge.chat.model=m",

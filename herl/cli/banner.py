@@ -80,6 +80,8 @@ def _budget(run: Run) -> Iterator[str]:
     for budget in callbacks_of(trainer, AnswerBudget):
         if budget.answers is not None:
             yield f"at most {count(budget.answers)} sampled answers"
+        if budget.tokens is not None:
+            yield f"at most {count(budget.tokens)} sampled tokens"
 
 
 def banner(lines: Mapping[str, str], width: int = WIDTH) -> list[str]:

@@ -113,7 +113,7 @@ def run_estimate(config: DictConfig, run: Run, tried: Tried) -> dict[str, Any]:
     data: Any = run.data
     batch = tried.typical()
     per_epoch = _part(config.trainer.limit_train_batches, math.ceil(len(data.train) / data.prompts_per_batch))
-    batches = _batches(config, per_epoch, batch.answers)
+    batches = _batches(config, per_epoch, batch.answers, batch.answer_tokens)
     heldout = _part(config.trainer.limit_val_batches, math.ceil(len(data.heldout) / data.prompts_per_batch))
     validations = 2 + _validations(config, batches, per_epoch)  # before and after the run
     heldout_share = validations * heldout / max(1, min(heldout, HELDOUT_BATCHES))  # whole run over trial
@@ -205,13 +205,14 @@ def _part(limit: float | int | None, whole: int) -> int:
     return min(whole, limit) if isinstance(limit, int) else int(whole * limit)
 
 
-def _batches(config: DictConfig, per_epoch: int, answers: float) -> int:
+def _batches(config: DictConfig, per_epoch: int, answers: float, tokens: float) -> int:
     limits = [per_epoch * config.trainer.max_epochs] if (config.trainer.max_epochs or -1) > 0 else []
     if config.trainer.max_steps > 0:
         limits.append(math.ceil(config.trainer.max_steps / config.module.updates_per_batch))
     for callback in make(config.callbacks).values():
-        if isinstance(callback, AnswerBudget) and callback.answers is not None and answers:
-            limits.append(math.ceil(callback.answers / answers))
+        if isinstance(callback, AnswerBudget):
+            spent = ((callback.answers, answers), (callback.tokens, tokens))
+            limits += [math.ceil(limit / each) for limit, each in spent if limit is not None and each]
     return min(limits, default=per_epoch)
 
 

@@ -14,7 +14,16 @@ Origin = Literal["policy", "hindsight", "replay"]
 FinishReason = Literal["stop", "length", "turns", "seconds", "failed"]
 """How an answer ended: by itself; cut off at a limit on tokens, turns or seconds; or by an error of the
 environment, after which it cannot be judged."""
-_LABEL = re.compile(r"^(\s*\[)(?=\s*(?:assistant|user|system|tool)\b)", re.MULTILINE | re.IGNORECASE)
+Spoken = tuple[tuple[str, str], ...]
+"""Who said what, in order: ("assistant", text), ("tool lookup", text), ..."""
+_BREAK = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
+"""What a reader may take for the end of a line."""
+_BLANK = rf"(?:[^\S{_BREAK}]|[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff])*"
+"""White space and invisible characters within a line."""
+_LABEL = re.compile(
+    rf"((?:\A|[{_BREAK}]){_BLANK}[\[\uff3b\u3010\u3014])(?={_BLANK}(?:assistant|user|system|tool)\b)",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +82,8 @@ class ToolCall:
     """"" if the call could not be read."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     error: str = ""
-    """Why it failed, in a word: malformed, unknown, arguments, raised, timeout or died; "" if it did not."""
+    """Why it failed, in a word: malformed, unknown, arguments, raised, timeout, died, or result (what it
+    returned is neither text nor JSON); "" if it did not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,13 +188,23 @@ class Rollout:
         """
         if not self.turns:
             return self.text
-        spoken: list[str] = []
+        return "\n\n".join(f"[{label}]\n{_unlabeled(text)}" for label, text in self.spoken)
+
+    @property
+    def spoken(self) -> Spoken:
+        """What was said in all turns and replies: by "assistant", "user", or "tool" with its name."""
+        said: list[tuple[str, str]] = []
         for turn in self.turns:
-            spoken.append(f"[assistant]\n{_unlabeled(turn.text)}")
+            said.append(("assistant", turn.text))
             for message in turn.reply:
-                label = " ".join(filter(None, (message["role"], message.get("name", ""))))
-                spoken.append(f"[{label}]\n{_unlabeled(message['content'])}")
-        return "\n\n".join([*spoken, f"[assistant]\n{_unlabeled(self.text)}"])
+                name = re.sub(r"[^\w.-]+", "_", message.get("name", ""))[:64]
+                said.append((" ".join(filter(None, (message["role"], name))), message["content"]))
+        return (*said, ("assistant", self.text))
+
+    @property
+    def calls(self) -> tuple[ToolCall, ...]:
+        """The tools that were called in all turns, in order."""
+        return tuple(call for turn in self.turns for call in turn.calls)
 
     @classmethod
     def answering(
