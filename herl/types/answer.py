@@ -92,6 +92,13 @@ class Turn:
     thinking: str = ""
     thinking_tokens: int = 0
 
+    @property
+    def reply_text(self) -> str:
+        """The reply's messages, each below its label, as in `Rollout.transcript`."""
+        labels = [" ".join(filter(None, (one["role"], one.get("name", "")))) for one in self.reply]
+        spoken = zip(labels, self.reply, strict=True)
+        return "\n\n".join(f"[{label}]\n{_unlabeled(one['content'])}" for label, one in spoken)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
@@ -180,10 +187,7 @@ class Rollout:
             return self.text
         spoken: list[str] = []
         for turn in self.turns:
-            spoken.append(f"[assistant]\n{_unlabeled(turn.text)}")
-            for message in turn.reply:
-                label = " ".join(filter(None, (message["role"], message.get("name", ""))))
-                spoken.append(f"[{label}]\n{_unlabeled(message['content'])}")
+            spoken += [f"[assistant]\n{_unlabeled(turn.text)}", turn.reply_text]
         return "\n\n".join([*spoken, f"[assistant]\n{_unlabeled(self.text)}"])
 
     @classmethod
