@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from herl import prompt_text
 from herl.records.inspect import MARKS, reward_text, word_diff
-from herl.records.turns import Said, episode_facts, side_by_side, spoken
+from herl.records.turns import episode_facts, side_by_side, spoken
 from herl.types import Judged, Rollout, Task
 
 _PUNCTUATION = re.compile(r"[!-/:-@\[-`{-~]")
@@ -58,7 +58,7 @@ def answer_markdown(task: Task, judged: Judged) -> str:
 def revision_markdown(task: Task, draft: Judged, revision: Judged) -> str:
     """Returns draft and revision side by side, with changes in bold and both verdicts on each criterion."""
     both = (draft, revision)
-    parts = side_by_side(*((one.rollout.turns, one.rollout.text) for one in both))
+    *turns, last = side_by_side(*((one.rollout.turns, one.rollout.text) for one in both))
     rows = [
         " | ".join(
             ["", f"{plain(c.wish)} ({abs(c.weight):g})", *(_verdict(task, one, c.id) for one in both), ""]
@@ -69,7 +69,8 @@ def revision_markdown(task: Task, draft: Judged, revision: Judged) -> str:
         f"| **{plain(task.request)}** | draft: {reward_text(draft.judgement.reward)} "
         f"| revision: {reward_text(revision.judgement.reward)} |",
         "|---|---|---|",
-        *map(_changes, parts),
+        *(_changes(said.label, _cut(said.before), _cut(said.after)) for said in turns),
+        _changes(last.label, last.before, last.after),
     ]
     thoughts = [plain(one.rollout.thinking) if one.rollout.thinking else "" for one in both]
     if any(thoughts):
@@ -90,15 +91,12 @@ def transcript(rollout: Rollout) -> str:
     return prompt_text.visible(replace(rollout, turns=tuple(turns), text=visible(rollout.text)).transcript)
 
 
-def _changes(said: Said) -> str:
-    """A row of a table: what draft and revision say in one part, with the changes in bold."""
-    if said.label:
-        head, changes = f"| {said.label} |", word_diff(_cut(said.before), _cut(said.after))
-    else:
-        head, changes = "| |", word_diff(said.before, said.after)
-    before = [_marked(text, kind == "gone") for kind, text in changes if kind != "new"]
-    after = [_marked(text, kind == "new") for kind, text in changes if kind != "gone"]
-    return f"{head} {' '.join(before)} | {' '.join(after)} |"
+def _changes(label: str, before: str, after: str) -> str:
+    """A row of a table: what draft and revision say, with the changes in bold."""
+    changes = word_diff(before, after)
+    gone = [_marked(text, kind == "gone") for kind, text in changes if kind != "new"]
+    new = [_marked(text, kind == "new") for kind, text in changes if kind != "gone"]
+    return f"| {label}{' ' * bool(label)}| {' '.join(gone)} | {' '.join(new)} |"
 
 
 def _cut(said: str) -> str:

@@ -44,10 +44,7 @@ ENGINES: dict[str, Engine] = {
 """Engines by sampler target. Any other sampler is assumed to sample from the policy itself."""
 
 
-UNCOUNTED = (
-    "Not counted there: the waits between the turns of an episode, and what an engine without a prefix cache "
-    "reads again in each turn."
-)
+UNCOUNTED = "Not counted there: what an engine without a prefix cache reads again in each turn."
 """What the formulas for other GPUs leave out of episodes."""
 
 

@@ -27,7 +27,7 @@ from herl.display.terminal import say
 from herl.errors import ConfigError, DataError
 from herl.prompt_text import visible
 from herl.records.lines import read_record, record_files, whole_bytes
-from herl.records.turns import episode_facts, recorded_turns, side_by_side, spoken
+from herl.records.turns import episode_facts, last_turn, recorded_turns, side_by_side, spoken
 
 Order = Literal["worst", "best", "improved", "broken", "first", "last"]
 _VERDICT = pa.struct([("criterion_id", pa.string()), ("fulfilled", pa.bool_())])
@@ -264,18 +264,15 @@ def show(found: Sequence[Found]) -> None:
             f"{name} {answer[name]:.3f}" for name in ("bonus", "advantage") if answer.get(name)
         )
         turns = recorded_turns(answer)
-        facts = [
-            answer["task_id"],
-            f"after {answer['policy_version']} optimizer steps",
-            earned,
-            episode_facts(turns, str(answer.get("finish_reason"))),
-        ]
+        facts = [answer["task_id"], f"after {answer['policy_version']} optimizer steps", earned]
         if draft is None and answer.get("parent_reward") is not None:
             facts.append(f"compared with {answer['parent_reward']:.3f}")
         console.rule(_text(", ".join(filter(None, facts))))
         if answer.get("fault"):
             console.print(_text(f"skipped in the update: {answer['fault']}", style="red"))
         console.print(_text(answer["request"], style="bold"))
+        if episode := episode_facts(turns, str(answer.get("finish_reason"))):
+            console.print(_text(episode, style="dim"))
         for name, one in (("draft", draft), (str(answer["origin"]), answer)):
             for words, thought in _thoughts(one) if one else ():
                 console.print(_text(f"{name}, {words}: {thought}", style="dim"))
@@ -283,7 +280,7 @@ def show(found: Sequence[Found]) -> None:
         table.add_column("criterion", ratio=2)
         if draft is None:
             table.add_column(_text(f"{answer['origin']}: {reward_text(answer['reward'], 3)}"), ratio=4)
-            for label, said in (*spoken(turns), ("", _answer(answer))):
+            for label, said in (*spoken(turns), (last_turn(turns), _answer(answer))):
                 table.add_row(label, _text(said))
         else:
             table.add_column(f"draft: {reward_text(draft['reward'], 3)}", ratio=3)

@@ -120,7 +120,7 @@ class Said:
     """What a draft and its revision say in one part."""
 
     label: str
-    """"turn 1", "reply 1", ... or "" for the answer itself, which is the last turn."""
+    """"turn 1", "reply 1", ..., "last turn"; "" if both are answers in one turn."""
     before: str
     """What the draft says; "" if it has no such part."""
     after: str
@@ -142,7 +142,12 @@ def side_by_side(draft: tuple[Sequence[Turn], str], answer: tuple[Sequence[Turn]
         )
         for before, after in rows
     ]
-    return [*found, Said(label="", before=draft[1], after=answer[1])]
+    return [*found, Said(label=last_turn(found), before=draft[1], after=answer[1])]
+
+
+def last_turn(parts: Sequence[object]) -> str:
+    """Returns what the answer itself is called, which came after these parts."""
+    return "last turn" if parts else ""
 
 
 def spoken(turns: Sequence[Turn]) -> Iterator[tuple[str, str]]:

@@ -100,8 +100,8 @@ def judge_cost(run: RunFiles) -> str:
 
 def _environment(run: RunFiles) -> list[str]:
     """How long the run waited for an environment, if it has one that replies."""
-    seconds = run.summary.seconds.get("environment")
-    return [f"The run waited {duration(seconds)} for its environment."] if seconds else []
+    seconds = run.summary.seconds.get("environment", 0.0)
+    return [f"The run waited {duration(seconds)} for its environment."] if seconds >= 1 else []
 
 
 def interval(result: Result) -> str:

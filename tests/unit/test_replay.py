@@ -17,6 +17,7 @@ from herl.selection import form_group
 from herl.testing import FakeJudge, make_judged
 from herl.types import Member
 from herl.update.batch import split_by_group
+from tests.support.episodes import an_episode
 from tests.support.training import TASKS, KeepSteps, fit, module_of
 
 
@@ -100,6 +101,18 @@ def test_the_state_goes_through_a_checkpoint_whole(tmp_path, of_ranks):
     other.load_state_dict(state)
     assert other.state_dict() == state
     assert other.recall("t", "now") == memory.recall("t", "now")
+
+
+def test_an_episode_comes_back_from_a_checkpoint_as_it_was(tmp_path):
+    memory, episode = ReplayBuffer(of="best"), an_episode()
+    judged = make_judged(0.9, met={"fish": True}, rollout=episode)
+    memory.keep("t", [Member(judged=judged, reward=0.9)], [judged])
+    torch.save(memory.state_dict(), tmp_path / "memory.pt")
+    other = ReplayBuffer(of="best")
+    other.load_state_dict(torch.load(tmp_path / "memory.pt", weights_only=True))
+    [back] = other.recall("t", "now")
+    assert back.rollout == replace(episode, origin="replay", group_id="now")
+    assert (back.rollout.turns, back.rollout.sequence) == (episode.turns, episode.sequence)
 
 
 @pytest.mark.parametrize("wrong", [{"size": 0}, {"uses": 0}])
