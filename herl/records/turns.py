@@ -105,7 +105,7 @@ def recorded_turns(record: Mapping[str, Any], place: str = "a record") -> tuple[
         place: The file and line, for messages.
 
     Raises:
-        DataError: its turns are none.
+        DataError: a field is missing or has another type; names the place and the field.
     """
     try:
         return tuple(one.turn() for one in _TURNS.validate_python(record.get("turns") or []))

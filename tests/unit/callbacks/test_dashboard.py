@@ -93,7 +93,7 @@ def test_an_episode_is_shown_turn_by_turn_and_its_markup_stays_literal(text):
 
 def test_the_first_page_has_a_section_of_episodes_only_with_an_environment():
     assert not EPISODES_LAYOUT.keys() & layout(module_of()).keys()
-    found = layout(module_of(environment=FakeQuiz()))
+    found = layout(module_of(environment=FakeQuiz(max_tokens=300)))
     assert list(found)[-1:] == list(EPISODES_LAYOUT)
 
 
