@@ -7,15 +7,17 @@ a `ConfigError`.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Any
 
 from herl.background.loop import LoopThread
 from herl.environment import Conversation, Environment, NoEnvironment, Reply
 from herl.errors import ConfigError
-from herl.types import FinishReason
+from herl.types import FinishReason, ToolCall
 
 logger = logging.getLogger(__name__)
 
@@ -84,8 +86,7 @@ class EnvironmentRunner:
         reply = None
         try:
             async with asyncio.timeout(left):
-                reply = await self.environment.step(conversation, answer)
-            self._check(reply)
+                reply = self._checked(await self.environment.step(conversation, answer))
         except ConfigError:
             raise
         except Exception as error:  # an environment may raise anything
@@ -101,9 +102,10 @@ class EnvironmentRunner:
         except Exception as error:  # the answer is there; what it held is the environment's own matter
             self._warn("end", conversation, error)
 
-    def _check(self, reply: Reply | None) -> None:
+    def _checked(self, reply: Reply | None) -> Reply | None:
+        """A reply in the types of JSON, which records and checkpoints can hold."""
         if reply is None:
-            return
+            return None
         roles = [message["role"] for message in reply.messages]
         if not roles or set(roles) - set(self.environment.roles):
             raise TypeError(
@@ -112,6 +114,12 @@ class EnvironmentRunner:
             )
         if wrong := [one for one in reply.messages if not isinstance(one.get("content"), str)]:
             raise TypeError(f"expected messages with a text as content, got {wrong[0]!r}")
+        messages = _plain([dict(message) for message in reply.messages])
+        calls = [
+            ToolCall(**_plain({"name": one.name, "arguments": dict(one.arguments), "error": one.error}))
+            for one in reply.calls
+        ]
+        return Reply(messages, calls)
 
     def _warn(self, method: str, conversation: Conversation, error: Exception) -> None:
         """Warns once of each kind of error."""
@@ -128,3 +136,18 @@ class EnvironmentRunner:
                 conversation.task.id,
                 conversation.turn,
             )
+
+
+def _plain(value: Any) -> Any:
+    """A value in the types of JSON.
+
+    Raises:
+        TypeError: it holds something else.
+    """
+    try:
+        return json.loads(json.dumps(value))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TypeError(
+            "expected a reply of texts, numbers, lists and objects as in JSON, which records and checkpoints "
+            f"can hold: {error}"
+        ) from error

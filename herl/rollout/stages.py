@@ -144,7 +144,7 @@ class RolloutPlan:
         Raises:
             ConfigError: an answer alone may reach the limit, or a turn may be longer than an episode.
         """
-        key, longest = self._longest_turn
+        key, longest = self.longest_turn
         if environment.replies:
             if longest > environment.max_tokens:
                 raise ConfigError(
@@ -162,8 +162,8 @@ class RolloutPlan:
         return replace(self, max_prompt_tokens=min(self.max_prompt_tokens, max_tokens - longest))
 
     @property
-    def _longest_turn(self) -> tuple[str, int]:
-        """The most tokens that are sampled at once, and the key that says so."""
+    def longest_turn(self) -> tuple[str, int]:
+        """The key of the most tokens that are sampled at once, and their number."""
         kinds = {"attempt": self.attempt, "revision": self.revision, "heldout": self.heldout or self.attempt}
         name, longest = max(kinds.items(), key=lambda kind: kind[1].max_new_tokens)
         return f"rollout.{name}.max_new_tokens", longest.max_new_tokens
@@ -279,7 +279,7 @@ class Stages:
     def longest_answer(self) -> int:
         """Most tokens after a prompt, replies of the environment included."""
         environment = self.environment_runner.environment
-        return environment.max_tokens if environment.replies else self.plan._longest_turn[1]
+        return environment.max_tokens if environment.replies else self.plan.longest_turn[1]
 
     @property
     def longest_attempt(self) -> int:

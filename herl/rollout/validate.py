@@ -30,6 +30,8 @@ class HeldOut:
     """`attempts` trajectories for each prompt, in the order of the prompts."""
     dropped: Mapping[str, int]
     """Counts of prompts over `max_prompt_tokens`: {"prompts": ..., "revision_prompts": ...}."""
+    episodes: bool = False
+    """Whether there is an environment that replies, so that an answer may take several turns."""
 
 
 def validate(
@@ -76,7 +78,11 @@ def _validated(
     plain = [Trajectory(task=task_of[attempt.rollout.group_id], answers=(attempt,)) for attempt in judged]
     revised, revisions_over_long = improve(plain, stages, seed=seed, rounds=revisions, clock=clock)
     dropped = {"prompts": over_long, "revision_prompts": revisions_over_long}
-    return HeldOut(trajectories=tuple(revised), dropped=dropped)
+    return HeldOut(
+        trajectories=tuple(revised),
+        dropped=dropped,
+        episodes=stages.environment_runner.environment.replies,
+    )
 
 
 def check_validation(attempts: int, revisions: int, stages: Stages) -> None:

@@ -102,6 +102,15 @@ class Turn:
     thinking: str = ""
     thinking_tokens: int = 0
 
+    @property
+    def replied(self) -> Spoken:
+        """The reply's messages, each with who says it: "user", or "tool" with its name."""
+        names = [re.sub(r"[^\w.-]+", "_", message.get("name", ""))[:64] for message in self.reply]
+        return tuple(
+            (" ".join(filter(None, (message["role"], name))), message["content"])
+            for message, name in zip(self.reply, names, strict=True)
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
@@ -188,7 +197,7 @@ class Rollout:
         """
         if not self.turns:
             return self.text
-        return "\n\n".join(f"[{label}]\n{_unlabeled(text)}" for label, text in self.spoken)
+        return transcribed(self.spoken)
 
     @property
     def spoken(self) -> Spoken:
@@ -196,9 +205,7 @@ class Rollout:
         said: list[tuple[str, str]] = []
         for turn in self.turns:
             said.append(("assistant", turn.text))
-            for message in turn.reply:
-                name = re.sub(r"[^\w.-]+", "_", message.get("name", ""))[:64]
-                said.append((" ".join(filter(None, (message["role"], name))), message["content"]))
+            said += turn.replied
         return (*said, ("assistant", self.text))
 
     @property
@@ -276,6 +283,11 @@ class Judged:
     def fulfilled_count(self, task: Task) -> int:
         """Returns how many criteria of the task's rubric are fulfilled."""
         return sum(task.rubric.fulfilled(self.judgement.verdicts).values())
+
+
+def transcribed(said: Spoken) -> str:
+    """Returns what was said, each below a line with who said it (`Rollout.transcript`)."""
+    return "\n\n".join(f"[{label}]\n{_unlabeled(text)}" for label, text in said)
 
 
 def _unlabeled(text: str) -> str:

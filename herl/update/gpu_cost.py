@@ -122,13 +122,16 @@ class Work:
     answer_tokens: float
     """Mean tokens of an answer."""
     prompt_tokens: float
-    """Tokens of all prompts that the engines read; n answers to a prompt read it once."""
+    """Tokens of all prompts that the engines read; n answers to a prompt read it once. Replies in episodes
+    count too, also once: with a prefix cache, nothing before them is read again."""
     trained_tokens: float
     """Tokens of all rows of the update, contexts included."""
     micro_batch_tokens: float
     """Tokens of the longest micro-batch."""
     judge_seconds: float
     """Time that the run waited for the judge."""
+    environment_seconds: float = 0.0
+    """The same for the environment."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,6 +255,7 @@ def estimate(model: ModelSize, work: Work, settings: Settings, gpu: GPU, devices
             "refresh": BF16 * model.parameters / REFRESH_BYTES,
             "sample": _sampling(model, work, settings, gpu, devices, at_once),
             "judge": work.judge_seconds,
+            **({"environment": work.environment_seconds} if work.environment_seconds else {}),
             "update": _update(model, work, settings, gpu, devices),
         },
         "gib": memory | {"total": total, "of": gpu.gib},

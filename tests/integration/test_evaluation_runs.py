@@ -59,6 +59,9 @@ RARE = {
     "replay/recalled<name>", "replay/joined<name>",  # no replay
     "time/wait",
     "refill/prompts<name>", "refill/missing<name>", "update/kl_penalty", "update/top_entropy",  # options
+    "episodes/<name>", "judge/abstained_environment",  # no environment
+    *(f"heldout/{name}" for name in ("turns", "calls", "reply_tokens", "failed_calls", "failed")),
+    *(f"heldout/cut_by_{name}" for name in ("turns", "length", "seconds")),
     "difficulty/solved<name>", "difficulty/hopeless<name>",
     "train/dropped_revision_prompts", "train/dropped_teacher_prompts",
     *(f"update/teacher_{name}" for name in ("mean", "size", "clipped", "agreement", "share")),

@@ -18,6 +18,7 @@ from herl.selection import form_group
 from herl.testing import FakeJudge, make_judged
 from herl.types import Member
 from herl.update.batch import split_by_group
+from tests.support.made_up_episodes import an_episode
 from tests.support.training import TASKS, KeepSteps, fit, module_of
 
 
@@ -149,6 +150,18 @@ def test_a_state_that_shares_the_buffers_own_lists_is_copied():
     memory.keep("b", (), ())
     way_back()
     assert memory.seen == ["a"]
+
+
+def test_an_episode_comes_back_from_a_checkpoint_as_it_was(tmp_path):
+    memory, episode = ReplayBuffer(of="best"), an_episode()
+    judged = make_judged(0.9, met={"fish": True}, rollout=episode)
+    memory.keep("t", [Member(judged=judged, reward=0.9)], [judged])
+    torch.save(memory.state_dict(), tmp_path / "memory.pt")
+    other = ReplayBuffer(of="best")
+    other.load_state_dict(torch.load(tmp_path / "memory.pt", weights_only=True))
+    [back] = other.recall("t", "now")
+    assert back.rollout == replace(episode, origin="replay", group_id="now")
+    assert (back.rollout.turns, back.rollout.sequence) == (episode.turns, episode.sequence)
 
 
 @pytest.mark.parametrize("wrong", [{"size": 0}, {"uses": 0}])

@@ -82,6 +82,16 @@ def test_weights_of_few_bits_are_not_advised_to_take_more():
     assert "model.dtype=bfloat16" not in named(quantized_share=0.3, frozen_bytes=3.0)
 
 
+@pytest.mark.parametrize(("least", "expected"), [(32, 128), (200, 200)])
+def test_what_shortens_an_episode_is_its_own_limit_and_no_turn_exceeds_it(least, expected):
+    plan = replace(PLAN, budget=100, answer_key="environment.max_tokens", least_answer=least)
+    changes = dict(_changes(plan, lambda _: False, on_cpu=True, lora=False))
+    assert changes[f"environment.max_tokens={expected}"].answer == expected
+    assert not [name for name in changes if "max_new_tokens" in name]
+    of_one_turn = dict(_changes(replace(PLAN, budget=100), lambda _: False, on_cpu=True, lora=False))
+    assert "rollout.attempt.max_new_tokens=128" in of_one_turn
+
+
 def test_one_process_needs_less_than_two():
     two = replace(PLAN, budget=512, processes=Processes(here=2, world_size=2))
     assert sum(gib(two).values()) > 2 * sum(gib(replace(two, processes=Processes())).values())
