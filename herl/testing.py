@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 from herl.advantages import Advantages, check_takes_groups
 from herl.advantages.emphasis import Emphasis
 from herl.bonus import BonusReward
+from herl.environment import Conversation, Environment, opened
+from herl.environment.runner import EnvironmentRunner
 from herl.errors import JudgeError
 from herl.hindsight import HindsightBuilder
 from herl.judge.base import Judge
@@ -30,6 +32,7 @@ from herl.types import (
     Judged,
     Judgement,
     Member,
+    Message,
     Rollout,
     Rubric,
     SampleRequest,
@@ -237,6 +240,36 @@ def check_hindsight_builder(builder: HindsightBuilder) -> None:
     builder.load_state_dict(state)
     assert builder.state_dict() == state, "load_state_dict must replace the present state"
     builder.load_state_dict({})
+
+
+def check_environment(
+    environment: Environment, task: Task | None = None, text: str = "fish"
+) -> list[Message]:
+    """Asserts that an environment keeps its contract for two episodes with the same answer, and returns its
+    reply; an empty list if the answer ends the episode.
+
+    Raises:
+        AssertionError: says which part of the contract is broken.
+    """
+    task = opened(environment, task or make_task())
+    assert opened(environment, task) == opened(environment, task), "start must depend on the task alone"
+    runner = EnvironmentRunner(environment)
+    assert environment.replies, "expected an environment that replies: max_turns above 1"
+    talks = [Conversation(task=task, messages=task.messages) for _ in range(2)]
+    runner.open()
+    runner.open()
+    try:
+        steps = [runner.step(talk, text, 0.0).result() for talk in talks]
+        for step in steps:
+            assert step.ended == "stop", f"step must not raise or be late, got '{step.ended}': see the log"
+        same = [step.reply.messages if step.reply else [] for step in steps]
+        assert same[0] == same[1], "equal episodes must get equal replies: keep what belongs to one in state"
+        for talk in talks:
+            runner.end(talk).result()
+    finally:
+        runner.close()
+        runner.close()
+    return list(same[0])
 
 
 def check_bonus_reward(bonus: BonusReward) -> None:
