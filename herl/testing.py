@@ -242,34 +242,21 @@ def check_hindsight_builder(builder: HindsightBuilder) -> None:
     builder.load_state_dict({})
 
 
-def check_environment(
-    environment: Environment, task: Task | None = None, text: str = "fish"
-) -> list[Message]:
-    """Asserts that an environment keeps its contract for two episodes with the same answer, and returns its
-    reply; an empty list if the answer ends the episode.
-
-    Raises:
-        AssertionError: says which part of the contract is broken.
-    """
-    task = opened(environment, task or make_task())
-    assert opened(environment, task) == opened(environment, task), "start must depend on the task alone"
-    runner = EnvironmentRunner(environment)
-    assert environment.replies, "expected an environment that replies: max_turns above 1"
-    talks = [Conversation(task=task, messages=task.messages) for _ in range(2)]
-    runner.open()
+def check_environment(environment: Environment, row: Task | None = None, text: str = "fish") -> list[Message]:
+    """Asserts that an environment treats two episodes with the same answer alike; returns its reply, empty if
+    the answer ends the episode. Raises AssertionError, which says which part of the contract is broken."""
+    task, runner = opened(environment, row or make_task()), EnvironmentRunner(environment)
+    assert task == opened(environment, row or make_task()), "start must depend on the task alone"
     runner.open()
     try:
+        talks = [Conversation(task=task, messages=task.messages) for _ in range(2)]
         steps = [runner.step(talk, text, 0.0).result() for talk in talks]
-        for step in steps:
-            assert step.ended == "stop", f"step must not raise or be late, got '{step.ended}': see the log"
-        same = [step.reply.messages if step.reply else [] for step in steps]
-        assert same[0] == same[1], "equal episodes must get equal replies: keep what belongs to one in state"
-        for talk in talks:
-            runner.end(talk).result()
+        assert {step.ended for step in steps} == {"stop"}, "step must not raise or be late: see the log"
+        first, second = ([*step.reply.messages] if step.reply else [] for step in steps)
+        assert first == second, "equal episodes must get equal replies: keep what belongs to one in state"
     finally:
         runner.close()
-        runner.close()
-    return list(same[0])
+    return first
 
 
 def check_bonus_reward(bonus: BonusReward) -> None:
