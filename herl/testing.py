@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 from herl.advantages import Advantages, check_takes_groups
 from herl.advantages.emphasis import Emphasis
 from herl.bonus import BonusReward
+from herl.environment import Conversation, Environment, opened
+from herl.environment.runner import EnvironmentRunner
 from herl.errors import JudgeError
 from herl.hindsight import HindsightBuilder
 from herl.judge.base import Judge
@@ -30,6 +32,7 @@ from herl.types import (
     Judged,
     Judgement,
     Member,
+    Message,
     Rollout,
     Rubric,
     SampleRequest,
@@ -237,6 +240,23 @@ def check_hindsight_builder(builder: HindsightBuilder) -> None:
     builder.load_state_dict(state)
     assert builder.state_dict() == state, "load_state_dict must replace the present state"
     builder.load_state_dict({})
+
+
+def check_environment(environment: Environment, row: Task | None = None, text: str = "fish") -> list[Message]:
+    """Asserts that an environment treats two episodes with the same answer alike; returns its reply, empty if
+    the answer ends the episode. Raises AssertionError, which says which part of the contract is broken."""
+    task, runner = opened(environment, row or make_task()), EnvironmentRunner(environment)
+    assert task == opened(environment, row or make_task()), "start must depend on the task alone"
+    runner.open()
+    try:
+        talks = [Conversation(task=task, messages=task.messages) for _ in range(2)]
+        steps = [runner.step(talk, text, 0.0).result() for talk in talks]
+        assert {step.ended for step in steps} == {"stop"}, "step must not raise or be late: see the log"
+        first, second = ([*step.reply.messages] if step.reply else [] for step in steps)
+        assert first == second, "equal episodes must get equal replies: keep what belongs to one in state"
+    finally:
+        runner.close()
+    return first
 
 
 def check_bonus_reward(bonus: BonusReward) -> None:

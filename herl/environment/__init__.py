@@ -63,8 +63,8 @@ class Environment(ABC):
     """Replies to answers. Many episodes are played at once, on one event loop.
 
     Only `step` is required. What belongs to one episode lives in `Conversation.state`, so that one object
-    serves all; a step that computes for long should do so elsewhere (`herl.environment.tools` uses a process
-    of its own), since it holds up all others.
+    serves all; a step that computes for long should do so elsewhere (`herl.environment.tools` uses a separate
+    process), since it holds up all others.
 
     Args:
         max_turns: Answers in an episode.

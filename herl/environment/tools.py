@@ -17,7 +17,7 @@ wrong with a call is such a message, too: it cannot be read, the tool is unknown
 a wrong type, the function raises, is late, ends its process, or returns what is neither text nor JSON. It is
 recorded as `ToolCall.error`, and never ends the run.
 
-A function that is named by its path is called in a process of its own (`herl.background.worker`), with a time
+A function that is named by its path is called in a separate process (`herl.background.worker`), with a time
 limit, as functions of judges are. A turn's calls are made one after the other.
 """
 
@@ -45,12 +45,21 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _PROBE: list[Message] = [{"role": "user", "content": "herl-probe"}]
-_MARKS: tuple[tuple[str, Format], ...] = (("<tool_call>", "hermes"), ("[TOOL_CALLS]", "mistral"))
+_MARKS: tuple[tuple[str, Format], ...] = (
+    ("<function=", "xml"), ("<tool_call>", "hermes"), ("[TOOL_CALLS]", "mistral")
+)  # fmt: skip
+"""Found in a chat template -> how its model writes calls. The first one decides."""
+_MARKS_OF_JSON: tuple[tuple[str, Format], ...] = (
+    ("<|python_tag|>", "json"),
+    ("Environment: ipython", "json"),
+)
 _EXAMPLES: dict[Format, str] = {
     "hermes": '<tool_call>\n{"name": "the name of the tool", "arguments": {"its argument": "a value"}}\n'
     "</tool_call>",
     "json": '{"name": "the name of the tool", "parameters": {"its argument": "a value"}}',
     "mistral": '[TOOL_CALLS][{"name": "the name of the tool", "arguments": {"its argument": "a value"}}]',
+    "xml": "<tool_call>\n<function=the name of the tool>\n<parameter=its argument>\na value\n</parameter>\n"
+    "</function>\n</tool_call>",
 }
 
 
@@ -62,7 +71,7 @@ class ToolEnvironment(Environment):
         timeout_seconds: Longest time of a call. None for no limit, with all calls in this process.
         max_reply_characters: A longer reply is cut, with a note of how much is missing.
         format: How the policy writes calls (`herl.environment.calls`); `auto` for the way of its chat
-            template, and `hermes` if that shows no tools.
+            template, and `hermes` if that does not say.
         show: What shows the tools to the policy: its chat `template`, or a `prompt` in the system message;
             `auto` for the template, if that shows tools.
         max_turns: As all environments.
@@ -76,7 +85,7 @@ class ToolEnvironment(Environment):
         functions: Sequence[str | Callable[..., Any]],
         timeout_seconds: float | None = 30.0,
         max_reply_characters: int = 4000,
-        format: Literal["auto", "hermes", "json", "mistral"] = "auto",
+        format: Literal["auto", "hermes", "json", "mistral", "xml", "response_template"] = "auto",
         show: Literal["auto", "template", "prompt"] = "auto",
         max_turns: int = 8,
         max_tokens: int = 4096,
@@ -107,6 +116,7 @@ class ToolEnvironment(Environment):
         self._format: Format = "hermes" if format == "auto" else format
         self._in_prompt = show == "prompt"
         self._takes_system = True
+        self._response_template: dict[str, Any] | None = None
         self._warned: set[tuple[str, str]] = set()
         self.roles = ("tool",)
         self.tool_names = frozenset(self._tools)
@@ -130,8 +140,13 @@ class ToolEnvironment(Environment):
                 "one that does not: use show=prompt"
             )
         self._in_prompt = self._wanted_show == "prompt" or not shows
-        if self._wanted_format == "auto":
-            self._format = self._format_of(template)
+        self._response_template = getattr(tokenizer, "response_template", None)
+        self._format = self._format_of(template) if self._wanted_format == "auto" else self._wanted_format
+        if self._format == "response_template" and (self._in_prompt or not self._response_template):
+            raise ConfigError(
+                "environment.format: response_template needs a tokenizer that has one, and a chat template "
+                "that shows tools: use another format"
+            )
         system: Message = {"role": "system", "content": "herl-system"}
         self._takes_system = "herl-system" in (_rendered(tokenizer, [system, *_PROBE]) or "")
         said: Message = {"role": "assistant", "content": "herl-said"}
@@ -140,16 +155,17 @@ class ToolEnvironment(Environment):
         self.roles = ("tool",) if takes_tool else ("user",)
 
     def _format_of(self, template: str) -> Format:
-        for mark, style in _MARKS:
-            if mark in template and "<function=" not in template:
-                return style
-        if '"parameters"' in template and not self._in_prompt:
-            return "json"
         if self._in_prompt:
-            return "hermes"
+            return next((style for mark, style in _MARKS if mark in template), "hermes")
+        if "tool_calls" in (self._response_template or {}).get("fields", {}):
+            return "response_template"
+        for mark, style in (*_MARKS, *_MARKS_OF_JSON):
+            if mark in template:
+                return style
         raise ConfigError(
-            "environment.format: the model's chat template shows tools, but not in a way that herl knows. "
-            "Expected hermes, json or mistral, or show=prompt, which spells the format out, got auto"
+            "environment.format: the model's chat template shows tools, but says nothing that herl knows of "
+            "how they are called. Expected hermes, json, mistral or xml, or show=prompt, which spells the "
+            "format out, got auto"
         )
 
     @property
@@ -172,7 +188,7 @@ class ToolEnvironment(Environment):
 
     async def step(self, conversation: Conversation, answer: str) -> Reply | None:
         """Returns a message for each call; None if there is no call."""
-        written = read_calls(answer, conversation.raw, self._format)
+        written = read_calls(answer, conversation.raw, self._format, self.schemas, self._response_template)
         if not written:
             return None
         calls, told = [], []
@@ -191,7 +207,7 @@ class ToolEnvironment(Environment):
         return Reply([{"role": "user", "content": "\n\n".join(texts)}], calls)
 
     async def _outcome(self, call: Call, conversation: Conversation) -> tuple[str, str]:
-        """What the policy is told of a call, and the kind of its error."""
+        """The text that the policy reads of a call, and the kind of its error."""
         try:
             if call.problem:
                 raise ToolError("malformed", f"The call cannot be read: {call.problem}.")
@@ -216,7 +232,9 @@ class ToolEnvironment(Environment):
         """Warns once of each way in which a tool fails by itself."""
         if (name, error.kind) not in self._warned:
             self._warned.add((name, error.kind))
-            logger.warning("tool %s: %s (task '%s'). The policy is told.", name, error.note, task.id)
+            logger.warning(
+                "tool %s: %s (task '%s'). The policy reads it as a reply", name, error.note, task.id
+            )
 
     def close(self) -> None:
         """Ends the process that calls functions, unless a judge uses it."""
