@@ -57,7 +57,7 @@ RARE = {
     "update/logprob", "update/preference_loss",  # of sft and dpo
     "gold/<name>", "gaming/<name>", "gold_criterion/<name>", "gold_source/<name>", "gaming_criterion/<name>",  # no gold judges
     "replay/recalled<name>", "replay/joined<name>",  # no replay
-    "time/wait",
+    "time/wait", "time/environment",
     "refill/prompts<name>", "refill/missing<name>", "update/kl_penalty", "update/top_entropy",  # options
     "episodes/<name>", "judge/abstained_environment",  # no environment
     *(f"heldout/{name}" for name in ("turns", "calls", "reply_tokens", "failed_calls", "failed")),
