@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from herl.errors import DataError, check_above, check_at_least
+from herl.errors import ConfigError, DataError, check_above, check_at_least
 from herl.types import Message, Task, ToolCall
 
 if TYPE_CHECKING:
@@ -55,6 +55,9 @@ class Conversation:
     """Number of answers before this one."""
     raw: str = ""
     """The answer with its special tokens, for models whose calls begin with one, such as [TOOL_CALLS]."""
+    seed: int = 0
+    """A hash of the answer's coordinates, for an environment that draws at random: the same in any order of
+    work, on any number of ranks, and in a run that is resumed."""
     state: dict[str, Any] = field(default_factory=dict)
     """The environment's own, kept over the turns of this episode and of no other."""
 
@@ -107,7 +110,8 @@ class Environment(ABC):
     def start(self, task: Task) -> Opening:
         """Returns the beginning of a conversation: by default, the task's own messages and no tools.
 
-        It must depend on the task alone, since a resumed run calls it again.
+        It must depend on the task alone, since a resumed run calls it again. It is called before `open`, too,
+        when prompts are checked.
 
         Raises:
             DataError: the task does not fit the environment.
@@ -159,8 +163,15 @@ def opened(environment: Environment, task: Task) -> Task:
         return task
     try:
         opening = environment.start(task)
-    except DataError as error:
-        raise DataError(f"task '{task.id}': {error}") from error
+    except ConfigError:
+        raise
+    except Exception as error:  # of users' code
+        kind = (
+            ""
+            if isinstance(error, DataError)
+            else f"{type(environment).__name__}.start raised {type(error).__name__}: "
+        )
+        raise DataError(f"task '{task.id}': {kind}{error}") from error
     messages = tuple(dict(message) for message in opening.messages)
     if not messages or messages[-1]["role"] != "user":
         raise DataError(

@@ -54,16 +54,27 @@ def render_reply(
         DataError: the template refuses the reply, e.g. its role.
     """
     tokens = control_tokens(tokenizer)
-    guarded = [{**message, "content": defuse(message["content"], tokens)} for message in reply]
-    text = render_text(tokenizer, [*task.messages, _said(_SPOKEN), *guarded], today, task.tools)
-    if _SPOKEN not in text:
+    guarded = [{key: defuse(text, tokens) for key, text in message.items()} for message in reply]
+    spoken = _absent_from([*task.messages, *guarded, *task.tools])
+    text = render_text(tokenizer, [*task.messages, _said(spoken), *guarded], today, task.tools)
+    if spoken not in text:
         raise DataError(
             f"task '{task.id}': the model's chat template leaves out what the assistant said before "
             f"{_roles(reply)} replies"
         )
-    ids = tokenizer.encode(text.rpartition(_SPOKEN)[2], add_special_tokens=False)
+    ids = tokenizer.encode(text.rpartition(spoken)[2], add_special_tokens=False)
+    if str(tokenizer.convert_ids_to_tokens(last_token)) not in tokens:
+        return tuple(ids)  # a stop string ended the answer
     ended = next((place for place, one in enumerate(ids[: _BEFORE_END + 1]) if one == last_token), -1)
     return tuple(ids[ended + 1 :])
+
+
+def _absent_from(shown: Sequence[object]) -> str:
+    """Returns words for the assistant that stand nowhere else."""
+    spoken, others = _SPOKEN, str(shown)
+    while spoken in others:
+        spoken += "-x"
+    return spoken
 
 
 def check_append_only(

@@ -211,7 +211,7 @@ class Collector:
             return
         train: Sequence[Task] = getattr(self._data, "train", ())
         try:
-            collection = restored(state["collection"], self._opened(train), Collection)
+            collection = restored(state["collection"], {task.id: task for task in train}, Collection)
         except KeyError as error:
             raise DataError(
                 "resume: expected the training prompts that the run began with, got none with the id "
@@ -219,12 +219,9 @@ class Collector:
             ) from error
         seed, epoch, number = state["key"]
         self._ahead = Ahead(key=(seed, epoch, number), task_ids=tuple(state["task_ids"]), result=Future())
-        self._ahead.result.set_result(collection)
-
-    def _opened(self, train: Sequence[Task]) -> dict[str, Task]:
-        """The training prompts by id, as groups have them."""
         environment = self.stages.environment_runner.environment
-        return {task.id: opened(environment, task) for task in train}
+        groups = (replace(group, task=opened(environment, group.task)) for group in collection.groups)
+        self._ahead.result.set_result(replace(collection, groups=tuple(groups)))
 
     # The thread
 

@@ -324,8 +324,10 @@ class Stages:
 
     def close(self) -> None:
         """Closes judge and environment. Safe to call twice."""
-        self.environment_runner.close()
-        self.judge_runner.close()
+        try:
+            self.environment_runner.close()
+        finally:
+            self.judge_runner.close()
 
     def way_back(self) -> Callable[[], None]:
         """Returns a function that takes the components back to their present state, should a batch fail:

@@ -284,7 +284,7 @@ def test_a_template_without_tools_gets_them_in_a_message_with_the_form_of_a_call
     told = "".join(one["content"] for one in reply.messages)
     assert "not there" in told
     assert "There is no tool named" in told
-    assert render_reply(own, task, reply.messages, -1)
+    assert render_reply(own, task, reply.messages, 5)
     if environment.roles == ("user",):
         assert told.startswith("Reply of the tool lookup:\nnot there")
         assert len(reply.messages) == 1
@@ -297,7 +297,7 @@ def test_replies_have_ids_of_nine_characters(module, tokenizer):
     talk = Conversation(task=task, messages=task.messages, turn=3)
     reply = asyncio.run(environment.step(talk, '[TOOL_CALLS]add[ARGS]{"a": 1}[TOOL_CALLS]add[ARGS]{"a": 2}'))
     assert [one["tool_call_id"] for one in reply.messages] == ["000300000", "000300001"]
-    assert render_reply(own, task, reply.messages, -1)
+    assert render_reply(own, task, reply.messages, 5)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Episodes: answers in several turns hold the ids that were sampled, and replies carry no loss."""
 
 import asyncio
+import copy
 import time
 from dataclasses import replace
 from types import MappingProxyType
@@ -237,6 +238,67 @@ def test_a_reply_of_ten_megabytes_is_not_tokenized(collected):
     answers = rollouts(collected(FakeFloods()))
     assert {(one.finish_reason, one.turns) for one in answers} == {("length", ())}
     assert time.monotonic() - started < 20
+
+
+def test_an_environment_that_exits_or_is_cancelled_by_another_fails_and_the_run_goes_on(collected):
+    class FakeExits(Environment):
+        async def step(self, conversation, answer):
+            if conversation.task.id == "fox":
+                raise SystemExit(2)
+            other = asyncio.get_running_loop().create_future()
+            other.cancel()
+            await other
+
+    found = collected(FakeExits())
+    assert {one.finish_reason for one in rollouts(found)} == {"failed"}
+
+
+def test_a_step_that_never_waits_is_late_once_it_returns(collected):
+    class FakeBusy(FakeQuiz):
+        async def step(self, conversation, answer):
+            time.sleep(0.05)
+            return await super().step(conversation, answer)
+
+    assert {one.finish_reason for one in rollouts(collected(FakeBusy(max_seconds=0.02)))} == {"seconds"}
+
+
+def test_episodes_end_although_the_run_ends_with_an_error(collected):
+    begun, ended = set(), []
+
+    class FakeStops(FakeQuiz):
+        async def step(self, conversation, answer):
+            if conversation.turn == 1:
+                raise ConfigError("environment.url: expected an address")
+            begun.add(conversation.seed)
+            return await super().step(conversation, answer)
+
+        async def end(self, conversation):
+            await asyncio.sleep(0.05)
+            ended.append(conversation.seed)
+
+    with pytest.raises(ConfigError):
+        collected(FakeStops())
+    assert len(begun) == 6, "each answer has a seed of its own"
+    assert sorted(ended) == sorted(begun)
+
+
+def test_a_reply_that_the_template_refuses_fails_its_episode(policy, tokenizer, caplog):
+    strict = copy.deepcopy(tokenizer)
+    strict.chat_template = (
+        "{% for m in messages %}{% if not loop.first and m.role == messages[loop.index0 - 1].role %}"
+        "{{ raise_exception('roles must alternate') }}{% endif %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+
+    class FakeTwice(Environment):
+        async def step(self, conversation, answer):
+            return Reply([{"role": "user", "content": "And?"}] * 2)
+
+    sampler = TransformersSampler()
+    sampler.start(policy, strict)
+    answers = rollouts(played(FakeTwice(), sampler, strict))
+    assert {one.finish_reason for one in answers} == {"failed"}
+    assert "roles must alternate" in caplog.text
 
 
 def test_an_environment_begins_the_conversation_and_is_told_its_end(collected, tokenizer):
