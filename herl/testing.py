@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from copy import deepcopy
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -114,10 +115,8 @@ def make_judged(
     """Returns an answer with this reward and these verdicts."""
     rollout = rollout or make_rollout(id=id, parent_id=parent_id)
     verdicts = tuple(Verdict(criterion_id=name, met=value) for name, value in (met or {}).items())
-    return Judged(
-        rollout=rollout,
-        judgement=Judgement(rollout_id=rollout.id, verdicts=verdicts, reward=reward),
-    )
+    judgement = Judgement(rollout_id=rollout.id, verdicts=verdicts, reward=reward)
+    return Judged(rollout=rollout, judgement=judgement)
 
 
 def make_group(*answers: Judged, task: Task | None = None, bonuses: Sequence[float] = ()) -> Group:
@@ -245,18 +244,16 @@ def check_hindsight_builder(builder: HindsightBuilder) -> None:
 def check_environment(environment: Environment, row: Task | None = None, text: str = "fish") -> list[Message]:
     """Asserts that an environment treats two episodes with the same answer alike; returns its reply, empty if
     the answer ends the episode. Raises AssertionError, which says which part of the contract is broken."""
-    task, runner = opened(environment, row or make_task()), EnvironmentRunner(environment)
+    task = opened(environment, row or make_task())
     assert task == opened(environment, row or make_task()), "start must depend on the task alone"
-    runner.open()
-    try:
-        talks = [Conversation(task=task, messages=task.messages) for _ in range(2)]
+    with closing(EnvironmentRunner(environment)) as runner:
+        runner.open()
+        talks = (Conversation(task=task, messages=task.messages) for _ in range(2))
         steps = [runner.step(talk, text, 0.0).result() for talk in talks]
         assert {step.ended for step in steps} == {"stop"}, "step must not raise or be late: see the log"
         first, second = ([*step.reply.messages] if step.reply else [] for step in steps)
         assert first == second, "equal episodes must get equal replies: keep what belongs to one in state"
-    finally:
-        runner.close()
-    return first
+        return first
 
 
 def check_bonus_reward(bonus: BonusReward) -> None:
