@@ -1,4 +1,4 @@
-"""Runs an environment for many episodes at once, on an event loop in a thread of its own.
+"""Runs an environment for many episodes at once, on an event loop in a separate thread.
 
 What an environment raises ends its episode, which then cannot be judged; it never ends the run, unless it is
 a `ConfigError`.
@@ -182,6 +182,6 @@ def _plain(value: Any) -> Any:
 
 
 def _is_stopped(error: BaseException) -> bool:
-    """Whether the runner itself cancels the task, and not some code that its environment shares with others."""
+    """Whether the runner cancels the task, and not some code that its environment shares with others."""
     task = asyncio.current_task()
     return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0

@@ -5,7 +5,7 @@ A reply is what the chat template writes between one turn of the assistant and t
     sampled                     the reply's tokens                               sampled
     Let me look it up.<|im_end|>  \\n<|im_start|>user\\n42<|im_end|>\\n<|im_start|>assistant\\n  It is 42.
 
-That needs a template that leaves earlier turns as they were. Some take thinking out of them, or an empty
+That needs a template that leaves earlier turns unchanged. Some take thinking out of them, or an empty
 thinking block: what the model reads would then differ from what the template would show it, and
 `check_append_only` refuses them.
 """
@@ -108,7 +108,7 @@ def check_append_only(
             else:
                 continue
             raise ConfigError(
-                f"environment: expected a model whose chat template leaves earlier turns as they were, since "
+                f"environment: expected a model whose chat template leaves earlier turns unchanged, since "
                 f"what was sampled is never rendered again; this one {what}. Use another template or other "
                 "model.chat_template_kwargs, or environment.keep_turns=true, which shows the model its "
                 "earlier turns as it wrote them"

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Place = tuple[str, str | None, bool, int]
-"""What tells an answer from all others: its group, draft, whether it was told the rubric, and index."""
+"""What tells an answer from all others: its group, draft, whether its prompt shows the rubric, and index."""
 CHARACTERS = 50
 """A reply of more characters than this for each token that is left has no room, and is not tokenized."""
 

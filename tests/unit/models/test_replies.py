@@ -1,4 +1,4 @@
-"""Replies are what the chat template writes between two turns, and turns before them stay as they are."""
+"""Replies are what the chat template writes between two turns, and turns before them stay unchanged."""
 
 import copy
 

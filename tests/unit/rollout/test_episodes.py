@@ -278,7 +278,7 @@ def test_episodes_end_although_the_run_ends_with_an_error(collected):
 
     with pytest.raises(ConfigError):
         collected(FakeStops())
-    assert len(begun) == 6, "each answer has a seed of its own"
+    assert len(begun) == 6, "each answer has another seed"
     assert sorted(ended) == sorted(begun)
 
 
