@@ -137,7 +137,7 @@ def layout(module: HerlModule) -> dict[str, dict[str, list[Any]]]:
         for section, charts in LAYOUT.items()
     }
     found = {section: charts for section, charts in kept.items() if charts}
-    return found | (EPISODES_LAYOUT if module.stages.environment_runner.environment.replies else {})
+    return found | (EPISODES_LAYOUT if module.stages.environment.replies else {})
 
 
 class Dashboard(HerlCallback):

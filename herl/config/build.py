@@ -112,7 +112,7 @@ def build(
             splits,
             module.stages.tokenizer,
             module.model.vocab_size(),
-            module.stages.environment_runner.environment,
+            module.stages.environment,
         )
     heldout = KeepHeldout()
     accelerator = config.trainer.accelerator

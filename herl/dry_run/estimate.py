@@ -152,7 +152,7 @@ def run_estimate(config: DictConfig, run: Run, tried: Tried) -> dict[str, Any]:
 
 def _episodes(run: Run, tried: Tried) -> dict[str, Any]:
     """What became of the episodes of the trial; {} for answers in one turn."""
-    if not run.module.stages.environment_runner.environment.replies:
+    if not run.module.stages.environment.replies:
         return {}
     played = [one.rollout for group in tried.groups for one in group.attempts]
     return {"episodes": {name: round(value, 3) for name, value in episode_metrics(played).items()}}

@@ -44,7 +44,7 @@ def memory_of(run: Run, *, trains: bool = True) -> RunMemory | None:
     data: Any = run.data  # a module of the user's own may name its parts otherwise
     stages = run.module.stages
     tasks, plan = getattr(data, "train" if trains else "heldout", ()), stages.plan
-    environment = stages.environment_runner.environment
+    environment = stages.environment
     some = (
         [tasks[place * len(tasks) // PROMPTS] for place in range(PROMPTS)] if len(tasks) > PROMPTS else tasks
     )

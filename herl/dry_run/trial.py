@@ -101,7 +101,7 @@ def _trial_of(config: DictConfig) -> DictConfig:
 def _lint(run: Run) -> dict[str, int]:
     data: Any = run.data
     stages = run.module.stages
-    tokenizer, environment = stages.tokenizer, stages.environment_runner.environment
+    tokenizer, environment = stages.tokenizer, stages.environment
     found = findings(
         {"train": data.train, "heldout": data.heldout},
         prompt_tokens=lambda task: len(render_prompt(tokenizer, opened(environment, task))),

@@ -28,7 +28,9 @@ a column of the row, a field of its `meta`, `prompt` (the last user message), `r
     rollout.thinking    that thinking, or ""
     rollout.token_ids   everything that was sampled, thinking included
     rollout.logprobs    the log-probability of each of them, in nats
-    rollout.finish_reason   "stop", or "length" if the answer was cut off
+    rollout.finish_reason   "stop", or the limit that cut the answer off: "length", "turns" or "seconds"
+    rollout.turns       the turns before the last, with the calls and replies of an environment
+    rollout.transcript  the text of all turns and replies
 
 A number, or True and False, is the reward of the whole answer. Such a judge is holistic: it needs no rubric,
 and hindsight cannot use it (algorithm=grpo). In verdicts by criterion id, True and False are verdicts, a

@@ -219,7 +219,7 @@ class Collector:
             ) from error
         seed, epoch, number = state["key"]
         self._ahead = Ahead(key=(seed, epoch, number), task_ids=tuple(state["task_ids"]), result=Future())
-        environment = self.stages.environment_runner.environment
+        environment = self.stages.environment
         groups = (replace(group, task=opened(environment, group.task)) for group in collection.groups)
         self._ahead.result.set_result(replace(collection, groups=tuple(groups)))
 

@@ -79,7 +79,7 @@ def collect(tasks: Sequence[Task], stages: Stages, key: Key, clock: PhaseClock |
         dropped=batch.dropped | ({"teacher_prompts": teacher_over_long} if teacher_over_long else {}),
         refilled=batch.refilled if stages.plan.refill else None,
         skipped=batch.skipped if stages.plan.skips else None,
-        episodes=stages.environment_runner.environment.replies,
+        episodes=stages.environment.replies,
     )
 
 
@@ -163,7 +163,7 @@ def attempt_and_revise(
         )
         for group in groups
     ]
-    sample = partial(sample_and_judge, stages.sampler, stages.judge_runner, stages.player)
+    sample = partial(sample_and_judge, stages)
     revise = partial(_revise, stages=stages, key=key)
     told = told_requests(groups, stages, key)
     follows = stages.hindsight.revises and not stages.hindsight.tells

@@ -75,7 +75,7 @@ class Episode:
         """Returns the episode with the environment's reply to its newest turn."""
         said, conversation = self.said, self.conversation
         messages = tuple(cast(Message, dict(one)) for one in reply.messages)
-        thought = said.thinking_tokens - sum(turn.thinking_tokens for turn in said.turns)
+        _, thought = said.parts[-1]
         turn = Turn(
             text=said.text,
             end=len(said.token_ids),

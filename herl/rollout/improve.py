@@ -74,7 +74,7 @@ def improve(
         SamplerError: an answer could not be sampled.
     """
     check_rounds("rounds", rounds, stages)
-    sample = partial(sample_and_judge, stages.sampler, stages.judge_runner, stages.player)
+    sample = partial(sample_and_judge, stages)
     clock = clock or PhaseClock()
     improved, over_long = list(trajectories), 0
     groups = list({one.group.id: one.group for one in improved}.values())

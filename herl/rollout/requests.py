@@ -23,7 +23,7 @@ def open_groups(tasks: Sequence[Task], stages: Stages, name: str) -> tuple[list[
     Returns:
         A group for each prompt within the limit, and the number of prompts over it.
     """
-    started = [opened(stages.environment_runner.environment, task) for task in tasks]
+    started = [opened(stages.environment, task) for task in tasks]
     groups = [
         Group(
             id=f"{name}:{task.id}",

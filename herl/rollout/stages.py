@@ -82,7 +82,7 @@ class RolloutPlan:
             skipped as solved; None skips none (`herl.rollout.difficulty`).
         skip_below: Prompts whose attempts earned at most this are skipped as hopeless; None skips none.
         skip_chance: Probability with which such a prompt is sampled nevertheless, each time it comes up.
-        mask_truncated: Whether answers that were cut off at max_new_tokens are left out of training (DAPO's
+        mask_truncated: Whether answers that a limit cut off are left out of training (DAPO's
             overlong filtering, arXiv:2503.14476). They are still compared with the others.
         batches_ahead: 0, or 1 to draw each batch while the policy is updated on the one before, from weights
             before that update (`herl.rollout.ahead`).
@@ -229,7 +229,7 @@ class Stages:
     def __post_init__(self) -> None:
         self.plan.check_stops(self.tokenizer.all_special_tokens)
         self._check_environment()
-        self.environment_runner.environment.prepare(self.tokenizer)
+        self.environment.prepare(self.tokenizer)
         if self.plan.refill and self.teacher.flat_groups:
             raise ConfigError(
                 "rollout.refill: expected 0 with teacher.flat_groups, which trains on the groups that a "
@@ -262,13 +262,17 @@ class Stages:
         self.check_verdicts()
 
     def _check_environment(self) -> None:
-        if self.environment_runner.environment.replies and self.sampler.ranks_per_engine > 1:
+        if self.environment.replies and self.sampler.ranks_per_engine > 1:
             raise ConfigError(
                 "environment: expected none with an engine on several ranks, which cannot agree on when a "
-                "reply arrives, got "
-                f"{type(self.environment_runner.environment).__name__}: use sampler=vllm_server, whose "
+                f"reply arrives, got {type(self.environment).__name__}: use sampler=vllm_server, whose "
                 "engines may be on several GPUs each"
             )
+
+    @property
+    def environment(self) -> Environment:
+        """What replies to answers."""
+        return self.environment_runner.environment
 
     @property
     def player(self) -> Player:
@@ -278,14 +282,14 @@ class Stages:
     @property
     def longest_answer(self) -> int:
         """Most tokens after a prompt, replies of the environment included."""
-        environment = self.environment_runner.environment
-        return environment.max_tokens if environment.replies else self.plan.longest_turn[1]
+        return self.environment.max_tokens if self.environment.replies else self.plan.longest_turn[1]
 
     @property
     def longest_attempt(self) -> int:
         """Most tokens of an answer that is trained on, replies of the environment included."""
-        environment = self.environment_runner.environment
-        return environment.max_tokens if environment.replies else self.plan.attempt.max_new_tokens
+        if self.environment.replies:
+            return self.environment.max_tokens
+        return self.plan.attempt.max_new_tokens
 
     @property
     def _joins_new(self) -> bool:

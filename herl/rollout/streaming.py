@@ -36,6 +36,7 @@ from herl.rollout.dealing import dealt
 from herl.rollout.episodes import Episode, Place, Player, place_of
 from herl.rollout.exchange import exchanged
 from herl.rollout.requests import RevisionRequests
+from herl.rollout.stages import Stages
 from herl.sampler import Sampler, nothing_more
 from herl.types import Group, Judged, Rollout, SampleRequest
 
@@ -69,9 +70,7 @@ among them those that have read the rubric, apart from those that have not."""
 
 
 def sample_and_judge(
-    sampler: Sampler,
-    runner: JudgeRunner,
-    player: Player,
+    stages: Stages,
     groups: Sequence[Group],
     requests: Sequence[SampleRequest],
     clock: PhaseClock,
@@ -84,9 +83,7 @@ def sample_and_judge(
     `phase`, and as "revise" once only follow-ups are left.
 
     Args:
-        sampler: Draws the answers.
-        runner: Judges them.
-        player: Plays their episodes, if there is an environment.
+        stages: The sampler, the judge, and the environment, if there is one.
         groups: The groups that the requests belong to.
         requests: At most one for each group and draft, and one for each group that shows the rubric.
         clock: Adds up the time.
@@ -98,6 +95,7 @@ def sample_and_judge(
         AbstentionLimit: the judge fails too often.
         SamplerError: an answer could not be sampled, or was not requested.
     """
+    sampler, runner = stages.sampler, stages.judge_runner
     engine, place = divmod(rank(), sampler.ranks_per_engine)
     # Ranks that share an engine would have to agree on the order of follow-ups, so they get none.
     if sampler.ranks_per_engine > 1 or type(sampler).stream is Sampler.stream:
@@ -109,7 +107,7 @@ def sample_and_judge(
         if place > 0:  # helps compute the answers; the engine's first rank judges them
             deque(sampler.stream(share, nothing_more), maxlen=0)
             return Answers()
-        part = _Round(runner, player, groups, share, clock, follow_up)
+        part = _Round(runner, stages.player, groups, share, clock, follow_up)
         part.sample(sampler, phase)
         return part.answers()
 
@@ -171,7 +169,7 @@ class _Round:
         self._asked = {(request.group_id, request.parent_id) for request in requests}
         self._unsampled = sum(request.n for request in requests)
         self._missing: dict[Place, SampleRequest] = {}
-        """The requests of answers that are not finished."""
+        """The requests of answers that have not begun."""
         self._expect(requests)
         self._unjudged = Counter({request.group_id: 0 for request in requests})
         for request in requests:

@@ -72,7 +72,7 @@ def _validated(
         attempt_request(group, attempts, sampling, derive_seed(seed, group.task.id, "heldout"))
         for group in groups
     ]
-    sample = partial(sample_and_judge, stages.sampler, stages.judge_runner, stages.player)
+    sample = partial(sample_and_judge, stages)
     judged = sample(groups, requests, clock, "validate").judged
     task_of = {group.id: group.task for group in groups}
     plain = [Trajectory(task=task_of[attempt.rollout.group_id], answers=(attempt,)) for attempt in judged]
@@ -81,7 +81,7 @@ def _validated(
     return HeldOut(
         trajectories=tuple(revised),
         dropped=dropped,
-        episodes=stages.environment_runner.environment.replies,
+        episodes=stages.environment.replies,
     )
 
 

@@ -210,7 +210,7 @@ def _plan(
         world_size=trainer.world_size,
         shards=strategy.shard_count(trainer.world_size) if isinstance(strategy, FSDPStrategy) else 1,
     )
-    plays = module.stages.environment_runner.environment.replies
+    plays = module.stages.environment.replies
     budget = updater.micro_batch_tokens
     if budget == "auto":
         budget = CPU_TOKENS if on_cpu else MIN_TOKENS

@@ -24,6 +24,7 @@ from world import Lesson, Teacher, make_catalog, texts
 ASSETS = Path(__file__).parents[2] / "herl" / "assets"
 CATALOG_SEED, LESSON_SEED = 5, 13
 CHAT_TEMPLATE = (
+    '{# A call: <tool_call>{"name": "lookup", "arguments": {...}}</tool_call> #}'
     "{% if tools %}<|im_start|>system\nTools: {% for tool in tools %}{{ tool.function.name }}"
     "({{ tool.function.parameters.properties | join(', ') }}){% if not loop.last %}, {% endif %}{% endfor %}"
     "<|im_end|>\n"

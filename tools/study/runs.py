@@ -49,11 +49,11 @@ class Job:
             SystemExit: names the settings of both.
         """
         path, began = self.folder / "overrides.json", self.done or (self.folder / "checkpoints").is_dir()
-        before = [renamed(one) for one in json.loads(path.read_text())] if path.is_file() else self.overrides
+        before = [renamed(one) for one in json.loads(path.read_text())] if path.is_file() else None
         if began and before != [renamed(one) for one in self.overrides]:
             raise SystemExit(
-                f"{self.folder}: expected a run with {self.overrides}, got one with {before}; "
-                "remove it, or choose another out="
+                f"{self.folder}: expected a run with {self.overrides}, got one with "
+                f"{before or 'unknown settings'}; remove it, or choose another out="
             )
 
     def run(self, threads: int) -> float:

@@ -9,15 +9,12 @@ import pytest
 from herl.advantages import group_advantages
 from herl.clock import PhaseClock
 from herl.distributed import gather, world_size
-from herl.environment.runner import EnvironmentRunner
 from herl.errors import BudgetSpent, SamplerError
 from herl.hindsight.candidates import all_imperfect, bottom_k, top_k
 from herl.hindsight.revision import RevisionBuilder
 from herl.judge import JudgeRunner
-from herl.models.chat_template import Today
 from herl.models.pretrained import PretrainedModel
 from herl.rollout.collect import collect
-from herl.rollout.episodes import Player
 from herl.rollout.stages import RolloutPlan, Stages
 from herl.rollout.streaming import sample_and_judge
 from herl.sampler import StreamingSampler
@@ -27,7 +24,6 @@ from herl.testing import FakeJudge, make_task
 from herl.types import Group, SampleRequest, Sampling
 from tests.support.ranks import run_on_ranks
 
-ONE_TURN = Player(EnvironmentRunner(), None, Today())
 NAMES = ("otter", "fox", "lion")
 ATTEMPTS = {
     "otter": ["fish", "river", "none"],
@@ -90,18 +86,21 @@ def run(tokenizer, sampler, judge, work):
         return work(runner)
 
 
+def stages_of(tokenizer, sampler, runner, candidates=top_k):
+    return Stages(
+        tokenizer=tokenizer,
+        sampler=sampler,
+        judge_runner=runner,
+        plan=RolloutPlan(attempts_per_prompt=3, revisions_per_candidate=2),
+        selection=form_group,
+        advantages=group_advantages,
+        hindsight=RevisionBuilder(candidates),
+    )
+
+
 def collected(tokenizer, sampler, judge, candidates=top_k):
     def work(runner):
-        stages = Stages(
-            tokenizer=tokenizer,
-            sampler=sampler,
-            judge_runner=runner,
-            plan=RolloutPlan(attempts_per_prompt=3, revisions_per_candidate=2),
-            selection=form_group,
-            advantages=group_advantages,
-            hindsight=RevisionBuilder(candidates),
-        )
-        return collect(TASKS, stages, (0, 0, 0))
+        return collect(TASKS, stages_of(tokenizer, sampler, runner, candidates), (0, 0, 0))
 
     return run(tokenizer, sampler, judge, work)
 
@@ -201,7 +200,7 @@ def test_answers_come_back_in_order_whatever_finished_first(tokenizer):
         tokenizer,
         sampler,
         FakeSlowJudge(),
-        lambda runner: sample_and_judge(sampler, runner, ONE_TURN, groups, requests, clock),
+        lambda runner: sample_and_judge(stages_of(tokenizer, sampler, runner), groups, requests, clock),
     )
     places = [(one.rollout.group_id, one.rollout.index) for one in found.judged]
     assert places == [(f"g:{name}", index) for name in NAMES for index in range(12)]
@@ -239,7 +238,9 @@ def test_a_sampler_that_does_not_know_parts_of_requests_is_an_error(tokenizer):
             tokenizer,
             sampler,
             FakeJudge(),
-            lambda runner: sample_and_judge(sampler, runner, ONE_TURN, groups, [request], PhaseClock()),
+            lambda runner: sample_and_judge(
+                stages_of(tokenizer, sampler, runner), groups, [request], PhaseClock()
+            ),
         )
 
 
