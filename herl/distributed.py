@@ -3,8 +3,8 @@
 Answers are divided among the ranks for sampling and judging. The answers are gathered, so that afterwards
 every rank knows the whole batch and computes the same groups, advantages and metrics.
 
-All exchanges go through `gather`, so a rank that fails can tell the others, whatever they wait for: it sends
-its error in place of the next value (`together`).
+All exchanges of values in a draw or a validation go through `gather`, so a rank that fails there can tell the
+others, whatever they wait for: it sends its error in place of the next value (`together`).
 """
 
 from __future__ import annotations

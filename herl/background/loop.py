@@ -10,10 +10,19 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+ANYTHING = (Exception, SystemExit, KeyboardInterrupt, asyncio.CancelledError)
+"""What users' code may raise, in libraries for command lines too."""
+
+
+def is_stopped(error: BaseException) -> bool:
+    """Whether an error is the cancelling of the present task itself, and not something that its code met."""
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
 
 
 class LoopThread:
-    """A running event loop.
+    """A running event loop. A `sys.exit` in a coroutine does not end it: it is raised where the result is
+    awaited, as any error is.
 
     Args:
         name: Name of the thread.
@@ -21,8 +30,15 @@ class LoopThread:
 
     def __init__(self, name: str) -> None:
         self.loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self.loop.run_forever, name=name, daemon=True)
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
+
+    def _work(self) -> None:
+        while True:
+            try:
+                return self.loop.run_forever()
+            except (SystemExit, KeyboardInterrupt):  # asyncio raises these here, too
+                pass
 
     def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         """Starts a coroutine and returns its future."""

@@ -154,9 +154,7 @@ class Worker:
         with self._opening:
             if self._loop is None:
                 self._loop, self._owner = asyncio.new_event_loop(), os.getpid()
-                self._thread = threading.Thread(
-                    target=self._loop.run_forever, name="judge worker", daemon=True
-                )
+                self._thread = threading.Thread(target=self._loop.run_forever, name="worker", daemon=True)
                 self._thread.start()
                 atexit.register(self.close)
             return self._loop

@@ -24,7 +24,7 @@ from herl.types import Task
 
 
 class HeldoutSource(BaseModel):
-    """One of several files of prompts. What is None is as for the other sources."""
+    """One of several files of prompts. Settings that are None are those of the whole split."""
 
     model_config = ConfigDict(extra="forbid")
 

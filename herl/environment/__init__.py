@@ -3,8 +3,13 @@
     start(task) -> messages, tools        the conversation begins
     answer -> step(conversation, answer) -> reply -> answer -> step(...) -> None        it is over
 
-`Environment` is the interface. `NoEnvironment` never replies, so that an answer is one turn; `tools.py` calls
-the tools that an answer asks for. `herl.rollout.episodes` plays the episodes, and turns replies into tokens
+`Environment` is the interface. `NoEnvironment` never replies, so that an answer is one turn.
+
+runner.py    runs an environment for many episodes at once
+tools.py     calls the tools that an answer asks for: calls.py reads the calls, tool.py is one tool
+catalog.py   the tool of the worked example
+
+`herl.rollout.episodes` plays the episodes, and turns replies into tokens
 that the policy reads and is never trained on.
 """
 

@@ -7,17 +7,18 @@
     xml      <tool_call><function=lookup><parameter=key>otter</parameter></function></tool_call>   Qwen-Coder
     response_template    as the tokenizer's own response template says
 
-The last two are read by transformers. Several calls may follow each other. What only looks like a call is one
-without a name and with a `problem`, which the policy reads.
+The last two are read by transformers. Several calls may follow each other. One that cannot be read has no
+name, and a `problem` that the policy reads.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from herl.prompt_text import valid
 
@@ -44,6 +45,8 @@ _HERMES = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
 _NAMED = re.compile(r"\s*([\w.-]+)(?:\[CALL_ID\]([\w-]*))?(?:\[ARGS\])?\s*(?=\{)")
 _LOOKS_LIKE_A_CALL = re.compile(r'"name"\s*:')
 _MARK = "[TOOL_CALLS]"
+_DEFUSED = re.compile("([<\\[])\u2060")
+"""A tag as a policy copies it from a draft, where it is defused (`herl.prompt_text.defuse`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +82,7 @@ def read_calls(
     >>> call.name, call.arguments
     ('f', {'x': 1})
     """
+    text, raw = _DEFUSED.sub(r"\1", text), _DEFUSED.sub(r"\1", raw)
     if style == "hermes":
         source = text if "<tool_call>" in text else raw  # it is a special token of some tokenizers
         return [_read(one[1]) for one in _HERMES.finditer(source)]
@@ -162,13 +166,13 @@ def _call(found: Any) -> Call:
     if arguments is None:
         arguments = {}
     if not isinstance(arguments, dict):
-        return Call(problem="its arguments are no object")
+        return Call(problem="its arguments are not a JSON object")
     given = found.get("id")
     return Call(name=name, arguments=arguments, id=given if isinstance(given, str) else "")
 
 
 class _UnreadableError(Exception):
-    """It is no JSON."""
+    """A text is not JSON."""
 
 
 def _loads(text: str) -> Any:
@@ -196,8 +200,13 @@ def _sound(found: Any) -> Any:
     return json.loads(valid(json.dumps(found, ensure_ascii=False)))
 
 
-def _no_number(word: str) -> Any:
+def _no_number(word: str) -> NoReturn:
     raise ValueError(f"{word} is no number of JSON")
 
 
-_DECODER = json.JSONDecoder(parse_constant=_no_number)
+def _finite(digits: str) -> float:
+    found = float(digits)
+    return found if math.isfinite(found) else _no_number(digits)
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_number, parse_float=_finite)

@@ -14,7 +14,7 @@ from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import Any
 
-from herl.background.loop import LoopThread
+from herl.background.loop import ANYTHING, LoopThread, is_stopped
 from herl.environment import Conversation, Environment, NoEnvironment, Reply
 from herl.errors import ConfigError
 from herl.prompt_text import valid
@@ -23,8 +23,6 @@ from herl.types import FinishReason, ToolCall
 logger = logging.getLogger(__name__)
 
 
-ANYTHING = (Exception, SystemExit, KeyboardInterrupt, asyncio.CancelledError)
-"""What users' code may raise, in libraries for command lines too; none of it may end the thread."""
 END_SECONDS = 10.0
 """Limit on what episodes may take to end when the run does."""
 
@@ -111,7 +109,7 @@ class EnvironmentRunner:
         except ConfigError:
             raise
         except ANYTHING as error:
-            if _is_stopped(error):
+            if is_stopped(error):
                 raise
             late = isinstance(error, TimeoutError) and time.monotonic() - started >= left
             reply, ended = None, "seconds" if late else "failed"
@@ -123,7 +121,7 @@ class EnvironmentRunner:
         try:
             await self.environment.end(conversation)
         except ANYTHING as error:  # the answer is there; what it held is the environment's own matter
-            if _is_stopped(error):
+            if is_stopped(error):
                 raise
             self.warn("end", conversation, error)
 
@@ -137,10 +135,11 @@ class EnvironmentRunner:
                 f"expected a reply of messages of the roles {', '.join(self.environment.roles)} "
                 f"(Environment.roles), got {', '.join(roles) or 'none'}"
             )
-        if wrong := [one for one in reply.messages if not isinstance(one.get("content"), str)]:
-            raise TypeError(f"expected messages with a text as content, got {wrong[0]!r}")
+        for message in reply.messages:
+            if "content" not in message or not all(isinstance(text, str) for text in message.values()):
+                raise TypeError(f"expected messages of texts, with a content, got {dict(message)!r}")
         messages = [
-            {key: valid(text) if isinstance(text, str) else text for key, text in message.items()}
+            {key: valid(text) for key, text in message.items()}
             for message in _plain([dict(message) for message in reply.messages])
         ]
         calls = [
@@ -179,9 +178,3 @@ def _plain(value: Any) -> Any:
             "expected a reply of texts, numbers, lists and objects as in JSON, which records and checkpoints "
             f"can hold: {error}"
         ) from error
-
-
-def _is_stopped(error: BaseException) -> bool:
-    """Whether the runner cancels the task, and not some code that its environment shares with others."""
-    task = asyncio.current_task()
-    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from functools import cached_property, partial, wraps
 from typing import Any
 
-from herl.background.loop import in_thread
+from herl.background.loop import ANYTHING, in_thread, is_stopped
 from herl.background.worker import RaisedError, raised, shared
 from herl.errors import ConfigError, JudgeError
 from herl.prompt_text import valid
@@ -195,7 +195,9 @@ class Tool:
                     return await self.function(**named)
                 result = await in_thread(lambda: self.function(**named), "environment.tools")
                 return await result if inspect.isawaitable(result) else result
-        except Exception as error:  # a user's function may raise anything
+        except ANYTHING as error:
+            if is_stopped(error):
+                raise
             if limit.expired():
                 raise JudgeError("late", "timeout") from error
             raise raised(self.function, error) from error

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -71,7 +72,7 @@ class ToolEnvironment(Environment):
         timeout_seconds: Longest time of a call. None for no limit, with all calls in this process.
         max_reply_characters: A longer reply is cut, with a note of how much is missing.
         format: How the policy writes calls (`herl.environment.calls`); `auto` for the way of its chat
-            template, and `hermes` if that does not say.
+            template, and `hermes` if that shows no tools.
         show: What shows the tools to the policy: its chat `template`, or a `prompt` in the system message;
             `auto` for the template, if that shows tools.
         max_turns: As all environments.
@@ -195,7 +196,8 @@ class ToolEnvironment(Environment):
         for place, call in enumerate(written):
             text, error = await self._outcome(call, conversation)
             calls.append(ToolCall(name=call.name, arguments=call.arguments, error=error))
-            number = call.id or f"{conversation.turn:04d}{place:05d}"
+            given = re.fullmatch(r"[A-Za-z0-9]{9}", call.id)  # templates refuse others
+            number = call.id if given else f"{conversation.turn:04d}{place:05d}"
             told.append((call.name if call.name in self._tools else "", text, number))
         if self.roles == ("tool",):
             return Reply([self._message(*one) for one in told], calls)

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 
+from herl.background.loop import ANYTHING, is_stopped
 from herl.errors import ConfigError, DataError, JudgeError, JudgeStop
 from herl.judge.aggregation import weighted
 from herl.judge.base import Aggregation, Judge, require_rubric, visible
@@ -123,7 +124,9 @@ class JudgeGroup(Judge, ABC):
                 )
         except (JudgeStop, ConfigError):
             raise
-        except Exception as error:  # a plug-in may raise anything; its criteria abstain and are counted
+        except ANYTHING as error:  # its criteria abstain and are counted
+            if is_stopped(error):
+                raise
             usage[f"abstained_{error.cause if isinstance(error, JudgeError) else 'other'}"] += len(criteria)
             reason = f"judge '{name}': {error}"
             return {c.id: Verdict(criterion_id=c.id, met=None, reason=reason) for c in criteria}

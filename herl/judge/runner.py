@@ -24,7 +24,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
-from herl.background.loop import LoopThread
+from herl.background.loop import ANYTHING, LoopThread, is_stopped
 from herl.errors import ConfigError, JudgeError, JudgeStop
 from herl.judge.abstention import AbstentionWindow
 from herl.judge.base import Judge, usable
@@ -171,7 +171,9 @@ class JudgeRunner:
                 judgement = usable(task, found, needs_verdicts=self.needs_verdicts)
             except (JudgeStop, ConfigError):
                 raise
-            except (Exception, SystemExit) as error:  # a plug-in may raise anything; the answer abstains
+            except ANYTHING as error:  # the answer abstains and is counted
+                if is_stopped(error):
+                    raise
                 judgement = _abstained(task, rollout, error)
             seconds = time.perf_counter() - started
         return Judged(rollout=rollout, judgement=_with_usage(judgement, seconds, self._max_cannot_tell))
@@ -190,19 +192,21 @@ class JudgeRunner:
                     raise JudgeError(f"expected {len(shown)} judgements, got {len(found)}", "wrong_count")
             except (JudgeStop, ConfigError):
                 raise
-            except (Exception, SystemExit) as error:  # a plug-in may raise anything; the answers abstain
+            except ANYTHING as error:  # the answers abstain and are counted
+                if is_stopped(error):
+                    raise
                 found = [error for _ in shown]
             seconds = time.perf_counter() - started
         of_shown = iter(found)
         judged = []
         for rollout, one in zip(rollouts, seen, strict=True):
-            judgement = next(of_shown) if _can_be_read(one) else self._unanswered(task, one)
             try:
                 _check_finished(one)
+                judgement = next(of_shown) if one.has_answer else self._unanswered(task, one)
                 if isinstance(judgement, BaseException):
                     raise judgement
                 judgement = usable(task, judgement, needs_verdicts=self.needs_verdicts)
-            except (Exception, SystemExit) as error:  # of all answers, or of this one alone
+            except ANYTHING as error:  # of all answers, or of this one alone
                 judgement = _abstained(task, rollout, error)
             judgement = _with_usage(judgement, seconds, self._max_cannot_tell)
             judged.append(Judged(rollout=rollout, judgement=judgement))

@@ -25,7 +25,7 @@ def episode_metrics(answers: Sequence[Rollout]) -> dict[str, float]:
     if not answers:
         return {}
     turns = [turn for answer in answers for turn in answer.turns]
-    calls = [call for turn in turns for call in turn.calls]
+    calls = [call for answer in answers for call in answer.calls]
     found = {
         "turns": 1 + len(turns) / len(answers),
         "calls": len(calls) / len(answers),

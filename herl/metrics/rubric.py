@@ -85,7 +85,7 @@ class RubricMetrics:
             if judged.rollout.thinking_tokens:
                 lists[f"{self.family}/thinking_tokens"].append(judged.rollout.thinking_tokens)
                 lists[f"{self.family}/no_answer"].append(not judged.rollout.has_answer)
-            lists[f"{self.family}/truncated"].append(judged.rollout.cut_off)
+            lists[f"{self.family}/truncated"].append(judged.rollout.finish_reason == "length")
             for verdict in judged.judgement.verdicts:
                 lists[f"{self.family}/abstained"].append(verdict.met is None)
             good = fulfilled(task, judged)

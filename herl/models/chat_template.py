@@ -126,15 +126,17 @@ def render_revision(
     Raises:
         DataError: the template refuses it; names the task.
     """
-    tokens = control_tokens(tokenizer)
-    guarded = [
-        message if message in task.messages else {**message, "content": defuse(message["content"], tokens)}
-        for message in messages
-    ]
+    guarded = [message if message in task.messages else defused(tokenizer, message) for message in messages]
     try:
         return render(tokenizer, guarded, today, task.tools)
     except DataError as error:
         raise DataError(f"the revision prompt of '{task.id}': {error}") from error.__cause__
+
+
+def defused(tokenizer: PreTrainedTokenizerBase, message: Message) -> Message:
+    """Returns a message in which no text holds a control token (`herl.prompt_text.defuse`)."""
+    tokens = control_tokens(tokenizer)
+    return {key: defuse(text, tokens) for key, text in message.items()}
 
 
 def set_template_variables(tokenizer: PreTrainedTokenizerBase, values: Mapping[str, Any]) -> None:

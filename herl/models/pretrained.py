@@ -176,7 +176,7 @@ class PretrainedModel:
             config: PreTrainedConfig = AutoConfig.from_pretrained(self.source())
         except (OSError, ValueError) as error:
             raise ConfigError(f"model.path: cannot load '{self.path}': {error}") from error
-        quantized.check_whole(config, self.path, self.quantization)
+        quantized.check_not_quantized(config, self.path, self.quantization)
         return config
 
     def _prepared(self, model: PreTrainedModel) -> PreTrainedModel:

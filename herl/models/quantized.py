@@ -38,7 +38,7 @@ BYTES: dict[Quantization, float] = {"4bit": 0.5 + 1 / 64 + 4 / (64 * 256), "8bit
 DTYPES = ("float32", "bfloat16", "float16")
 """Types that bitsandbytes dequantizes to."""
 DEQUANTIZED = ("mxfp4",)
-"""Kinds of quantized checkpoints that transformers can load as whole weights."""
+"""Kinds of quantized checkpoints that transformers dequantizes while it loads them."""
 
 
 def check_quantization(kind: Quantization, dtype: str) -> None:
@@ -58,11 +58,11 @@ def check_quantization(kind: Quantization, dtype: str) -> None:
         )
 
 
-def check_whole(config: PreTrainedConfig, path: str, kind: Quantization | None) -> None:
-    """Checks that a model's checkpoint has whole weights.
+def check_not_quantized(config: PreTrainedConfig, path: str, kind: Quantization | None) -> None:
+    """Checks that a model's checkpoint is not quantized already.
 
     Raises:
-        ConfigError: they are quantized.
+        ConfigError: it is.
     """
     found = getattr(config, "quantization_config", None)
     if found is None:
@@ -89,8 +89,8 @@ def loading_arguments(kind: Quantization, device: torch.device | str) -> dict[st
 
 
 def prepare(model: PreTrainedModel) -> None:
-    """Makes a quantized model's layers multiply with their dequantized weights, and names it a whole model in
-    its configuration, which other models are made from."""
+    """Makes a quantized model's layers multiply with their dequantized weights. Its configuration no longer
+    says that it is quantized, since samplers and exports, which are not, are made from it."""
     for layer in quantized_layers(model).values():
         vars(layer)["forward"] = partial(_forward, layer)
     del model.config.quantization_config
@@ -103,7 +103,7 @@ def quantized_layers(model: torch.nn.Module) -> dict[int, torch.nn.Module]:
 
 
 def is_quantized(weight: torch.Tensor) -> bool:
-    """Whether a parameter holds whole numbers that stand for others."""
+    """Whether a parameter holds integers that encode its numbers."""
     return not weight.is_floating_point()
 
 
@@ -145,7 +145,7 @@ def in_loaded_shape(layer: torch.nn.Module, weight: torch.Tensor) -> torch.Tenso
 
 class _Product(torch.autograd.Function):
     """x W^T for a quantized weight W, dequantized in forward and again in backward, so that autograd does not
-    keep whole weights."""
+    keep the dequantized weight."""
 
     @staticmethod
     def forward(ctx: Any, inputs: torch.Tensor, layer: torch.nn.Module) -> torch.Tensor:
@@ -194,6 +194,6 @@ def outline(model: PreTrainedModel) -> None:
     """Gives the weights of a model on the meta device the types that they will have when it is quantized."""
     head = model.get_output_embeddings()
     for name, layer in cast(torch.nn.Module, model).named_modules():
-        if isinstance(layer, torch.nn.Linear) and layer is not head and ".lora_" not in name:
+        if isinstance(layer, torch.nn.Linear | Conv1D) and layer is not head and ".lora_" not in name:
             whole = torch.empty_like(layer.weight, dtype=torch.int8, requires_grad=False)
             layer.weight = torch.nn.Parameter(whole, requires_grad=False)

@@ -18,8 +18,8 @@ from itertools import pairwise, product
 from typing import TYPE_CHECKING
 
 from herl.errors import ConfigError, DataError
-from herl.models.chat_template import FIXED, render_text
-from herl.prompt_text import control_tokens, defuse
+from herl.models.chat_template import FIXED, defused, render_text
+from herl.prompt_text import control_tokens
 from herl.types import Message, Task
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def render_reply(
         DataError: the template refuses the reply, e.g. its role.
     """
     tokens = control_tokens(tokenizer)
-    guarded = [{key: defuse(text, tokens) for key, text in message.items()} for message in reply]
+    guarded = [defused(tokenizer, message) for message in reply]
     spoken = _absent_from([*task.messages, *guarded, *task.tools])
     text = render_text(tokenizer, [*task.messages, _said(spoken), *guarded], today, task.tools)
     if spoken not in text:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from herl.errors import DataError
 from herl.prompt_text import valid
 from herl.records.lines import numbered_lines, record_files
-from herl.records.turns import recorded_turns
+from herl.records.turns import recorded_last_calls, recorded_turns
 from herl.types import FinishReason, Rollout, Task, Turn
 
 REQUEST = ("request", "prompt")
@@ -67,8 +67,9 @@ def recorded_answers(place: Path, tasks: Iterable[Task]) -> RecordedAnswers:
             id = str(record.get("id", number))
             if id in found:
                 raise DataError(f"{where}: expected a new id, got {id!r} again")
-            turns = recorded_turns(record, where)
-            found[id] = candidates[0], _rollout(id, candidates[0], text, record, turns)
+            turns, calls = recorded_turns(record, where), recorded_last_calls(record, where)
+            rollout = _rollout(id, candidates[0], text, record, turns)
+            found[id] = candidates[0], replace(rollout, last_calls=calls)
     if not found:
         failed = f", of {left_out['failed']} the environment failed" if left_out["failed"] else ""
         raise DataError(

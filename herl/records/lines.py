@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from herl.errors import DataError
 from herl.files import whole
 from herl.prompt_text import valid
-from herl.records.turns import TurnRecord, turn_records
+from herl.records.turns import CallRecord, TurnRecord, call_records, turn_records
 from herl.types import Judged, Task
 
 _TAIL = 1 << 16
@@ -45,6 +45,7 @@ class _Record(_Part):
     text: str
     thinking: str | None = None
     turns: list[TurnRecord] | None = None
+    last_calls: list[CallRecord] | None = None
     has_answer: bool = True
     policy_version: int
     reward: float | None
@@ -59,7 +60,7 @@ def answer_record(task: Task, judged: Judged) -> dict[str, Any]:
 
     Its texts are valid Unicode: Arrow refuses a file with half of a surrogate pair. `text` is the last turn
     of an episode. `turns` has those before it, with the environment's replies (`herl.records.turns`); an
-    answer in one turn has none.
+    answer in one turn has none. `last_calls` are calls whose replies it never read, if there are any.
     """
     rollout, judgement = judged.rollout, judged.judgement
     criteria = {criterion.id: criterion for criterion in task.rubric.criteria}
@@ -70,6 +71,7 @@ def answer_record(task: Task, judged: Judged) -> dict[str, Any]:
         "origin": rollout.origin,
         "request": valid(task.request),
         **({"turns": turn_records(rollout)} if rollout.turns else {}),
+        **({"last_calls": call_records(rollout.last_calls)} if rollout.last_calls else {}),
         "text": valid(rollout.text),
         "thinking": valid(rollout.thinking),
         "has_answer": rollout.has_answer,

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Json, TypeAdapter, ValidationError
 
@@ -18,15 +18,23 @@ from herl.prompt_text import valid
 from herl.types import Rollout, ToolCall, Turn
 from herl.types.answer import transcribed
 
+T = TypeVar("T")
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(strict=True)
 
 
-class _Call(_Part):
+class CallRecord(_Part):
+    """A call of a tool, in a record."""
+
     name: str
     arguments: Json[dict[str, Any]] = {}
     error: str = ""
+
+    def call(self) -> ToolCall:
+        """Returns the call."""
+        return ToolCall(name=self.name, arguments=self.arguments, error=self.error)
 
 
 class _Message(BaseModel):
@@ -42,7 +50,7 @@ class TurnRecord(_Part):
 
     text: str
     thinking: str | None = None
-    calls: list[_Call] = []
+    calls: list[CallRecord] = []
     reply: list[_Message] = []
 
     def turn(self) -> Turn:
@@ -52,9 +60,7 @@ class TurnRecord(_Part):
             end=0,
             reply=tuple(one.model_dump(exclude_none=True) for one in self.reply),
             reply_ids=(),
-            calls=tuple(
-                ToolCall(name=one.name, arguments=one.arguments, error=one.error) for one in self.calls
-            ),
+            calls=tuple(one.call() for one in self.calls),
             thinking=self.thinking or "",
         )
 
@@ -65,7 +71,7 @@ _ENDS = {
     "seconds": "cut off at the limit on seconds",
     "failed": "the environment failed",
 }
-_TURNS = TypeAdapter(list[TurnRecord])
+_TURNS, _CALLS = TypeAdapter(list[TurnRecord]), TypeAdapter(list[CallRecord])
 
 
 def turn_records(rollout: Rollout) -> list[dict[str, Any]]:
@@ -80,14 +86,7 @@ def turn_records(rollout: Rollout) -> list[dict[str, Any]]:
             "thinking": valid(turn.thinking),
             "tokens": len(part),
             "thinking_tokens": turn.thinking_tokens,
-            "calls": [
-                {
-                    "name": valid(one.name),
-                    "arguments": valid(json.dumps(one.arguments, ensure_ascii=False)),
-                    "error": one.error,
-                }
-                for one in turn.calls
-            ],
+            "calls": call_records(turn.calls),
             "reply": [
                 {key: valid(said) if isinstance(said, str) else said for key, said in one.items()}
                 for one in turn.reply
@@ -95,6 +94,18 @@ def turn_records(rollout: Rollout) -> list[dict[str, Any]]:
             "reply_tokens": len(turn.reply_ids),
         }
         for turn, (part, _) in zip(rollout.turns, rollout.parts, strict=False)
+    ]
+
+
+def call_records(calls: Sequence[ToolCall]) -> list[dict[str, str]]:
+    """Returns calls as JSON objects; see `turn_records`."""
+    return [
+        {
+            "name": valid(one.name),
+            "arguments": valid(json.dumps(one.arguments, ensure_ascii=False)),
+            "error": one.error,
+        }
+        for one in calls
     ]
 
 
@@ -108,12 +119,23 @@ def recorded_turns(record: Mapping[str, Any], place: str = "a record") -> tuple[
     Raises:
         DataError: a field is missing or has another type; names the place and the field.
     """
+    return tuple(one.turn() for one in _checked(_TURNS, "turns", record, place))
+
+
+def recorded_last_calls(record: Mapping[str, Any], place: str = "a record") -> tuple[ToolCall, ...]:
+    """Returns the calls of a recorded answer's last turn, as `recorded_turns` does its turns."""
+    return tuple(one.call() for one in _checked(_CALLS, "last_calls", record, place))
+
+
+def _checked(kind: TypeAdapter[list[T]], field: str, record: Mapping[str, Any], place: str) -> list[T]:
     try:
-        return tuple(one.turn() for one in _TURNS.validate_python(record.get("turns") or []))
+        return kind.validate_python(record.get(field) or [])
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        field = ".".join(map(str, ("turns", *first["loc"])))
-        raise DataError(f"{place}: expected turns as a run records them; {field}: {first['msg']}") from error
+        where = ".".join(map(str, (field, *first["loc"])))
+        raise DataError(
+            f"{place}: expected {field} as a run records them; {where}: {first['msg']}"
+        ) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

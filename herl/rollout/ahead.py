@@ -11,7 +11,7 @@ update, so a batch is trained on exactly one batch of updates later; the loss co
 
 Batches are drawn one after another in either case, so judge, hindsight and replay see them in the same order.
 The first batch of a run is drawn before its update. What goes wrong beside an update is raised when the batch
-is needed: the step that went well is recorded first. Such a batch is later drawn from the weights of then.
+is needed: the step that went well is recorded first. A resumed run draws such a batch from its own weights.
 
 A batch that is not trained on leaves no trace: if its draw or its update fails, the components go back to
 their state before it, which is what a checkpoint that is saved then holds.
@@ -156,7 +156,8 @@ class Collector:
                 yield
             self._ahead = None
             return
-        tasks, key = self._following(key)
+        with _undone(self._way_back):
+            tasks, key = self._following(key)
         ahead = Ahead(key=key, task_ids=tuple(task.id for task in tasks), result=Future())
         beside = PhaseClock()
         thread = Thread(

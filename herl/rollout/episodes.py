@@ -20,7 +20,7 @@ from herl.errors import DataError
 from herl.models.chat_template import Today
 from herl.models.replies import render_reply
 from herl.seeds import derive_seed
-from herl.types import Message, Rollout, SampleRequest, Task, Turn
+from herl.types import FinishReason, Message, Rollout, SampleRequest, Task, Turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -131,15 +131,15 @@ class Player:
         if step.reply is None:
             return replace(episode, said=replace(said, finish_reason=step.ended)), None
         if len(said.turns) + 1 >= self._limits.max_turns:
-            return replace(episode, said=replace(said, finish_reason="turns")), None
+            return _over(episode, "turns", step.reply), None
         room = self._limits.max_tokens - said.length
         try:
             reply_ids = self._rendered(episode, step.reply, room)
         except DataError as error:
             self._runner.warn("step", episode.conversation, error)
-            return replace(episode, said=replace(said, finish_reason="failed")), None
+            return _over(episode, "failed", step.reply), None
         if reply_ids is None:
-            return replace(episode, said=replace(said, finish_reason="length")), None
+            return _over(episode, "length", step.reply), None
         episode = episode.replied(step.reply, reply_ids, step.seconds)
         return episode, self._request(episode, room - len(reply_ids))
 
@@ -169,3 +169,8 @@ class Player:
             sampling=replace(asked.sampling, max_new_tokens=limit),
             seed=derive_seed(asked.seed, said.index, "turn", len(said.turns)),
         )
+
+
+def _over(episode: Episode, reason: FinishReason, unread: Reply) -> Episode:
+    """Ends an episode that never reads its environment's last reply."""
+    return replace(episode, said=replace(episode.said, finish_reason=reason, last_calls=tuple(unread.calls)))

@@ -149,6 +149,8 @@ class Rollout:
     """False if thinking never ended; `text` is empty then."""
     turns: tuple[Turn, ...] = ()
     """The turns before the last one; empty for an answer in one turn."""
+    last_calls: tuple[ToolCall, ...] = ()
+    """The tools that the last turn called, if the episode ended before it could read their replies."""
 
     @property
     def told(self) -> bool:
@@ -211,7 +213,7 @@ class Rollout:
     @property
     def calls(self) -> tuple[ToolCall, ...]:
         """The tools that were called in all turns, in order."""
-        return tuple(call for turn in self.turns for call in turn.calls)
+        return (*(call for turn in self.turns for call in turn.calls), *self.last_calls)
 
     @classmethod
     def answering(

@@ -17,9 +17,8 @@ import torch
 from herl.errors import DataError, JudgeError, SamplerError
 from herl.judge.llm.chat import Chat, ChatReply, ChatRequest, template_variables
 from herl.judge.llm.parse import first_object
-from herl.models.chat_template import render
+from herl.models.chat_template import defused, render
 from herl.models.weights import named_weights
-from herl.prompt_text import control_tokens, defuse
 from herl.types import Message, Rollout, SampleRequest, Sampling
 
 if TYPE_CHECKING:
@@ -146,10 +145,7 @@ class LocalChat(Chat):
 
     def _sample_request(self, place: int, request: ChatRequest) -> SampleRequest:
         assert self._tokenizer is not None
-        tokens = control_tokens(self._tokenizer)
-        messages = [
-            {**message, "content": defuse(message["content"], tokens)} for message in request.messages
-        ]
+        messages = [defused(self._tokenizer, message) for message in request.messages]
         try:
             ids = render(self._tokenizer, messages)
         except DataError as error:  # a template without system messages (Gemma, Mistral)

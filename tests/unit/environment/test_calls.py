@@ -6,6 +6,7 @@ import time
 import pytest
 
 from herl.environment.calls import read_calls
+from herl.prompt_text import defuse
 
 ADD = [
     {
@@ -128,3 +129,18 @@ def test_a_long_answer_takes_no_time(style):
         read_calls(text, text, style, ADD)
         json.dumps(text)
         assert time.process_time() - started < 5, piece
+
+
+def test_a_tag_that_was_copied_from_a_draft_is_a_tag():
+    call = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
+    for text in (call, defuse(call, {"<tool_call>", "</tool_call>"})):
+        assert [one.name for one in read_calls(text, "", "hermes")] == ["f"]
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "NaN", "Infinity"])
+def test_a_number_that_no_json_holds_is_a_problem(number):
+    [call] = read_calls(
+        f'<tool_call>{{"name": "f", "arguments": {{"x": {number}}}}}</tool_call>', "", "hermes"
+    )
+    assert (call.name, call.arguments) == ("", {})
+    assert "is no number of JSON" in call.problem

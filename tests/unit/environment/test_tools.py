@@ -143,6 +143,7 @@ def test_state_belongs_to_the_episode_and_loses_what_a_failed_call_did(environme
         (call("lookup", animal=3), "arguments", "argument 'animal': 3 is not of type 'string'"),
         (call("lookup", animal="otter", task={}), "arguments", "'task' was unexpected"),
         (call("misbehave", how="raise"), "raised", "misbehave raised RuntimeError: on purpose"),
+        (call("misbehave", how="exit"), "raised", "misbehave raised SystemExit: 3"),
         (call("misbehave", how="object"), "result", "neither text nor JSON"),
         (call("misbehave", how="lambda"), "result", "neither text nor JSON"),
     ],
@@ -398,3 +399,14 @@ def test_null_is_an_argument_where_the_hint_says_so():
     assert said(environment, call("optional", x=None)) == [("got None", "")]
     assert said(environment, call("optional")) == [("got None", "")]
     assert said(environment, call("optional", x="a"))[0][1] == "arguments"
+
+
+def test_no_id_that_the_policy_makes_up_reaches_a_template_that_would_refuse_it(module):
+    environment = ToolEnvironment(module, timeout_seconds=None)
+    for given in ("abc", "a b c d e", "123456789012"):
+        written = {"name": "add", "arguments": {"a": 1}, "id": given}
+        reply = asyncio.run(environment.step(conversation(), f"<tool_call>{json.dumps(written)}</tool_call>"))
+        assert reply.messages[0]["tool_call_id"] == "000000000"
+    written["id"] = "a1B2c3D4e"
+    reply = asyncio.run(environment.step(conversation(), f"<tool_call>{json.dumps(written)}</tool_call>"))
+    assert reply.messages[0]["tool_call_id"] == "a1B2c3D4e"

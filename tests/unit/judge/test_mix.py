@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 
 from herl import ConfigError, Criterion, Rubric
+from herl.judge import JudgeRunner
 from herl.judge.function import FunctionJudge
 from herl.judge.mix import RoutedJudge, WeightedJudges
 from herl.judge.rule import RuleJudge
@@ -64,6 +65,18 @@ def test_a_judge_that_fails_takes_only_its_own_criteria_along():
     assert [verdict.met for verdict in judgement.verdicts] == [True, None, True]
     assert judgement.verdicts[1].reason == "judge 'b': FakeJudge fails on 'fish'"
     assert judgement.usage == {"abstained_other": 1}
+
+
+@pytest.mark.parametrize("error", [SystemExit(2), KeyboardInterrupt()])
+def test_a_judge_that_exits_takes_only_its_own_criteria_along(error):
+    class FakeExits(FakeJudge):
+        async def judge(self, task, rollout):
+            raise error
+
+    judge = RoutedJudge({"a": FakeJudge(), "b": FakeExits()}, {"style": "b"}, "a")
+    with JudgeRunner(judge) as runner:
+        judgement = runner.submit(TASK, make_rollout("fish otter")).result(timeout=20).judgement
+    assert [verdict.met for verdict in judgement.verdicts] == [True, None, True]
 
 
 def test_verdicts_on_criteria_that_were_not_asked_about_are_a_failure():

@@ -320,6 +320,18 @@ def test_a_criterion_may_be_about_calls(changes, met):
     assert of_episode({"kind": "calls_tool", "tool": "lookup"} | changes) is met
 
 
+def test_an_argument_that_is_true_is_not_one():
+    call = ToolCall(name="lookup", arguments={"whole": True, "page": 1})
+    rubric = {"kind": "calls_tool", "tool": "lookup"}
+    for arguments, met in (
+        ({"whole": True}, True),
+        ({"whole": 1}, False),
+        ({"page": True}, False),
+        ({"page": 1.0}, True),
+    ):
+        assert read_check(rubric | {"arguments": arguments}).called([call]) is met
+
+
 def test_an_answer_in_one_turn_called_nothing():
     assert verdict({"kind": "calls_tool", "tool": "lookup"}, "lookup").met is False
 

@@ -11,6 +11,7 @@ from herl.judge.llm.local import LocalChat
 from herl.judge.llm.server import VLLMChat
 from herl.models.chat_template import (
     Today,
+    defused,
     reading_sample,
     render,
     render_prompt,
@@ -175,3 +176,8 @@ def test_a_judges_variables_belong_to_its_name_in_the_cache(tmp_path):
     off = names(chat_template_kwargs={"enable_thinking": False})
     for plain, other, empty in zip(names(), off, names(chat_template_kwargs={}), strict=True):
         assert plain == empty != other
+
+
+def test_no_field_of_a_message_holds_a_control_token(tokenizer):
+    message = defused(tokenizer, {"role": "user", "name": "a<|im_end|>", "content": "b<|im_start|>"})
+    assert message == {"role": "user", "name": "a<\u2060|im_end|>", "content": "b<\u2060|im_start|>"}

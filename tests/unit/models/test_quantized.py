@@ -6,13 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config
 
 from herl.errors import ConfigError
 from herl.models.export import load_checkpoint, save_pretrained
 from herl.models.lora import Lora, adapters_off
 from herl.models.pretrained import PretrainedModel
-from herl.models.quantized import BYTES, dequantized, elements, quantized_layers
+from herl.models.quantized import BYTES, dequantized, elements, outline, quantized_layers
 from herl.models.weights import named_weights, weight_shapes
 from herl.update.card_needs import settings_of
 from tests.support.architectures import ARCHITECTURES, SIZES
@@ -299,6 +299,14 @@ def test_an_outline_tells_the_memory_of_the_loaded_model(kind):
     assert found.trained_share == pytest.approx(adapters / total)
     measures = settings_of(module, policy, None, trains=False)
     assert measures.frozen_bytes == pytest.approx((kept + 4 * adapters) / total)
+
+
+def test_an_outline_knows_all_kinds_of_layers(kind):
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(GPT2Config(n_embd=32, n_head=4, n_layer=1, vocab_size=64))
+    outline(model)
+    packed = [name for name, p in model.named_parameters() if p.dtype is torch.int8]
+    assert len(packed) == 4, "two of attention and two of the MLP"
 
 
 def test_bytes_are_those_of_the_packed_tensors():

@@ -70,6 +70,20 @@ def test_a_judge_that_is_asked_again_gets_the_same_transcript(tmp_path):
     assert seen == [(episode.transcript, "It eats fish.", "turns")]
 
 
+def test_calls_whose_replies_were_never_read_are_judged_again_too(tmp_path):
+    calls = (ToolCall(name="lookup", arguments=ARGUMENTS), ToolCall(name="f", error="raised"))
+    for turns in ((), an_episode().turns):
+        episode = replace(an_episode(finish_reason="turns"), turns=turns, last_calls=calls)
+        write_lines(tmp_path / "answers.jsonl", [record(episode)])
+        [found] = recorded_answers(tmp_path / "answers.jsonl", [TASK]).rollouts
+        assert found.last_calls == calls
+        assert found.calls == episode.calls
+    path = tmp_path / "bad.jsonl"
+    path.write_text(json.dumps(record(make_rollout()) | {"last_calls": [{"arguments": "{}"}]}) + "\n")
+    with pytest.raises(DataError, match=r"bad.jsonl:1: .*last_calls.0.name: "):
+        recorded_answers(path, [TASK])
+
+
 def test_an_answer_whose_environment_failed_is_left_out(tmp_path):
     path = tmp_path / "answers.jsonl"
     failed = record(an_episode(finish_reason="failed"), id="failed")

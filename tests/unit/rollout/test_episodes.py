@@ -136,6 +136,12 @@ def test_limits_end_an_episode_and_say_which(collected, limits, reason):
     assert all(len(one.turns) == limits["max_turns"] - 1 for one in answers if reason == "turns")
 
 
+def test_tools_that_were_called_for_a_reply_that_is_never_read_are_known(collected):
+    for one in rollouts(collected(FakeQuiz(max_turns=2))):
+        assert [call.arguments for call in one.calls] == [{"turn": 0}, {"turn": 1}]
+        assert one.last_calls == one.calls[1:]
+
+
 def test_a_turn_that_is_cut_off_gets_no_reply(collected):
     answers = rollouts(collected(FakeQuiz(), plan={"attempt": Sampling(max_new_tokens=1)}))
     assert {(one.finish_reason, one.turns) for one in answers} == {("length", ())}
@@ -183,6 +189,7 @@ def test_a_reply_comes_in_the_types_that_checkpoints_hold(collected):
         Reply([{"role": "user", "content": "x"}], [ToolCall(name="f", arguments={"x": object()})]),
         Reply([{"role": "system", "content": "x"}]),
         Reply([{"role": "user", "content": 3}]),
+        Reply([{"role": "user", "content": "x", "name": None}]),
     ],
 )
 def test_a_reply_that_is_none_fails_its_episode(collected, reply):

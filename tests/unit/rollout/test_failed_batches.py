@@ -220,6 +220,16 @@ def test_a_batch_whose_update_fails_is_drawn_again_or_kept(tmp_path, ahead, batc
     assert torch.equal(weights(resumed), weights(made))
 
 
+def test_a_batch_ahead_that_cannot_be_read_leaves_no_trace_of_the_one_before(tmp_path):
+    made = module(1)
+    with (
+        mock.patch.object(RubricDataModule, "following", side_effect=OSError("the disk is gone")),
+        pytest.raises(OSError, match="the disk is gone"),
+    ):
+        run(made, tmp_path / "a")
+    assert state_of(made) == state_of(module(1))
+
+
 class Silent(RuleJudge):
     """Abstains in one batch."""
 

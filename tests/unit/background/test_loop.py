@@ -1,0 +1,47 @@
+"""No coroutine ends the loop that runs it."""
+
+import asyncio
+
+import pytest
+
+from herl.background.loop import ANYTHING, LoopThread, is_stopped
+
+
+@pytest.fixture
+def thread():
+    made = LoopThread("test")
+    yield made
+    made.cancel_all()
+    made.end()
+
+
+@pytest.mark.parametrize("error", [SystemExit(2), KeyboardInterrupt(), ValueError("no")])
+def test_what_a_task_raises_reaches_its_caller_and_the_loop_goes_on(thread, error):
+    async def fails():
+        raise error
+
+    async def beside_another():
+        await asyncio.gather(asyncio.sleep(0), fails())
+
+    for work in (fails, beside_another):
+        with pytest.raises(type(error)):
+            thread.submit(work()).result(timeout=20)
+    assert thread.submit(asyncio.sleep(0, "well")).result(timeout=20) == "well"
+
+
+def test_only_the_cancelling_of_the_task_itself_stops_it(thread):
+    async def waits(awaited):
+        try:
+            await awaited
+        except ANYTHING as error:
+            return is_stopped(error)
+
+    async def both():
+        other = asyncio.get_running_loop().create_future()
+        other.cancel()
+        mine = asyncio.create_task(waits(asyncio.sleep(60)))
+        await asyncio.sleep(0)
+        mine.cancel()
+        return await waits(other), await mine
+
+    assert thread.run(both()) == (False, True)
