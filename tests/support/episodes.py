@@ -1,6 +1,7 @@
-"""An environment that asks further questions, and episodes written out one token after the other."""
+"""An environment that asks further questions; an episode that is made up; episodes written out token by token."""
 
 import asyncio
+from dataclasses import replace
 
 import torch
 
@@ -13,12 +14,29 @@ from herl.judge import JudgeRunner
 from herl.rollout.collect import collect
 from herl.rollout.stages import RolloutPlan, Stages
 from herl.selection import form_group
-from herl.testing import FakeJudge, make_task
-from herl.types import Sampling, ToolCall
+from herl.testing import FakeJudge, make_rollout, make_task
+from herl.types import Sampling, ToolCall, Turn
 
+ARGUMENTS = {"name": "otter", "more": {"deep": [1, None, {"x": 0.5}]}}
 TASKS = [make_task(id=name, request=f"Describe the {name}, a mammal.") for name in ("otter", "fox")]
 TALKS = {name: Sampling(max_new_tokens=24, stop=(" ",)) for name in ("attempt", "revision")}
 """Sampling whose turns end at a space."""
+
+
+def an_episode(text="It eats fish.", finish_reason="stop", **changes):
+    """Three turns of 2, 3 and 1 tokens, with replies of 2 and 4."""
+    turns = (
+        Turn(
+            text="Look up otter.", end=2, reply=({"role": "tool", "name": "lookup", "content": "otter: <b>fish</b>"},),
+            reply_ids=(90, 91), calls=(ToolCall(name="lookup", arguments=ARGUMENTS),), thinking="Hm.", thinking_tokens=1,
+        ),
+        Turn(
+            text="Look up.", end=5, reply=({"role": "tool", "content": "what?\x1b[31m"}, {"role": "user", "content": "Go on."}),
+            reply_ids=(92, 93, 94, 95), calls=(ToolCall(name="", error="malformed"), ToolCall(name="lookup", arguments={"name": 3})),
+        ),
+    )  # fmt: skip
+    made = make_rollout(text, token_ids=(4, 5, 6, 7, 8, 9), thinking_tokens=1, turns=turns, **changes)
+    return replace(made, finish_reason=finish_reason)
 
 
 class FakeQuiz(Environment):

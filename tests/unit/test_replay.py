@@ -18,7 +18,7 @@ from herl.selection import form_group
 from herl.testing import FakeJudge, make_judged
 from herl.types import Member
 from herl.update.batch import split_by_group
-from tests.support.made_up_episodes import an_episode
+from tests.support.episodes import an_episode
 from tests.support.training import TASKS, KeepSteps, fit, module_of
 
 

@@ -11,12 +11,12 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import time
+from collections.abc import Callable
 from pathlib import Path
 
-import torch
+from tiny import SPECIAL, chat_tokenizer, make_model, train
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 from world import ORDER, VERBS, Animal, Row, Teacher, load_animals, met, request, task_rows, text_of
 
 from herl.hindsight.revision import RevisionBuilder
@@ -59,78 +59,33 @@ def revision_prompt(asked: str, draft: dict[str, str], rows: list[Row]) -> str:
 
 
 def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=1024, special_tokens=special, initial_alphabet=alphabet)
+    trainer = trainers.BpeTrainer(vocab_size=1024, special_tokens=SPECIAL, initial_alphabet=alphabet)
     tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        chat_template=CHAT_TEMPLATE,
-        clean_up_tokenization_spaces=False,
-        model_max_length=512,
-    )
+    return chat_tokenizer(tokenizer, CHAT_TEMPLATE)
 
 
-def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=96,
-        intermediate_size=256,
-        num_hidden_layers=3,
-        num_attention_heads=3,
-        num_key_value_heads=3,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    torch.manual_seed(LESSON_SEED)
-    return LlamaForCausalLM(config)
+def tokens(tokenizer: PreTrainedTokenizerFast, lesson: Lesson) -> tuple[list[int], list[bool]]:
+    """Returns a lesson's tokens, and which of them are learned."""
+    asked, answer = lesson
+    chat = [{"role": "user", "content": asked}]
+    context = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+    said = [*tokenizer.encode(answer), tokenizer.eos_token_id]
+    return context + said, [False] * len(context) + [True] * len(said)
 
 
-def lesson_loss(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, lessons: list[Lesson]
-) -> torch.Tensor:
-    rows, starts = [], []
-    for asked, answer in lessons:
-        chat = [{"role": "user", "content": asked}]
-        context = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
-        rows.append(context + tokenizer.encode(answer) + [tokenizer.eos_token_id])
-        starts.append(len(context))
-    width = max(map(len, rows))
-    input_ids = torch.full((len(rows), width), tokenizer.pad_token_id)
-    labels = torch.full((len(rows), width), -100)
-    for i, (row, start) in enumerate(zip(rows, starts, strict=True)):
-        input_ids[i, : len(row)] = torch.tensor(row)
-        labels[i, start : len(row)] = torch.tensor(row[start:])
-    hidden = model.model(input_ids=input_ids).last_hidden_state[:, :-1]
-    keep = labels[:, 1:] != -100
-    return torch.nn.functional.cross_entropy(model.lm_head(hidden[keep]), labels[:, 1:][keep])
-
-
-def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, teacher: Teacher, steps: int) -> None:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps, pct_start=0.05)
+def lessons_of(
+    teacher: Teacher, tokenizer: PreTrainedTokenizerFast
+) -> dict[str, Callable[[], list[tuple[list[int], list[bool]]]]]:
+    """Returns what draws the lessons of a step, by kind."""
     rng = random.Random(LESSON_SEED)
-    started = time.monotonic()
-    for step in range(steps):
-        plain = lesson_loss(model, tokenizer, [plain_lesson(teacher, rng) for _ in range(48)])
-        plain.backward()
-        revised = lesson_loss(model, tokenizer, [revision_lesson(teacher, rng) for _ in range(24)])
-        revised.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
-        if step % 50 == 0 or step == steps - 1:
-            seconds = time.monotonic() - started
-            print(f"step {step}  plain {plain:.3f}  revised {revised:.3f}  {seconds:.0f} s", flush=True)
+    return {
+        "plain": lambda: [tokens(tokenizer, plain_lesson(teacher, rng)) for _ in range(48)],
+        "revised": lambda: [tokens(tokenizer, revision_lesson(teacher, rng)) for _ in range(24)],
+    }
 
 
 def write_task(animals: list[Animal]) -> None:
@@ -157,9 +112,9 @@ def main() -> None:
     corpus = [f"{asked}\n{answer}" for asked, answer in (revision_lesson(teacher, rng) for _ in range(4000))]
     tokenizer = make_tokenizer([*corpus, "user assistant system"])
     print("vocabulary", len(tokenizer), *(len(tokenizer.encode(text)) for text in corpus[:4]))
-    model = make_model(tokenizer)
+    model = make_model(tokenizer, LESSON_SEED)
     print("parameters", model.num_parameters())
-    train(model, tokenizer, teacher, arguments.steps)
+    train(model, lessons_of(teacher, tokenizer), steps=arguments.steps, lr=3e-3, report_every=50)
     model.save_pretrained(arguments.out)
     tokenizer.save_pretrained(arguments.out)
 

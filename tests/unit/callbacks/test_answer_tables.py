@@ -12,7 +12,7 @@ from herl.hindsight.revision import RevisionBuilder
 from herl.prompt_text import visible
 from herl.rollout.improve import Trajectory
 from herl.testing import make_judged, make_rollout, make_task
-from tests.support.made_up_episodes import an_episode
+from tests.support.episodes import an_episode
 from tests.support.training import TASKS, module_of
 
 

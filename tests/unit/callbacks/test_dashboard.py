@@ -20,8 +20,8 @@ from herl.prompt_text import visible
 from herl.records.inspect import Query, find
 from herl.testing import make_judged, make_rollout, make_task
 from herl.update.loss.policy import PolicyLoss
+from tests.support.episodes import FakeQuiz, an_episode
 from tests.support.injections import INJECTIONS
-from tests.support.made_up_episodes import FakeQuiz, an_episode
 from tests.support.training import TASKS, fit, module_of
 
 MARKUP = (

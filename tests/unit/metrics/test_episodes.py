@@ -11,7 +11,7 @@ from herl.rollout.collect import Collection
 from herl.rollout.improve import Trajectory
 from herl.rollout.validate import HeldOut
 from herl.testing import make_group, make_judged, make_rollout, make_task
-from tests.support.made_up_episodes import an_episode
+from tests.support.episodes import an_episode
 
 ANSWERS = [
     an_episode(),

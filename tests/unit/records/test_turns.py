@@ -16,7 +16,7 @@ from herl.records.lines import answer_record, checked, write_lines
 from herl.records.turns import episode_facts, recorded_turns, side_by_side
 from herl.testing import FakeJudge, make_judged, make_rollout, make_task
 from herl.types import ToolCall, Turn
-from tests.support.made_up_episodes import ARGUMENTS, an_episode
+from tests.support.episodes import ARGUMENTS, an_episode
 
 TASK = make_task(id="task")
 

@@ -33,7 +33,7 @@ from herl.types.plain import plain, restored
 from herl.update.loss.dpo import PreferenceLoss
 from herl.update.loss.policy import Mismatch, PolicyLoss
 from herl.update.loss.sft import LikelihoodLoss
-from tests.support.made_up_episodes import an_episode
+from tests.support.episodes import an_episode
 from tests.support.training import KeepSteps, fit, module_of, weights
 
 TASKS = animals().train[:6]  # 3 batches an epoch

@@ -11,7 +11,7 @@ from herl.rollout.validate import validate
 from herl.sampler.scripted import ScriptedSampler
 from herl.testing import FakeJudge, make_judged, make_rollout, make_task
 from herl.types import Sampling
-from tests.support.made_up_episodes import FakeQuiz
+from tests.support.episodes import FakeQuiz
 
 TASKS = [make_task({"fish": 3.0, "river": 2.0, "brown": 5.0}, id=name) for name in ("otter", "fox")]
 

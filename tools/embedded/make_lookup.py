@@ -1,11 +1,11 @@
 """Makes the catalog and the chat model `tiny_tools` in herl/assets, from fixed seeds.
 
-    python tools/lookup/make.py [--steps 800]
+    python tools/embedded/make_lookup.py [--steps 800]
 
-The model has the size of tools/embedded's, and another tokenizer. It first learns to copy, from random
-tokens that come twice: without that, lessons alone did not teach it to repeat a name that it had never seen.
-Then it is taught to answer, to call the tool and to follow hindsight (world.py). It takes a quarter of an
-hour on one core. The weights are stored in float16.
+The model has the size of `tiny` (make.py), and another tokenizer. It first learns to copy, from random tokens
+that come twice: without that, lessons alone did not teach it to repeat a name that it had never seen. Then it
+is taught to answer, to call the tool and to follow hindsight (lookup_world.py). It takes a quarter of an hour
+on one core. The weights are stored in float16.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ from __future__ import annotations
 import argparse
 import csv
 import random
-import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
+from lookup_world import Lesson, Teacher, make_catalog, texts
+from tiny import SPECIAL, chat_tokenizer, make_model, train
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-from world import Lesson, Teacher, make_catalog, texts
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 ASSETS = Path(__file__).parents[2] / "herl" / "assets"
 CATALOG_SEED, LESSON_SEED = 5, 13
@@ -43,7 +45,6 @@ SHOWS_TOOLS = 0.9
 
 
 def make_tokenizer(corpus: list[str]) -> PreTrainedTokenizerFast:
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -51,36 +52,11 @@ def make_tokenizer(corpus: list[str]) -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.ByteLevel()
     tags = [AddedToken(tag, special=False, normalized=False) for tag in ("<tool_call>", "</tool_call>")]
     trainer = trainers.BpeTrainer(
-        vocab_size=1022, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+        vocab_size=1022, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
     )
     tokenizer.train_from_iterator(corpus, trainer)
     tokenizer.add_tokens(tags)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        chat_template=CHAT_TEMPLATE,
-        clean_up_tokenization_spaces=False,
-        model_max_length=512,
-    )
-
-
-def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    config = LlamaConfig(
-        vocab_size=1024,
-        hidden_size=96,
-        intermediate_size=256,
-        num_hidden_layers=3,
-        num_attention_heads=3,
-        num_key_value_heads=3,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    torch.manual_seed(LESSON_SEED)
-    return LlamaForCausalLM(config)
+    return chat_tokenizer(tokenizer, CHAT_TEMPLATE)
 
 
 def tokens(tokenizer: PreTrainedTokenizerFast, lesson: Lesson, tools: bool) -> tuple[list[int], list[bool]]:
@@ -102,19 +78,6 @@ def tokens(tokenizer: PreTrainedTokenizerFast, lesson: Lesson, tools: bool) -> t
         learned += [False] * (len(context) - len(ids)) + [place >= lesson.learned] * len(said)
         ids = context + said
     return ids, learned
-
-
-def lesson_loss(model: LlamaForCausalLM, rows: list[tuple[list[int], list[bool]]]) -> torch.Tensor:
-    width = max(len(ids) for ids, _ in rows)
-    input_ids = torch.zeros((len(rows), width), dtype=torch.long)
-    keep = torch.zeros((len(rows), width), dtype=torch.bool)
-    for i, (ids, learned) in enumerate(rows):
-        input_ids[i, : len(ids)] = torch.tensor(ids)
-        keep[i, : len(ids)] = torch.tensor(learned)
-    hidden = model.model(input_ids=input_ids).last_hidden_state[:, :-1]
-    return torch.nn.functional.cross_entropy(
-        model.lm_head(hidden[keep[:, 1:]]), input_ids[:, 1:][keep[:, 1:]]
-    )
 
 
 def learn_to_copy(model: LlamaForCausalLM, steps: int) -> None:
@@ -140,25 +103,16 @@ def learn_to_copy(model: LlamaForCausalLM, steps: int) -> None:
             print(f"copying, step {step}  loss {loss:.3f}", flush=True)
 
 
-def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, teacher: Teacher, steps: int) -> None:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps, pct_start=0.05)
+def lessons_of(
+    teacher: Teacher, tokenizer: PreTrainedTokenizerFast
+) -> dict[str, Callable[[], list[tuple[list[int], list[bool]]]]]:
+    """Returns what draws the lessons of a step, by kind."""
     rng = random.Random(LESSON_SEED)
-    started = time.monotonic()
-    for step in range(steps):
-        losses = []
-        for lesson, number in ((teacher.plain, 32), (teacher.told, 32)):
-            rows = [tokens(tokenizer, lesson(rng), rng.random() < SHOWS_TOOLS) for _ in range(number)]
-            losses.append(lesson_loss(model, rows))
-            losses[-1].backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
-        if step % 25 == 0 or step == steps - 1:
-            plain, told = losses
-            seconds = time.monotonic() - started
-            print(f"step {step}  plain {plain:.3f}  told {told:.3f}  {seconds:.0f} s", flush=True)
+
+    def drawn(lesson: Callable[[random.Random], Lesson]) -> list[tuple[list[int], list[bool]]]:
+        return [tokens(tokenizer, lesson(rng), rng.random() < SHOWS_TOOLS) for _ in range(32)]
+
+    return {"plain": partial(drawn, teacher.plain), "told": partial(drawn, teacher.told)}
 
 
 def write_catalog(rows: list[dict[str, str]]) -> None:
@@ -184,13 +138,13 @@ def main() -> None:
     tokenizer = make_tokenizer(
         [*texts(lessons), "user assistant system tool", "Tools: lookup(name, attribute)"]
     )
-    model = make_model(tokenizer)
+    model = make_model(tokenizer, LESSON_SEED)
     for lesson in lessons[:4]:
         ids, learned = tokens(tokenizer, lesson, True)
         print(len(ids), sum(learned), tokenizer.decode(ids), sep="\n")
     print("vocabulary", len(tokenizer), "parameters", model.num_parameters(), flush=True)
     learn_to_copy(model, arguments.copying_steps)
-    train(model, tokenizer, teacher, arguments.steps)
+    train(model, lessons_of(teacher, tokenizer), steps=arguments.steps, lr=2e-3, report_every=25)
     model.to(torch.float16).save_pretrained(arguments.out)
     tokenizer.save_pretrained(arguments.out)
 
