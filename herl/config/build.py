@@ -173,6 +173,8 @@ def make(node: DictConfig, **arguments: Any) -> Any:
     except InstantiationException as error:
         if isinstance(error.__cause__, HerlError):
             raise error.__cause__ from error
+        if "abstract class" in str(error.__cause__):  # of a user's component, which lacks a method
+            raise ConfigError(f"{node._get_full_key(None)}: {error.__cause__}") from error
         refused = isinstance(
             error.__cause__, MisconfigurationException | ModuleNotFoundError | TypeError | ValueError
         )

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from herl.errors import ConfigError, DataError, check_above, check_at_least
+from herl.prompt_text import visible
 from herl.types import Message, Task, ToolCall
 
 if TYPE_CHECKING:
@@ -177,10 +178,34 @@ def opened(environment: Environment, task: Task) -> Task:
             else f"{type(environment).__name__}.start raised {type(error).__name__}: "
         )
         raise DataError(f"task '{task.id}': {kind}{error}") from error
+    problem = _problem(opening)
+    if problem:
+        raise DataError(f"task '{task.id}': expected {type(environment).__name__}.start to {problem}")
     messages = tuple(dict(message) for message in opening.messages)
-    if not messages or messages[-1]["role"] != "user":
-        raise DataError(
-            f"task '{task.id}': expected messages from {type(environment).__name__}.start that end with one "
-            f"of the user, got the roles {', '.join(message['role'] for message in messages) or 'of none'}"
-        )
     return replace(task, messages=messages, tools=tuple(opening.tools))
+
+
+def _problem(opening: object) -> str:
+    """What a start should have done; "" if it did."""
+    if not isinstance(opening, Opening):
+        return f"return an Opening, got {type(opening).__name__}"
+    if wrong := first_bad_message(opening.messages):
+        return f"return messages with a role and a content, as texts, got {wrong}"
+    roles = [message["role"] for message in opening.messages]
+    if roles[-1:] != ["user"]:
+        return f"return messages that end with one of the user, got the roles {', '.join(roles) or 'of none'}"
+    return ""
+
+
+def first_bad_message(messages: object) -> str:
+    """Returns the first of some messages that is no message, as it can be shown; "" if all are messages."""
+    if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence):
+        return visible(repr(messages), 200)
+    for one in messages:
+        if (
+            not isinstance(one, Mapping)
+            or not {"role", "content"} <= one.keys()
+            or not all(isinstance(text, str) for text in one.values())
+        ):
+            return visible(repr(one), 200)
+    return ""

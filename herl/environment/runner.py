@@ -7,6 +7,7 @@ a `ConfigError`.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import logging
 import time
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from herl.background.loop import ANYTHING, LoopThread, is_stopped
-from herl.environment import Conversation, Environment, NoEnvironment, Reply
+from herl.environment import Conversation, Environment, NoEnvironment, Reply, first_bad_message
 from herl.errors import ConfigError
 from herl.prompt_text import valid
 from herl.types import FinishReason, ToolCall
@@ -37,6 +38,10 @@ class Step:
     """How, if it is: `stop`, `seconds` or `failed`."""
     seconds: float
     """Seconds that the environment took."""
+
+
+class WrongReplyError(Exception):
+    """A step returned something that is no reply; the message says what was expected."""
 
 
 class EnvironmentRunner:
@@ -103,7 +108,7 @@ class EnvironmentRunner:
         reply = None
         try:
             async with asyncio.timeout(left):
-                reply = self._checked(await self.environment.step(conversation, answer))
+                reply = self._checked(await _started(self.environment.step(conversation, answer)))
             if time.monotonic() - started > left:  # a step that never waits cannot be stopped
                 reply, ended = None, "seconds"
         except ConfigError:
@@ -129,15 +134,16 @@ class EnvironmentRunner:
         """A reply in the types of JSON, which records and checkpoints can hold."""
         if reply is None:
             return None
+        if not isinstance(reply, Reply):
+            raise WrongReplyError(f"a Reply or None, got {type(reply).__name__}")
+        if wrong := first_bad_message(reply.messages):
+            raise WrongReplyError(f"messages with a role and a content, as texts, got {wrong}")
         roles = [message["role"] for message in reply.messages]
         if not roles or set(roles) - set(self.environment.roles):
-            raise TypeError(
-                f"expected a reply of messages of the roles {', '.join(self.environment.roles)} "
-                f"(Environment.roles), got {', '.join(roles) or 'none'}"
+            raise WrongReplyError(
+                f"messages of the roles {', '.join(self.environment.roles)} (Environment.roles), got "
+                f"{', '.join(roles) or 'none'}"
             )
-        for message in reply.messages:
-            if "content" not in message or not all(isinstance(text, str) for text in message.values()):
-                raise TypeError(f"expected messages of texts, with a content, got {dict(message)!r}")
         messages = [
             {key: valid(text) for key, text in message.items()}
             for message in _plain([dict(message) for message in reply.messages])
@@ -153,12 +159,15 @@ class EnvironmentRunner:
         kind = f"{method} {type(error).__name__}"
         if kind not in self._warned:
             self._warned.add(kind)
+            what = "was expected to return" if isinstance(error, WrongReplyError) else "raised"
+            kind = "" if isinstance(error, WrongReplyError) else f" {type(error).__name__}:"
             logger.warning(
-                "%s.%s raised %s: %s (task '%s', turn %d). An episode that fails cannot be judged; see "
+                "%s.%s %s%s %s (task '%s', turn %d). An episode that fails cannot be judged; see "
                 "episodes/failed for how many there are",
                 type(self.environment).__name__,
                 method,
-                type(error).__name__,
+                what,
+                kind,
                 error,
                 conversation.task.id,
                 conversation.turn,
@@ -169,12 +178,22 @@ def _plain(value: Any) -> Any:
     """A value in the types of JSON.
 
     Raises:
-        TypeError: it holds something else.
+        WrongReplyError: it holds something else.
     """
     try:
         return json.loads(json.dumps(value))
     except (TypeError, ValueError, RecursionError) as error:
-        raise TypeError(
-            "expected a reply of texts, numbers, lists and objects as in JSON, which records and checkpoints "
-            f"can hold: {error}"
+        raise WrongReplyError(
+            f"texts, numbers, lists and objects as in JSON, which records and checkpoints can hold: {error}"
         ) from error
+
+
+def _started(step: Any) -> Any:
+    """A step that has begun.
+
+    Raises:
+        WrongReplyError: it is no coroutine.
+    """
+    if not inspect.isawaitable(step):
+        raise WrongReplyError(f"a coroutine (async def), got {type(step).__name__}")
+    return step

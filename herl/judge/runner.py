@@ -301,7 +301,9 @@ def _can_be_read(rollout: Rollout) -> bool:
 def _check_finished(rollout: Rollout) -> None:
     """Raises a JudgeError if the answer's environment failed, so that there is nothing to judge."""
     if rollout.finish_reason == "failed":
-        raise JudgeError("the environment failed in the middle of the answer", "environment")
+        raise JudgeError(
+            "the environment failed in the middle of the answer; a warning said how", "environment"
+        )
 
 
 def _abstained(task: Task, rollout: Rollout, error: BaseException) -> Judgement:

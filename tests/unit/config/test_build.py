@@ -1,7 +1,7 @@
 import pytest
 
 from herl import ConfigError
-from herl.config.build import _several
+from herl.config.build import _several, make
 from tests.support.configuration import composed
 
 
@@ -17,3 +17,18 @@ def test_settings_of_a_callback_that_was_not_chosen_are_named(chosen):
         ConfigError, match=r"callbacks.answer_budget: expected an object with _target_, got .*answers"
     ):
         _several(composed("fit", f"callbacks={chosen}"), "callbacks")
+
+
+def test_a_component_that_lacks_a_method_is_named_by_its_key(tmp_path):
+    """Not by Hydra's text, which hides what is missing in a traceback."""
+    with pytest.raises(
+        ConfigError, match=r"environment: Can't instantiate abstract class Environment .*step"
+    ):
+        make(
+            composed(
+                "fit",
+                "environment=none",
+                "environment._target_=herl.environment.Environment",
+                output_dir=tmp_path,
+            ).environment
+        )

@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import re
 import time
 from dataclasses import replace
 from types import MappingProxyType
@@ -13,7 +14,7 @@ from herl.advantages import group_advantages
 from herl.bonus.improvement import ImprovementBonus
 from herl.environment import Environment, NoEnvironment, Opening, Reply
 from herl.environment.runner import EnvironmentRunner
-from herl.errors import ConfigError
+from herl.errors import ConfigError, DataError
 from herl.hindsight.candidates import all_imperfect
 from herl.hindsight.revision import RevisionBuilder
 from herl.judge import JudgeRunner
@@ -198,6 +199,54 @@ def test_a_reply_that_is_none_fails_its_episode(collected, reply):
             return reply
 
     assert {one.finish_reason for one in rollouts(collected(FakeWrong()))} == {"failed"}
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        ("More!", "a Reply or None, got str"),
+        (Reply([]), "messages of the roles user (Environment.roles), got none"),
+        (Reply("More!"), "messages with a role and a content, as texts, got 'More!'"),
+        (Reply(["More!"]), "messages with a role and a content, as texts, got 'More!'"),
+        (Reply([{"role": "user"}]), "messages with a role and a content, as texts, got {'role': 'user'}"),
+    ],
+)
+def test_what_is_no_reply_is_shown_once(collected, caplog, reply, expected):
+    class FakeWrong(Environment):
+        async def step(self, conversation, answer):
+            return reply
+
+    assert {one.finish_reason for one in rollouts(collected(FakeWrong()))} == {"failed"}
+    [told] = [record.message for record in caplog.records if record.name == "herl.environment.runner"]
+    assert f"FakeWrong.step was expected to return {expected} (task '" in told
+
+
+def test_a_step_that_is_no_coroutine_fails_with_what_to_write(collected, caplog):
+    class FakePlain(Environment):
+        def step(self, conversation, answer):
+            return None
+
+    assert {one.finish_reason for one in rollouts(collected(FakePlain()))} == {"failed"}
+    assert "FakePlain.step was expected to return a coroutine (async def), got NoneType" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("opening", "expected"),
+    [
+        (None, "return an Opening, got NoneType"),
+        (Opening(messages=()), "return messages that end with one of the user, got the roles of none"),
+        (Opening(messages=("Hi",)), "return messages with a role and a content, as texts, got 'Hi'"),
+        (Opening(messages=({"role": "user"},)), "as texts, got {'role': 'user'}"),
+        (Opening(messages="Hi"), "as texts, got 'Hi'"),
+    ],
+)
+def test_a_start_that_returns_something_else_ends_the_run_and_names_its_task(collected, opening, expected):
+    class FakeHost(FakeQuiz):
+        def start(self, task):
+            return opening
+
+    with pytest.raises(DataError, match=f"task 'otter': expected FakeHost.start to .*{re.escape(expected)}"):
+        collected(FakeHost())
 
 
 def test_a_step_that_hangs_ends_its_episode_and_no_other(collected):
