@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine
-from concurrent.futures import Future
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -48,3 +49,25 @@ async def _cancel_all() -> None:
     for task in running:
         task.cancel()
     await asyncio.gather(*running, return_exceptions=True)
+
+
+async def in_thread(work: Callable[[], T], name: str) -> T:
+    """Like asyncio.to_thread, but the end of the process does not wait for the thread.
+
+    Args:
+        work: What the thread does.
+        name: Name of the thread.
+    """
+    done: Future[T] = Future()
+
+    def run() -> None:
+        with suppress(InvalidStateError):  # the caller has left
+            try:
+                done.set_result(work())
+            except InvalidStateError:
+                raise
+            except BaseException as error:
+                done.set_exception(error)
+
+    threading.Thread(target=run, daemon=True, name=name).start()
+    return await asyncio.wrap_future(done)

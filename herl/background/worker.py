@@ -98,7 +98,7 @@ class Worker:
         *,
         seconds: float,
         key: str,
-        as_bool: bool = False,
+        then: Callable[[Any], Any] | None = None,
     ) -> Future[Any]:
         """Calls a function in the process. The time in which it is imported does not count.
 
@@ -109,7 +109,8 @@ class Worker:
             named: Its arguments by name.
             seconds: The limit.
             key: The setting with the limit, for the message.
-            as_bool: Whether only the truth of its result matters.
+            then: Turns the result, in the process, into what is sent back, e.g. `bool`. It may hold objects
+                that are arguments, too: the function and it then see the same ones.
 
         Returns:
             A future of the result. It raises a `RaisedError` if the function does, and a JudgeError with the
@@ -119,9 +120,7 @@ class Worker:
             JudgeError: an argument cannot be sent.
         """
         try:
-            body = pickle.dumps(
-                (path, seconds, as_bool, tuple(arguments), dict(named)), pickle.HIGHEST_PROTOCOL
-            )
+            body = pickle.dumps((path, seconds, then, tuple(arguments), dict(named)), pickle.HIGHEST_PROTOCOL)
         except Exception as error:  # objects of users raise anything
             raise JudgeError(
                 f"{path}: its arguments cannot be sent to the process that calls it: {text_of(error)}. Set "

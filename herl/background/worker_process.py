@@ -40,6 +40,8 @@ IMPORTED, RETURNED, RAISED, LATE = 0, 1, 2, 3
 THREADS = min(32, (os.cpu_count() or 1) + 4)
 """Plain functions that run at once, as many as in asyncio's own threads."""
 
+Then = Callable[[Any], Any] | None
+
 _START = "import sys; sys.path[:] = {path!r}; from herl.background.worker_process import main; main()"
 _LAST_REPLIES = 1.0
 """Seconds in which the replies of a process that has ended are read."""
@@ -233,7 +235,7 @@ class _Process:
 
     def _start(self, number: int, body: bytes) -> None:
         try:
-            path, seconds, as_bool, arguments, named = pickle.loads(body)
+            path, seconds, then, arguments, named = pickle.loads(body)
         except BaseException as error:  # what unpickling raises is the user's classes' too
             self._failed(number, None, error)
             return
@@ -242,17 +244,17 @@ class _Process:
             self._failed(number, None, function)
             return
         if inspect.iscoroutinefunction(function):
-            work = self._awaited(number, function, seconds, as_bool, arguments, named)
+            work = self._awaited(number, function, seconds, then, arguments, named)
             asyncio.run_coroutine_threadsafe(work, self._loop)
         else:
-            self._threads.submit(self._called, number, function, as_bool, arguments, named)
+            self._threads.submit(self._called, number, function, then, arguments, named)
 
     async def _awaited(
         self,
         number: int,
         function: Callable[..., Any],
         seconds: float,
-        as_bool: bool,
+        then: Then,
         arguments: Any,
         named: Any,
     ) -> None:
@@ -263,10 +265,10 @@ class _Process:
         except BaseException as error:
             self._failed(number, function, error, limit.expired())
         else:
-            self._returned(number, function, result, as_bool)
+            self._returned(number, function, result, then)
 
     def _called(
-        self, number: int, function: Callable[..., Any], as_bool: bool, arguments: Any, named: Any
+        self, number: int, function: Callable[..., Any], then: Then, arguments: Any, named: Any
     ) -> None:
         try:
             result = function(*arguments, **named)
@@ -275,11 +277,11 @@ class _Process:
         except BaseException as error:
             self._failed(number, function, error)
         else:
-            self._returned(number, function, result, as_bool)
+            self._returned(number, function, result, then)
 
-    def _returned(self, number: int, function: Callable[..., Any], result: Any, as_bool: bool) -> None:
+    def _returned(self, number: int, function: Callable[..., Any], result: Any, then: Then) -> None:
         try:
-            body = pickle.dumps(bool(result) if as_bool else result, pickle.HIGHEST_PROTOCOL)
+            body = pickle.dumps(then(result) if then else result, pickle.HIGHEST_PROTOCOL)
         except BaseException as error:
             kind = type(result).__name__
             told = TypeError(

@@ -341,6 +341,7 @@ def lint(config: DictConfig) -> list[Finding]:
         raise
     model = make(config.model)
     tokenizer, environment = model.tokenizer(), make(config.environment)
+    environment.prepare(tokenizer)
     vocab_size = model.vocab_size()
     found = findings(
         {"train": data.train, "heldout": data.heldout},

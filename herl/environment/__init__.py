@@ -13,10 +13,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from herl.errors import DataError, check_above, check_at_least
 from herl.types import Message, Task, ToolCall
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +94,13 @@ class Environment(ABC):
         self.max_tokens = max_tokens
         self.max_seconds = max_seconds
         self.keep_turns = keep_turns
+
+    def prepare(self, tokenizer: PreTrainedTokenizerBase) -> None:  # noqa: B027
+        """Looks at the policy's tokenizer and chat template, before all else. Does nothing by default.
+
+        Raises:
+            ConfigError: the environment cannot work with it.
+        """
 
     def start(self, task: Task) -> Opening:
         """Returns the beginning of a conversation: by default, the task's own messages and no tools.

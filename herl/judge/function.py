@@ -54,14 +54,13 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, InvalidStateError
-from contextlib import AbstractAsyncContextManager, nullcontext, suppress
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import replace
 from numbers import Real
 from typing import Any
 
+from herl.background.loop import in_thread
 from herl.background.worker import THREADS, RaisedError, raised, shared
 from herl.errors import ConfigError, DataError, JudgeError, check_above
 from herl.judge.aggregation import weighted
@@ -237,7 +236,9 @@ class FunctionJudge(Judge):
                 async with limit:
                     if is_coroutine:
                         return await self._function(task, rollout.text, **columns)
-                    result = await _in_thread(lambda: self._function(task, rollout.text, **columns))
+                    result = await in_thread(
+                        lambda: self._function(task, rollout.text, **columns), "judge.function"
+                    )
                     return await result if inspect.isawaitable(result) else result
             except Exception as error:  # a user's function may raise anything
                 if limit.expired():
@@ -285,23 +286,6 @@ class FunctionJudge(Judge):
             f"got {value!r}",
             "function",
         )
-
-
-async def _in_thread(work: Callable[[], Any]) -> Any:
-    """Like asyncio.to_thread, but the end of the process does not wait for the thread."""
-    done: Future[Any] = Future()
-
-    def run() -> None:
-        with suppress(InvalidStateError):  # the caller has left
-            try:
-                done.set_result(work())
-            except InvalidStateError:
-                raise
-            except BaseException as error:
-                done.set_exception(error)
-
-    threading.Thread(target=run, daemon=True, name="judge.function").start()
-    return await asyncio.wrap_future(done)
 
 
 def _columns_of(function: Function, name: str) -> tuple[set[str], dict[str, bool], bool]:

@@ -177,7 +177,7 @@ class RuleJudge(Judge):
                 return await _called_here(function, answer, check.arguments)
             call = shared().call(
                 check.path, function, (answer,), check.arguments,
-                seconds=self._seconds, key="judge.timeout_seconds", as_bool=True,
+                seconds=self._seconds, key="judge.timeout_seconds", then=bool,
             )  # fmt: skip
             return bool(await asyncio.wrap_future(call))
         except RaisedError as error:

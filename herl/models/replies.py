@@ -106,7 +106,9 @@ def check_append_only(
 
 def _growing(tokenizer: PreTrainedTokenizerBase, task: Task, role: str, said: str) -> list[str]:
     """A conversation as the template shows it before its first, second and third answer."""
-    reply = {"role": role, "content": "2"} | ({"name": "herl"} if role == "tool" else {})
+    reply = {"role": role, "content": "2"} | (
+        {"name": "herl", "tool_call_id": "000000000"} if role == "tool" else {}
+    )
     turns: list[Message] = [*task.messages]
     shown: list[str] = []
     for _ in range(3):

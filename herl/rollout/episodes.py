@@ -117,8 +117,8 @@ class Player:
     def step(self, episode: Episode) -> Future[Step]:
         """Asks the environment for its reply to the newest turn."""
         said = episode.said
-        start = said.turns[-1].end if said.turns else 0
-        raw = self._tokenizer.decode(list(said.token_ids[start:]), skip_special_tokens=False)
+        places, thought = said.parts[-1]
+        raw = self._tokenizer.decode([said.token_ids[i] for i in places[thought:]], skip_special_tokens=False)
         return self._runner.step(replace(episode.conversation, raw=str(raw)), said.text, episode.waited)
 
     def next(self, episode: Episode, step: Step) -> tuple[Episode, SampleRequest | None]:

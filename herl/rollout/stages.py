@@ -228,6 +228,7 @@ class Stages:
     def __post_init__(self) -> None:
         self.plan.check_stops(self.tokenizer.all_special_tokens)
         self._check_environment()
+        self.environment_runner.environment.prepare(self.tokenizer)
         if self.plan.refill and self.teacher.flat_groups:
             raise ConfigError(
                 "rollout.refill: expected 0 with teacher.flat_groups, which trains on the groups that a "

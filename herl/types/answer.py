@@ -73,7 +73,8 @@ class ToolCall:
     """"" if the call could not be read."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     error: str = ""
-    """Why it failed, in a word: malformed, unknown, arguments, raised, timeout or died; "" if it did not."""
+    """Why it failed, in a word: malformed, unknown, arguments, raised, timeout, died, or result (what it
+    returned is neither text nor JSON); "" if it did not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
