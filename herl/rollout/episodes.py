@@ -53,7 +53,8 @@ class Episode:
     @classmethod
     def first(cls, task: Task, request: SampleRequest, turn: Rollout) -> Episode:
         """Returns an episode with its first turn."""
-        return cls(request=request, conversation=Conversation(task=task, messages=task.messages), said=turn)
+        conversation = Conversation(id=turn.id, task=task, messages=task.messages)
+        return cls(request=request, conversation=conversation, said=turn)
 
     def then(self, turn: Rollout) -> Episode:
         """Returns the episode with one more turn."""
@@ -83,18 +84,19 @@ class Episode:
             thinking=said.thinking,
             thinking_tokens=thought,
         )
-        spoken: Message = {"role": "assistant", "content": said.text}
         return Episode(
             request=self.request,
-            conversation=Conversation(
-                task=conversation.task,
-                messages=(*conversation.messages, spoken, *messages),
-                turn=conversation.turn + 1,
-                state=conversation.state,
+            conversation=replace(
+                conversation, messages=(*self.spoken, *messages), turn=conversation.turn + 1
             ),
             said=replace(said, turns=(*said.turns, turn)),
             waited=self.waited + seconds,
         )
+
+    @property
+    def spoken(self) -> tuple[Message, ...]:
+        """All messages so far, with the newest answer."""
+        return (*self.conversation.messages, {"role": "assistant", "content": self.said.text})
 
 
 class Player:
@@ -142,7 +144,7 @@ class Player:
     def end(self, episode: Episode) -> Rollout:
         """Releases what an episode holds, if the environment was asked at all; returns the whole answer."""
         if self._limits.replies:
-            self._runner.end(episode.conversation)
+            self._runner.end(replace(episode.conversation, messages=episode.spoken))
         return episode.said
 
     def _rendered(self, episode: Episode, reply: Reply, room: int) -> tuple[int, ...] | None:
