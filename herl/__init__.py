@@ -6,6 +6,7 @@ numbered stages from `herl/data` (1) to `herl/module.py` (12).
 """
 
 from herl.bonus import BonusReward, NoBonus
+from herl.environment import Conversation, Environment, NoEnvironment, Opening, Reply
 from herl.errors import (
     AbstentionLimit,
     AuditLimit,
@@ -37,6 +38,8 @@ from herl.types import (
     SampleRequest,
     Sampling,
     Task,
+    ToolCall,
+    Turn,
     Verdict,
 )
 
@@ -48,8 +51,10 @@ __all__ = [
     "BonusReward",
     "BudgetSpent",
     "ConfigError",
+    "Conversation",
     "Criterion",
     "DataError",
+    "Environment",
     "Experience",
     "Group",
     "HerlError",
@@ -63,9 +68,12 @@ __all__ = [
     "Member",
     "Message",
     "NoBonus",
+    "NoEnvironment",
     "NoHindsight",
     "NoReplay",
+    "Opening",
     "Replay",
+    "Reply",
     "Rollout",
     "Rubric",
     "RunStopped",
@@ -75,6 +83,8 @@ __all__ = [
     "Sampling",
     "StreamingSampler",
     "Task",
+    "ToolCall",
     "TrainingError",
+    "Turn",
     "Verdict",
 ]

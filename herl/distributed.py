@@ -2,6 +2,9 @@
 
 Answers are divided among the ranks for sampling and judging. The answers are gathered, so that afterwards
 every rank knows the whole batch and computes the same groups, advantages and metrics.
+
+All exchanges go through `gather`, so a rank that fails can tell the others, whatever they wait for: it sends
+its error in place of the next value (`together`).
 """
 
 from __future__ import annotations
@@ -11,14 +14,24 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from herl.errors import HerlError
 
 T = TypeVar("T")
 _group: ContextVar[Any] = ContextVar("group", default=None)
 """The group of processes in which this thread speaks; None for that of the run."""
+_told: ContextVar[list[Exception] | None] = ContextVar("told", default=None)
+"""Within `together`, the errors that all ranks raise already; None outside of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """What a rank that failed sends in place of the value that the others wait for."""
+
+    error: HerlError
 
 
 def rank() -> int:
@@ -40,30 +53,39 @@ def world_size() -> int:
 
 
 def gather(value: T) -> list[T]:
-    """Returns every rank's value, in rank order, on every rank. All ranks must call it."""
-    if not _several():
-        return [value]
-    values: list[T | None] = [None] * world_size()
-    _torch().all_gather_object(values, value, group=_group.get())
-    return values  # type: ignore[return-value]  # all places are filled
+    """Returns every rank's value, in rank order, on every rank. All ranks must call it.
+
+    Raises:
+        HerlError: another rank failed before it came here, within a `together`.
+    """
+    values = _exchanged(value)
+    if any(isinstance(one, _Failure) for one in values):
+        _raise_first(values)
+    return values
 
 
 def together(work: Callable[[], T]) -> T:
     """Runs this rank's share of the work, waits for the others, and returns this rank's result.
 
+    The work may itself exchange values, also in a further `together`. A rank that fails between two exchanges
+    sends its error in place of the next value, which ends the work of the ranks that wait there.
+
     Raises:
         Exception: the error of the first rank that failed; the other ranks raise it as a HerlError. No
             rank is left waiting for one that failed.
     """
-    own: Exception | None = None
+    outer = _told.get()
+    told: list[Exception] = [] if outer is None else outer
+    before = _told.set(told)
     try:
         result = work()
     except Exception as error:  # any error must reach the other ranks before it propagates
-        own = error
-    problems = gather(None if own is None else _portable(own))
-    for place, problem in enumerate(problems):  # all raise the same error, or only some would save
-        if problem is not None:
-            raise own if own is not None and place == rank() else problem
+        if any(error is one for one in told):
+            raise
+        _raise_first(_exchanged(_Failure(_portable(error))), error)
+    finally:
+        _told.reset(before)
+    gather(None)
     return result
 
 
@@ -87,6 +109,24 @@ def speaking_in(group: Any) -> Iterator[None]:
         yield
     finally:
         _group.reset(before)
+
+
+def _exchanged(value: Any) -> list[Any]:
+    """Every rank's value, in rank order."""
+    if not _several():
+        return [value]
+    values: list[Any] = [None] * world_size()
+    _torch().all_gather_object(values, value, group=_group.get())
+    return values
+
+
+def _raise_first(values: list[Any], own: Exception | None = None) -> NoReturn:
+    """Raises the error of the first rank that failed: all raise the same one, or only some would save."""
+    place, failure = next((place, one) for place, one in enumerate(values) if isinstance(one, _Failure))
+    error: Exception = own if own is not None and place == rank() else failure.error
+    if (told := _told.get()) is not None:
+        told.append(error)
+    raise error
 
 
 def _portable(error: Exception) -> HerlError:

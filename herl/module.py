@@ -85,7 +85,7 @@ class HerlModule(L.LightningModule):
         max_grad_norm: Gradients are clipped to this norm; None for no clipping.
         validation_attempts: Plain attempts per held-out prompt. More attempts only reduce the noise.
         validation_revisions: Maximum number of revisions of each, reported beside the plain attempts.
-        log_over: The x axis of all curves: sampled answers, revisions included, or optimizer steps.
+        log_over: The x axis of all curves: sampled answers or tokens, revisions included, or optimizer steps.
         seed: All randomness is derived from hashes of it.
     """
 
@@ -115,7 +115,7 @@ class HerlModule(L.LightningModule):
         max_skipped_steps: int = 3,
         validation_attempts: int = 1,
         validation_revisions: int = 0,
-        log_over: Literal["answers_sampled", "optimizer_steps"] = "answers_sampled",
+        log_over: Literal["answers_sampled", "tokens_sampled", "optimizer_steps"] = "answers_sampled",
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ class HerlModule(L.LightningModule):
             validate, seed=seed, attempts=validation_attempts, revisions=validation_revisions
         )
         self.log_over, self.seed = log_over, seed
-        self._lasting = {"module.seed": seed, "module.log_over": log_over}  # a resumed run must share these
+        self._lasting = {"module.seed": seed, "module.log_over": log_over, **model.lasting()}  # when resumed
         hindsight = hindsight_gate(hindsight or NoHindsight())
         environment = environment or NoEnvironment()
         self.stages = Stages(

@@ -8,7 +8,8 @@ log-probs of the policy that sampled it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any, Literal
@@ -38,13 +39,19 @@ class Replay(ABC):
             answers: All its attempts and revisions in this batch; their rewards are never None.
         """
 
+    def way_back(self) -> Callable[[], None]:
+        """Returns a function that goes back to the present state, should a batch fail. Called before each
+        batch: override it if `state_dict` is slow."""
+        state = deepcopy(self.state_dict())
+        return lambda: self.load_state_dict(state)
+
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
         """Returns the state a resumed run needs: mappings, lists, strings and numbers."""
 
     @abstractmethod
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores the state."""
+        """Restores the state, in place of the present one."""
 
 
 class NoReplay(Replay):
@@ -65,7 +72,7 @@ class NoReplay(Replay):
         """Does nothing."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Kept:
     judged: Judged
     uses: int = 0
@@ -94,16 +101,14 @@ class ReplayBuffer(Replay):
         self.size = size
         self.uses = uses
         self.max_prompts = max_prompts
-        self._kept: dict[str, list[_Kept]] = {}
+        self._kept: dict[str, tuple[_Kept, ...]] = {}
 
     def recall(self, task_id: str, group_id: str) -> list[Judged]:
         """Returns the kept answers to a prompt, best first, and counts one use of each."""
-        kept = self._kept.get(task_id, [])
-        for one in kept:
-            one.uses += 1
+        kept = tuple(replace(one, uses=one.uses + 1) for one in self._kept.get(task_id, ()))
         found = [replace(one.judged, rollout=replace(one.judged.rollout, group_id=group_id)) for one in kept]
         if kept:
-            self._kept[task_id] = [one for one in kept if self.uses is None or one.uses < self.uses]
+            self._kept[task_id] = tuple(one for one in kept if self.uses is None or one.uses < self.uses)
         return found
 
     def keep(self, task_id: str, members: Sequence[Member], answers: Sequence[Judged]) -> None:
@@ -112,13 +117,21 @@ class ReplayBuffer(Replay):
             chosen = [member.judged for member in members if member.origin == "hindsight"]
         else:
             chosen = sorted(answers, key=attrgetter("reward"), reverse=True)[:1]
-        kept = self._kept.pop(task_id, [])
-        kept += [_Kept(_replayed(judged)) for judged in chosen]
+        kept = [*self._kept.pop(task_id, ()), *(_Kept(_replayed(judged)) for judged in chosen)]
         kept.sort(key=lambda one: one.judged.reward, reverse=True)
         if kept:
-            self._kept[task_id] = kept[: self.size]  # now the newest
+            self._kept[task_id] = tuple(kept[: self.size])  # now the newest
         if len(self._kept) > self.max_prompts:
             del self._kept[next(iter(self._kept))]
+
+    def way_back(self) -> Callable[[], None]:
+        """Returns a function that goes back to the present answers, of which nothing is copied."""
+        kept = dict(self._kept)
+
+        def go_back() -> None:
+            self._kept = dict(kept)
+
+        return go_back
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the answers by prompt."""
@@ -130,7 +143,7 @@ class ReplayBuffer(Replay):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores the answers."""
-        self._kept = {task_id: [_kept(one) for one in kept] for task_id, kept in state.items()}
+        self._kept = {task_id: tuple(map(_kept, kept)) for task_id, kept in state.items()}
 
 
 def _replayed(judged: Judged) -> Judged:

@@ -27,8 +27,8 @@ COMPONENTS = (
 )  # fmt: skip
 """Modules of herl whose public classes are components."""
 FUNCTIONS = (
-    "herl.advantages", "herl.data", "herl.evaluation.published", "herl.hindsight", "herl.judge.aggregation",
-    "herl.selection", "herl.update.loss", "herl.verifiers.data",
+    "herl.advantages", "herl.data", "herl.environment.catalog", "herl.evaluation.published", "herl.hindsight",
+    "herl.judge.aggregation", "herl.selection", "herl.update.loss", "herl.verifiers.data",
 )  # fmt: skip
 """Modules of herl whose public functions are components, too."""
 KINDS = {

@@ -11,12 +11,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
+from copy import deepcopy
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from herl.advantages import Advantages, check_takes_groups
 from herl.advantages.emphasis import Emphasis
 from herl.bonus import BonusReward
+from herl.environment import Conversation, Environment, opened
+from herl.environment.runner import EnvironmentRunner
 from herl.errors import JudgeError
 from herl.hindsight import HindsightBuilder
 from herl.judge.base import Judge
@@ -29,6 +33,7 @@ from herl.types import (
     Judged,
     Judgement,
     Member,
+    Message,
     Rollout,
     Rubric,
     SampleRequest,
@@ -110,10 +115,8 @@ def make_judged(
     """Returns an answer with this reward and these verdicts."""
     rollout = rollout or make_rollout(id=id, parent_id=parent_id)
     verdicts = tuple(Verdict(criterion_id=name, met=value) for name, value in (met or {}).items())
-    return Judged(
-        rollout=rollout,
-        judgement=Judgement(rollout_id=rollout.id, verdicts=verdicts, reward=reward),
-    )
+    judgement = Judgement(rollout_id=rollout.id, verdicts=verdicts, reward=reward)
+    return Judged(rollout=rollout, judgement=judgement)
 
 
 def make_group(*answers: Judged, task: Task | None = None, bonuses: Sequence[float] = ()) -> Group:
@@ -231,7 +234,26 @@ def check_hindsight_builder(builder: HindsightBuilder) -> None:
     state = builder.state_dict()
     builder.load_state_dict(state)
     assert builder.state_dict() == state, "load_state_dict must restore what state_dict returned"
+    state = deepcopy(state)
+    builder.end_batch([group])
+    builder.load_state_dict(state)
+    assert builder.state_dict() == state, "load_state_dict must replace the present state"
     builder.load_state_dict({})
+
+
+def check_environment(environment: Environment, row: Task | None = None, text: str = "fish") -> list[Message]:
+    """Asserts that an environment treats two episodes with the same answer alike; returns its reply, empty if
+    the answer ends the episode. Raises AssertionError, which says which part of the contract is broken."""
+    task = opened(environment, row or make_task())
+    assert task == opened(environment, row or make_task()), "start must depend on the task alone"
+    with closing(EnvironmentRunner(environment)) as runner:
+        runner.open()
+        talks = (Conversation(task=task, messages=task.messages) for _ in range(2))
+        steps = [runner.step(talk, text, 0.0).result() for talk in talks]
+        assert {step.ended for step in steps} == {"stop"}, "step must not raise or be late: see the log"
+        first, second = ([*step.reply.messages] if step.reply else [] for step in steps)
+        assert first == second, "equal episodes must get equal replies: keep what belongs to one in state"
+        return first
 
 
 def check_bonus_reward(bonus: BonusReward) -> None:

@@ -40,9 +40,11 @@ def test_primary_configurations_check(verb):
 NEEDED = {
     ("data", "heldout"): ["data.path=a.jsonl"],
     ("data", "file"): ["data.train.path=a.jsonl", "data.heldout.path=b.jsonl"],
+    ("data", "mix"): ["data.train.sources={a: {path: a.jsonl, weight: 1}}"],
     ("judge", "llm"): ["judge.chat.base_url=http://x/v1", "judge.chat.model=m"],
     ("judge", "function"): ["judge.function=my_module.my_reward"],
     ("experiment", "own_function"): ["judge.function=my_module.my_reward"],
+    ("environment", "tools"): ["environment.functions=[my_tools.lookup]"],
     ("benchmark", "healthbench"): [
         "benchmark.data.path=a.jsonl", "benchmark.judge.grader=healthbench_eval.py",
         "benchmark.judge.chat.base_url=http://x/v1", "benchmark.judge.chat.model=m",
@@ -148,6 +150,13 @@ def test_a_file_of_ones_own_needs_its_path():
     with pytest.raises(ConfigError, match=r"data.train.path: expected a value"):
         check(composed("fit", "data=file"))
     check(composed("fit", "data=file", "data.train.path=a.jsonl", "data.heldout.path=b.jsonl"))
+
+
+def test_a_mix_needs_its_sources():
+    with pytest.raises(ConfigError, match=r"data.train.sources: expected a value"):
+        check(composed("fit", "data=mix"))
+    mix = "data.train.sources={a: {path: a.jsonl, weight: 7}, b: {path: b.jsonl, weight: 3}}"
+    check(composed("fit", "data=mix", mix, "data.heldout.sources={a: {path: c.jsonl}}"))
 
 
 @pytest.mark.integration

@@ -43,6 +43,8 @@ def test_wheel_carries_package_configuration_prompt_and_assets(wheel):
         "herl/assets/new/experiment/mine.yaml",
         "herl/assets/new/rows.jsonl",
         "herl/assets/tiny/model.safetensors",
+        "herl/assets/tiny_tools/model.safetensors",
+        "herl/assets/catalog.csv",
         "herl/conf/README.md",
         "herl/data/README.md",
         "herl/assets/tiny/tokenizer.json",

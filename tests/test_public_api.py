@@ -2,7 +2,7 @@ import subprocess
 import sys
 
 import herl
-from herl import bonus, errors, hindsight, replay, sampler, types
+from herl import bonus, environment, errors, hindsight, replay, sampler, types
 
 
 def test_import_herl_loads_neither_torch_nor_vllm_nor_lightning():
@@ -19,9 +19,12 @@ def test_all_lists_exactly_what_is_there_in_order():
 
 
 def test_all_records_interfaces_and_errors_are_public():
-    records = {n for n, v in vars(types).items() if isinstance(v, type) and v.__module__ == types.__name__}
+    records = {
+        n for n, v in vars(types).items() if isinstance(v, type) and v.__module__.startswith(types.__name__)
+    }
     raised = {n for n, v in vars(errors).items() if isinstance(v, type) and issubclass(v, Exception)}
     interfaces = {bonus.BonusReward, hindsight.HindsightBuilder, replay.Replay}
+    interfaces |= {environment.Environment, environment.Opening, environment.Reply, environment.Conversation}
     interfaces |= {sampler.Sampler, sampler.StreamingSampler}
     assert (records | raised | {i.__name__ for i in interfaces}) <= set(herl.__all__)
 

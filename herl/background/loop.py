@@ -1,4 +1,4 @@
-"""An event loop in a thread of its own. Coroutines run there; torch stays in the caller's thread."""
+"""An event loop in a separate thread. Coroutines run there; torch stays in the caller's thread."""
 
 from __future__ import annotations
 

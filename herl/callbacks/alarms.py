@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import lightning as L
@@ -24,6 +25,16 @@ LOWER_RATE = (
     ". The policy moves too far in a batch: lower optimizer.lr (usual for 0.5B to 7B: 1e-6 for all weights, "
     "1e-5 for LoRA), or raise module.warmup_steps"
 )
+UNFINISHED = {
+    "episodes/failed": "most because the environment raised an error, of which the log shows the first",
+    "episodes/cut_by_turns": "most at the limit on turns: raise environment.max_turns",
+    "episodes/cut_by_length": (
+        "most at a limit on tokens: raise environment.max_tokens, of all turns, or "
+        "rollout.attempt.max_new_tokens, of one"
+    ),
+    "episodes/cut_by_seconds": "most at the limit on seconds: raise environment.max_seconds",
+}
+"""What ends an episode before its time, by the curve that counts it, and what to change."""
 MIN_PROMPTS = 8
 """Held-out prompts below which the standard error itself is too uncertain for an alarm."""
 
@@ -41,6 +52,14 @@ class Limit:
     patience: int
     """Batches in a row that must break the limit."""
     advice: str = ""
+    advice_by_curve: Mapping[str, str] = field(default_factory=dict)
+    """More advice, by the curve that is largest."""
+
+    def told(self, values: Mapping[str, float]) -> str:
+        """Returns what to do about these values of the curves."""
+        largest = max(values, key=lambda curve: values[curve])
+        said = self.advice_by_curve.get(largest)
+        return f"{self.advice}, {said}" if said else self.advice
 
     def is_broken(self, got: float) -> bool:
         """Whether a value lies on the wrong side. NaN lies on neither."""
@@ -71,6 +90,8 @@ class Alarms(HerlCallback):
         zero_signal_above: Share of groups that carry no gradient.
         kl_above: KL to the reference policy, in nats per token, for losses that use a reference.
         kl_to_old_above: KL to the policy before the batch, in nats per token. Healthy runs stay below 0.1.
+        unfinished_above: Share of attempts that an environment failed or a limit cut off, in runs with an
+            environment.
         clipped_above: Share of the tokens whose gradient the loss clips, in both directions.
         gap_above: How far the gap between the training judge and any gold judge may open, in units of the
             reward; one validation is enough.
@@ -90,6 +111,7 @@ class Alarms(HerlCallback):
         patience: int = 5,
         stop: bool = False,
         gap_above: float | None = 0.1,
+        unfinished_above: float | None = 0.5,
     ) -> None:
         check_at_least("callbacks.alarms", 1, patience=patience)
         clips = ("update/clip_fraction_low", "update/clip_fraction_high")
@@ -100,6 +122,9 @@ class Alarms(HerlCallback):
             "zero_signal": Limit(("train/zero_signal_groups",), zero_signal_above, "above", patience),
             "kl": Limit(("update/kl_to_reference",), kl_above, "above", patience),
             "kl_to_old": Limit(("update/kl_to_old",), kl_to_old_above, "above", 1, LOWER_RATE),
+            "unfinished": Limit(
+                tuple(UNFINISHED), unfinished_above, "above", patience, advice_by_curve=UNFINISHED
+            ),
             "clipped": Limit(clips, clipped_above, "above", patience, LOWER_RATE),
         }
         check_at_least("callbacks.alarms", 0, gap_above=gap_above)
@@ -118,17 +143,18 @@ class Alarms(HerlCallback):
 
     def on_step(self, trainer: L.Trainer, module: HerlModule, step: Step) -> None:
         for name, limit in self.limits.items():
-            values = [step.metrics[curve] for curve in limit.curves if curve in step.metrics]
+            values = {curve: step.metrics[curve] for curve in limit.curves if curve in step.metrics}
             if limit.value is None or not values:
                 continue
-            self.broken[name] = self.broken.get(name, 0) + 1 if limit.is_broken(sum(values)) else 0
+            total = sum(values.values())
+            self.broken[name] = self.broken.get(name, 0) + 1 if limit.is_broken(total) else 0
             if self.broken[name] != limit.patience:
                 continue
             module.counts[f"alarms_{name}"] += 1
             span = "in a batch" if limit.patience == 1 else f"for {limit.patience} batches in a row"
             message = (
                 f"alarm: {' + '.join(limit.curves)} was {limit.side} {limit.value:g} {span}, "
-                f"now {sum(values):.4g} (callbacks.alarms.{name}_{limit.side}){limit.advice}"
+                f"now {total:.4g} (callbacks.alarms.{name}_{limit.side}){limit.told(values)}"
             )
             self._sound(trainer, message)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from herl.callbacks.markup import sign, visible
+from herl.callbacks.markup import sign, transcript, visible
 from herl.loggers import Table
 from herl.metrics.rubric import fulfilled
 from herl.rollout.improve import Trajectory
@@ -24,7 +24,7 @@ def answer_table(heldout: Iterable[Trajectory], over: str, place: int) -> Table:
         task, judged = one.task, one.answers[0]
         good = fulfilled(task, judged)
         missed = _lines([c.wish for c in task.rubric.criteria if good.get(c.id) is False])
-        texts = [visible(text) for text in (task.request, judged.rollout.text)]
+        texts = [visible(task.request), transcript(judged.rollout)]
         rows.append((place, *texts, judged.judgement.reward, missed, _verdicts(task, judged)))
     return Table(columns=(over, "prompt", "answer", "reward", "missed", "verdicts"), rows=tuple(rows))
 
@@ -42,7 +42,7 @@ def revision_table(revised: Iterable[tuple[Task, Judged, Judged]], over: str, pl
         before, after = fulfilled(task, draft), fulfilled(task, revision)
         both = [c for c in task.rubric.criteria if c.id in before.keys() & after.keys()]
         turned = [(c.wish, after[c.id]) for c in both if before[c.id] != after[c.id]]
-        texts = [visible(text) for text in (task.request, draft.rollout.text, revision.rollout.text)]
+        texts = [visible(task.request), *(transcript(one.rollout) for one in (draft, revision))]
         mended, broken = (_lines([wish for wish, good in turned if good is now]) for now in (True, False))
         earned = (draft.judgement.reward, revision.judgement.reward)
         rows.append((place, *texts, *earned, mended, broken))

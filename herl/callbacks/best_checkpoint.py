@@ -20,7 +20,7 @@ from herl.files import part_of, put_in_place, remove
 from herl.module import HerlModule
 from herl.trainer_callbacks import callbacks_of
 
-SOMETIMES = ("heldout/clipped_reward", "heldout/thinking_tokens", "heldout/no_answer")
+SOMETIMES = ("heldout/clipped_reward", "heldout/thinking_tokens", "heldout/no_answer", "heldout/failed_calls")
 """Curves that a validation has only if some answer needs them."""
 OF_VALIDATIONS = ("heldout", "gold", "gaming")
 """First parts of the names of the curves that a validation has."""

@@ -104,10 +104,27 @@ GOLD_LAYOUT: dict[str, dict[str, list[Any]]] = {
     },
 }
 """The section of runs with gold judges."""
+EPISODES_LAYOUT: dict[str, dict[str, list[Any]]] = {
+    "6 What happens in episodes?": {
+        "Turns of an attempt": _chart("episodes/turns"),
+        "Turns of an answer: held-out": _chart("heldout/turns"),
+        "Calls of an attempt": _chart("episodes/calls"),
+        "Calls of an answer: held-out": _chart("heldout/calls"),
+        "Share of calls that fail": _chart("episodes/failed_calls"),
+        "Tokens of replies that an attempt reads": _chart("episodes/reply_tokens"),
+        "Attempts whose environment failed": _chart("episodes/failed"),
+        "Attempts cut off at the limit on turns": _chart("episodes/cut_by_turns"),
+        "Attempts cut off at a limit on tokens": _chart("episodes/cut_by_length"),
+        "Attempts cut off at the limit on seconds": _chart("episodes/cut_by_seconds"),
+        "Seconds of a step: environment": _chart("time/environment"),
+    },
+}
+"""The section of runs with an environment that replies."""
 
 
 def layout(module: HerlModule) -> dict[str, dict[str, list[Any]]]:
-    """Returns `LAYOUT` without the charts for which this run has no curves."""
+    """Returns `LAYOUT` without the charts for which this run has no curves. `EPISODES_LAYOUT` is added if it
+    plays episodes."""
     absent = []
     if not module.loss.needs_reference:
         absent.append("^update/kl_to_reference")
@@ -119,7 +136,8 @@ def layout(module: HerlModule) -> dict[str, dict[str, list[Any]]]:
         }
         for section, charts in LAYOUT.items()
     }
-    return {section: charts for section, charts in kept.items() if charts}
+    found = {section: charts for section, charts in kept.items() if charts}
+    return found | (EPISODES_LAYOUT if module.stages.environment_runner.environment.replies else {})
 
 
 class Dashboard(HerlCallback):

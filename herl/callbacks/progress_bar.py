@@ -34,6 +34,7 @@ from herl.rollout.improve import Trajectory
 DOING = {
     "sample": "sampling",
     "judge": "judging",
+    "environment": "replying",
     "revise": "revising",
     "update": "updating",
     "wait": "waiting",

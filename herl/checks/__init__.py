@@ -7,12 +7,13 @@ apply them. Nothing here knows rows, criteria or judges.
 """
 
 from herl.checks.broken import BrokenByAnswerError, TooSlowError
-from herl.checks.kinds import KINDS, Check, Instruction, Python
+from herl.checks.kinds import KINDS, CallsTool, Check, Instruction, Python
 from herl.checks.reading import read_check, without_nulls
 
 __all__ = [
     "KINDS",
     "BrokenByAnswerError",
+    "CallsTool",
     "Check",
     "Instruction",
     "Python",

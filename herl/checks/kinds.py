@@ -22,16 +22,19 @@
 |              |                             | within tolerance of 0; 1e-6 by default                      |
 |              |                             | (`herl.checks.numbers`)                                     |
 | python       | path, further arguments     | makes the function at `path` return true                    |
+| calls_tool   | tool, arguments, at_least,  | called the tool at_least (1) to at_most times, with these   |
+|              | at_most, succeeds (all      | arguments among its own; a call that failed counts only     |
+|              | optional but tool)          | with `succeeds: false`                                      |
 | instruction  | instruction_id, kwargs      | follows an instruction of IFEval or IFBench                 |
 | x-...        | anything                    | a judge of yours says so; such a check is not looked into   |
 
-The judge applies `python` and `instruction`; every other kind applies itself.
+The judge applies `python`, `calls_tool` and `instruction`; every other kind applies itself.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import regex
@@ -39,6 +42,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from herl.checks import exact_match, json_text, numbers, patterns
 from herl.checks.instructions import whole
+from herl.types import ToolCall
 
 _SENTENCE_END = re.compile(r"[.!?\u2026]+(?=[\"'\u201d\u2019)\]*_]*(?:\s|$))|[\u3002\uff01\uff1f]+|$")
 _ABBREVIATION = re.compile(
@@ -285,6 +289,36 @@ class Python(Check):
         return dict(self.model_extra or {})
 
 
+class CallsTool(Check):
+    """An episode called a tool, before its last answer."""
+
+    tool: Annotated[Text, Field(description="the name of a tool")]
+    arguments: Annotated[dict[str, Any], Field(description="a mapping of arguments")] = Field(
+        default_factory=dict
+    )
+    at_least: Count = 1
+    at_most: Count | None = None
+    succeeds: Annotated[bool, Field(description="true or false")] = True
+
+    @model_validator(mode="after")
+    def _has_room(self) -> CallsTool:
+        if self.at_least == 0 and self.at_most is None:
+            raise ValueError("expected at_most with at_least: 0, got neither: every answer would meet it")
+        if self.at_most is not None and self.at_least > self.at_most:
+            raise ValueError(f"expected at_least up to at_most, got {self.at_least} and {self.at_most}")
+        return self
+
+    def called(self, calls: Sequence[ToolCall]) -> bool:
+        """Whether the calls of an episode meet it."""
+        number = sum(map(self._counts, calls))
+        return self.at_least <= number and (self.at_most is None or number <= self.at_most)
+
+    def _counts(self, call: ToolCall) -> bool:
+        given = call.arguments
+        same = all(name in given and given[name] == value for name, value in self.arguments.items())
+        return call.name == self.tool and same and not (self.succeeds and call.error)
+
+
 class Instruction(Check):
     """A verifiable instruction of IFEval or IFBench. `herl.data.sources` checks its arguments."""
 
@@ -310,6 +344,7 @@ KINDS: Mapping[str, type[Check]] = {
     "json": JSON,
     "numeric": Numeric,
     "python": Python,
+    "calls_tool": CallsTool,
     "instruction": Instruction,
 }
 

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from herl.config.build import make, quiet
 from herl.config.check import check
 from herl.display.screen import Screen
+from herl.environment import opened
 from herl.errors import AuditLimit, BudgetSpent, ConfigError
 from herl.evaluation.audit import HUMAN, JudgeAudit
 from herl.evaluation.audit_report import Report, tables
@@ -66,7 +67,9 @@ def _answers(
 ) -> tuple[RecordedAnswers, Mapping[tuple[str, str], bool | None]]:
     """The answers that are audited, and people's verdicts on them."""
     data: Any = make(config.data)
-    answers = recorded_answers(place, chain(data.train, data.heldout))
+    environment = make(config.environment)
+    tasks = (opened(environment, task) for task in chain(data.train, data.heldout))
+    answers = recorded_answers(place, tasks)
     human = {} if config.human is None else human_verdicts(Path(str(config.human)), answers)
     first = frozenset(id for id, _ in human)
     return some_answers(answers, asked.max_prompts, asked.answers_per_prompt, first), human

@@ -42,10 +42,11 @@ def _facts(config: DictConfig, run: Run, memory: RunMemory | None) -> dict[str, 
     model, hindsight = run.module.model, choices.get("hindsight")
     device = run.trainer.strategy.root_device.type
     charted = any(isinstance(logger, TensorBoardLogger) for logger in run.trainer.loggers)
+    adapters = (", LoRA" if model.lora else "") + (f" on {model.quantization}" if model.quantization else "")
     revised = f", hindsight {hindsight}" if run.module.stages.hindsight.revises else ""
     return {
-        "model": f"{model.path}, {rounded(model.parameters())} parameters"
-        f"{', LoRA' if model.lora else ''}, {run.trainer.precision} on {device}",
+        "model": f"{model.path}, {rounded(model.parameters())} parameters{adapters}, "
+        f"{run.trainer.precision} on {device}",
         "data": ", ".join([str(choices.get("data")), *_rows(run.data)]),
         "judge": ", ".join([str(choices.get("judge")), *_judge(config)]),
         "algorithm": f"{choices.get('algorithm')}{revised}, seed {config.seed}",
@@ -79,6 +80,8 @@ def _budget(run: Run) -> Iterator[str]:
     for budget in callbacks_of(trainer, AnswerBudget):
         if budget.answers is not None:
             yield f"at most {count(budget.answers)} sampled answers"
+        if budget.tokens is not None:
+            yield f"at most {count(budget.tokens)} sampled tokens"
 
 
 def banner(lines: Mapping[str, str], width: int = WIDTH) -> list[str]:

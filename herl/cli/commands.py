@@ -137,7 +137,7 @@ def improve(config: DictConfig) -> dict[str, Any]:
             rounds_picture(rows, picture)
             console.print(f"Score by round: {picture}", soft_wrap=True)
         if data is not None:
-            console.print(Text(visible(trajectories[0].best().rollout.text)))
+            console.print(Text(visible(trajectories[0].best().rollout.transcript)))
     return finish(config, run, _results(run, rows))
 
 
@@ -227,7 +227,7 @@ def _heldout(run: Run, checkpoint: str | None = None) -> tuple[float | None, tup
     """Held-out reward of the current policy, and the first request with its answer; None without prompts."""
     trajectories = run.validate(checkpoint)
     first = trajectories[0] if trajectories else None
-    example = (first.task.request, first.answers[0].rollout.text) if first else None
+    example = (first.task.request, first.answers[0].rollout.transcript) if first else None
     return _reward(run), example
 
 
@@ -354,6 +354,8 @@ def lint(config: DictConfig) -> list[Finding]:
     path = Path(config.output_dir) / "lint.json"
     write_whole(path, json.dumps(listed, indent=2) + "\n")
     _show_findings(found, len(data.train) + len(data.heldout), path)
+    for line in data.mix.in_words() if getattr(data, "mix", None) else ():
+        Screen().print(Text(visible(line)), soft_wrap=True)
     errors = sum(finding.level == "error" for finding in found)
     if errors:
         raise DataError(f"the data has {errors} errors: see {path}")

@@ -91,6 +91,8 @@ ADAPTERS = {
 CHOICES = {
     "bf16": {"true": "trainer.precision=bf16-mixed", "false": "trainer.precision=32-true"},
     "fsdp": {"true": "strategy=fsdp", "false": "strategy=auto"},
+    "load_in_4bit": {"true": "model.quantization=4bit", "false": "model.quantization=null"},
+    "load_in_8bit": {"true": "model.quantization=8bit", "false": "model.quantization=null"},
     "lora": {"true": "lora=lora", "false": "lora=none"},
     "use_peft": {"true": "lora=lora", "false": "lora=none"},
     "use_vllm": {"true": "sampler=vllm", "false": "sampler=transformers"},

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
@@ -22,6 +22,8 @@ from omegaconf.errors import OmegaConfBaseException
 from herl.config.check import check, check_value, holds_target, mistakes, written
 from herl.config.gold import check_gold
 from herl.config.signatures import argument_type
+from herl.data.mix import HeldoutSource, heldout_mix, heldout_sources, train_mix, train_sources
+from herl.data.mix_order import MixedOrder
 from herl.data.prompts import spread
 from herl.data.rows import HUB, LM_EVAL
 from herl.data.sources import read_tasks
@@ -37,6 +39,11 @@ from herl.types import Task
 MAX_BYTES = 4 * 2**20
 """Larger files are read once only, by the run itself."""
 READERS = ("herl.data.sources.read_tasks", "herl.data.prompts.held_out")
+MIXES: dict[str, tuple[Callable[..., Mapping[str, HeldoutSource]], Callable[..., Sequence[Task]]]] = {
+    "herl.data.mix.train_mix": (train_sources, train_mix),
+    "herl.data.mix.heldout_mix": (heldout_sources, heldout_mix),
+}
+"""Readers of several files, with what checks their settings."""
 LIGHT = (
     "herl.judge.rule.",
     "herl.judge.function.",
@@ -191,18 +198,25 @@ def _check_split(data: Mapping[Any, Any], splits: Mapping[str, Sequence[Task]]) 
     if not train:
         raise DataError(NO_PROMPTS)
     if not splits.get("heldout") and (share := data.get("heldout_share")):
-        split_off(train, share, data.get("heldout_seed", 0))
+        train, _ = split_off(train, share, data.get("heldout_seed", 0))
+    if weights := getattr(train, "weights", {}):
+        MixedOrder([task.source for task in train], weights, 0, data.get("prompts_per_batch", 1))
 
 
 def _rows(data: Mapping[Any, Any]) -> dict[str, Sequence[Task]]:
     """The rows of the files that the data names, by split, chosen as in the run."""
     splits: dict[str, Sequence[Task]] = {}
     for name, node in {"": data, **data}.items():
-        if not isinstance(node, Mapping) or node.get("_target_") not in READERS:
+        if not isinstance(node, Mapping) or node.get("_target_") not in (*READERS, *MIXES):
             continue
         check(OmegaConf.create({"data": {name: node} if name else node}))
         arguments = {str(key): value for key, value in node.items() if not str(key).startswith("_")}
-        if arguments["path"] is not None and _is_soon_read(str(arguments["path"])):
+        if node["_target_"] in MIXES:
+            sources, mix = MIXES[node["_target_"]]
+            soon = all(_is_soon_read(one.path) for one in sources(arguments["sources"]).values())
+            if arguments["sources"] is not None and soon:
+                splits[str(name)] = mix(**arguments)
+        elif arguments["path"] is not None and _is_soon_read(str(arguments["path"])):
             of_batches = {"prompts_per_batch", "seed"}  # arguments of `held_out` that choose no rows
             chosen = {key: value for key, value in arguments.items() if key not in of_batches}
             count = chosen.pop("max_prompts", None)

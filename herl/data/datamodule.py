@@ -6,7 +6,7 @@ import hashlib
 import logging
 import math
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from itertools import islice
 from typing import Any, cast
@@ -18,6 +18,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader, Sampler
 
 from herl.data.hidden import PartlyHidden
+from herl.data.mix_order import MixedOrder
 from herl.data.split import NO_PROMPTS, prompt_hash, split_off
 from herl.distributed import rank, together
 from herl.errors import ConfigError, DataError
@@ -70,6 +71,10 @@ class RubricDataModule(L.LightningDataModule):
         self.heldout = heldout
         self.prompts_per_batch = prompts_per_batch
         self.seed = seed
+        self._weights: Mapping[str, float] = dict(getattr(train, "weights", {}))
+        self.mix: MixedOrder | None = None  # of several sources with weights
+        if self._weights:
+            self.mix = MixedOrder([task.source for task in train], self._weights, seed, prompts_per_batch)
         self._state: dict[str, Any] = {}
 
     def setup(self, stage: str) -> None:
@@ -83,7 +88,7 @@ class RubricDataModule(L.LightningDataModule):
         `trainer.overfit_batches`, in the file's order, so that every epoch begins with the same ones."""
         if self._overfits():
             return PromptLoader(self.train, self.prompts_per_batch, trainer=self.trainer)
-        order = EpochShuffle(len(self.train), self.seed)
+        order = EpochShuffle(len(self.train), self.seed, self.mix)
         return PromptLoader(self.train, self.prompts_per_batch, order, self.trainer)
 
     def further(self, count: int, seed: int, without: Container[str]) -> list[Task]:
@@ -95,7 +100,9 @@ class RubricDataModule(L.LightningDataModule):
             seed: All randomness is a hash of it.
             without: Ids of prompts that are not to be drawn.
         """
-        places = [] if self._overfits() else np.random.default_rng(seed).permutation(len(self.train)).tolist()
+        if self._overfits():
+            return []
+        places = shuffled(len(self.train), seed) if self.mix is None else self.mix.shuffled(seed)
         drawn = (self.train[place] for place in places)
         return list(islice((task for task in drawn if task.id not in without), count))
 
@@ -123,7 +130,8 @@ class RubricDataModule(L.LightningDataModule):
             hashes = sorted({prompt_hash(task) for task in self.train})
             found = fingerprint(self.train, max_tasks=None)
             self._state = {"train": found, "whole": True, "prompts": torch.tensor(hashes)}
-        return {**self._state, "seed": self.seed}
+        weights = {"weights": dict(self._weights)} if self._weights else {}
+        return {**self._state, "seed": self.seed, **weights}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Refuses to continue training on other prompts, or on the same ones in another order. Validating is
@@ -147,6 +155,12 @@ class RubricDataModule(L.LightningDataModule):
             raise ConfigError(
                 f"data.seed: expected the checkpoint's {state_dict['seed']}, got {self.seed}: the order of "
                 "prompts is a hash of it, so some would be skipped and others repeated"
+            )
+        if (before := state_dict.get("weights", {})) != self._weights:
+            raise ConfigError(
+                f"data.train.sources: expected the checkpoint's weights {before or 'none'}, got "
+                f"{self._weights or 'none'}: the order of prompts depends on them, so some would be skipped "
+                "and others repeated"
             )
 
     def _has(self, state: dict[str, Any], tasks: Sequence[Task]) -> bool:
@@ -286,11 +300,18 @@ def _read_together(batches: Iterator[Any]) -> Iterator[Any]:
 
 
 class EpochShuffle(Sampler[int]):
-    """A permutation derived from (seed, epoch). Lightning calls `set_epoch`."""
+    """A permutation derived from (seed, epoch), or the order of a mix. Lightning calls `set_epoch`.
 
-    def __init__(self, size: int, seed: int) -> None:
+    Args:
+        size: Number of prompts, which is also that of an epoch.
+        seed: All randomness is a hash of it.
+        mix: Orders the prompts of several sources by their weights; None for every prompt once an epoch.
+    """
+
+    def __init__(self, size: int, seed: int, mix: MixedOrder | None = None) -> None:
         self.size = size
         self.seed = seed
+        self.mix = mix
         self.epoch = 0
         self.skip: dict[int, int] = {}
         """Epoch -> number of prompts that a resumed run has already trained on."""
@@ -307,7 +328,13 @@ class EpochShuffle(Sampler[int]):
         yield from self.places(self.epoch)[self.skip.get(self.epoch, 0) :]
 
     def places(self, epoch: int) -> list[int]:
-        """Returns the order of all prompts in an epoch, as places in the data."""
-        generator = np.random.default_rng(derive_seed(self.seed, epoch, "order"))
-        places: list[int] = generator.permutation(self.size).tolist()
-        return places
+        """Returns the order of the prompts of an epoch, as places in the data."""
+        if self.mix is not None:
+            return self.mix.places(epoch)
+        return shuffled(self.size, derive_seed(self.seed, epoch, "order"))
+
+
+def shuffled(size: int, seed: int) -> list[int]:
+    """Returns the numbers below `size` in random order."""
+    places: list[int] = np.random.default_rng(seed).permutation(size).tolist()
+    return places

@@ -65,12 +65,14 @@ class Reading:
             `met_is_bad` ("advertises a product"), `met_is_good` ("does not advertise"), or `must_say`,
             which makes such a row an error. HealthBench rows default to met_is_bad.
         source: Name of the data set; None uses the row's.
+        part: Begins the ids of rows that bring none, where they must differ from those of other data sets.
     """
 
     fields: Mapping[str, str] = field(default_factory=dict)
     ignore: Sequence[str] = ()
     negative_weight: NegativeWeight = "must_say"
     source: str | None = None
+    part: str = ""
 
     def __post_init__(self) -> None:
         if isinstance(self.ignore, str):
@@ -109,8 +111,9 @@ def read_row(row: Row, reading: Reading) -> tuple[Task, frozenset[str]]:
         if name not in reading.ignore
     }
     value = unpacked(given)
+    row_id = f"{reading.part}:{row.id}" if reading.part else row.id
     try:
-        task, taken = _read(value, row.id, reading)
+        task, taken = _read(value, row_id, reading)
         unused = frozenset(
             name for name, cell in given.items() if name not in taken and cell not in ("", [], {})
         )

@@ -56,6 +56,7 @@ def read_tasks(
     ignore: Sequence[str] = (),
     negative_weight: NegativeWeight = "must_say",
     source: str | None = None,
+    part: str = "",
     on_bad_row: Literal["error", "skip"] = "error",
     quarantine: str | None = None,
 ) -> Sequence[Task]:
@@ -69,6 +70,7 @@ def read_tasks(
         ignore: Columns to drop without a word.
         negative_weight: Meaning of a negative weight, if the row does not say.
         source: Name of the data set.
+        part: Begins the ids of rows that bring none, where they must differ from those of other data sets.
         on_bad_row: `error` raises for a row that cannot be used; `skip` leaves it out and counts it.
         quarantine: File for the skipped rows and their errors; None for no file.
 
@@ -81,8 +83,9 @@ def read_tasks(
         raise ConfigError("data: on_bad_row=skip needs quarantine, a file for the skipped rows")
     rows = read_rows(path)
     reading = Reading(
-        fields=dict(fields or {}), ignore=tuple(ignore), negative_weight=negative_weight, source=source
-    )
+        fields=dict(fields or {}), ignore=tuple(ignore), negative_weight=negative_weight, source=source,
+        part=part,
+    )  # fmt: skip
     tasks = ListedTasks()
     unused: set[str] = set()
     first: dict[str, int] = {}

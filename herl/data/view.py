@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
+from types import MappingProxyType
 from typing import Self, overload
 
 from herl.types import Task
@@ -16,18 +17,22 @@ class TaskView(Sequence[Task], ABC):
 
     Args:
         places: Indices, in the source, of the tasks to show.
-        source: Gives its `path` and `unused_columns`, if it has them.
+        source: Gives its `path`, `unused_columns` and `weights`, if it has them.
     """
 
     path: str = ""
     """The file that the rows were read from."""
     unused_columns: tuple[str, ...] = ()
     """Columns of the rows that no field takes."""
+    weights: Mapping[str, float] = MappingProxyType({})
+    """How often each source is drawn, relative to the others, by `Task.source` (`herl.data.mix_order`).
+    Empty if every task comes once an epoch."""
 
     def __init__(self, places: Sequence[int], source: object = None) -> None:
         self._places = array("q", places)
         self.path = getattr(source, "path", "")
         self.unused_columns = getattr(source, "unused_columns", ())
+        self.weights = getattr(source, "weights", {})
 
     @abstractmethod
     def _task(self, place: int) -> Task:

@@ -26,6 +26,7 @@ from herl.callbacks.answer_budget import AnswerBudget
 from herl.config.build import Run, make
 from herl.display.screen import Screen
 from herl.dry_run.uplift import uplift
+from herl.metrics.episodes import episode_metrics
 from herl.models.fsdp import FSDPStrategy
 from herl.prompt_text import visible
 from herl.types import Group, Judged
@@ -43,6 +44,10 @@ ENGINES: dict[str, Engine] = {
 """Engines by sampler target. Any other sampler is assumed to sample from the policy itself."""
 
 
+UNCOUNTED = "Not counted there: what an engine without a prefix cache reads again in each turn."
+"""What the formulas for other GPUs leave out of episodes."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     """Time, tokens and judge usage of one batch."""
@@ -52,7 +57,7 @@ class Batch:
     answers: int
     answer_tokens: int
     prompt_tokens: int
-    """Tokens the sampler read, with each prompt counted once for all its attempts."""
+    """Tokens the sampler read, with each prompt counted once for all its attempts, and each reply once."""
     trained_tokens: int
     """Tokens in the update's rows, including contexts."""
     usage: dict[str, float]
@@ -113,7 +118,7 @@ def run_estimate(config: DictConfig, run: Run, tried: Tried) -> dict[str, Any]:
     data: Any = run.data
     batch = tried.typical()
     per_epoch = _part(config.trainer.limit_train_batches, math.ceil(len(data.train) / data.prompts_per_batch))
-    batches = _batches(config, per_epoch, batch.answers)
+    batches = _batches(config, per_epoch, batch.answers, batch.answer_tokens)
     heldout = _part(config.trainer.limit_val_batches, math.ceil(len(data.heldout) / data.prompts_per_batch))
     validations = 2 + _validations(config, batches, per_epoch)  # before and after the run
     heldout_share = validations * heldout / max(1, min(heldout, HELDOUT_BATCHES))  # whole run over trial
@@ -126,6 +131,7 @@ def run_estimate(config: DictConfig, run: Run, tried: Tried) -> dict[str, Any]:
     gated = config.module.hindsight_gate.only_flat  # only flat groups have revisions: no fair comparison
     return {
         "prompts": {"train": len(data.train), "heldout": len(data.heldout)},
+        "sources": mix.in_words() if (mix := getattr(data, "mix", None)) else [],
         "uplift": None if gated else uplift(tried.groups, config.seed),
         "prompt": tried.prompt,
         "revision_prompt": tried.revision_prompt,
@@ -136,6 +142,7 @@ def run_estimate(config: DictConfig, run: Run, tried: Tried) -> dict[str, Any]:
         "run_seconds": {name: round(spent, 1) for name, spent in seconds.items()}
         | {"total": round(sum(seconds.values()) - _side_by_side(config, seconds), 1)},
         "binds": max(seconds, key=lambda name: seconds[name]),
+        **_episodes(run, tried),
         "longest_update": {"tokens": tried.longest_tokens, "seconds": round(tried.longest_seconds, 3)},
         "memory_gib": {name.partition("/")[2]: round(value, 2) for name, value in tried.memory.items()},
         "judge": {name: round(value, 4) for name, value in judged.items()},
@@ -143,11 +150,19 @@ def run_estimate(config: DictConfig, run: Run, tried: Tried) -> dict[str, Any]:
     }
 
 
+def _episodes(run: Run, tried: Tried) -> dict[str, Any]:
+    """What became of the episodes of the trial; {} for answers in one turn."""
+    if not run.module.stages.environment_runner.environment.replies:
+        return {}
+    played = [one.rollout for group in tried.groups for one in group.attempts]
+    return {"episodes": {name: round(value, 3) for name, value in episode_metrics(played).items()}}
+
+
 def _side_by_side(config: DictConfig, seconds: Mapping[str, float]) -> float:
     """Returns the seconds in which batches are drawn while others are trained on."""
     if not config.rollout.get("batches_ahead"):
         return 0.0
-    drawing = sum(seconds.get(phase, 0.0) for phase in ("sample", "judge", "revise"))
+    drawing = sum(seconds.get(phase, 0.0) for phase in ("sample", "judge", "environment", "revise"))
     return min(drawing, seconds.get("update", 0.0))
 
 
@@ -164,6 +179,7 @@ def gpu_estimate(
         trained_tokens=batch.trained_tokens,
         micro_batch_tokens=longest_micro_batch(module.stages, module.updater.micro_batch_tokens),
         judge_seconds=batch.seconds.get("judge", 0.0),
+        environment_seconds=batch.seconds.get("environment", 0.0),
     )
     settings = replace(
         settings_of(module, module.policy, run.trainer.strategy),
@@ -204,13 +220,14 @@ def _part(limit: float | int | None, whole: int) -> int:
     return min(whole, limit) if isinstance(limit, int) else int(whole * limit)
 
 
-def _batches(config: DictConfig, per_epoch: int, answers: float) -> int:
+def _batches(config: DictConfig, per_epoch: int, answers: float, tokens: float) -> int:
     limits = [per_epoch * config.trainer.max_epochs] if (config.trainer.max_epochs or -1) > 0 else []
     if config.trainer.max_steps > 0:
         limits.append(math.ceil(config.trainer.max_steps / config.module.updates_per_batch))
     for callback in make(config.callbacks).values():
-        if isinstance(callback, AnswerBudget) and callback.answers is not None and answers:
-            limits.append(math.ceil(callback.answers / answers))
+        if isinstance(callback, AnswerBudget):
+            spent = ((callback.answers, answers), (callback.tokens, tokens))
+            limits += [math.ceil(limit / each) for limit, each in spent if limit is not None and each]
     return min(limits, default=per_epoch)
 
 
@@ -245,6 +262,7 @@ def show(report: Mapping[str, Any], path: Path) -> None:
     console.print(table)
     lines = {
         "prompts": report["prompts"],
+        **{f"source {number}": words for number, words in enumerate(report["sources"], start=1)},
         "lint findings": report["lint"] or "none",
         "slowest phase": report["binds"],
         "longest update": report["longest_update"],
@@ -255,8 +273,12 @@ def show(report: Mapping[str, Any], path: Path) -> None:
     }
     if not report["gold_judges"]:
         del lines["of this, gold judges"]
+    if "episodes" in report:
+        lines = {"an attempt's episode": report["episodes"], **lines}
     if "gpus" in report:
         _show_gpus(console, report["gpus"])
+        if "episodes" in report:
+            console.print(UNCOUNTED, soft_wrap=True)
     for name, value in lines.items():
         console.print(Text(f"{name}: {_words(value)}"), soft_wrap=True)
 

@@ -62,7 +62,8 @@ def dry_run(config: DictConfig) -> dict[str, Any]:
         paid = Counter(run.gold.spent() if run.gold else {})
         trajectories = run.validate()
         spent = {name: s - before.get(name, 0.0) for name, s in run.module.clock.seconds.items()}
-        tried.heldout_seconds = sum(spent.get(name, 0.0) for name in ("validate", "judge", "gold"))
+        phases = ("validate", "judge", "environment", "gold")
+        tried.heldout_seconds = sum(spent.get(name, 0.0) for name in phases)
         tried.heldout = [one for trajectory in trajectories for one in trajectory.answers]
         tried.gold_usage = Counter(run.gold.spent() if run.gold else {}) - paid
     report = run_estimate(config, run, tried) | {"lint": found}
@@ -122,12 +123,13 @@ class _Watch(HerlCallback):
         tried.groups += groups
         rows = module.scorer().micro_batches(step.collection.experiences)
         read = [group.prompt_ids for group in groups] + [one.rollout.prompt_ids for one in revisions]
+        replies = [turn.reply_ids for one in answers for turn in one.rollout.turns]
         tried.batches.append(
             Batch(
                 seconds={**step.collection.beside, **_without_wait(step)},
                 answers=len(answers),
                 answer_tokens=sum(len(one.rollout.token_ids) for one in answers),
-                prompt_tokens=sum(map(len, read)),
+                prompt_tokens=sum(map(len, (*read, *replies))),
                 trained_tokens=sum(gather(sum(row.input_ids.numel() for row in rows))),
                 usage=usage_of(answers),
             )

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from herl.errors import DataError, check_above, check_at_least
+from herl.errors import ConfigError, DataError, check_above, check_at_least
 from herl.types import Message, Task, ToolCall
 
 if TYPE_CHECKING:
@@ -57,6 +57,9 @@ class Conversation:
     """Number of answers before this one."""
     raw: str = ""
     """The answer with its special tokens, for models whose calls begin with one, such as [TOOL_CALLS]."""
+    seed: int = 0
+    """A hash of the answer's coordinates, for an environment that draws at random: the same in any order of
+    work, on any number of ranks, and in a run that is resumed."""
     state: dict[str, Any] = field(default_factory=dict)
     """The environment's own, kept over the turns of this episode and of no other."""
 
@@ -65,8 +68,8 @@ class Environment(ABC):
     """Replies to answers. Many episodes are played at once, on one event loop.
 
     Only `step` is required. What belongs to one episode lives in `Conversation.state`, so that one object
-    serves all; a step that computes for long should do so elsewhere (`herl.environment.tools` uses a process
-    of its own), since it holds up all others.
+    serves all; a step that computes for long should do so elsewhere (`herl.environment.tools` uses a separate
+    process), since it holds up all others.
 
     Args:
         max_turns: Answers in an episode.
@@ -79,9 +82,11 @@ class Environment(ABC):
 
     replies: bool = True
     """False for `NoEnvironment` alone, whose answers are never shown to it."""
-
     roles: tuple[str, ...] = ("user",)
     """Roles of its replies. The chat template is tried with them before a run starts."""
+    tool_names: frozenset[str] | None = None
+    """The tools that an answer may call, so that criteria on others are found before a run; None if that is
+    not known."""
 
     def __init__(
         self,
@@ -107,7 +112,8 @@ class Environment(ABC):
     def start(self, task: Task) -> Opening:
         """Returns the beginning of a conversation: by default, the task's own messages and no tools.
 
-        It must depend on the task alone, since a resumed run calls it again.
+        It must depend on the task alone, since a resumed run calls it again. It is called before `open`, too,
+        when prompts are checked.
 
         Raises:
             DataError: the task does not fit the environment.
@@ -145,6 +151,7 @@ class NoEnvironment(Environment):
     """Never replies: an answer is one turn."""
 
     replies = False
+    tool_names = frozenset()
 
     def __init__(self) -> None:
         super().__init__()
@@ -163,8 +170,15 @@ def opened(environment: Environment, task: Task) -> Task:
         return task
     try:
         opening = environment.start(task)
-    except DataError as error:
-        raise DataError(f"task '{task.id}': {error}") from error
+    except ConfigError:
+        raise
+    except Exception as error:  # of users' code
+        kind = (
+            ""
+            if isinstance(error, DataError)
+            else f"{type(environment).__name__}.start raised {type(error).__name__}: "
+        )
+        raise DataError(f"task '{task.id}': {kind}{error}") from error
     messages = tuple(dict(message) for message in opening.messages)
     if not messages or messages[-1]["role"] != "user":
         raise DataError(

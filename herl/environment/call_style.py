@@ -22,12 +22,21 @@ if TYPE_CHECKING:
 Schemas = Sequence[Mapping[str, Any]]
 """Tools as chat templates take them (`herl.types.Task.tools`)."""
 _PROBE: list[Message] = [{"role": "user", "content": "herl-probe"}]
-_MARKS: tuple[tuple[str, Format], ...] = (("<tool_call>", "hermes"), ("[TOOL_CALLS]", "mistral"))
+_MARKS: tuple[tuple[str, Format], ...] = (
+    ("<function=", "xml"), ("<tool_call>", "hermes"), ("[TOOL_CALLS]", "mistral")
+)  # fmt: skip
+"""Found in a chat template -> how its model writes calls. The first one decides."""
+_MARKS_OF_JSON: tuple[tuple[str, Format], ...] = (
+    ("<|python_tag|>", "json"),
+    ("Environment: ipython", "json"),
+)
 _EXAMPLES: dict[Format, str] = {
     "hermes": '<tool_call>\n{"name": "the name of the tool", "arguments": {"its argument": "a value"}}\n'
     "</tool_call>",
     "json": '{"name": "the name of the tool", "parameters": {"its argument": "a value"}}',
     "mistral": '[TOOL_CALLS][{"name": "the name of the tool", "arguments": {"its argument": "a value"}}]',
+    "xml": "<tool_call>\n<function=the name of the tool>\n<parameter=its argument>\na value\n</parameter>\n"
+    "</function>\n</tool_call>",
 }
 
 
@@ -36,7 +45,7 @@ class CallStyle:
 
     Args:
         format: How it writes calls (`herl.environment.calls`); `auto` for the way of its chat template, and
-            `hermes` if that shows no tools.
+            `hermes` if that does not say.
         show: What shows it the tools: its chat `template`, or a `prompt` in the system message; `auto` for
             the template, if that shows tools.
     """
@@ -46,13 +55,14 @@ class CallStyle:
 
     def __init__(
         self,
-        format: Literal["auto", "hermes", "json", "mistral"] = "auto",
+        format: Literal["auto", "hermes", "json", "mistral", "xml", "response_template"] = "auto",
         show: Literal["auto", "template", "prompt"] = "auto",
     ) -> None:
         self._wanted_format, self._wanted_show = format, show
         self._format: Format = "hermes" if format == "auto" else format
         self._in_prompt = show == "prompt"
         self._takes_system = True
+        self._response_template: dict[str, Any] | None = None
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase, schemas: Schemas) -> None:
         """Finds out what the model's chat template knows of tools.
@@ -68,8 +78,13 @@ class CallStyle:
                 "one that does not: use show=prompt"
             )
         self._in_prompt = self._wanted_show == "prompt" or not shows
-        if self._wanted_format == "auto":
-            self._format = self._format_of(template)
+        self._response_template = getattr(tokenizer, "response_template", None)
+        self._format = self._format_of(template) if self._wanted_format == "auto" else self._wanted_format
+        if self._format == "response_template" and (self._in_prompt or not self._response_template):
+            raise ConfigError(
+                "environment.format: response_template needs a tokenizer that has one, and a chat template "
+                "that shows tools: use another format"
+            )
         system: Message = {"role": "system", "content": "herl-system"}
         self._takes_system = "herl-system" in (_rendered(tokenizer, [system, *_PROBE]) or "")
         said: Message = {"role": "assistant", "content": "herl-said"}
@@ -79,16 +94,17 @@ class CallStyle:
         self.role = "tool" if takes_tool else "user"
 
     def _format_of(self, template: str) -> Format:
-        for mark, style in _MARKS:
-            if mark in template and "<function=" not in template:
-                return style
-        if '"parameters"' in template and not self._in_prompt:
-            return "json"
         if self._in_prompt:
-            return "hermes"
+            return next((style for mark, style in _MARKS if mark in template), "hermes")
+        if "tool_calls" in (self._response_template or {}).get("fields", {}):
+            return "response_template"
+        for mark, style in (*_MARKS, *_MARKS_OF_JSON):
+            if mark in template:
+                return style
         raise ConfigError(
-            "environment.format: the model's chat template shows tools, but not in a way that herl knows. "
-            "Expected hermes, json or mistral, or show=prompt, which spells the format out, got auto"
+            "environment.format: the model's chat template shows tools, but says nothing that herl knows of "
+            "how they are called. Expected hermes, json, mistral or xml, or show=prompt, which spells the "
+            "format out, got auto"
         )
 
     def opening(self, messages: Sequence[Message], schemas: Schemas) -> Opening:
@@ -104,9 +120,9 @@ class CallStyle:
             return Opening(messages=[{**first, "content": f"{first['content']}\n\n{text}"}, *rest])
         return Opening(messages=[{"role": role, "content": text}, *messages])
 
-    def read(self, answer: str, raw: str) -> list[Call]:
-        """Returns the calls in an answer, without and with its special tokens; none if it is final."""
-        return read_calls(answer, raw, self._format)
+    def read(self, answer: str, raw: str, schemas: Schemas) -> list[Call]:
+        """Returns the calls of tools in an answer, without and with its special tokens; none if it is final."""
+        return read_calls(answer, raw, self._format, schemas, self._response_template)
 
     def told(self, replies: Sequence[tuple[str, str, str]]) -> list[Message]:
         """Returns messages that tell the policy what tools replied.

@@ -17,7 +17,7 @@ wrong with a call is such a message, too: it cannot be read, the tool is unknown
 a wrong type, the function raises, is late, ends its process, or returns what is neither text nor JSON. It is
 recorded as `ToolCall.error`, and never ends the run.
 
-A function that is named by its path is called in a process of its own (`herl.background.worker`), with a time
+A function that is named by its path is called in a separate process (`herl.background.worker`), with a time
 limit, as functions of judges are. A turn's calls are made one after the other.
 """
 
@@ -51,7 +51,7 @@ class ToolEnvironment(Environment):
         timeout_seconds: Longest time of a call. None for no limit, with all calls in this process.
         max_reply_characters: A longer reply is cut, with a note of how much is missing.
         format: How the policy writes calls (`herl.environment.calls`); `auto` for the way of its chat
-            template, and `hermes` if that shows no tools.
+            template, and `hermes` if that does not say.
         show: What shows the tools to the policy: its chat `template`, or a `prompt` in the system message;
             `auto` for the template, if that shows tools.
         max_turns: As all environments.
@@ -65,7 +65,7 @@ class ToolEnvironment(Environment):
         functions: Sequence[str | Callable[..., Any]],
         timeout_seconds: float | None = 30.0,
         max_reply_characters: int = 4000,
-        format: Literal["auto", "hermes", "json", "mistral"] = "auto",
+        format: Literal["auto", "hermes", "json", "mistral", "xml", "response_template"] = "auto",
         show: Literal["auto", "template", "prompt"] = "auto",
         max_turns: int = 8,
         max_tokens: int = 4096,
@@ -95,6 +95,7 @@ class ToolEnvironment(Environment):
         self._style = CallStyle(format, show)
         self._warned: set[tuple[str, str]] = set()
         self.roles = ("tool",)
+        self.tool_names = frozenset(self._tools)
 
     @property
     def schemas(self) -> list[dict[str, Any]]:
@@ -116,7 +117,7 @@ class ToolEnvironment(Environment):
 
     async def step(self, conversation: Conversation, answer: str) -> Reply | None:
         """Returns a message for each call; None if there is no call."""
-        written = self._style.read(answer, conversation.raw)
+        written = self._style.read(answer, conversation.raw, self.schemas)
         if not written:
             return None
         calls, told = [], []
@@ -124,11 +125,11 @@ class ToolEnvironment(Environment):
             text, error = await self._outcome(call, conversation)
             calls.append(ToolCall(name=call.name, arguments=call.arguments, error=error))
             number = call_number(call, conversation.turn, place)
-            told.append((call.name, text, number))
+            told.append((call.name if call.name in self._tools else "", text, number))
         return Reply(self._style.told(told), calls)
 
     async def _outcome(self, call: Call, conversation: Conversation) -> tuple[str, str]:
-        """What the policy is told of a call, and the kind of its error."""
+        """The text that the policy reads of a call, and the kind of its error."""
         try:
             if call.problem:
                 raise ToolError("malformed", f"The call cannot be read: {call.problem}.")
@@ -150,7 +151,9 @@ class ToolEnvironment(Environment):
         """Warns once of each way in which a tool fails by itself."""
         if (name, error.kind) not in self._warned:
             self._warned.add((name, error.kind))
-            logger.warning("tool %s: %s (task '%s'). The policy is told.", name, error.note, task.id)
+            logger.warning(
+                "tool %s: %s (task '%s'). The policy reads it as a reply", name, error.note, task.id
+            )
 
     def close(self) -> None:
         """Ends the process that calls functions, unless a judge uses it."""

@@ -70,7 +70,8 @@ class HindsightBuilder(ABC):
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027
-        """Restores the result of `state_dict`; may get an empty dictionary. Does nothing by default."""
+        """Restores the result of `state_dict`, in place of the present state; may get an empty dictionary.
+        Also called when a batch fails, to go back to the state before it. Does nothing by default."""
 
 
 class NoHindsight(HindsightBuilder):

@@ -90,7 +90,7 @@ class RevisionBuilder(HindsightBuilder):
             self.template,
             {
                 "request": task.request,
-                "draft": judged.rollout.text if judged.rollout.has_answer else NO_DRAFT,
+                "draft": judged.rollout.transcript if judged.rollout.has_answer else NO_DRAFT,
                 "met": listed(met, self.style, self.weights),
                 "missed": listed(missed, self.style, self.weights),
             },

@@ -6,7 +6,7 @@ A run in which no answer at all could be judged is an error too, even if it is t
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from herl.errors import AbstentionLimit, ConfigError
@@ -85,6 +85,18 @@ class AbstentionWindow:
                 f"result. Causes: {listed}. "
                 f"Last failure: {self._last_failure or 'no criterion with a positive weight was judged'}"
             )
+
+    def way_back(self) -> Callable[[], None]:
+        """Returns a function that goes back to the present state, should a batch fail. A window that the
+        limit has emptied by then stays empty."""
+        counts, others = tuple(self._counts), (self._last_failure, self._seen, self._judged)
+
+        def go_back() -> None:
+            if self._counts:
+                self._counts = deque(counts, maxlen=self.answers)
+            self._last_failure, self._seen, self._judged = others
+
+        return go_back
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the counts that a resumed run continues from."""

@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Literal, Protocol
 
 from herl.errors import ConfigError, DataError, JudgeError
 from herl.judge.aggregation import weighted
@@ -21,6 +21,10 @@ INSTEAD = {
     "teacher": "teacher.tell=rubric",
 }
 """What needs no verdicts, by the setting that may need them."""
+
+
+Sees = Literal["transcript", "answer"]
+"""What a judge reads of an episode: all turns and replies, or the last answer."""
 
 
 class Aggregation(Protocol):

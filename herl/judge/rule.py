@@ -25,6 +25,7 @@ from typing import Any
 from herl.background.worker import RaisedError, raised, shared
 from herl.checks import (
     BrokenByAnswerError,
+    CallsTool,
     Check,
     Instruction,
     Python,
@@ -34,7 +35,7 @@ from herl.checks import (
 )
 from herl.errors import DataError, HerlError, JudgeError, check_above
 from herl.judge.aggregation import weighted
-from herl.judge.base import Aggregation, Judge
+from herl.judge.base import Aggregation, Judge, Sees
 from herl.targets import located
 from herl.types import Criterion, Judgement, Rollout, Task, Verdict
 
@@ -50,6 +51,7 @@ class RuleJudge(Judge):
         aggregation: How verdicts and weights become the reward.
         python_modules: Modules whose functions `python` checks may call: those that they define.
         timeout_seconds: Longest time of such a call. None for no limit; functions then run in this process.
+        sees: The text that checks read of an answer in several turns: the last `answer`, or the `transcript`.
     """
 
     advice = (
@@ -63,9 +65,11 @@ class RuleJudge(Judge):
         aggregation: Aggregation = weighted,
         python_modules: Sequence[str] = (),
         timeout_seconds: float | None = 60.0,
+        sees: Sees = "answer",
     ) -> None:
         super().__init__(aggregation)
         check_above("judge", 0, timeout_seconds=timeout_seconds)
+        self._sees = sees
         self._seconds = timeout_seconds
         self._python_modules = tuple(python_modules)
         self._read: dict[str, Check | HerlError] = {}
@@ -114,13 +118,16 @@ class RuleJudge(Judge):
         Its usage counts the checks that this answer broke as `check_errors`.
         """
         usage: Counter[str] = Counter()
-        verdicts = [await self._verdict(criterion, rollout.text, usage) for criterion in task.rubric.criteria]
+        verdicts = [await self._verdict(criterion, rollout, usage) for criterion in task.rubric.criteria]
         return self.verdict_sum(task, rollout, verdicts, {name: float(n) for name, n in usage.items()})
 
-    async def _verdict(self, criterion: Criterion, answer: str, usage: Counter[str]) -> Verdict:
+    async def _verdict(self, criterion: Criterion, rollout: Rollout, usage: Counter[str]) -> Verdict:
+        answer = rollout.transcript if self._sees == "transcript" else rollout.text
         try:
             check = self._typed(criterion.check)
-            if isinstance(check, Python):
+            if isinstance(check, CallsTool):
+                met = check.called(rollout.calls)
+            elif isinstance(check, Python):
                 met = await self._called(check, answer)
             elif check.slow:  # in a thread: the loop must stay free to serve other judges and to stop
                 met = await asyncio.to_thread(check.met, answer)

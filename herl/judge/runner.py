@@ -171,7 +171,7 @@ class JudgeRunner:
                 judgement = usable(task, found, needs_verdicts=self.needs_verdicts)
             except (JudgeStop, ConfigError):
                 raise
-            except Exception as error:  # a plug-in may raise anything; the answer abstains and is counted
+            except (Exception, SystemExit) as error:  # a plug-in may raise anything; the answer abstains
                 judgement = _abstained(task, rollout, error)
             seconds = time.perf_counter() - started
         return Judged(rollout=rollout, judgement=_with_usage(judgement, seconds, self._max_cannot_tell))
@@ -183,14 +183,14 @@ class JudgeRunner:
             seen = [self._seen(rollout) for rollout in rollouts]
             shown = [one for one in seen if _can_be_read(one)]
             try:
-                found: list[Judgement | Exception] = [
+                found: list[Judgement | BaseException] = [
                     *(await self.judge.judge_group(task, shown) if shown else [])
                 ]
                 if len(found) != len(shown):
                     raise JudgeError(f"expected {len(shown)} judgements, got {len(found)}", "wrong_count")
             except (JudgeStop, ConfigError):
                 raise
-            except Exception as error:  # a plug-in may raise anything; the answers abstain and are counted
+            except (Exception, SystemExit) as error:  # a plug-in may raise anything; the answers abstain
                 found = [error for _ in shown]
             seconds = time.perf_counter() - started
         of_shown = iter(found)
@@ -199,10 +199,10 @@ class JudgeRunner:
             judgement = next(of_shown) if _can_be_read(one) else self._unanswered(task, one)
             try:
                 _check_finished(one)
-                if isinstance(judgement, Exception):
+                if isinstance(judgement, BaseException):
                     raise judgement
                 judgement = usable(task, judgement, needs_verdicts=self.needs_verdicts)
-            except Exception as error:  # of all answers, or of this one alone
+            except (Exception, SystemExit) as error:  # of all answers, or of this one alone
                 judgement = _abstained(task, rollout, error)
             judgement = _with_usage(judgement, seconds, self._max_cannot_tell)
             judged.append(Judged(rollout=rollout, judgement=judgement))
@@ -300,7 +300,7 @@ def _check_finished(rollout: Rollout) -> None:
         raise JudgeError("the environment failed in the middle of the answer", "environment")
 
 
-def _abstained(task: Task, rollout: Rollout, error: Exception) -> Judgement:
+def _abstained(task: Task, rollout: Rollout, error: BaseException) -> Judgement:
     cause = error.cause if isinstance(error, JudgeError) else "other"
     verdicts = tuple(
         Verdict(criterion_id=criterion.id, met=None, reason=f"{type(error).__name__}: {error}")

@@ -8,10 +8,11 @@ from statistics import fmean
 from rapidfuzz.distance import Levenshtein
 
 from herl.hindsight.candidates import top_k
+from herl.metrics.episodes import episode_metrics
 from herl.metrics.judging import judge_metrics
 from herl.metrics.rubric import fulfilled, is_perfect, rewards, rubric_metrics
 from herl.rollout.collect import Collection
-from herl.types import Experience, Group, Judged, Task
+from herl.types import Experience, Group, Judged, Rollout, Task
 
 
 def collection_metrics(collection: Collection, policy_version: int = 0) -> dict[str, float]:
@@ -34,7 +35,7 @@ def collection_metrics(collection: Collection, policy_version: int = 0) -> dict[
         "criteria/suppressed": [suppressed for group in groups for suppressed in _suppresses(group)],
         "train/identical_groups": [
             len(group.attempts) > 1
-            and all(one.rollout.token_ids == group.attempts[0].rollout.token_ids for one in group.attempts)
+            and all(one.rollout.sequence == group.attempts[0].rollout.sequence for one in group.attempts)
             for group in groups
         ],
         "hindsight/revised_groups": [bool(group.revisions) for group in groups],
@@ -62,6 +63,9 @@ def collection_metrics(collection: Collection, policy_version: int = 0) -> dict[
     if collection.skipped is not None:
         names = ("solved", "hopeless")
         means |= {f"difficulty/{name}": float(collection.skipped.get(name, 0)) for name in names}
+    if collection.episodes:
+        played = [judged.rollout for _, judged in attempts]
+        means |= {f"episodes/{name}": value for name, value in episode_metrics(played).items()}
     means["hindsight/revisions"] = float(len(revisions))
     means |= {f"train/dropped_{name}": float(n) for name, n in collection.dropped.items() if n}
     means |= rubric_metrics("train", attempts) | rubric_metrics("revision", revisions)
@@ -115,10 +119,16 @@ def _changes(groups: Sequence[Group]) -> dict[str, list[float]]:
                 values[f"hindsight/{name}"].append(happened)
             if not (parent is not None and draft.rollout.has_answer and revision.rollout.has_answer):
                 continue
-            words = draft.rollout.text.split(), revision.rollout.text.split()
-            values["hindsight/copies"].append(draft.rollout.text.strip() == revision.rollout.text.strip())
+            texts = _said(draft.rollout), _said(revision.rollout)
+            words = texts[0].split(), texts[1].split()
+            values["hindsight/copies"].append(texts[0].strip() == texts[1].strip())
             values["hindsight/edit_distance"].append(Levenshtein.normalized_distance(*words))
     return values
+
+
+def _said(rollout: Rollout) -> str:
+    """What the policy said in all turns."""
+    return "\n".join([*(turn.text for turn in rollout.turns), rollout.text])
 
 
 def best_attempt(group: Group) -> Judged | None:

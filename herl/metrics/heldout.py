@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
+from herl.metrics.episodes import episode_metrics
 from herl.metrics.rubric import rewards, rubric_metrics
 from herl.rollout.improve import rewards_by_round
 from herl.rollout.validate import HeldOut
@@ -27,6 +28,9 @@ def heldout_metrics(batches: Sequence[HeldOut], revisions: int) -> dict[str, flo
         dropped.update(batch.dropped)
     metrics = rubric_metrics("heldout", [(one.task, one.answers[0]) for one in trajectories])
     metrics |= {f"heldout/dropped_{name}": float(count) for name, count in dropped.items() if count}
+    if any(batch.episodes for batch in batches):
+        played = [one.answers[0].rollout for one in trajectories]
+        metrics |= {f"heldout/{name}": value for name, value in episode_metrics(played).items()}
     plain = rewards(one.answers[0] for one in trajectories)
     if any(not 0.0 <= reward <= 1.0 for reward in plain):
         metrics["heldout/clipped_reward"] = min(1.0, max(0.0, metrics["heldout/reward"]))

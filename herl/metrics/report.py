@@ -19,7 +19,7 @@ def log_to_lightning(module: L.LightningModule, metrics: Mapping[str, float]) ->
     chosen = {
         name: value
         for name, value in metrics.items()
-        if not name.partition("/")[0].endswith(("_criterion", "_category"))
+        if not name.partition("/")[0].endswith(("_criterion", "_category", "_source"))
     }
     if module.trainer.training:
         # module.log takes half a millisecond per metric, during which a GPU has no work

@@ -1,4 +1,4 @@
-"""Metrics of answers and their rubrics: reward, criteria, categories, length."""
+"""Metrics of answers and their rubrics: reward, criteria, categories, sources, length."""
 
 from __future__ import annotations
 
@@ -34,14 +34,15 @@ def is_perfect(task: Task, judged: Judged) -> bool:
 
 
 class RubricMetrics:
-    """Means over answers: reward, share of criteria met, and that share by criterion and by category.
+    """Means over answers: reward, also by source; share of criteria met, also by criterion and by category.
 
     Each metric is a torchmetrics mean with a sum and a count as its state. Every rank has all answers of a
     batch, so all ranks compute the same means without synchronization.
 
     Args:
         family: Prefix of the names: "train", "revision" or "heldout".
-        max_criteria: Curves by criterion are left out if there are more criterion ids than this.
+        max_criteria: Curves by criterion are left out if there are more criterion ids than this, and those by
+            source if there are more sources.
     """
 
     def __init__(self, family: str, max_criteria: int = 64) -> None:
@@ -60,20 +61,24 @@ class RubricMetrics:
     def compute(self) -> dict[str, float]:
         """Returns the means by name. A mean over nothing is left out, never reported as 0.
 
-        {"heldout/reward": ..., "heldout_criterion/<id>": ..., "heldout_category/<name>": ...}
+        {"heldout/reward": ..., "heldout_criterion/<id>": ..., "heldout_category/<name>": ...,
+        "heldout_source/<name>": ...}
         """
-        by_criterion = f"{self.family}_criterion/"
-        criteria = sum(name.startswith(by_criterion) for name in self._means)
+        limited = (f"{self.family}_criterion/", f"{self.family}_source/")
+        counts = {prefix: sum(name.startswith(prefix) for name in self._means) for prefix in limited}
+        too_many = tuple(prefix for prefix, count in counts.items() if count > self.max_criteria)
         return {
             name: float(mean.compute())
             for name, mean in sorted(self._means.items())
-            if criteria <= self.max_criteria or not name.startswith(by_criterion)
+            if not name.startswith(too_many)
         }
 
     def _values(self, pairs: Iterable[Pair]) -> dict[str, list[float]]:
         lists: defaultdict[str, list[float]] = defaultdict(list)
         for task, judged in pairs:
             lists[f"{self.family}/reward"] += rewards([judged])
+            if task.source:
+                lists[f"{self.family}_source/{task.source}"] += rewards([judged])
             lists[f"{self.family}/answer_tokens"].append(
                 len(judged.rollout.token_ids) - judged.rollout.thinking_tokens
             )

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from herl.distributed import gather, world_size
+from herl.models.quantized import elements
 from herl.rollout.collect import Collection
 from herl.types import Experience
 from herl.update.gpu_cost import gpu_of
@@ -95,7 +96,7 @@ def trained_flops(policy: PreTrainedModel, experiences: Sequence[Experience]) ->
 
 
 def _flops_of(weight: torch.Tensor) -> int:
-    return (6 if weight.requires_grad else 4) * weight.numel()
+    return (6 if weight.requires_grad else 4) * elements(weight)
 
 
 def memory() -> dict[str, float]:

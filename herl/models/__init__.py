@@ -1,4 +1,4 @@
-"""The models: loading, LoRA, attention over rows that share a context, weights, sharding, export.
+"""The models: loading, LoRA, quantization, attention over shared contexts, weights, sharding, export.
 
 The sampler and the update build on this package, which imports neither.
 """

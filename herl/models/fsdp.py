@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -166,6 +167,11 @@ def check_trainer(trainer: L.Trainer, model: PretrainedModel | None = None) -> N
             f"got {type(trainer.strategy).__name__}"
         )
     ranks = trainer.world_size
+    if isinstance(trainer.strategy, FSDPStrategy) and model is not None and model.quantization is not None:
+        raise ConfigError(
+            f"model.quantization: expected null with strategy=fsdp or hsdp, got '{model.quantization}': "
+            "quantized weights are not divided among devices; strategy=ddp keeps a copy on each"
+        )
     if isinstance(trainer.strategy, FSDPStrategy) and ranks % trainer.strategy.shard_count(ranks):
         raise ConfigError(
             f"{SHARDS}: expected all, node or a number that divides the {ranks} processes of the run, "
@@ -193,7 +199,7 @@ def load(model: PretrainedModel, trainer: L.Trainer, *, learns: bool = True) -> 
     if model.compile is None:
         model = replace(model, compile=strategy.root_device.type == "cuda")
     if not isinstance(strategy, FSDPStrategy):
-        return together(model.load)
+        return together(partial(model.load, strategy.root_device))
     return load_sharded(
         model,
         strategy.shard_mesh(),

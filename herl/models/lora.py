@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from herl.errors import ConfigError
+from herl.models.quantized import factor, in_loaded_shape, is_quantized
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,9 +108,12 @@ def merged(layer: torch.nn.Module) -> torch.Tensor:
     """Returns a layer's weight plus its adapters' updates, as a new tensor: [out, in], or stacked experts."""
     adapted: Any = layer  # a peft LoraLayer
     weight = _base_weight(adapted).detach()
+    packed = is_quantized(weight)
+    if packed:
+        weight = factor(adapted.base_layer)
     for adapter in adapted.active_adapters:
         weight = weight + adapted.get_delta_weight(adapter).detach()
-    return weight
+    return in_loaded_shape(adapted.base_layer, weight) if packed else weight
 
 
 def _base_weight(layer: Any) -> torch.Tensor:

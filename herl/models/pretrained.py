@@ -23,10 +23,11 @@ from transformers import (
 )
 
 from herl.errors import ConfigError
-from herl.models import shared_attention
+from herl.models import quantized, shared_attention
 from herl.models.body import body
 from herl.models.chat_template import set_template_variables
 from herl.models.lora import Lora
+from herl.models.quantized import Quantization
 from herl.models.source import SHIPPED as SHIPPED
 from herl.models.source import model_source
 
@@ -48,6 +49,8 @@ class PretrainedModel:
         compile: Compile each block of layers for the update; None for on a GPU only. The first steps take
             up to a minute longer. Sampling from the live policy is not affected.
         lora: Train low-rank adapters instead of the weights. The reference is then the policy without them.
+        quantization: Bits of the frozen weights under adapters, "4bit" or "8bit" (`herl.models.quantized`);
+            None for weights of `dtype`. Not with FSDP. Needs bitsandbytes.
         seed: Seed of fresh adapters.
         chat_template_kwargs: Variables of the chat template in all prompts, such as {enable_thinking: false};
             None for the template's own defaults. An exported model keeps them.
@@ -58,19 +61,27 @@ class PretrainedModel:
     gradient_checkpointing: bool = False
     compile: bool | None = None
     lora: Lora | None = None
+    quantization: Quantization | None = None
     seed: int = 0
     chat_template_kwargs: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
             raise ConfigError(f"model.dtype: expected a torch dtype such as 'float32', got '{self.dtype}'")
+        if self.quantization is not None:
+            quantized.check_quantization(self.quantization, self.dtype)
 
     def check_trainable(self) -> None:
         """Checks that small updates can change the trained weights.
 
         Raises:
-            ConfigError: all weights would be trained in less than float32.
+            ConfigError: all weights would be trained in less than float32, or in whole numbers.
         """
+        if self.lora is None and self.quantization is not None:
+            raise ConfigError(
+                f"model.quantization: expected null to train all weights, got '{self.quantization}', where "
+                "small steps are rounded away; lora=lora trains float32 adapters on top of them"
+            )
         if self.lora is None and self.dtype not in ("float32", "float64"):
             raise ConfigError(
                 f"model.dtype: expected 'float32' to train all weights, got '{self.dtype}', which rounds "
@@ -78,19 +89,31 @@ class PretrainedModel:
                 "float32 weights, and lora=lora trains float32 adapters on a bfloat16 model"
             )
 
-    def load(self) -> PreTrainedModel:
+    def lasting(self) -> dict[str, str]:
+        """Returns the settings, by key, that a resumed run must share: a checkpoint of adapters on quantized
+        weights does not hold these."""
+        return {"model.quantization": self.quantization or "null"}
+
+    def load(self, device: torch.device | str = "cpu") -> PreTrainedModel:
         """Loads the model's weights.
+
+        Args:
+            device: Where to quantize weights, and leave the model. Others are loaded into host memory.
 
         Raises:
             ConfigError: there is no such model, or it is not one that can be trained on text.
         """
         try:
-            source = self.source()
-            loader = auto_class(AutoConfig.from_pretrained(source))
-            model: PreTrainedModel = loader.from_pretrained(source, dtype=getattr(torch, self.dtype))
+            config = self._config()
+            how = {} if self.quantization is None else quantized.loading_arguments(self.quantization, device)
+            model: PreTrainedModel = auto_class(config).from_pretrained(
+                self.source(), dtype=getattr(torch, self.dtype), **how
+            )
         except (ImportError, OSError, ValueError) as error:
             raise ConfigError(f"model.path: cannot load '{self.path}': {error}") from error
         make_savable(model)
+        if self.quantization is not None:
+            quantized.prepare(model)
         return self._prepared(model)
 
     def max_tokens(self) -> int | None:
@@ -120,9 +143,9 @@ class PretrainedModel:
         Raises:
             ConfigError: there is no such model.
         """
-        self._text_config()
+        config = self._config()
         with torch.device("meta"):
-            return untrained(AutoConfig.from_pretrained(self.source())).num_parameters()
+            return untrained(config).num_parameters()
 
     def outline(self) -> PreTrainedModel:
         """Returns the model with its adapters, but without memory for any weight (on the meta device).
@@ -130,10 +153,12 @@ class PretrainedModel:
         Raises:
             ConfigError: there is no such model, or it is not one that can be trained on text.
         """
-        self._text_config()
-        config = AutoConfig.from_pretrained(self.source())
+        config = self._config()
         with torch.device("meta"):
-            return self._prepared(untrained(config, getattr(torch, self.dtype)))
+            model = self._prepared(untrained(config, getattr(torch, self.dtype)))
+            if self.quantization is not None:
+                quantized.outline(model)
+        return model
 
     def skeleton(self) -> PreTrainedModel:
         """Returns the model with uninitialized weights, to be filled from another process."""
@@ -143,10 +168,15 @@ class PretrainedModel:
         return model
 
     def _text_config(self) -> PreTrainedConfig:
+        config: PreTrainedConfig = self._config().get_text_config()
+        return config
+
+    def _config(self) -> PreTrainedConfig:
         try:
-            config: PreTrainedConfig = AutoConfig.from_pretrained(self.source()).get_text_config()
+            config: PreTrainedConfig = AutoConfig.from_pretrained(self.source())
         except (OSError, ValueError) as error:
             raise ConfigError(f"model.path: cannot load '{self.path}': {error}") from error
+        quantized.check_whole(config, self.path, self.quantization)
         return config
 
     def _prepared(self, model: PreTrainedModel) -> PreTrainedModel:
@@ -163,6 +193,8 @@ class PretrainedModel:
         if self.compile:
             for block in blocks(model):
                 block.compile(dynamic=True)  # rows have many lengths
+        if self.quantization is not None:
+            quantized.keep_out_of_checkpoints(model)
         return model
 
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -5,7 +5,7 @@ A reply is what the chat template writes between one turn of the assistant and t
     sampled                     the reply's tokens                               sampled
     Let me look it up.<|im_end|>  \\n<|im_start|>user\\n42<|im_end|>\\n<|im_start|>assistant\\n  It is 42.
 
-That needs a template that leaves earlier turns as they were. Some take thinking out of them, or an empty
+That needs a template that leaves earlier turns unchanged. Some take thinking out of them, or an empty
 thinking block: what the model reads would then differ from what the template would show it, and
 `check_append_only` refuses them.
 """
@@ -54,16 +54,27 @@ def render_reply(
         DataError: the template refuses the reply, e.g. its role.
     """
     tokens = control_tokens(tokenizer)
-    guarded = [{**message, "content": defuse(message["content"], tokens)} for message in reply]
-    text = render_text(tokenizer, [*task.messages, _said(_SPOKEN), *guarded], today, task.tools)
-    if _SPOKEN not in text:
+    guarded = [{key: defuse(text, tokens) for key, text in message.items()} for message in reply]
+    spoken = _absent_from([*task.messages, *guarded, *task.tools])
+    text = render_text(tokenizer, [*task.messages, _said(spoken), *guarded], today, task.tools)
+    if spoken not in text:
         raise DataError(
             f"task '{task.id}': the model's chat template leaves out what the assistant said before "
             f"{_roles(reply)} replies"
         )
-    ids = tokenizer.encode(text.rpartition(_SPOKEN)[2], add_special_tokens=False)
+    ids = tokenizer.encode(text.rpartition(spoken)[2], add_special_tokens=False)
+    if str(tokenizer.convert_ids_to_tokens(last_token)) not in tokens:
+        return tuple(ids)  # a stop string ended the answer
     ended = next((place for place, one in enumerate(ids[: _BEFORE_END + 1]) if one == last_token), -1)
     return tuple(ids[ended + 1 :])
+
+
+def _absent_from(shown: Sequence[object]) -> str:
+    """Returns words for the assistant that stand nowhere else."""
+    spoken, others = _SPOKEN, str(shown)
+    while spoken in others:
+        spoken += "-x"
+    return spoken
 
 
 def check_append_only(
@@ -97,7 +108,7 @@ def check_append_only(
             else:
                 continue
             raise ConfigError(
-                f"environment: expected a model whose chat template leaves earlier turns as they were, since "
+                f"environment: expected a model whose chat template leaves earlier turns unchanged, since "
                 f"what was sampled is never rendered again; this one {what}. Use another template or other "
                 "model.chat_template_kwargs, or environment.keep_turns=true, which shows the model its "
                 "earlier turns as it wrote them"
@@ -106,9 +117,8 @@ def check_append_only(
 
 def _growing(tokenizer: PreTrainedTokenizerBase, task: Task, role: str, said: str) -> list[str]:
     """A conversation as the template shows it before its first, second and third answer."""
-    reply = {"role": role, "content": "2"} | (
-        {"name": "herl", "tool_call_id": "000000000"} if role == "tool" else {}
-    )
+    named = {"name": "herl", "tool_call_id": "000000000"} if role == "tool" else {}
+    reply = {"role": role, "content": "2"} | named
     turns: list[Message] = [*task.messages]
     shown: list[str] = []
     for _ in range(3):

@@ -19,6 +19,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import revert_weight_conversion
 
 from herl.models.lora import adapted_weights, has_adapters, merged
+from herl.models.quantized import dequantized, loaded_shape, quantized_layers
 
 BLOCK_NAME = re.compile(r"(.*?\.\d+)\.")
 """Matches the part of a parameter's name that names its block, such as model.layers.7."""
@@ -88,6 +89,7 @@ def _blocks(policy: PreTrainedModel, *, grouped: bool) -> Iterator[list[_Weight]
 
 def _weights(policy: PreTrainedModel) -> Iterator[_Weight]:
     adapted = adapted_weights(policy) if has_adapters(policy) else {}
+    packed = quantized_layers(policy)
     embeddings, head = policy.get_input_embeddings(), policy.get_output_embeddings()
     head_name = next((name for name, layer in policy.named_modules() if layer is head), None)
     for name, parameter in policy.named_parameters():
@@ -97,8 +99,12 @@ def _weights(policy: PreTrainedModel) -> Iterator[_Weight]:
         if head_name is not None and parameter is head.weight and parameter is embeddings.weight:
             names.append(f"{head_name}.weight")
         read = partial(merged, adapted[id(parameter)]) if id(parameter) in adapted else parameter.detach
+        like = parameter
+        if (layer := packed.get(id(parameter))) is not None:
+            like = torch.nn.Parameter(torch.empty(loaded_shape(layer), device="meta"), requires_grad=False)
+            read = read if id(parameter) in adapted else partial(dequantized, layer)
         plain = (each.replace("base_layer.", "") if adapted else each for each in names)
-        yield _Weight(tuple(plain), parameter, read)
+        yield _Weight(tuple(plain), like, read)
     saved = policy.state_dict()
     for name, buffer in policy.named_buffers():
         if name in saved:

@@ -6,12 +6,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from herl.errors import DataError
 from herl.prompt_text import valid
 from herl.records.lines import numbered_lines, record_files
-from herl.types import Rollout, Task
+from herl.records.turns import recorded_turns
+from herl.types import FinishReason, Rollout, Task, Turn
 
 REQUEST = ("request", "prompt")
 TEXT = ("text", "response", "answer", "completion")
@@ -26,7 +27,8 @@ class RecordedAnswers:
     rollouts: tuple[Rollout, ...]
     """RecordedAnswers to one task form a group."""
     left_out: Mapping[str, int]
-    """Number of other answers, by reason: `no_task` in the data, or `no_answer` after the thinking."""
+    """Number of other answers, by reason: `no_task` in the data, `no_answer` after the thinking, or `failed`,
+    of an environment."""
 
 
 def recorded_answers(place: Path, tasks: Iterable[Task]) -> RecordedAnswers:
@@ -34,7 +36,8 @@ def recorded_answers(place: Path, tasks: Iterable[Task]) -> RecordedAnswers:
 
     An answer in a file is an object with its text (`text`, `response`, `answer` or `completion`), and its
     task's id (`task_id`) or request (`request` or `prompt`), or both. Its `id` is the line's number if it has
-    none. Rubrics come from the tasks, since a record does not hold their checks.
+    none. The turns of an episode before its last are in `turns` (`herl.records.turns`). Rubrics come from the
+    tasks, since a record does not hold their checks.
 
     Args:
         place: The folder or the file.
@@ -56,17 +59,21 @@ def recorded_answers(place: Path, tasks: Iterable[Task]) -> RecordedAnswers:
             candidates = [task for task in candidates if valid(task.request) == request]
         if not record.get("has_answer", True):
             left_out["no_answer"] += 1
+        elif record.get("finish_reason") == "failed":
+            left_out["failed"] += 1
         elif len(candidates) != 1:
             left_out["no_task"] += 1
         else:
             id = str(record.get("id", number))
             if id in found:
                 raise DataError(f"{where}: expected a new id, got {id!r} again")
-            found[id] = candidates[0], _rollout(id, candidates[0], text, record)
+            turns = recorded_turns(record, where)
+            found[id] = candidates[0], _rollout(id, candidates[0], text, record, turns)
     if not found:
+        failed = f", of {left_out['failed']} the environment failed" if left_out["failed"] else ""
         raise DataError(
             f"answers: expected answers to the prompts of data=, but none of {place} is one "
-            f"({left_out['no_task']} have another prompt, {left_out['no_answer']} have no answer)"
+            f"({left_out['no_task']} have another prompt, {left_out['no_answer']} have no answer{failed})"
         )
     return RecordedAnswers(
         tasks=tuple(task for task, _ in found.values()),
@@ -169,8 +176,11 @@ def _text(record: Mapping[str, Any], names: Sequence[str], where: str, needed: b
     return valid(record[given[0]]) if given else None
 
 
-def _rollout(id: str, task: Task, text: str | None, record: Mapping[str, Any]) -> Rollout:
+def _rollout(
+    id: str, task: Task, text: str | None, record: Mapping[str, Any], turns: tuple[Turn, ...]
+) -> Rollout:
     assert text is not None
+    ended: Any = record.get("finish_reason")
     return Rollout(
         id=id,
         task_id=task.id,
@@ -179,10 +189,11 @@ def _rollout(id: str, task: Task, text: str | None, record: Mapping[str, Any]) -
         token_ids=(),
         logprobs=(),
         text=text,
-        finish_reason="stop",
+        finish_reason=ended if turns and ended in get_args(FinishReason) else "stop",
         policy_version=0,
         index=0,
         thinking=str(record.get("thinking") or ""),
+        turns=turns,
     )
 
 

@@ -27,6 +27,7 @@ from herl.display.terminal import say
 from herl.errors import ConfigError, DataError
 from herl.prompt_text import visible
 from herl.records.lines import read_record, record_files, whole_bytes
+from herl.records.turns import episode_facts, last_turn, recorded_turns, side_by_side, spoken
 
 Order = Literal["worst", "best", "improved", "broken", "first", "last"]
 _VERDICT = pa.struct([("criterion_id", pa.string()), ("fulfilled", pa.bool_())])
@@ -262,6 +263,7 @@ def show(found: Sequence[Found]) -> None:
         earned = ", ".join(
             f"{name} {answer[name]:.3f}" for name in ("bonus", "advantage") if answer.get(name)
         )
+        turns = recorded_turns(answer)
         facts = [answer["task_id"], f"after {answer['policy_version']} optimizer steps", earned]
         if draft is None and answer.get("parent_reward") is not None:
             facts.append(f"compared with {answer['parent_reward']:.3f}")
@@ -269,18 +271,22 @@ def show(found: Sequence[Found]) -> None:
         if answer.get("fault"):
             console.print(_text(f"skipped in the update: {answer['fault']}", style="red"))
         console.print(_text(answer["request"], style="bold"))
+        if episode := episode_facts(turns, str(answer.get("finish_reason"))):
+            console.print(_text(episode, style="dim"))
         for name, one in (("draft", draft), (str(answer["origin"]), answer)):
-            if one and one.get("thinking"):  # runs of older versions recorded none
-                console.print(_text(f"{name}, thinking: {one['thinking']}", style="dim"))
+            for words, thought in _thoughts(one) if one else ():
+                console.print(_text(f"{name}, {words}: {thought}", style="dim"))
         table = Table(show_header=True, header_style="", expand=True)
         table.add_column("criterion", ratio=2)
         if draft is None:
             table.add_column(_text(f"{answer['origin']}: {reward_text(answer['reward'], 3)}"), ratio=4)
-            table.add_row("", _text(_answer(answer)))
+            for label, said in (*spoken(turns), (last_turn(turns), _answer(answer))):
+                table.add_row(label, _text(said))
         else:
             table.add_column(f"draft: {reward_text(draft['reward'], 3)}", ratio=3)
             table.add_column(f"revision: {reward_text(answer['reward'], 3)}", ratio=3)
-            table.add_row("", *_side_by_side(_answer(draft), _answer(answer)))
+            for part in side_by_side((recorded_turns(draft), _answer(draft)), (turns, _answer(answer))):
+                table.add_row(part.label, *_side_by_side(part.before, part.after))
         table.add_section()
         before = {v["criterion_id"]: v for v in (draft or {}).get("verdicts", ())}
         for verdict in answer["verdicts"]:
@@ -290,6 +296,15 @@ def show(found: Sequence[Found]) -> None:
             name = f"{verdict['criterion']} ({abs(verdict['weight']):g}) [{verdict['criterion_id']}]"
             table.add_row(_text(name), *cells)
         console.print(table)
+
+
+def _thoughts(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What was thought before each turn; runs of older versions recorded none."""
+    for number, turn in enumerate(recorded_turns(record), 1):
+        if turn.thinking:
+            yield f"thinking in turn {number}", turn.thinking
+    if record.get("thinking"):
+        yield "thinking", str(record["thinking"])
 
 
 def _answer(record: Mapping[str, Any]) -> str:

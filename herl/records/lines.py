@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from herl.errors import DataError
 from herl.files import whole
 from herl.prompt_text import valid
+from herl.records.turns import TurnRecord, turn_records
 from herl.types import Judged, Task
 
 _TAIL = 1 << 16
@@ -43,6 +44,7 @@ class _Record(_Part):
     request: str
     text: str
     thinking: str | None = None
+    turns: list[TurnRecord] | None = None
     has_answer: bool = True
     policy_version: int
     reward: float | None
@@ -55,7 +57,9 @@ class _Record(_Part):
 def answer_record(task: Task, judged: Judged) -> dict[str, Any]:
     """Returns a judged answer as a JSON object, without its place in a group.
 
-    Its texts are valid Unicode: Arrow refuses a file with half of a surrogate pair.
+    Its texts are valid Unicode: Arrow refuses a file with half of a surrogate pair. `text` is the last turn
+    of an episode. `turns` has those before it, with the environment's replies (`herl.records.turns`); an
+    answer in one turn has none.
     """
     rollout, judgement = judged.rollout, judged.judgement
     criteria = {criterion.id: criterion for criterion in task.rubric.criteria}
@@ -65,6 +69,7 @@ def answer_record(task: Task, judged: Judged) -> dict[str, Any]:
         "parent_id": rollout.parent_id,
         "origin": rollout.origin,
         "request": valid(task.request),
+        **({"turns": turn_records(rollout)} if rollout.turns else {}),
         "text": valid(rollout.text),
         "thinking": valid(rollout.thinking),
         "has_answer": rollout.has_answer,

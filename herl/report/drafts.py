@@ -11,6 +11,7 @@ import numpy as np
 from herl import prompt_text
 from herl.records.inspect import MARKS, Found, Query, find, gains, reward_text, word_diff
 from herl.records.lines import checked, read_records
+from herl.records.turns import Said, episode_facts, recorded_turns, side_by_side
 
 MAX_CHARACTERS = 2000
 """Limit for one text; the rest is cut off."""
@@ -31,15 +32,32 @@ class Line:
     """The judge's reason for the verdict on the answer."""
 
 
+Words = tuple[tuple[str, str], ...]
+"""(kind, words): kind is "same", "gone" or "new"."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """A turn of an episode before its last, or a reply, in draft and answer."""
+
+    label: str
+    draft: Words
+    answer: Words
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shown:
     """An answer to show, beside its draft if it is a revision."""
 
     title: str
     request: str
-    draft: tuple[tuple[str, str], ...]
-    """(kind, words): kind is "same", "gone" or "new". Empty if there is no draft."""
-    answer: tuple[tuple[str, str], ...]
+    episode: str
+    """The size and the end of an episode in words; "" for an answer in one turn."""
+    parts: tuple[Part, ...]
+    """What came before the last turn; empty for an answer in one turn."""
+    draft: Words
+    """Empty if there is no draft."""
+    answer: Words
     draft_reward: str
     reward: str
     lines: tuple[Line, ...]
@@ -108,12 +126,18 @@ def _is_as_said(title: str, found: Found) -> bool:
 def _shown(title: str, found: Found) -> Shown:
     answer, draft = found.answer, found.draft
     before = {v["criterion_id"]: v for v in (draft or {}).get("verdicts", ())}
-    changes = word_diff(visible(draft["text"]) if draft else "", visible(answer["text"]))
+    turns = recorded_turns(answer)
+    said = side_by_side(
+        (recorded_turns(draft), draft["text"]) if draft else ((), ""), (turns, answer["text"])
+    )
+    *parts, last = [_compared(one, revised=draft is not None) for one in said]
     return Shown(
         title=title,
         request=visible(answer["request"]),
-        draft=tuple((kind, words) for kind, words in changes if kind != "new"),
-        answer=tuple((kind if draft else "same", words) for kind, words in changes if kind != "gone"),
+        episode=episode_facts(turns, str(answer.get("finish_reason"))),
+        parts=tuple(parts),
+        draft=last.draft,
+        answer=last.answer,
         draft_reward=reward_text(draft["reward"]) if draft else "",
         reward=reward_text(answer["reward"]),
         lines=tuple(
@@ -126,4 +150,14 @@ def _shown(title: str, found: Found) -> Shown:
             )
             for verdict in answer["verdicts"]
         ),
+    )
+
+
+def _compared(said: Said, *, revised: bool) -> Part:
+    """What draft and answer say in one part, with the changes if the answer is a revision."""
+    changes = word_diff(visible(said.before), visible(said.after))
+    return Part(
+        label=said.label,
+        draft=tuple((kind, words) for kind, words in changes if kind != "new"),
+        answer=tuple((kind if revised else "same", words) for kind, words in changes if kind != "gone"),
     )

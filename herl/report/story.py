@@ -19,6 +19,7 @@ ALARMS = {
     "zero_signal": "most groups carried no gradient",
     "kl": "the policy was far from the reference",
     "kl_to_old": "one batch moved the policy very far; lower optimizer.lr",
+    "unfinished": "most episodes were cut off, or their environment failed",
     "clipped": "the loss clipped many tokens, because steps were too large; lower optimizer.lr",
 }
 """What an alarm means, by its name in `callbacks.alarms`."""
@@ -61,6 +62,7 @@ def story(run: RunFiles, gains: Sequence[float] = ()) -> list[str]:
         *_best(run),
         *_revisions(run, gains),
         judge_cost(run),
+        *_environment(run),
         *alarms(run),
     ]
 
@@ -94,6 +96,12 @@ def judge_cost(run: RunFiles) -> str:
         listed = ", ".join(f"{cause} ({count(times)})" for cause, times in causes.items())
         said += f" Verdicts that could not be reached: {listed}."
     return said
+
+
+def _environment(run: RunFiles) -> list[str]:
+    """How long the run waited for an environment, if it has one that replies."""
+    seconds = run.summary.seconds.get("environment", 0.0)
+    return [f"The run waited {duration(seconds)} for its environment."] if seconds >= 1 else []
 
 
 def interval(result: Result) -> str:

@@ -12,6 +12,9 @@ update, so a batch is trained on exactly one batch of updates later; the loss co
 Batches are drawn one after another in either case, so judge, hindsight and replay see them in the same order.
 The first batch of a run is drawn before its update. What goes wrong beside an update is raised when the batch
 is needed: the step that went well is recorded first. Such a batch is later drawn from the weights of then.
+
+A batch that is not trained on leaves no trace: if its draw or its update fails, the components go back to
+their state before it, which is what a checkpoint that is saved then holds.
 """
 
 from __future__ import annotations
@@ -93,6 +96,9 @@ class Collector:
         self._numerics: Callable[[], AbstractContextManager[Any]] = nullcontext
         self._group: Any = None
         self._corrected = False
+        self._way_back: Callable[[], None] = lambda: None
+        """Takes the components back to their state when the current batch was asked for: before it was drawn,
+        or after it if it was drawn ahead, since a checkpoint holds it then."""
         self._unused = 0
         """Answers drawn ahead that the run turned out not to train on."""
 
@@ -127,6 +133,7 @@ class Collector:
         """
         ahead, task_ids = self._ahead, tuple(task.id for task in tasks)
         taken = self.stages.plan.batches_ahead or self._corrected  # else resumed without importance weights
+        self._way_back = self.stages.way_back()
         if ahead is not None and taken and (ahead.key, ahead.task_ids) == (key, task_ids):
             return ahead.result.result()
         if answers := self._answers_ahead():  # resumed with another data.prompts_per_batch, say
@@ -144,8 +151,9 @@ class Collector:
             share: Share of the run that is done after it, in [0, 1]. At 1.0 no batch follows.
         """
         if not self.stages.plan.batches_ahead or share >= 1.0:
-            self.stages.sampler.sleep()
-            yield
+            with _undone(self._way_back):
+                self.stages.sampler.sleep()
+                yield
             self._ahead = None
             return
         tasks, key = self._following(key)
@@ -159,6 +167,7 @@ class Collector:
             yield
         except Exception:  # the run ends: nothing may be in use by then. Ctrl-C does not wait
             thread.join()
+            self._way_back()
             raise
         with self.clock.time("wait"):
             thread.join()
@@ -202,7 +211,7 @@ class Collector:
             return
         train: Sequence[Task] = getattr(self._data, "train", ())
         try:
-            collection = restored(state["collection"], self._opened(train), Collection)
+            collection = restored(state["collection"], {task.id: task for task in train}, Collection)
         except KeyError as error:
             raise DataError(
                 "resume: expected the training prompts that the run began with, got none with the id "
@@ -210,12 +219,9 @@ class Collector:
             ) from error
         seed, epoch, number = state["key"]
         self._ahead = Ahead(key=(seed, epoch, number), task_ids=tuple(state["task_ids"]), result=Future())
-        self._ahead.result.set_result(collection)
-
-    def _opened(self, train: Sequence[Task]) -> dict[str, Task]:
-        """The training prompts by id, as groups have them."""
         environment = self.stages.environment_runner.environment
-        return {task.id: opened(environment, task) for task in train}
+        groups = (replace(group, task=opened(environment, group.task)) for group in collection.groups)
+        self._ahead.result.set_result(replace(collection, groups=tuple(groups)))
 
     # The thread
 
@@ -236,6 +242,22 @@ class Collector:
 
 
 def _draw(tasks: Sequence[Task], key: Key, share: float, stages: Stages, clock: PhaseClock) -> Collection:
+    """Draws a batch on all ranks, or fails on all of them and leaves no trace in the components."""
+    with _undone(stages.way_back()):
+        return together(lambda: _drawn(tasks, key, share, stages, clock))
+
+
+@contextmanager
+def _undone(way_back: Callable[[], None]) -> Iterator[None]:
+    """Goes back if the block fails."""
+    try:
+        yield
+    except BaseException:
+        way_back()
+        raise
+
+
+def _drawn(tasks: Sequence[Task], key: Key, share: float, stages: Stages, clock: PhaseClock) -> Collection:
     """Stages 2 to 8, with the notices of a training batch that hindsight gets."""
     attempts = []
     stages.hindsight.begin_batch(share)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from herl.environment import Environment, opened
-from herl.errors import DataError
+from herl.errors import DataError, did_you_mean
 from herl.models.chat_template import render_prompt
 from herl.models.replies import check_append_only
 from herl.sampler.thinking import knowledge
@@ -53,9 +53,11 @@ def checked_prompt(
     """Returns the token ids of a task's prompt.
 
     Raises:
-        DataError: the environment or the chat template refuses it, or the model has no embedding for one of
-            its tokens, or of a criterion, which a revision prompt may show.
+        DataError: the environment or the chat template refuses it, the environment lacks a tool that a
+            criterion is about, or the model has no embedding for one of its tokens, or of a criterion, which
+            a revision prompt may show.
     """
+    _check_calls(task, environment)
     prompt_ids = render_prompt(tokenizer, opened(environment, task))
     if len(tokenizer) > vocab_size:
         _check_tokens(f"prompt '{task.id}'", prompt_ids, tokenizer, vocab_size)
@@ -63,6 +65,21 @@ def checked_prompt(
             ids = tokenizer.encode(criterion.text, add_special_tokens=False)
             _check_tokens(f"criterion '{criterion.id}' of prompt '{task.id}'", ids, tokenizer, vocab_size)
     return prompt_ids
+
+
+def _check_calls(task: Task, environment: Environment) -> None:
+    """Checks that the environment has the tools that criteria are about."""
+    known = environment.tool_names
+    if known is None:
+        return
+    for criterion in task.whole.rubric.criteria:
+        check = criterion.check or {}
+        if check.get("kind") == "calls_tool" and (tool := str(check.get("tool"))) not in known:
+            names = ", ".join(sorted(known)) or "none: see environment=tools"
+            raise DataError(
+                f"prompt '{task.id}': criterion '{criterion.id}' expects calls of the tool '{tool}', which "
+                f"the environment does not have.{did_you_mean(tool, known)} Its tools: {names}"
+            )
 
 
 def _check_turns(

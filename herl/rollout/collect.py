@@ -48,6 +48,8 @@ class Collection:
     """How many of the groups were drawn to replace others that carry no signal; None without a refill."""
     skipped: Mapping[str, int] | None = None
     """Counts of prompts that were skipped as "solved" and "hopeless"; None if none may be."""
+    episodes: bool = False
+    """Whether there is an environment that replies, so that an answer may take several turns."""
     beside: Mapping[str, float] = field(default_factory=dict)
     """Seconds by phase, if the batch was drawn beside the update on the one before (`herl.rollout.ahead`)."""
 
@@ -77,6 +79,7 @@ def collect(tasks: Sequence[Task], stages: Stages, key: Key, clock: PhaseClock |
         dropped=batch.dropped | ({"teacher_prompts": teacher_over_long} if teacher_over_long else {}),
         refilled=batch.refilled if stages.plan.refill else None,
         skipped=batch.skipped if stages.plan.skips else None,
+        episodes=stages.environment_runner.environment.replies,
     )
 
 

@@ -8,7 +8,7 @@ groups, so they agree.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -78,6 +78,11 @@ class Difficulty:
         for group in groups:
             if rewards := [attempt.reward for attempt in group.attempts if attempt.has_reward]:
                 self.rewards[group.task.id] = fmean(rewards)
+
+    def way_back(self) -> Callable[[], None]:
+        """Returns a function that goes back to the present state, should a batch fail."""
+        state = self.state_dict()
+        return lambda: self.load_state_dict(state)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the state for a checkpoint."""

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, cast
 
 from herl.environment import Conversation, Reply
 from herl.environment.runner import EnvironmentRunner, Step
+from herl.errors import DataError
 from herl.models.chat_template import Today
 from herl.models.replies import render_reply
-from herl.prompt_text import valid
 from herl.seeds import derive_seed
 from herl.types import Message, Rollout, SampleRequest, Task, Turn
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Place = tuple[str, str | None, bool, int]
-"""What tells an answer from all others: its group, draft, whether it was told the rubric, and index."""
-CHARACTERS = 200
+"""What tells an answer from all others: its group, draft, whether its prompt shows the rubric, and index."""
+CHARACTERS = 50
 """A reply of more characters than this for each token that is left has no room, and is not tokenized."""
 
 
@@ -53,7 +53,8 @@ class Episode:
     @classmethod
     def first(cls, task: Task, request: SampleRequest, turn: Rollout) -> Episode:
         """Returns an episode with its first turn."""
-        conversation = Conversation(id=turn.id, task=task, messages=task.messages)
+        seed = derive_seed(request.seed, turn.index, "environment")
+        conversation = Conversation(id=turn.id, task=task, messages=task.messages, seed=seed)
         return cls(request=request, conversation=conversation, said=turn)
 
     def then(self, turn: Rollout) -> Episode:
@@ -126,8 +127,7 @@ class Player:
     def next(self, episode: Episode, step: Step) -> tuple[Episode, SampleRequest | None]:
         """Returns the episode after a step, and the request of its next turn; None if it is over.
 
-        Raises:
-            DataError: the chat template refuses the reply.
+        A reply that the chat template refuses makes the episode fail.
         """
         said = episode.said
         if step.reply is None:
@@ -135,25 +135,28 @@ class Player:
         if len(said.turns) + 1 >= self._limits.max_turns:
             return replace(episode, said=replace(said, finish_reason="turns")), None
         room = self._limits.max_tokens - said.length
-        reply_ids = self._rendered(episode, step.reply, room)
+        try:
+            reply_ids = self._rendered(episode, step.reply, room)
+        except DataError as error:
+            self._runner.warn("step", episode.conversation, error)
+            return replace(episode, said=replace(said, finish_reason="failed")), None
         if reply_ids is None:
             return replace(episode, said=replace(said, finish_reason="length")), None
         episode = episode.replied(step.reply, reply_ids, step.seconds)
         return episode, self._request(episode, room - len(reply_ids))
 
     def end(self, episode: Episode) -> Rollout:
-        """Releases what an episode holds, if the environment was asked at all; returns the whole answer."""
+        """Releases what an episode holds, and returns the whole answer."""
         if self._limits.replies:
             self._runner.end(replace(episode.conversation, messages=episode.spoken))
         return episode.said
 
     def _rendered(self, episode: Episode, reply: Reply, room: int) -> tuple[int, ...] | None:
         """The tokens of a reply; None if they leave no room for another turn."""
-        messages = [{**one, "content": valid(one["content"])} for one in reply.messages]
-        if sum(len(one["content"]) for one in messages) > CHARACTERS * room:
+        if sum(len(one["content"]) for one in reply.messages) > CHARACTERS * room:
             return None
         said, task = episode.said, episode.conversation.task
-        ids = render_reply(self._tokenizer, task, messages, said.token_ids[-1], self._today.started)
+        ids = render_reply(self._tokenizer, task, reply.messages, said.token_ids[-1], self._today.started)
         return ids if len(ids) < room else None
 
     def _request(self, episode: Episode, room: int) -> SampleRequest:

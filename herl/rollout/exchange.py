@@ -99,6 +99,9 @@ class _Packed:
     """Without their tokens."""
     lengths: list[int]
     token_ids: NDArray[np.int32]
+    reply_lengths: list[int]
+    """Of each reply in turn, over all answers."""
+    reply_ids: NDArray[np.int32]
     logprobs: NDArray[np.float32]
 
 
@@ -121,6 +124,7 @@ def exchanged(answers: Sequence[Judged]) -> list[Judged]:
 
 def _packed(answers: Sequence[Judged]) -> _Packed:
     rollouts = [one.rollout for one in answers]
+    replies = [turn.reply_ids for rollout in rollouts for turn in rollout.turns]
     for rollout in rollouts:
         if len(rollout.token_ids) != len(rollout.logprobs):
             raise SamplerError(
@@ -128,23 +132,35 @@ def _packed(answers: Sequence[Judged]) -> _Packed:
                 f"tokens, got {len(rollout.logprobs)}"
             )
     return _Packed(
-        answers=[replace(one, rollout=replace(one.rollout, token_ids=(), logprobs=())) for one in answers],
+        answers=[replace(one, rollout=_without_tokens(one.rollout)) for one in answers],
         lengths=[len(rollout.token_ids) for rollout in rollouts],
         token_ids=_flat([rollout.token_ids for rollout in rollouts], np.int32),
+        reply_lengths=list(map(len, replies)),
+        reply_ids=_flat(replies, np.int32),
         logprobs=_flat([rollout.logprobs for rollout in rollouts], np.float32),
     )
 
 
 def _unpacked(packed: _Packed) -> Iterator[Judged]:
     borders = pairwise(accumulate(packed.lengths, initial=0))
+    of_replies = pairwise(accumulate(packed.reply_lengths, initial=0))
     for one, (start, end) in zip(packed.answers, borders, strict=True):
         rollout: Rollout = replace(
             one.rollout,
             # copies: an answer that is kept must not keep those beside it
             token_ids=Numbers[int](packed.token_ids[start:end].copy()),
             logprobs=Numbers[float](packed.logprobs[start:end].copy()),
+            turns=tuple(
+                replace(turn, reply_ids=Numbers[int](packed.reply_ids[slice(*next(of_replies))].copy()))
+                for turn in one.rollout.turns
+            ),
         )
         yield Judged(rollout=rollout, judgement=one.judgement)
+
+
+def _without_tokens(rollout: Rollout) -> Rollout:
+    turns = tuple(replace(turn, reply_ids=()) for turn in rollout.turns)
+    return replace(rollout, token_ids=(), logprobs=(), turns=turns)
 
 
 def _flat(values: Sequence[Sequence[int] | Sequence[float]], dtype: DTypeLike) -> NDArray[Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
@@ -143,7 +144,7 @@ class RolloutPlan:
         Raises:
             ConfigError: an answer alone may reach the limit, or a turn may be longer than an episode.
         """
-        key, longest = self._longest_turn
+        key, longest = self.longest_turn
         if environment.replies:
             if longest > environment.max_tokens:
                 raise ConfigError(
@@ -161,8 +162,8 @@ class RolloutPlan:
         return replace(self, max_prompt_tokens=min(self.max_prompt_tokens, max_tokens - longest))
 
     @property
-    def _longest_turn(self) -> tuple[str, int]:
-        """The most tokens that are sampled at once, and the key that says so."""
+    def longest_turn(self) -> tuple[str, int]:
+        """The key of the most tokens that are sampled at once, and their number."""
         kinds = {"attempt": self.attempt, "revision": self.revision, "heldout": self.heldout or self.attempt}
         name, longest = max(kinds.items(), key=lambda kind: kind[1].max_new_tokens)
         return f"rollout.{name}.max_new_tokens", longest.max_new_tokens
@@ -278,7 +279,7 @@ class Stages:
     def longest_answer(self) -> int:
         """Most tokens after a prompt, replies of the environment included."""
         environment = self.environment_runner.environment
-        return environment.max_tokens if environment.replies else self.plan._longest_turn[1]
+        return environment.max_tokens if environment.replies else self.plan.longest_turn[1]
 
     @property
     def longest_attempt(self) -> int:
@@ -323,8 +324,27 @@ class Stages:
 
     def close(self) -> None:
         """Closes judge and environment. Safe to call twice."""
-        self.environment_runner.close()
-        self.judge_runner.close()
+        try:
+            self.environment_runner.close()
+        finally:
+            self.judge_runner.close()
+
+    def way_back(self) -> Callable[[], None]:
+        """Returns a function that takes the components back to their present state, should a batch fail:
+        replay, hindsight, difficulty and the abstention window. What the judge was paid stays counted."""
+        hindsight = deepcopy(self.hindsight.state_dict())
+        others = [
+            self.judge_runner.abstentions.way_back(),
+            self.replay.way_back(),
+            self.difficulty.way_back(),
+        ]
+
+        def go_back() -> None:
+            self.hindsight.load_state_dict(hindsight)
+            for one in others:
+                one()
+
+        return go_back
 
     def check_outcome(self, counts: Mapping[str, int]) -> None:
         """Checks that some answer of the run could be judged; warns if there was none.

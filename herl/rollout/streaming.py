@@ -113,6 +113,7 @@ def sample_and_judge(
         part.sample(sampler, phase)
         return part.answers()
 
+    gather(None)  # a rank that failed says so here: engines of several ranks need all of them below
     own = together(work)
     judged = _in_order(groups, requests, exchanged(own.judged))
     runner.watch(judged)

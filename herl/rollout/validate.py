@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from herl.clock import PhaseClock
+from herl.distributed import together
 from herl.errors import ConfigError
 from herl.rollout.improve import Trajectory, check_rounds, improve
 from herl.rollout.requests import attempt_request, open_groups
@@ -29,6 +30,8 @@ class HeldOut:
     """`attempts` trajectories for each prompt, in the order of the prompts."""
     dropped: Mapping[str, int]
     """Counts of prompts over `max_prompt_tokens`: {"prompts": ..., "revision_prompts": ...}."""
+    episodes: bool = False
+    """Whether there is an environment that replies, so that an answer may take several turns."""
 
 
 def validate(
@@ -57,6 +60,12 @@ def validate(
     """
     check_rounds("revisions", revisions, stages)
     clock = clock or PhaseClock()
+    return together(lambda: _validated(tasks, stages, seed, attempts, revisions, clock))
+
+
+def _validated(
+    tasks: Sequence[Task], stages: Stages, seed: int, attempts: int, revisions: int, clock: PhaseClock
+) -> HeldOut:
     groups, over_long = open_groups(tasks, stages, "heldout")
     sampling = stages.plan.heldout or stages.plan.attempt
     requests = [
@@ -69,7 +78,11 @@ def validate(
     plain = [Trajectory(task=task_of[attempt.rollout.group_id], answers=(attempt,)) for attempt in judged]
     revised, revisions_over_long = improve(plain, stages, seed=seed, rounds=revisions, clock=clock)
     dropped = {"prompts": over_long, "revision_prompts": revisions_over_long}
-    return HeldOut(trajectories=tuple(revised), dropped=dropped)
+    return HeldOut(
+        trajectories=tuple(revised),
+        dropped=dropped,
+        episodes=stages.environment_runner.environment.replies,
+    )
 
 
 def check_validation(attempts: int, revisions: int, stages: Stages) -> None:

@@ -37,6 +37,7 @@ from herl.types.answer import (
     Rollout,
     SampleRequest,
     Sampling,
+    Spoken,
     ToolCall,
     Turn,
 )
@@ -58,6 +59,7 @@ __all__ = [
     "Rubric",
     "SampleRequest",
     "Sampling",
+    "Spoken",
     "Task",
     "ToolCall",
     "Turn",

@@ -14,7 +14,16 @@ Origin = Literal["policy", "hindsight", "replay"]
 FinishReason = Literal["stop", "length", "turns", "seconds", "failed"]
 """How an answer ended: by itself; cut off at a limit on tokens, turns or seconds; or by an error of the
 environment, after which it cannot be judged."""
-_LABEL = re.compile(r"^(\s*\[)(?=\s*(?:assistant|user|system|tool)\b)", re.MULTILINE | re.IGNORECASE)
+Spoken = tuple[tuple[str, str], ...]
+"""Who said what, in order: ("assistant", text), ("tool lookup", text), ..."""
+_BREAK = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
+"""What a reader may take for the end of a line."""
+_BLANK = rf"(?:[^\S{_BREAK}]|[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff])*"
+"""White space and invisible characters within a line."""
+_LABEL = re.compile(
+    rf"((?:\A|[{_BREAK}]){_BLANK}[\[\uff3b\u3010\u3014])(?={_BLANK}(?:assistant|user|system|tool)\b)",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +101,15 @@ class Turn:
     calls: tuple[ToolCall, ...] = ()
     thinking: str = ""
     thinking_tokens: int = 0
+
+    @property
+    def replied(self) -> Spoken:
+        """The reply's messages, each with who says it: "user", or "tool" with its name."""
+        names = [re.sub(r"[^\w.-]+", "_", message.get("name", ""))[:64] for message in self.reply]
+        return tuple(
+            (" ".join(filter(None, (message["role"], name))), message["content"])
+            for message, name in zip(self.reply, names, strict=True)
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,13 +197,21 @@ class Rollout:
         """
         if not self.turns:
             return self.text
-        spoken: list[str] = []
+        return transcribed(self.spoken)
+
+    @property
+    def spoken(self) -> Spoken:
+        """What was said in all turns and replies: by "assistant", "user", or "tool" with its name."""
+        said: list[tuple[str, str]] = []
         for turn in self.turns:
-            spoken.append(f"[assistant]\n{_unlabeled(turn.text)}")
-            for message in turn.reply:
-                label = " ".join(filter(None, (message["role"], message.get("name", ""))))
-                spoken.append(f"[{label}]\n{_unlabeled(message['content'])}")
-        return "\n\n".join([*spoken, f"[assistant]\n{_unlabeled(self.text)}"])
+            said.append(("assistant", turn.text))
+            said += turn.replied
+        return (*said, ("assistant", self.text))
+
+    @property
+    def calls(self) -> tuple[ToolCall, ...]:
+        """The tools that were called in all turns, in order."""
+        return tuple(call for turn in self.turns for call in turn.calls)
 
     @classmethod
     def answering(
@@ -257,6 +283,11 @@ class Judged:
     def fulfilled_count(self, task: Task) -> int:
         """Returns how many criteria of the task's rubric are fulfilled."""
         return sum(task.rubric.fulfilled(self.judgement.verdicts).values())
+
+
+def transcribed(said: Spoken) -> str:
+    """Returns what was said, each below a line with who said it (`Rollout.transcript`)."""
+    return "\n\n".join(f"[{label}]\n{_unlabeled(text)}" for label, text in said)
 
 
 def _unlabeled(text: str) -> str:

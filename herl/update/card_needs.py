@@ -6,7 +6,6 @@ context and memory by them. Memory is estimated by `herl.update.gpu_cost`; nothi
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Protocol
 
 import lightning as L
@@ -17,6 +16,7 @@ from transformers import PreTrainedModel
 from herl.models.fsdp import FSDPStrategy
 from herl.models.lora import has_adapters
 from herl.models.pretrained import PretrainedModel
+from herl.models.quantized import BYTES, elements, is_quantized
 from herl.rollout.stages import Stages
 from herl.sampler import CardNeeds, RunLimits
 from herl.trainer_callbacks import callbacks_of
@@ -78,16 +78,24 @@ def longest_micro_batch(stages: Stages, micro_batch_tokens: int | str) -> int:
     return min(prompt + answer * plan.attempts_per_prompt, max(budget, prompt + answer))
 
 
-def settings_of(module: Configured, policy: PreTrainedModel, strategy: Strategy) -> Settings:
+def settings_of(
+    module: Configured, policy: PreTrainedModel, strategy: Strategy, *, trains: bool = True
+) -> Settings:
     """Returns the run's settings that the formulas for memory and time need, without those of its sampler.
 
     Args:
         module: The run's module.
         policy: Its policy, or the outline of it.
         strategy: Its trainer's strategy.
+        trains: False for a run that only evaluates.
     """
-    counts = [(parameter.numel(), parameter.requires_grad) for parameter in policy.parameters()]
-    learns = sum(n for n, learns in counts if learns) / sum(n for n, _ in counts)
+    counts = [(elements(one), trains and one.requires_grad, is_quantized(one)) for one in policy.parameters()]
+    total = sum(n for n, _, _ in counts)
+    learns = sum(n for n, learns, _ in counts if learns) / total
+    packed = sum(n for n, _, packed in counts if packed) / total
+    of_frozen = float(policy.dtype.itemsize)
+    if module.model.quantization is not None:
+        of_frozen += packed / (1 - learns) * (BYTES[module.model.quantization] - of_frozen)
     reference = module.loss.needs_reference
     return Settings(
         reference=reference,
@@ -96,7 +104,8 @@ def settings_of(module: Configured, policy: PreTrainedModel, strategy: Strategy)
         trained_share=learns,
         checkpointing=module.model.gradient_checkpointing,
         compiled=module.model.compile is not False,
-        frozen_bytes=policy.dtype.itemsize if learns < 1.0 else 4,
+        frozen_bytes=of_frozen if learns < 1.0 else 4,
+        quantized_share=packed,
         batches_ahead=module.stages.plan.batches_ahead,
         keeps_gathered=isinstance(strategy, FSDPStrategy) and not strategy.reshard_after_forward,
         whole_gradients=isinstance(strategy, FSDPStrategy) and strategy.reduce_gradients_once,
@@ -126,9 +135,7 @@ def trainer_gib(
 
 def _card_needs(module: Configured, policy: PreTrainedModel, trains: bool) -> CardNeeds:
     size, trainer = model_size(module.model.path), module.trainer
-    settings = settings_of(module, policy, trainer.strategy)
-    if not trains:
-        settings = replace(settings, trained_share=0.0, frozen_bytes=policy.dtype.itemsize)
+    settings = settings_of(module, policy, trainer.strategy, trains=trains)
     tokens = longest_micro_batch(module.stages, module.updater.micro_batch_tokens) if trains else 0
     strategy, several = trainer.strategy, trainer.world_size
     shards = strategy.shard_count(several) if isinstance(strategy, FSDPStrategy) else 1

@@ -103,7 +103,7 @@ def cpu_gib(
     if processes.world_size > 1 and parts == 1:
         held["copies for DDP"] = FLOAT32 * trained
     update = _update(model, row_tokens, settings, trained / parts, gathers=parts > 1)
-    drawn = _sampling(model, sampling)
+    drawn = _sampling(model, sampling, settings)
     both = Counter(update) + Counter(drawn)  # a batch drawn ahead is sampled during the update
     peak = both if settings.batches_ahead else max(update, drawn, key=lambda one: sum(one.values()))
     held["other"] = OTHER_GIB * GIB
@@ -140,8 +140,9 @@ def _update(
     }
 
 
-def _sampling(model: ModelSize, sampling: Sampling) -> dict[str, float]:
+def _sampling(model: ModelSize, sampling: Sampling, settings: Settings) -> dict[str, float]:
     tokens = sampling.prompts * sampling.prompt_tokens + sampling.answers * sampling.answer_tokens
     keys = 2 * model.kv_bytes * tokens  # kv_bytes is of bfloat16
     drawn = DRAW_BYTES * sampling.answers * model.vocabulary
-    return {"sampler": FLOAT32 * model.parameters * sampling.packs + keys + drawn}
+    packed = FLOAT32 * model.parameters * (1 - settings.quantized_share) * sampling.packs
+    return {"sampler": packed + keys + drawn}

@@ -23,7 +23,7 @@ Measured (`tests/unit/update/test_gpu_cost.py` checks the formulas against these
   compiled: 0.5B, 10 700 tokens, 22.9 and 24.2.
 - 0.5B in one row of 21 800 tokens: 26.4, by the formulas 33.6. They ignore that the logits of so many answer
   tokens are computed in chunks, and overestimate the activations that such a row keeps.
-Not measured: several GPUs, adapters, recomputed activations, the engine's share.
+Not measured: several GPUs, adapters, quantized weights, recomputed activations, the engine's share.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from herl.errors import ConfigError
 from herl.models.pretrained import PretrainedModel, untrained
+from herl.models.quantized import elements
 from herl.update.logprobs import WHOLE_LOGITS
 
 FLOPS_SHARE = 0.4
@@ -121,13 +122,16 @@ class Work:
     answer_tokens: float
     """Mean tokens of an answer."""
     prompt_tokens: float
-    """Tokens of all prompts that the engines read; n answers to a prompt read it once."""
+    """Tokens of all prompts that the engines read; n answers to a prompt read it once. Replies in episodes
+    count too, also once: with a prefix cache, nothing before them is read again."""
     trained_tokens: float
     """Tokens of all rows of the update, contexts included."""
     micro_batch_tokens: float
     """Tokens of the longest micro-batch."""
     judge_seconds: float
     """Time that the run waited for the judge."""
+    environment_seconds: float = 0.0
+    """The same for the environment."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,8 +150,10 @@ class Settings:
     checkpointing: bool = False
     compiled: bool = False
     """Whether blocks of layers are compiled, the default on a GPU."""
-    frozen_bytes: int = 4
-    """Bytes of a weight that is not trained: 2 under adapters of a bfloat16 model."""
+    frozen_bytes: float = 4
+    """Mean bytes of a weight that is not trained: 2 under adapters of a bfloat16 model."""
+    quantized_share: float = 0.0
+    """Share of the parameters in 4 or 8 bits; `frozen_bytes` counts them too."""
     shards: int | None = None
     """Devices that hold one copy of the weights, gradients and moments; None for all."""
     keeps_gathered: bool = False
@@ -191,7 +197,7 @@ def size_of(model: PreTrainedModel) -> ModelSize:
     embeddings = cast(torch.Tensor, model.get_input_embeddings().weight)
     output = cast(torch.Tensor, model.get_output_embeddings().weight)
     return ModelSize(
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        parameters=sum(map(elements, model.parameters())),
         layers=text.num_hidden_layers,
         width=text.hidden_size,
         inner=_inner(text),
@@ -249,6 +255,7 @@ def estimate(model: ModelSize, work: Work, settings: Settings, gpu: GPU, devices
             "refresh": BF16 * model.parameters / REFRESH_BYTES,
             "sample": _sampling(model, work, settings, gpu, devices, at_once),
             "judge": work.judge_seconds,
+            **({"environment": work.environment_seconds} if work.environment_seconds else {}),
             "update": _update(model, work, settings, gpu, devices),
         },
         "gib": memory | {"total": total, "of": gpu.gib},
@@ -311,15 +318,18 @@ def activation_bytes(model: ModelSize, settings: Settings) -> float:
 
 
 def bfloat16_weights(model: ModelSize, settings: Settings, devices: int) -> float:
-    """Returns the bytes of weights in the type of products. One GPU keeps each from forward to backward.
-    Several hold one layer while they gather the next, with its gradients in bfloat16 and, for the sum, in
-    float32."""
+    """Returns the bytes of weights in the type of products. One GPU keeps each from forward to backward,
+    but quantized ones only while they are used, which are dequantized to float32 first. Several hold one
+    layer while they gather the next, with its gradients in bfloat16 and, for the sum, in float32."""
     if devices > 1:
         gathered = model.parameters if settings.keeps_gathered else model.outer + 2 * model.layer
         gradients = settings.trained_share * (model.outer + model.layer)
         summed = settings.trained_share * model.parameters if settings.whole_gradients else gradients
         return BF16 * (gathered + gradients) + FLOAT32 * summed
-    return BF16 * (model.outer + model.layer if settings.checkpointing else model.parameters)
+    kept = BF16 * (1 - settings.quantized_share) * model.parameters
+    if settings.checkpointing:
+        kept = BF16 * (model.outer + model.layer)
+    return kept + (FLOAT32 + BF16) * model.layer * (settings.quantized_share > 0)
 
 
 def _sampling_gib(model: ModelSize, settings: Settings, shards: int) -> dict[str, float]:
@@ -327,7 +337,8 @@ def _sampling_gib(model: ModelSize, settings: Settings, shards: int) -> dict[str
     state = (FLOAT32 + 2 * FLOAT32) * settings.trained_share * model.parameters + _frozen(model, settings)
     engine = {
         "vllm": BF16 * model.parameters / settings.tensor_parallel + ENGINE_GIB * GIB,
-        "transformers": BF16 * model.parameters,  # a whole copy on each GPU, even if the policy is sharded
+        # a whole copy on each GPU, even if the policy is sharded
+        "transformers": BF16 * model.parameters * (1 - settings.quantized_share),
         "elsewhere": 0.0,
     }
     return {"state": state / shards / GIB, "engine": engine[settings.engine] / GIB}

@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from herl.distributed import gather, world_size
+from herl.models.quantized import elements, is_quantized
 from herl.models.weights import is_sharded
 from herl.update.gpu_cost import (
     LOGIT_BYTES,
@@ -62,6 +63,7 @@ def row_tokens(
     settings = Settings(
         checkpointing=policy.is_gradient_checkpointing,
         compiled=any(module._compiled_call_impl is not None for module in policy.modules()),
+        quantized_share=sum(elements(p) for p in policy.parameters() if is_quantized(p)) / size.parameters,
     )
     of_token, of_logit = activation_bytes(size, settings), float(LOGIT_BYTES)
     if not torch.is_autocast_enabled("cuda"):  # the formulas are for bf16-mixed

@@ -74,7 +74,11 @@ class Plan:
     prompt: int
     """Tokens of the longest prompt."""
     answer: int
-    """Most new tokens of an attempt."""
+    """Most tokens of an attempt after its prompt."""
+    answer_key: str = "rollout.attempt.max_new_tokens"
+    """The key that sets `answer`."""
+    least_answer: int = 1
+    """The least that it may be set to."""
     group: int
     """Attempts at a prompt."""
     groups: int
@@ -113,9 +117,7 @@ def run_memory(
     outline = module.model.outline()
     size = size_of(outline)
     on_cpu = trainer.strategy.root_device.type == "cpu"
-    settings = settings_of(module, outline, trainer.strategy)
-    if not trains:
-        settings = replace(settings, trained_share=0.0, frozen_bytes=outline.dtype.itemsize)
+    settings = settings_of(module, outline, trainer.strategy, trains=trains)
     plan = _plan(module, trainer, settings, prompts_per_batch, prompt_tokens, trains=trains, on_cpu=on_cpu)
     gib = _of_cpu(size) if on_cpu else _of_gpu(size, trainer)
     free = free_gib(trainer.strategy.root_device)
@@ -168,16 +170,16 @@ def _changes(
         chosen = next((after for after in plans if fits(after)), plans[-1])
         yield f"module.micro_batch_tokens={chosen.budget}", chosen
     elif row == one:
-        half = plan.answer // 2
+        half = max(plan.answer // 2, plan.least_answer)
         shorter = replace(sampling, answer_tokens=half)
-        yield f"rollout.attempt.max_new_tokens={half}", replace(plan, answer=half, sampling=shorter)
+        yield f"{plan.answer_key}={half}", replace(plan, answer=half, sampling=shorter)
     if row and not plan.settings.checkpointing:
         checkpointing = replace(plan.settings, checkpointing=True)
         yield "model.gradient_checkpointing=true", replace(plan, settings=checkpointing)
     if row and not lora and plan.settings.trained_share > LORA_SHARE:
         adapters = replace(plan.settings, trained_share=LORA_SHARE, second_model=False)
         yield "lora=lora", replace(plan, settings=adapters)
-    if lora and not on_cpu and plan.settings.frozen_bytes > 2:
+    if lora and not on_cpu and plan.settings.frozen_bytes > 2 and not plan.settings.quantized_share:
         yield "model.dtype=bfloat16", replace(plan, settings=replace(plan.settings, frozen_bytes=2))
     if sampling.packs:
         yield "sampler.pack_weights=false", replace(plan, sampling=replace(sampling, packs=False))
@@ -208,6 +210,7 @@ def _plan(
         world_size=trainer.world_size,
         shards=strategy.shard_count(trainer.world_size) if isinstance(strategy, FSDPStrategy) else 1,
     )
+    plays = module.stages.environment_runner.environment.replies
     budget = updater.micro_batch_tokens
     if budget == "auto":
         budget = CPU_TOKENS if on_cpu else MIN_TOKENS
@@ -223,6 +226,8 @@ def _plan(
         answer=module.stages.longest_attempt,
         group=rollout.attempts_per_prompt,
         groups=math.ceil(prompts_per_batch / updater.updates_per_batch),
+        answer_key="environment.max_tokens" if plays else "rollout.attempt.max_new_tokens",
+        least_answer=rollout.longest_turn[1] if plays else 1,
     )
 
 

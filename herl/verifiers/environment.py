@@ -35,7 +35,7 @@ class VerifiersEnvironment(Environment):
         self,
         name: str,
         arguments: Mapping[str, Any] | None = None,
-        format: Literal["auto", "hermes", "json", "mistral"] = "auto",
+        format: Literal["auto", "hermes", "json", "mistral", "xml", "response_template"] = "auto",
         show: Literal["auto", "template", "prompt"] = "auto",
         max_turns: int = 8,
         max_tokens: int = 4096,
@@ -45,12 +45,10 @@ class VerifiersEnvironment(Environment):
         super().__init__(max_turns, max_tokens, max_seconds, keep_turns)
         self._loaded = loaded(name, arguments)
         self._style = CallStyle(format, show)
-        self._has_tools = False
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Finds out how the policy uses tools, if there are any."""
         tools = self._loaded.tools(next(iter(self._loaded.rows("train") or self._loaded.rows("eval"))))
-        self._has_tools = bool(tools)
         if tools:
             self._style.prepare(tokenizer, tools)
             self.roles = tuple(sorted({self._style.role, "user"}))
@@ -61,7 +59,8 @@ class VerifiersEnvironment(Environment):
 
     async def step(self, conversation: Conversation, answer: str) -> Reply | None:
         """Returns what the environment says to an answer and its calls; None if its episode is over."""
-        written = self._style.read(answer, conversation.raw) if self._has_tools else []
+        tools = self._loaded.tools(self._loaded.row(conversation.task))
+        written = self._style.read(answer, conversation.raw, tools) if tools else []
         numbered = {call_number(call, conversation.turn, place): call for place, call in enumerate(written)}
         calls = [  # the environment says what it thinks of arguments that are no JSON
             {"id": number, "name": call.name, "arguments": call.problem or json.dumps(call.arguments)}
@@ -71,7 +70,7 @@ class VerifiersEnvironment(Environment):
         replies = await asyncio.wrap_future(self._loaded.thread.submit(work))
         if replies is None:
             return None
-        known = {one["function"]["name"] for one in self._loaded.tools(self._loaded.row(conversation.task))}
+        known = {one["function"]["name"] for one in tools}
         names = {number: call.name for number, call in numbered.items() if call.name in known}
         called = [
             ToolCall(

@@ -115,6 +115,7 @@ def test_nothing_untrusted_is_made_to_see_how_long_a_run_is(tmp_path):
     [
         ((), 57, 9),
         (("callbacks.answer_budget.answers=null",), 180, 30),
+        (("callbacks.answer_budget.tokens=20000",), 10, 1),
         (("callbacks.answer_budget.answers=null", "trainer.max_steps=60"), 15, 2),
         (("experiment=none",), 18, 1),
         (("experiment=none", "trainer.max_epochs=3", "trainer.val_check_interval=0.5"), 54, 6),
@@ -123,7 +124,7 @@ def test_nothing_untrusted_is_made_to_see_how_long_a_run_is(tmp_path):
 )
 def test_the_length_of_a_run_is_that_of_the_limit_it_meets_first(overrides, batches, validations):
     config = composed("fit", *overrides)
-    assert _batches(config, 18, 144.0) == batches
+    assert _batches(config, 18, 144.0, 2000.0) == batches
     assert _validations(config, batches, 18) == validations
 
 

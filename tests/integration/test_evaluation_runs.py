@@ -53,12 +53,15 @@ RARE = {
     "train/thinking_tokens", "train/no_answer", "judge/no_answer", "judge/mostly_cannot_tell",  # of models that think
     "judge/check_errors",
     "train/dropped_prompts", "heldout/reward_revised_k", "judge/missing", "progress/skipped_steps",
-    "train_category/<name>",  # no categories in these rubrics
+    "train_category/<name>", "train_source/<name>",  # no categories in these rubrics, no sources in these rows
     "update/logprob", "update/preference_loss",  # of sft and dpo
-    "gold/<name>", "gaming/<name>", "gold_criterion/<name>", "gaming_criterion/<name>",  # no gold judges
+    "gold/<name>", "gaming/<name>", "gold_criterion/<name>", "gold_source/<name>", "gaming_criterion/<name>",  # no gold judges
     "replay/recalled<name>", "replay/joined<name>",  # no replay
-    "time/wait",
+    "time/wait", "time/environment",
     "refill/prompts<name>", "refill/missing<name>", "update/kl_penalty", "update/top_entropy",  # options
+    "episodes/<name>", "judge/abstained_environment",  # no environment
+    *(f"heldout/{name}" for name in ("turns", "calls", "reply_tokens", "failed_calls", "failed")),
+    *(f"heldout/cut_by_{name}" for name in ("turns", "length", "seconds")),
     "difficulty/solved<name>", "difficulty/hopeless<name>",
     "train/dropped_revision_prompts", "train/dropped_teacher_prompts",
     *(f"update/teacher_{name}" for name in ("mean", "size", "clipped", "agreement", "share")),

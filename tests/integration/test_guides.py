@@ -5,8 +5,10 @@ does before it loads a model. `explain` and `--help` run. What a command does th
 test_cli.py and test_experiments.py, `herl new` with its five commands by test_new_folder.py.
 """
 
+import importlib
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,11 +22,13 @@ from herl.cli.main import VERBS, WITHOUT_HYDRA
 from herl.cli.overrides import VALUED, for_hydra, lacking
 from herl.config import conf_dir
 from herl.config.check import check
+from herl.environment.tools import ToolEnvironment
+from herl.testing import check_environment, make_task
 
 ROOT = Path(__file__).parents[2]
 GUIDES = [
     "README.md", "conf/README.md", "herl/README.md", "herl/data/README.md", "herl/judge/README.md", "herl/callbacks/README.md",
-    "herl/models/README.md", "tools/README.md",
+    "herl/models/README.md", "herl/environment/README.md", "tools/README.md",
 ]  # fmt: skip
 CONFIG_DIRS = {"my_conf": ROOT / "tests" / "plugin" / "conf", ".": ROOT / "herl" / "assets" / "new"}
 """Folders that stand for those of --config-dir."""
@@ -103,11 +107,21 @@ def tried(arguments):
         compose_and_check(verb, arguments[1:])
 
 
+def with_modules_of(guide, folder, monkeypatch):
+    """Writes the modules that a guide shows, so that they can be imported; returns their names."""
+    found = re.findall(r"```python\n# (\w+)\.py\n(.*?)```", (ROOT / guide).read_text(), flags=re.DOTALL)
+    for name, code in found:
+        (folder / f"{name}.py").write_text(code)
+    monkeypatch.syspath_prepend(folder)
+    return [name for name, _ in found]
+
+
 @pytest.mark.parametrize("guide", GUIDES)
 def test_every_command_is_one_that_herl_takes(guide, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HERL_ALLOW_TARGETS", "my_plugin,reward")
+    monkeypatch.setenv("HERL_ALLOW_TARGETS", "my_plugin,reward,my_tools,my_game")
     monkeypatch.syspath_prepend(ROOT / "tests" / "plugin")
+    with_modules_of("herl/environment/README.md", tmp_path, monkeypatch)
     mistakes = []
     for words in commands_in((ROOT / guide).read_text()):
         if words[0].startswith("tools/"):
@@ -150,3 +164,18 @@ def test_the_function_in_the_guide_to_judges_works():
     names = {}
     exec(code, names)
     assert names["reward"](None, "It eats fish.") == {"food": True, "length": True}
+
+
+def test_the_environments_in_their_guide_work(tmp_path, monkeypatch):
+    names = with_modules_of("herl/environment/README.md", tmp_path, monkeypatch)
+    assert names == ["my_tools", "my_game"]
+    monkeypatch.setenv("HERL_ALLOW_TARGETS", ",".join(names))
+    game, otter = importlib.import_module("my_game"), {"table": {"otter": "ID-7"}, "number": "42"}
+    task = replace(make_task(), meta=otter)
+    replies = {text: check_environment(game.Guess(), task, text) for text in ("7", "50", "Hm.", "42")}
+    assert {text: [one["content"] for one in reply] for text, reply in replies.items()} == {
+        "7": ["Higher."], "50": ["Lower."], "Hm.": ["That is no number."], "42": [],
+    }  # fmt: skip
+    call = '<tool_call>{"name": "lookup", "arguments": {"animal": "otter"}}</tool_call>'
+    [reply] = check_environment(ToolEnvironment(["my_tools.lookup"]), task, call)
+    assert reply["content"] == "ID-7"

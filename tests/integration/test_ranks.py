@@ -1,5 +1,6 @@
 """One process or several: the numbers are the same, and checkpoints work on any number of ranks."""
 
+import json
 import socket
 import subprocess
 
@@ -8,6 +9,7 @@ import torch
 from lightning.fabric.utilities.load import _load_distributed_checkpoint
 from transformers import AutoModelForCausalLM
 
+from herl.data.animals import animals
 from tests.support.runs import (
     CONTINUES_ELSEWHERE,
     HERL,
@@ -79,6 +81,16 @@ def test_ranks_change_no_loss_gradient_or_reward(tmp_path, alone, options):
     )
 
 
+@pytest.mark.nightly
+def test_copies_of_quantized_weights_give_the_numbers_of_one(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    quantized = ("lora=lora", "model.quantization=4bit", "loss.kl_coef=0.1", "optimizer.lr=1e-3")
+    (tmp_path / "one").mkdir()
+    one = fit_here(tmp_path / "one", *quantized)
+    two = fit(tmp_path / "two", *quantized, "strategy=ddp", "trainer.devices=2")
+    same(two, one, (*TAGS, "update/kl_to_reference"))
+
+
 AHEAD = ("rollout.batches_ahead=1", "sampler.own_weights=true", "loss.mismatch.level=token")
 
 
@@ -95,6 +107,31 @@ def test_ranks_that_draw_a_batch_ahead_give_the_numbers_of_one(tmp_path, strateg
     same(found, expected, everything)
     assert expected["sampler/staleness"] == [0, 2, 2, 2, 2]
     assert "time/wait" in found
+
+
+def test_ranks_that_train_on_a_mix_give_the_numbers_of_one(tmp_path):
+    """Rewards by source, too. The refill draws further prompts by weight."""
+    for place, name in enumerate(("wild", "tame")):
+        rows = [
+            {"prompt": task.request, "rubric": [
+                {"text": c.text, "weight": c.weight, "undesirable": c.undesirable, "check": c.check}
+                for c in task.rubric.criteria
+            ]}
+            for task in animals().train[place::6]
+        ]  # fmt: skip
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    listed = ", ".join(
+        f"{name}: {{path: {tmp_path}/{name}.jsonl, weight: {weight}}}"
+        for name, weight in (("wild", 2), ("tame", 1))
+    )
+    mix = ("data=mix", f"data.train.sources={{{listed}}}", "judge=rule", "rollout.refill=1")
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    expected = fit_here(tmp_path / "one", *GLOBAL, *mix)
+    found = fit(tmp_path / "two", *GLOBAL, *mix, "strategy=ddp", "trainer.devices=2")
+    sources = ("train_source/wild", "train_source/tame", "heldout_source/wild", "heldout_source/tame")
+    same(found, expected, (*TAGS, *sources, "refill/prompts"))
+    assert len(expected["train_source/wild"]) == 5
 
 
 @pytest.fixture(scope="module")

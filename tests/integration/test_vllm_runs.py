@@ -51,6 +51,16 @@ def test_adapters_are_merged_for_the_engine_and_switched_off_for_the_reference(t
     assert summary(tmp_path)["optimizer_steps"] == 2 * BATCHES
 
 
+def test_quantized_weights_are_dequantized_and_merged_for_the_engine(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    quantized = ("lora=lora", "model.quantization=4bit", "loss.kl_coef=0.1", "optimizer.lr=1e-3")
+    found = fit(tmp_path, *VLLM, *quantized, "module.warmup_steps=0", small=SHORT)
+    assert max(found["sampler/probe_error"]) < 1e-5
+    assert min(found["sampler/weights_proven"]) == 1
+    assert max(found["update/mismatch_max"]) < 1e-3
+    assert 0 <= found["update/kl_to_reference"][0] < found["update/kl_to_reference"][-1]
+
+
 @pytest.mark.nightly
 def test_two_ranks_share_one_engine(tmp_path):
     """The tiny model's three heads cannot be halved: a fresh one with four."""

@@ -195,7 +195,7 @@ def _key(head):
 
 def material(text):
     """The parts of a judge's request, by the names in its fences."""
-    found = re.findall(r"^=== ([A-Z ]+) ([0-9a-f]{8}) ===\n(.*?)\n=== END \1 \2 ===$", text, re.M | re.S)
+    found = re.findall(r"^=== ([\w ]+) ([0-9a-f]{8}) ===\n(.*?)\n=== END \1 \2 ===$", text, re.M | re.S)
     return {name: part for name, _, part in found}
 
 

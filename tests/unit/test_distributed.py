@@ -76,6 +76,58 @@ def _one_has_a_bug():
     assert together(rank) == rank(), "the ranks are still in step"
 
 
+def _one_fails_between_exchanges():
+    """Wherever one rank fails, and in whatever exchange the others wait then, all end, and are in step."""
+
+    def rounds(failing, at):
+        def work():
+            found = []
+            for number in range(4):
+                if rank() in failing and number == at:
+                    raise SamplerError(f"rank {rank()} before exchange {number}")
+                if number == 0:
+                    found.append(gather(number))
+                elif number == 1:
+                    found.append(together(rank))
+                elif number == 2:
+                    found.append(gather_results(rank))
+            return found
+
+        return work
+
+    for failing in ((0,), (1,), (2,), (1, 2), (0, 1, 2)):
+        for at in range(4):  # the last is after all exchanges
+            with pytest.raises(SamplerError, match=f"rank {failing[0]} before exchange {at}"):
+                together(rounds(failing, at))
+    assert together(rounds((), 9)) == [[0] * 3, rank(), [0, 1, 2]], "the ranks are still in step"
+
+
+def _errors_that_all_ranks_raise_pass_through():
+    """An inner error is not told twice, even if it is raised from another one, or again later."""
+    known = SamplerError("the server is gone")
+
+    def inner():
+        if rank() == 1:
+            raise known
+
+    def outer():
+        try:
+            together(inner)
+        except SamplerError as error:
+            raise ValueError("no answers") from error
+
+    for _ in range(2):
+        with pytest.raises(SamplerError, match="the server is gone"):
+            together(lambda: together(lambda: together(inner)))
+        with pytest.raises(SamplerError if rank() == 1 else HerlError, match="the server is gone"):
+            together(inner)
+    with pytest.raises(ValueError if rank() == 0 else HerlError, match="no answers"):
+        together(outer)
+    with pytest.raises(HerlError, match="gone"):
+        together(lambda: (gather(1), inner(), gather(2), gather(3)))
+    assert gather(rank()) == [0, 1, 2]
+
+
 def _uneven_statistics():
     """Rank 0 saw three tokens and a revision, rank 1 one token, rank 2 nothing at all."""
     import torch
@@ -94,7 +146,18 @@ def _uneven_statistics():
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("work", [_gathers, _one_fails, _two_threads, _one_has_a_bug, _uneven_statistics])
+@pytest.mark.parametrize(
+    "work",
+    [
+        _gathers,
+        _one_fails,
+        _two_threads,
+        _one_has_a_bug,
+        _one_fails_between_exchanges,
+        _errors_that_all_ranks_raise_pass_through,
+        _uneven_statistics,
+    ],
+)
 def test_three_ranks(tmp_path, work):
     run_on_ranks(work, 3, tmp_path)
 
@@ -172,3 +235,13 @@ def _choices():
 @pytest.mark.integration
 def test_two_ranks_choose_the_same_rows(tmp_path):
     run_on_ranks(_choices, 2, tmp_path)
+
+
+def _nested_alone():
+    raise ZeroDivisionError("a bug")
+
+
+def test_alone_an_error_is_raised_as_it_is():
+    for work in (_nested_alone, lambda: together(_nested_alone)):
+        with pytest.raises(ZeroDivisionError, match="a bug"):
+            together(work)

@@ -98,6 +98,28 @@ def test_answer_budget_ends_the_run(tmp_path):
     assert module.counts["answers_sampled"] == 24  # 8 a batch: the batch that reaches the budget ends it
 
 
+def test_a_budget_of_tokens_ends_the_run_and_can_be_the_axis_of_its_curves(tmp_path):
+    steps = []
+
+    class Watching(HerlCallback):
+        def on_step(self, trainer, module, step):
+            groups = step.collection.groups
+            answers = [one for group in groups for one in (*group.attempts, *group.revisions)]
+            steps.append(sum(len(one.rollout.token_ids) for one in answers))
+
+    module = module_of(log_over="tokens_sampled")
+    fit(module, tmp_path, callbacks=[AnswerBudget(tokens=100), AnswerBudget(), Watching()], max_epochs=50)
+    assert module.counts["tokens_sampled"] == sum(steps) >= 100 > sum(steps[:-1])
+    assert module.counts[module.log_over] == sum(steps)
+    assert (
+        AnswerBudget(answers=4, tokens=100).share_spent({"answers_sampled": 1, "tokens_sampled": 50}) == 0.5
+    )
+    with pytest.raises(
+        ConfigError, match=r"callbacks.answer_budget.tokens: expected at least 1, or null, got 0"
+    ):
+        AnswerBudget(tokens=0)
+
+
 def test_a_run_that_comes_back_with_its_budget_spent_samples_nothing(tmp_path):
     budget = {"callbacks": [AnswerBudget(20)], "max_epochs": 10}
     fit(module_of(), tmp_path, **budget).save_checkpoint(tmp_path / "end.ckpt")

@@ -1,5 +1,6 @@
 """Answers return when their prompt does."""
 
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 
@@ -11,12 +12,13 @@ import torch
 from herl.errors import ConfigError
 from herl.hindsight.revision import RevisionBuilder
 from herl.judge import JudgeRunner
-from herl.replay import NoReplay, ReplayBuffer
+from herl.replay import NoReplay, Replay, ReplayBuffer
 from herl.rollout.exchange import Numbers
 from herl.selection import form_group
 from herl.testing import FakeJudge, make_judged
 from herl.types import Member
 from herl.update.batch import split_by_group
+from tests.support.made_up_episodes import an_episode
 from tests.support.training import TASKS, KeepSteps, fit, module_of
 
 
@@ -100,6 +102,66 @@ def test_the_state_goes_through_a_checkpoint_whole(tmp_path, of_ranks):
     other.load_state_dict(state)
     assert other.state_dict() == state
     assert other.recall("t", "now") == memory.recall("t", "now")
+
+
+class Copied(ReplayBuffer):
+    """Goes back as a buffer of a user's own does by default."""
+
+    way_back = Replay.way_back
+
+
+@pytest.mark.parametrize("kind", [ReplayBuffer, Copied])
+def test_the_way_back_undoes_what_was_kept_recalled_and_forgotten(kind):
+    memory = kind(of="best", size=2, uses=2, max_prompts=2)
+    for task_id in ("a", "b"):
+        keep(memory, task_id, member(0.9))
+    memory.recall("a", "now")
+    before, way_back = deepcopy(memory.state_dict()), memory.way_back()
+    for _ in range(2):
+        memory.recall("a", "now")
+        keep(memory, "a", member(0.5))
+        keep(memory, "c", member(0.1))
+        assert memory.state_dict() != before
+        way_back()
+        assert memory.state_dict() == before
+        assert list(memory.state_dict()) == list(before), "so the same prompt is forgotten next"
+
+
+def test_a_state_that_shares_the_buffers_own_lists_is_copied():
+    class Own(Replay):
+        def __init__(self):
+            self.seen = []
+
+        def recall(self, task_id, group_id):
+            return []
+
+        def keep(self, task_id, members, answers):
+            self.seen.append(task_id)
+
+        def state_dict(self):
+            return {"seen": self.seen}
+
+        def load_state_dict(self, state):
+            self.seen = state["seen"]
+
+    memory = Own()
+    memory.keep("a", (), ())
+    way_back = memory.way_back()
+    memory.keep("b", (), ())
+    way_back()
+    assert memory.seen == ["a"]
+
+
+def test_an_episode_comes_back_from_a_checkpoint_as_it_was(tmp_path):
+    memory, episode = ReplayBuffer(of="best"), an_episode()
+    judged = make_judged(0.9, met={"fish": True}, rollout=episode)
+    memory.keep("t", [Member(judged=judged, reward=0.9)], [judged])
+    torch.save(memory.state_dict(), tmp_path / "memory.pt")
+    other = ReplayBuffer(of="best")
+    other.load_state_dict(torch.load(tmp_path / "memory.pt", weights_only=True))
+    [back] = other.recall("t", "now")
+    assert back.rollout == replace(episode, origin="replay", group_id="now")
+    assert (back.rollout.turns, back.rollout.sequence) == (episode.turns, episode.sequence)
 
 
 @pytest.mark.parametrize("wrong", [{"size": 0}, {"uses": 0}])

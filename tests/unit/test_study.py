@@ -88,7 +88,7 @@ def test_a_run_is_read_up_to_its_budget(tmp_path):
     assert found.answers.tolist() == [0, 50, 100]
     assert found.rewards.tolist() == pytest.approx([0.1, 0.5, 0.7])
     assert found.extra == pytest.approx({"entropy": 2.0, "chosen": 0.4})
-    with pytest.raises(SystemExit, match="expected a run of 151 sampled answers, got 150"):
+    with pytest.raises(SystemExit, match="expected a run that reaches its budget of 151, got one of 150"):
         outcome(tmp_path, 151)
     with pytest.raises(SystemExit, match=r"expected some of .'tip'., got .'top'."):
         outcome(tmp_path, 100, ["top"])
@@ -114,6 +114,19 @@ def test_a_study_file_and_the_command_line_go_together(tmp_path):
     assert f"hydra.run.dir='{tmp_path}/5'" in first.overrides
 
 
+def test_a_budget_of_tokens_takes_the_place_of_one_of_answers(tmp_path):
+    study = read(["algorithms=grpo", "tokens=5000"])
+    [job] = jobs_of(study, tmp_path, [], range(1))
+    assert {"callbacks.answer_budget.answers=null", "callbacks.answer_budget.tokens=5000"} < set(
+        job.overrides
+    )
+    assert "module.log_over=tokens_sampled" in job.overrides, "curves are read over the budget's unit"
+    assert (study.unit, study.budget) == ("tokens", 5000)
+    assert "| tokens to its final |" in table(compare(ARMS, "grpo", 200), "grpo", study.unit)
+    [plain] = jobs_of(read(["algorithms=grpo"]), tmp_path, [], range(1))
+    assert not any("tokens=" in override or "log_over" in override for override in plain.overrides)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -130,6 +143,16 @@ def test_a_study_file_and_the_command_line_go_together(tmp_path):
         (
             ["algorithms=grpo,herl", "arms.herl.tuned_as=grpo", "arms.herl.tries=[[seed=1]]"],
             "arms.herl.tuned_as: expected an arm without tries",
+        ),
+        (
+            [
+                "algorithms=grpo",
+                "tuning.tries=[[seed=1]]",
+                "tuning.first_seed=1000",
+                "tokens=9",
+                "tuning.answers=9",
+            ],
+            "tuning.answers: expected none with a budget of tokens",
         ),
         (["algorithms=grpo", "checkpoints=some"], "expected all or first, got 'some'"),
         (["algorithms=grpo", "rows=nothing"], "expected a module beside study.py, got 'nothing'"),

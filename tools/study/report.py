@@ -45,7 +45,7 @@ class Outcome:
 
     seed: int
     answers: np.ndarray
-    """Sampled answers at each validation."""
+    """Sampled answers, or tokens, at each validation."""
     rewards: np.ndarray
     """Held-out reward of plain attempts there."""
     extra: dict[str, float]
@@ -63,7 +63,7 @@ class Outcome:
         return float(np.interp(grid, self.answers, self.rewards).mean())
 
     def reaches(self, level: float, budget: int) -> float:
-        """Returns the sampled answers after which the curve first reaches a level, or else the budget."""
+        """Returns the answers or tokens after which the curve first reaches a level, or else the budget."""
         grid = np.arange(budget + 1)
         above = np.flatnonzero(np.interp(grid, self.answers, self.rewards) >= level)
         return float(above[0]) if len(above) else float(budget)
@@ -91,7 +91,7 @@ def outcome(folder: Path, budget: int, criteria: Sequence[str] = (), guards: Seq
 
     Args:
         folder: The run's folder.
-        budget: Sampled answers.
+        budget: Sampled answers, or tokens if the curves are over them.
         criteria: Ids of the criteria whose mean rate on held-out attempts to report.
         guards: Ids of criteria whose rate to report one by one, and its change.
 
@@ -102,8 +102,8 @@ def outcome(folder: Path, budget: int, criteria: Sequence[str] = (), guards: Seq
     every = sorted(curves[REWARD])
     if every[-1] < budget:
         raise SystemExit(
-            f"{folder}: expected a run of {budget} sampled answers, got {every[-1]}; use more data, more "
-            "trainer.max_epochs, or a smaller answers="
+            f"{folder}: expected a run that reaches its budget of {budget}, got one of {every[-1]}; use "
+            "more data, more trainer.max_epochs, or a smaller budget"
         )
 
     def until_budget(tag: str) -> tuple[list[int], np.ndarray]:
@@ -182,12 +182,12 @@ def compare(arms: Mapping[str, Sequence[Outcome]], baseline: str, budget: int) -
     }
 
 
-def table(arms: Mapping[str, Mapping[str, Any]], baseline: str) -> str:
+def table(arms: Mapping[str, Mapping[str, Any]], baseline: str, unit: str = "answers") -> str:
     """Returns a Markdown table."""
     known = ("final", "difference", "area", "answers_to_baseline", "never_reached", "runs")
     found = dict.fromkeys(key for arm in arms.values() for key in arm if key not in known)
     extra = sorted(found, key=lambda key: FIRST.index(key) if key in FIRST else len(FIRST))
-    heads = ["", "final", "95 %", f"minus {baseline}", "95 %, paired", "area", "answers to its final", *extra]
+    heads = ["", "final", "95 %", f"minus {baseline}", "95 %, paired", "area", f"{unit} to its final", *extra]
     lines = [heads, ["---", *["--:"] * (len(heads) - 1)]]
     for name, arm in arms.items():
         final, difference, needed = arm["final"], arm["difference"], arm["answers_to_baseline"]
@@ -216,7 +216,7 @@ def _range(found: Mapping[str, float], form: str) -> str:
     return f"{found['t_low']:{form}} to {found['t_high']:{form}}" if "t_low" in found else ""
 
 
-def draw(arms: Mapping[str, Sequence[Outcome]], budget: int, path: Path) -> None:
+def draw(arms: Mapping[str, Sequence[Outcome]], budget: int, path: Path, unit: str = "answers") -> None:
     """Draws the mean curve of each arm, with a band of one standard deviation over its seeds."""
     figure, axes = plt.subplots(figsize=(7, 3.6), dpi=150)
     grid = np.linspace(0, budget, 120)
@@ -227,7 +227,7 @@ def draw(arms: Mapping[str, Sequence[Outcome]], budget: int, path: Path) -> None
         style = "-" if number < len(COLORS) else "--"
         axes.plot(grid, mean, style, label=f"{name} (n = {len(runs)})", color=color, linewidth=2)
         axes.fill_between(grid, mean - std, mean + std, color=color, alpha=0.15, linewidth=0)
-    axes.set_xlabel("sampled answers (attempts and revisions)")
+    axes.set_xlabel(f"sampled {unit} (attempts and revisions)")
     axes.set_ylabel("held-out reward")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

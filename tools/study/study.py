@@ -1,4 +1,4 @@
-"""Compares algorithms over seeds at an equal budget of sampled answers, attempts and revisions together.
+"""Compares algorithms over seeds at an equal budget of sampled answers or tokens, revisions included.
 
     tools/study/run algorithms=grpo,herl seeds=5
     tools/study/run experiment=smollm2_if algorithms=grpo,herl seeds=3 answers=4000 jobs=1
@@ -48,7 +48,7 @@ class Tuning:
     seeds: int = 2
     first_seed: int = 1000
     answers: int = 0
-    """Sampled answers of each tuning run; 0 for as many as in the comparison."""
+    """Sampled answers of each tuning run; 0 for the budget of the comparison."""
     overrides: list[str] = field(default_factory=list)
     """Overrides only for tuning runs, such as other held-out prompts."""
     tries: list[list[str]] = field(default_factory=list)
@@ -60,6 +60,8 @@ class Study:
     experiment: str = "embedded"
     answers: int = 8192
     """Sampled answers of each run."""
+    tokens: int = 0
+    """Sampled tokens of each run, for arms whose answers differ in length; 0 for a budget of answers."""
     algorithms: str = ""
     """Presets, separated by commas: arms without further overrides."""
     arms: dict[str, Arm] = field(default_factory=dict)
@@ -87,6 +89,15 @@ class Study:
     jobs: int = 1
     """Runs side by side; each gets an equal share of the cores."""
     out: str = MISSING
+
+    @property
+    def unit(self) -> str:
+        return "tokens" if self.tokens else "answers"
+
+    @property
+    def budget(self) -> int:
+        """Sampled answers or tokens of each run."""
+        return self.tokens or self.answers
 
 
 def read(arguments: list[str]) -> Study:
@@ -142,6 +153,8 @@ def _check_arms(study: Study) -> None:
 def _check_tuning(study: Study) -> None:
     if not any(arm.tries for arm in study.arms.values()) and not study.tuning.tries:
         return
+    if study.tokens and study.tuning.answers:
+        raise SystemExit("tools/study/run: tuning.answers: expected none with a budget of tokens")
     tuning, compared = study.tuning, range(study.first_seed, study.first_seed + study.seeds)
     if tuning.seeds < 1 or set(range(tuning.first_seed, tuning.first_seed + tuning.seeds)) & set(compared):
         raise SystemExit(
@@ -153,9 +166,14 @@ def _check_tuning(study: Study) -> None:
 def jobs_of(
     study: Study, folder: Path, overrides: list[str], seeds: range, answers: int | None = None
 ) -> list[Job]:
+    size = answers or study.budget
+    limit = [f"callbacks.answer_budget.answers={size}"]
+    if study.tokens:
+        limit = ["callbacks.answer_budget.answers=null", f"callbacks.answer_budget.tokens={size}"]
+        limit.append("module.log_over=tokens_sampled")
     budget = [  # the budget alone ends a run
         f"experiment={study.experiment}",
-        f"callbacks.answer_budget.answers={answers or study.answers}",
+        *limit,
         "trainer.max_epochs=-1",
         "trainer.max_steps=-1",
     ]
@@ -173,7 +191,7 @@ def jobs_of(
 def tune(study: Study) -> dict[str, dict[str, Any]]:
     """Chooses among each arm's tries. Returns each arm's choice, and the results of all its tries."""
     seeds = range(study.tuning.first_seed, study.tuning.first_seed + study.tuning.seeds)
-    answers = study.tuning.answers or study.answers
+    answers = study.tuning.answers or study.budget
     tries = {
         name: [] if arm.tuned_as else arm.tries or study.tuning.tries for name, arm in study.arms.items()
     }
@@ -231,7 +249,7 @@ def main() -> None:
     }
     run_all([job for several in zip(*jobs.values(), strict=True) for job in several], study.jobs)
     found: dict[str, list[Outcome]] = {
-        name: [outcome(job.folder, study.answers, study.criteria, study.guards) for job in several]
+        name: [outcome(job.folder, study.budget, study.criteria, study.guards) for job in several]
         for name, several in jobs.items()
     }
     if study.base_logprob:
@@ -240,15 +258,15 @@ def main() -> None:
         for name, several in jobs.items():
             for job, one in zip(several, found[name], strict=True):
                 one.extra.update(base_logprob(job.folder))
-    compared = compare(found, study.baseline, study.answers)
+    compared = compare(found, study.baseline, study.budget)
     written = {
         "study": OmegaConf.to_container(OmegaConf.structured(study)),
         "tuning": tuned,
         "arms": compared,
     }
     (out / "study.json").write_text(json.dumps(written, indent=2) + "\n")
-    (out / "table.md").write_text(table(compared, study.baseline))
-    draw(found, study.answers, out / "curves.png")
+    (out / "table.md").write_text(table(compared, study.baseline, study.unit))
+    draw(found, study.budget, out / "curves.png", study.unit)
     print((out / "table.md").read_text())
     print(f"{out}/study.json, table.md, curves.png; all curves: tensorboard --logdir {out}/runs")
 

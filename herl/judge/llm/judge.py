@@ -17,12 +17,12 @@ from typing import TypeVar
 
 from herl.errors import ConfigError, JudgeError, check_at_least
 from herl.judge.aggregation import weighted
-from herl.judge.base import Aggregation
+from herl.judge.base import Aggregation, Sees
 from herl.judge.llm.base import ChatJudge
 from herl.judge.llm.chat import Chat, ChatRequest
 from herl.judge.llm.client import Limits
 from herl.judge.llm.parse import ParsedVerdict, PartialReply, read_group, read_score, read_verdicts
-from herl.judge.llm.prompt import GroupQuestion, Mode, PromptBuilder, Question
+from herl.judge.llm.prompt import GroupQuestion, Mode, PromptBuilder, Question, Shown
 from herl.judge.llm.reply_cache import ReplyCache
 from herl.judge.llm.scale import Scale
 from herl.types import Judgement, Rollout, Task, Verdict
@@ -50,6 +50,7 @@ class LLMJudge(ChatJudge):
         reasons: Whether each verdict comes with a reason.
         reason_characters: Maximum length of a reason, if the endpoint enforces schemas; null for no limit.
         show_reference: Whether the judge sees the task's reference answer.
+        sees: What it reads of an answer in several turns: the `transcript`, or the last `answer` alone.
         template: System and user text, separated by a line ---; null for the mode's default.
         limits: Limits on the requests to the model.
         cache: Stores replies; null for no cache.
@@ -70,6 +71,7 @@ class LLMJudge(ChatJudge):
         reasons: bool = True,
         reason_characters: int | None = None,
         show_reference: bool = True,
+        sees: Sees = "transcript",
         template: str | None = None,
         limits: Limits | None = None,
         cache: ReplyCache | None = None,
@@ -89,6 +91,7 @@ class LLMJudge(ChatJudge):
         self._prompts = PromptBuilder(
             mode, self._scale, criteria_per_call, reasons, reason_characters, show_reference, template
         )
+        self._sees = sees
         self._answers_per_call = answers_per_call
         self._met_at = met_at
         self._votes = votes
@@ -100,7 +103,7 @@ class LLMJudge(ChatJudge):
         if self.judges_groups:
             return (await self.judge_group(task, [rollout]))[0]
         usage: Counter[str] = Counter()
-        questions = list(self._prompts.questions(task, rollout.text))
+        questions = list(self._prompts.questions(task, self._shown(rollout)))
         replies = await asyncio.gather(*(self._poll(task, question, usage) for question in questions))
         verdicts = [verdict for verdicts in replies for verdict in verdicts]
         if self.holistic and verdicts[0].met is not None:  # the score alone is the reward
@@ -113,14 +116,14 @@ class LLMJudge(ChatJudge):
         The verdicts on an answer that a reply leaves out abstain alone.
         """
         usage: Counter[str] = Counter()
-        texts = self._prompts.in_order(task, [rollout.text for rollout in rollouts])
-        step = self._answers_per_call or len(texts)
-        parts = [texts[start : start + step] for start in range(0, len(texts), step)]
+        shown = self._prompts.in_order(task, [self._shown(rollout) for rollout in rollouts])
+        step = self._answers_per_call or len(shown)
+        parts = [shown[start : start + step] for start in range(0, len(shown), step)]
         polled = await asyncio.gather(*(self._poll_group(task, part, usage) for part in parts))
-        found = {text: own for part in polled for text, own in part.items()}
+        found = {answer: own for part in polled for answer, own in part.items()}
         judgements = []
         for rollout in rollouts:
-            verdicts, own = found[rollout.text]
+            verdicts, own = found[self._shown(rollout)]
             judgements.append(self.verdict_sum(task, rollout, verdicts, dict(own + usage)))
             usage = Counter()  # the first answer bears what all cost together
         return judgements
@@ -129,6 +132,9 @@ class LLMJudge(ChatJudge):
         """Returns the judgement on an attempt without an answer: the scale's lowest value if holistic."""
         judgement = super().unanswered(task, rollout)
         return replace(judgement, reward=min(self._scale.values.values())) if self.holistic else judgement
+
+    def _shown(self, rollout: Rollout) -> Shown:
+        return rollout.spoken if rollout.turns and self._sees == "transcript" else rollout.text
 
     async def _poll(self, task: Task, question: Question, usage: Counter[str]) -> list[Verdict]:
         """Asks a question once per vote."""
@@ -140,13 +146,13 @@ class LLMJudge(ChatJudge):
         return verdicts
 
     async def _poll_group(
-        self, task: Task, texts: Sequence[str], usage: Counter[str]
-    ) -> dict[str, tuple[list[Verdict], Counter[str]]]:
+        self, task: Task, answers: Sequence[Shown], usage: Counter[str]
+    ) -> dict[Shown, tuple[list[Verdict], Counter[str]]]:
         """Asks about several answers, once per vote; returns the verdicts on each and its own counts."""
-        question = self._prompts.group_question(task, texts)
+        question = self._prompts.group_question(task, answers)
         cast, failure = await self._cast(lambda vote: self._ask_group(task, question, vote, usage))
         found = {}
-        for text, name in question.names.items():
+        for answer, name in question.names.items():
             given = [ballot[name] for ballot in cast]
             votes = [one for one in given if not isinstance(one, JudgeError)]
             fault = next((one for one in given if isinstance(one, JudgeError)), failure)
@@ -155,7 +161,7 @@ class LLMJudge(ChatJudge):
                 self._verdict(criterion.id, [one[place] for one in votes], fault, own)
                 for place, criterion in enumerate(question.criteria)
             ]
-            found[text] = (verdicts, own)
+            found[answer] = (verdicts, own)
         return found
 
     async def _cast(self, ask: Callable[[int], Awaitable[T]]) -> tuple[list[T], JudgeError | None]:

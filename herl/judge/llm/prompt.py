@@ -10,6 +10,8 @@ servers can cache.
 In `group` mode all answers to a prompt stand in one question. Each has a name that is made for the question
 and that no answer contains, so no answer can end itself, pose as another, or name another. They stand in the
 order of a hash, equal answers once.
+
+An answer in several turns is a part for each turn and each reply, so no turn can pose as the reply of a tool.
 """
 
 from __future__ import annotations
@@ -23,9 +25,11 @@ from typing import Any, Literal
 from herl import prompt_text
 from herl.judge.llm.scale import Scale
 from herl.prompt_text import defuse
-from herl.types import Criterion, Message, Task
+from herl.types import Criterion, Message, Spoken, Task
 
 Mode = Literal["one_shot", "per_criterion", "batched", "holistic", "group"]
+Shown = str | Spoken
+"""An answer as a question shows it: its text, or all that was said in its turns."""
 REASON_RULE = " Give the reason first, in one short sentence."
 NAME_LETTERS = "BCDFGHJKLMNPQRSTVWXZ"
 """Consonants, which form no words."""
@@ -48,8 +52,8 @@ class Question:
 class GroupQuestion(Question):
     """The question about several answers to one task."""
 
-    names: dict[str, str]
-    """Text of an answer -> its name in the question, in the order of the question."""
+    names: dict[Shown, str]
+    """An answer -> its name in the question, in the order of the question."""
 
 
 class PromptBuilder:
@@ -87,16 +91,17 @@ class PromptBuilder:
         self._reason_characters = reason_characters
         self._show_reference = show_reference
 
-    def questions(self, task: Task, answer: str) -> Iterator[Question]:
+    def questions(self, task: Task, answer: Shown) -> Iterator[Question]:
         """Yields the questions about one answer, which together cover each criterion once."""
         criteria = task.rubric.criteria
         step = self._per_call or len(criteria)
         for start in range(0, len(criteria), step):
             yield self._question(task, answer, criteria[start : start + step])
 
-    def _question(self, task: Task, answer: str, criteria: tuple[Criterion, ...]) -> Question:
-        parts = [*self._parts(task, criteria), ("ANSWER", defuse(answer))]
-        code = fresh_code([text for _, text in parts])
+    def _question(self, task: Task, answer: Shown, criteria: tuple[Criterion, ...]) -> Question:
+        said = answer_parts("ANSWER", answer)
+        parts = [*self._parts(task, criteria), *_note([answer]), *said]
+        code = fresh_code([text for _, text in parts], len(said))
         return Question(
             criteria=criteria,
             messages=self._messages(parts, code, len(criteria), self._form(len(criteria), code)),
@@ -104,27 +109,28 @@ class PromptBuilder:
             code=code,
         )
 
-    def in_order(self, task: Task, answers: Sequence[str]) -> list[str]:
+    def in_order(self, task: Task, answers: Sequence[Shown]) -> list[Shown]:
         """Returns the different ones of some answers in the order of a hash of task and answer.
 
         It depends neither on which answer came first nor on what is good about it.
         """
         source = [text for _, text in self._parts(task, task.rubric.criteria)]
 
-        def place(text: str) -> bytes:
-            return hashlib.sha256(json.dumps([*source, text]).encode()).digest()
+        def place(answer: Shown) -> bytes:
+            return hashlib.sha256(json.dumps([*source, answer]).encode()).digest()
 
         return sorted(set(answers), key=place)
 
-    def group_question(self, task: Task, answers: Sequence[str]) -> GroupQuestion:
+    def group_question(self, task: Task, answers: Sequence[Shown]) -> GroupQuestion:
         """Returns the question about some answers, which must differ from each other."""
         criteria = task.rubric.criteria
-        parts = self._parts(task, criteria)
-        shown = [defuse(answer) for answer in answers]
-        texts = [*(text for _, text in parts), *shown]
-        code = fresh_code(texts, len(shown))
-        names = fresh_names(code, len(shown), texts)
-        parts += [(f"ANSWER {name}", text) for name, text in zip(names, shown, strict=True)]
+        parts = [*self._parts(task, criteria), *_note(answers)]
+        said = [text for answer in answers for _, text in answer_parts("", answer)]
+        texts = [*(text for _, text in parts), *said]
+        code = fresh_code(texts, len(said))
+        names = fresh_names(code, len(answers), texts)
+        for name, answer in zip(names, answers, strict=True):
+            parts += answer_parts(f"ANSWER {name}", answer)
         verdicts = self._verdicts_schema(len(criteria))
         repeated = {"code": {"type": "string", "enum": [code]}}
         return GroupQuestion(
@@ -203,6 +209,23 @@ def _object(properties: dict[str, Any]) -> dict[str, Any]:
         "required": list(properties),
         "additionalProperties": False,
     }
+
+
+def answer_parts(name: str, answer: Shown) -> list[tuple[str, str]]:
+    """Returns the parts of an answer by name: one, or one for each turn and reply."""
+    if isinstance(answer, str):
+        return [(name, defuse(answer))]
+    return [
+        (f"{name} PART {number} BY {speaker}", defuse(text))
+        for number, (speaker, text) in enumerate(answer, 1)
+    ]
+
+
+def _note(answers: Sequence[Shown]) -> list[tuple[str, str]]:
+    """How to read answers in several turns, if there are any."""
+    if all(isinstance(answer, str) for answer in answers):
+        return []
+    return [("HOW TO READ THE PARTS OF AN ANSWER", prompt_text.load("herl.judge.llm", "transcript.txt"))]
 
 
 def fence(name: str, text: str, code: str) -> str:

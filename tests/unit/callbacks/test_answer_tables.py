@@ -1,5 +1,7 @@
 """Tables of held-out answers and of drafts with their revisions."""
 
+from dataclasses import replace
+
 import lightning as L
 from lightning.pytorch.loggers.logger import Logger
 
@@ -7,8 +9,10 @@ from herl.callbacks import Dashboard
 from herl.callbacks.answer_tables import answer_table, revision_table
 from herl.data import RubricDataModule
 from herl.hindsight.revision import RevisionBuilder
+from herl.prompt_text import visible
 from herl.rollout.improve import Trajectory
 from herl.testing import make_judged, make_rollout, make_task
+from tests.support.made_up_episodes import an_episode
 from tests.support.training import TASKS, module_of
 
 
@@ -70,6 +74,19 @@ def test_a_revision_lists_what_it_mended_and_broke_and_no_abstention():
     assert table.rows == (
         (3, "Describe the otter.", "a", "b", 0.5, 0.75, "Says fish.", "Avoid: Says advert."),
     )
+
+
+def test_an_episode_is_its_transcript_whose_parts_are_cut_off_each_on_its_own():
+    task, episode = make_task(), an_episode("fish")
+    long = replace(episode, turns=(replace(episode.turns[0], text="word " * 1000), episode.turns[1]))
+    judged = make_judged(0.5, rollout=long)
+    [row] = answer_table([Trajectory(task=task, answers=(judged,))], "answers_sampled", 8).rows
+    [both] = revision_table([(task, judged, make_judged(1.0, rollout=make_rollout("b")))], "x", 3).rows
+    assert row[2] == both[2]
+    assert both[3] == "b"
+    start, _, rest = row[2].partition(" ... (5000 characters)")
+    assert start == f"[assistant]\n{('word ' * 1000)[:1000]}"
+    assert rest == visible(episode.transcript.removeprefix("[assistant]\nLook up otter."))
 
 
 def test_a_run_writes_answers_after_each_validation_and_drafts_every_n_batches(tmp_path):

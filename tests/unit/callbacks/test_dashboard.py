@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugin_util import markdown_to_safe_html
 
 from herl.callbacks import BestCheckpoint, Dashboard, RecordAnswers
-from herl.callbacks.dashboard import GOLD_LAYOUT, LAYOUT, layout
+from herl.callbacks.dashboard import EPISODES_LAYOUT, GOLD_LAYOUT, LAYOUT, layout
 from herl.callbacks.heat_map import heat_map
 from herl.callbacks.markup import answer_markdown, plain, revision_markdown
 from herl.callbacks.reward_picture import reward_picture, smooth
@@ -21,6 +21,7 @@ from herl.records.inspect import Query, find
 from herl.testing import make_judged, make_rollout, make_task
 from herl.update.loss.policy import PolicyLoss
 from tests.support.injections import INJECTIONS
+from tests.support.made_up_episodes import FakeQuiz, an_episode
 from tests.support.training import TASKS, fit, module_of
 
 MARKUP = (
@@ -69,6 +70,31 @@ def test_markup_in_a_table_stays_in_its_cell(text):
     assert "Avoid: Says advert." in shown.text
     rows = markdown_to_safe_html(answer_markdown(task, draft)).count("<tr>")
     assert rows == 1 + 2
+
+
+@pytest.mark.parametrize("text", MARKUP)
+def test_an_episode_is_shown_turn_by_turn_and_its_markup_stays_literal(text):
+    task = make_task({"fish": 1.0})
+    draft = make_judged(0.0, met={"fish": False}, rollout=make_rollout("river"))
+    revision = make_judged(1.0, met={"fish": True}, rollout=an_episode(text, finish_reason="turns"))
+    shown = rendered(revision_markdown(task, draft, revision))
+    assert shown.tags <= {"table", "thead", "tbody", "tr", "td", "th", "br", "strong", "p"}
+    rows = [line.split("|")[1].strip() for line in revision_markdown(task, draft, revision).splitlines()[2:]]
+    assert rows[:5] == ["turn 1", "reply 1", "turn 2", "reply 2", "last turn"]
+    alone = rendered(answer_markdown(task, revision))
+    for found in (shown, alone):
+        words = " ".join(found.text.split())
+        assert " ".join(text.split()) in words
+        assert "otter: <b>fish</b>" in words
+        assert "a call failed: malformed" in words
+        assert "\x1b" not in words
+    assert "Episode 3 turns, 3 calls (1 failed), cut off at the limit on turns" in alone.text
+
+
+def test_the_first_page_has_a_section_of_episodes_only_with_an_environment():
+    assert not EPISODES_LAYOUT.keys() & layout(module_of()).keys()
+    found = layout(module_of(environment=FakeQuiz(max_tokens=300)))
+    assert list(found)[-1:] == list(EPISODES_LAYOUT)
 
 
 def test_a_long_text_is_cut_and_says_so():

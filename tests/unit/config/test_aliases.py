@@ -66,6 +66,8 @@ def test_a_setting_in_another_unit_is_an_error_that_names_our_key(name):
         ),  # a sweep of two runs
         ("lora.r=8", ["lora=lora", "model.lora.rank=8"]),
         ("lora=true", ["lora=lora"]),
+        ("load_in_4bit=true", ["model.quantization=4bit"]),
+        ("load_in_8bit=False", ["model.quantization=null"]),
         ("bf16=True", ["trainer.precision=bf16-mixed"]),
         ("use_vllm=true", ["sampler=vllm"]),
         ("data=my.jsonl", ["data=file", "data.train.path=my.jsonl"]),

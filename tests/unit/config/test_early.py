@@ -211,3 +211,46 @@ def test_a_part_that_may_not_be_named_is_not_built_to_check_a_setting(tmp_path):
     with pytest.raises(ConfigError, match="hindsight.candidates._target_: expected an object from"):
         check_early(made, ["hindsight.candidates.mode=w"], judges=False)
     assert not (tmp_path / "marker").exists()
+
+
+def test_several_files_are_checked_early(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, count in (("a", 30), ("b", 3)):
+        row = {"prompt": name, "rubric": [{"text": "Greets.", "check": {"kind": "contains", "text": "hi"}}]}
+        rows = [row | {"prompt": f"{name} {n}"} for n in range(count)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+
+    def checked(train, heldout="null"):
+        check_early(
+            composed(
+                "fit", "data=mix", f"data.train.sources={{{train}}}", f"data.heldout.sources={heldout}",
+                "model=tiny", "judge=rule", "data.heldout_share=0", f"+output_dir={tmp_path}",
+            )
+        )  # fmt: skip
+
+    checked("a: {path: a.jsonl}, b: {path: b.jsonl}", "{b: {path: b.jsonl}}")
+    checked("a: {path: a.jsonl, weight: 30}, b: {path: b.jsonl, weight: 3}")
+    for train, heldout, message in (
+        ("a: {path: a.jsonl, weight: 0}", "null", "data.train.sources.a.weight: expected a number above 0"),
+        (
+            "a: {path: hf:x/y, weight: 1}, b: {path: b.jsonl}",
+            "null",
+            "sources.b.weight: expected a number above",
+        ),
+        ("a: {path: none.jsonl}", "null", "none.jsonl: expected a file of prompts"),
+        (
+            "a: {path: a.jsonl, weight: 1}, b: {path: b.jsonl, weight: 1}",
+            "null",
+            "sources.b: expected at least 21",
+        ),
+        (
+            "a: {path: a.jsonl}",
+            "{b: {path: b.jsonl, weight: 2}}",
+            "data.heldout.sources.b.weight: unknown key",
+        ),
+    ):
+        with pytest.raises((ConfigError, DataError), match=message):
+            checked(train, heldout)
+    (tmp_path / "b.jsonl").write_text(json.dumps({"prompt": "x", "rubric": ["Has no check."]}) + "\n")
+    with pytest.raises(DataError, match="row 'b:1': criterion 'c1' has no check"):
+        checked("a: {path: a.jsonl}, b: {path: b.jsonl}")

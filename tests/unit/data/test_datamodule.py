@@ -10,6 +10,7 @@ from herl.data import RubricDataModule
 from herl.data.animals import animals
 from herl.data.datamodule import fingerprint
 from herl.data.instructions import KINDS, TOPICS, instruction_tasks, verifiable_instructions
+from herl.data.mix import MixedTasks
 from herl.judge.instruction_following import load_checkers
 from herl.testing import make_task
 from herl.types import Criterion, Rubric
@@ -186,6 +187,33 @@ def test_a_resumed_run_may_change_the_size_of_batches_and_sees_each_prompt_once(
     per_epoch = -(-len(TASKS) // size)
     assert after.batches[-per_epoch:] == [(1, number) for number in range(per_epoch)]
     assert [number for epoch, number in after.batches if epoch == 0][-1:] in ([], [per_epoch - 1])
+
+
+def mix(**weights):
+    parts = {name: [replace(make_task(id=f"{name}{n}"), source=name) for n in range(9)] for name in "ab"}
+    return {"train": MixedTasks(parts, weights)}
+
+
+@pytest.mark.parametrize(("old", "batch", "size"), [(2, 3, 2), (4, 2, 3), (3, None, 4), (1, 13, 1)])
+def test_a_mix_is_resumed_where_it_stopped(tmp_path, old, batch, size):
+    before = trained(tmp_path, old, batch, **mix(a=2, b=1))
+    after = trained(tmp_path, size, resume=tmp_path / "last.ckpt", **mix(a=2, b=1))
+    whole = RubricDataModule(**mix(a=2, b=1), prompts_per_batch=2, seed=3)
+    expected = [(epoch, id) for epoch in (0, 1) for id in order(whole, epoch)]
+    assert before.seen + after.seen == expected
+    for run in (before, after):
+        assert run.got[1:] == run.expected[: len(run.got) - 1]
+
+
+def test_other_weights_are_refused_on_a_resume(tmp_path):
+    trained(tmp_path, 2, 2, **mix(a=2, b=1))
+    message = "data.train.sources: expected the checkpoint's weights {'a': 2, 'b': 1}, got "
+    for weights, got in (({"a": 2, "b": 2}, "{'a': 2, 'b': 2}"), ({}, "none")):
+        with pytest.raises(ConfigError, match=message + got):
+            trained(tmp_path, 2, resume=tmp_path / "last.ckpt", **mix(**weights))
+    trained(tmp_path, 2, 2, **mix())
+    with pytest.raises(ConfigError, match="the checkpoint's weights none, got {'a': 1, 'b': 1}"):
+        trained(tmp_path, 2, resume=tmp_path / "last.ckpt", **mix(a=1, b=1))
 
 
 def test_another_order_of_prompts_is_refused(tmp_path):

@@ -7,6 +7,7 @@ from herl import ConfigError, Criterion, NoHindsight, Rubric, Task
 from herl.hindsight.candidates import all_imperfect, bottom_k, tied_best, top_k
 from herl.hindsight.revision import RevisionBuilder
 from herl.testing import check_hindsight_builder, make_judged, make_rollout, make_task
+from herl.types import Turn
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 
@@ -121,3 +122,11 @@ def test_a_template_may_leave_out_draft_and_criteria():
 @pytest.mark.parametrize("builder", [NoHindsight(), RevisionBuilder(), RevisionBuilder(partial(top_k, k=3))])
 def test_builders_keep_the_contract(builder):
     check_hindsight_builder(builder)
+
+
+def test_the_draft_of_an_episode_shows_all_its_turns():
+    turn = Turn(text="Let me see.", end=1, reply=({"role": "tool", "content": "42"},), reply_ids=())
+    attempt = make_judged(0.5, met={"fish": False}, rollout=make_rollout("It is 42.", turns=[turn]))
+    builder = RevisionBuilder(all_imperfect, template="{request} {met} {missed} {draft}")
+    [hindsight] = builder.build(make_task(), [attempt])
+    assert hindsight.messages[-1]["content"].endswith(attempt.rollout.transcript)

@@ -5,9 +5,11 @@ from dataclasses import replace
 import pytest
 
 from herl import Criterion, Rubric, Task
-from herl.checks import patterns
+from herl.checks import patterns, read_check
+from herl.errors import DataError
 from herl.judge.rule import RuleJudge
 from herl.testing import check_judge, make_rollout, make_task
+from herl.types import ToolCall, Turn
 
 ENDLESS = "(?:(a|aa)+)$"
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -274,3 +276,79 @@ def test_a_function_with_other_arguments_abstains(tmp_path, monkeypatch):
     [found] = asyncio.run(RuleJudge(python_modules=["lengths"]).judge(task, make_rollout("hi"))).verdicts
     assert found.met is None
     assert "missing a required argument: 'limit'" in found.reason
+
+
+CALLS = (
+    ToolCall(name="lookup", arguments={"animal": "otter", "deep": 1}),
+    ToolCall(name="lookup", arguments={"animal": "fox"}),
+    ToolCall(name="lookup", arguments={"animal": "otter"}, error="raised"),
+    ToolCall(name="", error="malformed"),
+)
+
+
+def of_episode(check, **settings):
+    turn = Turn(
+        text="Let me see.", end=1, reply=({"role": "tool", "content": "fish"},), reply_ids=(), calls=CALLS
+    )
+    rubric = Rubric(criteria=(Criterion(id="c", text="...", check=check),))
+    task = Task(id="t", messages=({"role": "user", "content": "?"},), rubric=rubric)
+    judgement = asyncio.run(RuleJudge(**settings).judge(task, make_rollout("It is 42.", turns=[turn])))
+    return judgement.verdicts[0].met
+
+
+@pytest.mark.parametrize(
+    ("changes", "met"),
+    [
+        ({}, True),
+        ({"at_least": 2}, True),
+        ({"at_least": 3}, False),
+        ({"at_least": 3, "succeeds": False}, True),
+        ({"at_most": 2}, True),
+        ({"at_most": 1}, False),
+        ({"at_least": 0, "at_most": 0}, False),
+        ({"at_least": 0, "at_most": 0, "tool": "search"}, True),
+        ({"tool": "search"}, False),
+        ({"arguments": {"animal": "otter"}}, True),
+        ({"arguments": {"animal": "otter"}, "at_least": 2}, False),
+        ({"arguments": {"animal": "otter"}, "at_least": 2, "succeeds": False}, True),
+        ({"arguments": {"animal": "otter", "deep": 1}}, True),
+        ({"arguments": {"animal": "wolf"}}, False),
+        ({"arguments": {"other": 1}}, False),
+    ],
+)
+def test_a_criterion_may_be_about_calls(changes, met):
+    assert of_episode({"kind": "calls_tool", "tool": "lookup"} | changes) is met
+
+
+def test_an_answer_in_one_turn_called_nothing():
+    assert verdict({"kind": "calls_tool", "tool": "lookup"}, "lookup").met is False
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tool": ""},
+        {"at_least": 2, "at_most": 1},
+        {"at_least": 0},
+        {"arguments": 3},
+        {"times": 2},
+        {"succeeds": "yes"},
+    ],
+)
+def test_a_check_of_calls_with_a_mistake_is_an_error(changes):
+    with pytest.raises(DataError):
+        read_check({"kind": "calls_tool", "tool": "lookup"} | changes)
+
+
+@pytest.mark.parametrize(
+    ("sees", "text", "met"),
+    [
+        ("answer", "fish", False),
+        ("transcript", "fish", True),
+        ("answer", "42", True),
+        ("transcript", "see", True),
+    ],
+)
+def test_checks_read_the_last_answer_or_the_transcript(sees, text, met):
+    assert of_episode({"kind": "contains", "text": text}, sees=sees) is met
+    assert of_episode({"kind": "contains", "text": "It is 42."}) is True

@@ -6,8 +6,9 @@ import pytest
 
 from herl import AbstentionLimit, ConfigError, Judge, Judgement, Verdict
 from herl.judge import JudgeRunner
+from herl.judge.abstention import AbstentionWindow
 from herl.judge.aggregation import absolute, all_or_nothing, weighted
-from herl.testing import FakeJudge, make_rollout, make_task
+from herl.testing import FakeJudge, make_judged, make_rollout, make_task
 
 TASK = make_task()
 
@@ -254,3 +255,19 @@ def test_no_thread_is_left_behind():
 def test_bad_settings_are_refused():
     with pytest.raises(ConfigError, match="max_abstention"):
         JudgeRunner(FakeJudge(), max_abstention=2.0)
+
+
+def test_the_way_back_undoes_counts_but_not_what_the_limit_emptied():
+    window = AbstentionWindow(answers=3, limit=0.5)
+    window.add(make_judged(1.0, met={"fish": True}).judgement)
+    before, way_back = window.state_dict(), window.way_back()
+    window.add(make_judged(None, met={"fish": None}).judgement)
+    assert window.state_dict() != before
+    way_back()
+    assert window.state_dict() == before
+    for _ in range(2):
+        window.add(make_judged(None, met={"fish": None}).judgement)
+    with pytest.raises(AbstentionLimit):
+        window.check("judge", {})
+    way_back()
+    assert window.state_dict() == before | {"window": []}

@@ -140,6 +140,25 @@ def test_categories_have_curves_and_too_many_criteria_have_none():
     }
 
 
+def test_rewards_have_a_curve_for_each_source_unless_there_are_too_many():
+    pairs = [
+        (replace(make_task(), source=source), answer("a", reward))
+        for source, reward in (
+            ("math", 1.0),
+            ("math", 0.5),
+            ("chat", 0.25),
+            ("chat", None),
+            ("", 0.0),
+            ("code", None),
+        )
+    ]
+    found = {name: value for name, value in rubric_metrics("train", pairs).items() if "_source" in name}
+    assert found == {"train_source/math": 0.75, "train_source/chat": 0.25}
+    many = [(replace(make_task(), source=str(n)), answer("a", 1.0)) for n in range(65)]
+    assert not any("_source" in name for name in rubric_metrics("train", many))
+    assert sum("_source" in name for name in rubric_metrics("train", many[:64])) == 64
+
+
 def test_a_criterion_whose_id_is_but_its_place_has_no_curve_of_its_own():
     task = replace(
         make_task(),

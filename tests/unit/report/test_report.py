@@ -195,6 +195,29 @@ def test_no_text_of_a_model_row_or_judge_becomes_markup(tmp_path, text):
     assert "\u202e" not in page.text
 
 
+@pytest.mark.parametrize("text", EVIL)
+def test_an_episode_is_shown_turn_by_turn_and_none_of_it_becomes_markup(tmp_path, text):
+    call = {"name": text, "arguments": "{}", "error": "unknown"}
+    turn = {"text": text, "calls": [call], "reply": [{"role": "tool", "name": text, "content": text}]}
+    draft = answer(0, 0.2)
+    revision = answer(1, 0.8, draft) | {"turns": [turn], "finish_reason": "turns"}
+    write_report(a_run(tmp_path / "run", answers=[draft, revision], seconds={"environment": 12.0}))
+    write_report(a_run(tmp_path / "plain", answers=[draft, answer(1, 0.8, draft)]))
+    page, plain = (Page((tmp_path / name / "report.html").read_text()) for name in ("run", "plain"))
+    assert set(page.tags) - set(plain.tags) <= {"ins", "del"}
+    assert page.links == plain.links
+    assert "\x1b" not in page.text
+    for said in (
+        "Episode: 2 turns, 1 call (1 failed), cut off at the limit on turns",
+        "revision, turn 1",
+        "draft, reply 1",
+    ):
+        assert said in page.text
+    assert "The run waited 12 s for its environment." in page.text
+    assert "Episode" not in plain.text
+    assert "environment" not in plain.text
+
+
 def test_the_page_holds_curve_criteria_drafts_settings_and_commands_and_no_network(tmp_path):
     first, second = answer(1, 0.2, text="It eats fish."), answer(3, 0.8, text="It is brown.")
     answers = [first, answer(2, 0.9, first, "It eats trout."), second, answer(4, 0.1, second, "It is.")]

@@ -33,6 +33,7 @@ from herl.types.plain import plain, restored
 from herl.update.loss.dpo import PreferenceLoss
 from herl.update.loss.policy import Mismatch, PolicyLoss
 from herl.update.loss.sft import LikelihoodLoss
+from tests.support.made_up_episodes import an_episode
 from tests.support.training import KeepSteps, fit, module_of, weights
 
 TASKS = animals().train[:6]  # 3 batches an epoch
@@ -348,6 +349,24 @@ def test_so_does_a_batch_whose_tokens_are_arrays_as_ranks_exchange_them(tmp_path
     torch.save(plain(make_judged(1.0, rollout=arrays)), tmp_path / "one.pt")
     read = torch.load(tmp_path / "one.pt", weights_only=True)
     assert restored(read, {}) == make_judged(1.0, rollout=rollout)
+
+
+def test_so_does_an_episode_with_its_calls_and_messages_and_replies_in_arrays(tmp_path):
+    episode = an_episode()
+    turns = [replace(turn, reply_ids=Numbers(np.array(turn.reply_ids, np.int32))) for turn in episode.turns]
+    group = Group(
+        id="g", task=TASKS[0], prompt_ids=(1,), attempts=(make_judged(1.0, rollout=replace(episode, turns=tuple(turns))),)
+    )  # fmt: skip
+    collection = Collection(groups=(group,), experiences=(), dropped={}, episodes=True)
+    torch.save(plain(collection, Collection), tmp_path / "one.pt")
+    read = restored(
+        torch.load(tmp_path / "one.pt", weights_only=True), {task.id: task for task in TASKS}, Collection
+    )
+    assert read == collection
+    back = read.groups[0].attempts[0].rollout
+    assert back == episode
+    assert [type(turn.reply_ids) for turn in back.turns] == [tuple, tuple]
+    assert back.transcript == episode.transcript
 
 
 def test_so_does_a_batch_with_records_of_ones_own_class(tmp_path):

@@ -1,19 +1,24 @@
 """Episodes: answers in several turns hold the ids that were sampled, and replies carry no loss."""
 
 import asyncio
+import copy
 import time
 from dataclasses import replace
+from types import MappingProxyType
 
 import pytest
 import torch
 
 from herl.advantages import group_advantages
+from herl.bonus.improvement import ImprovementBonus
 from herl.environment import Environment, NoEnvironment, Opening, Reply
 from herl.environment.runner import EnvironmentRunner
 from herl.errors import ConfigError
 from herl.hindsight.candidates import all_imperfect
 from herl.hindsight.revision import RevisionBuilder
 from herl.judge import JudgeRunner
+from herl.metrics.collection import collection_metrics
+from herl.replay import ReplayBuffer
 from herl.rollout.stages import RolloutPlan, Stages
 from herl.sampler import StreamingSampler
 from herl.sampler.scripted import ScriptedSampler
@@ -153,8 +158,32 @@ def test_an_environment_that_raises_makes_an_answer_abstain(collected, caplog):
     assert "FakeBroken.step raised KeyError: 'no such fox' (task 'fox', turn 0)" in told
 
 
+def test_a_reply_comes_in_the_types_that_checkpoints_hold(collected):
+    class Word(str):
+        """No type of JSON."""
+
+    class FakeOwn(Environment):
+        async def step(self, conversation, answer):
+            message = {"role": "user", "content": Word("And?"), "name": Word("host")}
+            call = ToolCall(name=Word("f"), arguments=MappingProxyType({Word("x"): (1, {"y": None})}))
+            return Reply([message], [call]) if not conversation.turn else None
+
+    for one in rollouts(collected(FakeOwn())):
+        [turn] = one.turns
+        [message], [call] = turn.reply, turn.calls
+        assert {type(said) for said in (*message.values(), call.name, *call.arguments)} == {str}
+        assert type(call.arguments) is dict
+        assert call.arguments == {"x": [1, {"y": None}]}
+
+
 @pytest.mark.parametrize(
-    "reply", [Reply([]), Reply([{"role": "system", "content": "x"}]), Reply([{"role": "user", "content": 3}])]
+    "reply",
+    [
+        Reply([]),
+        Reply([{"role": "user", "content": "x"}], [ToolCall(name="f", arguments={"x": object()})]),
+        Reply([{"role": "system", "content": "x"}]),
+        Reply([{"role": "user", "content": 3}]),
+    ],
 )
 def test_a_reply_that_is_none_fails_its_episode(collected, reply):
     class FakeWrong(Environment):
@@ -211,6 +240,67 @@ def test_a_reply_of_ten_megabytes_is_not_tokenized(collected):
     assert time.monotonic() - started < 20
 
 
+def test_an_environment_that_exits_or_is_cancelled_by_another_fails_and_the_run_goes_on(collected):
+    class FakeExits(Environment):
+        async def step(self, conversation, answer):
+            if conversation.task.id == "fox":
+                raise SystemExit(2)
+            other = asyncio.get_running_loop().create_future()
+            other.cancel()
+            await other
+
+    found = collected(FakeExits())
+    assert {one.finish_reason for one in rollouts(found)} == {"failed"}
+
+
+def test_a_step_that_never_waits_is_late_once_it_returns(collected):
+    class FakeBusy(FakeQuiz):
+        async def step(self, conversation, answer):
+            time.sleep(0.05)
+            return await super().step(conversation, answer)
+
+    assert {one.finish_reason for one in rollouts(collected(FakeBusy(max_seconds=0.02)))} == {"seconds"}
+
+
+def test_episodes_end_although_the_run_ends_with_an_error(collected):
+    begun, ended = set(), []
+
+    class FakeStops(FakeQuiz):
+        async def step(self, conversation, answer):
+            if conversation.turn == 1:
+                raise ConfigError("environment.url: expected an address")
+            begun.add(conversation.seed)
+            return await super().step(conversation, answer)
+
+        async def end(self, conversation):
+            await asyncio.sleep(0.05)
+            ended.append(conversation.seed)
+
+    with pytest.raises(ConfigError):
+        collected(FakeStops())
+    assert len(begun) == 6, "each answer has another seed"
+    assert sorted(ended) == sorted(begun)
+
+
+def test_a_reply_that_the_template_refuses_fails_its_episode(policy, tokenizer, caplog):
+    strict = copy.deepcopy(tokenizer)
+    strict.chat_template = (
+        "{% for m in messages %}{% if not loop.first and m.role == messages[loop.index0 - 1].role %}"
+        "{{ raise_exception('roles must alternate') }}{% endif %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+
+    class FakeTwice(Environment):
+        async def step(self, conversation, answer):
+            return Reply([{"role": "user", "content": "And?"}] * 2)
+
+    sampler = TransformersSampler()
+    sampler.start(policy, strict)
+    answers = rollouts(played(FakeTwice(), sampler, strict))
+    assert {one.finish_reason for one in answers} == {"failed"}
+    assert "roles must alternate" in caplog.text
+
+
 def test_an_environment_begins_the_conversation_and_is_told_its_end(collected, tokenizer):
     ended = []
 
@@ -227,6 +317,50 @@ def test_an_environment_begins_the_conversation_and_is_told_its_end(collected, t
         assert f"Ask about the {group.task.id}." in tokenizer.decode(list(group.prompt_ids))
         assert group.task.messages[0]["role"] == "system"
     assert sorted(ended) == [("fox", 2)] * 3 + [("otter", 2)] * 3
+
+
+def test_a_revision_is_an_episode_that_is_trained_under_the_plain_prompt(collected):
+    """Its uplift, and what it mended and broke, count as for answers; so do bonus and selection."""
+    script = ScriptedSampler(
+        {name: ["river.", "river.", "none."] for name in [task.id for task in TASKS]},
+        {name: ["fish."] for name in [task.id for task in TASKS]},
+    )
+    found = collected(
+        FakeQuiz(), script, hindsight=RevisionBuilder(), bonus=ImprovementBonus(),
+        plan={"attempt": Sampling(max_new_tokens=24), "revision": Sampling(max_new_tokens=24)},
+    )  # fmt: skip
+    for group in found.groups:
+        [revision] = group.revisions
+        assert [turn.text for turn in revision.rollout.turns] == ["fish."] * 2
+        assert revision.rollout.prompt_ids != group.prompt_ids
+        assert [member.origin for member in group.members].count("hindsight") == 1
+        [draft] = [member for member in group.members if member.bonus]
+        assert draft.judged.rollout.id == revision.rollout.parent_id
+    revised = [one for one in found.experiences if one.origin == "hindsight"]
+    assert [one.context_ids for one in revised] == [group.prompt_ids for group in found.groups]
+    assert all(len(one.rollout.turns) == 2 for one in revised)
+    curves = collection_metrics(found)
+    assert curves["hindsight/uplift"] == pytest.approx((3.0 - 2.0) / 5)
+    assert (curves["hindsight/mended"], curves["hindsight/broken"]) == (1.0, 1.0)
+    assert (curves["episodes/turns"], curves["episodes/calls"]) == (3.0, 2.0)
+
+
+def test_an_episode_that_is_replayed_joins_with_all_its_turns(collected):
+    memory = ReplayBuffer(of="best", uses=None)
+    script = {name: ["fish river."] for name in [task.id for task in TASKS]}
+    plan = {"plan": {"attempt": Sampling(max_new_tokens=24)}}
+    first = collected(FakeQuiz(), ScriptedSampler(script), replay=memory, **plan)
+    again = collected(
+        FakeQuiz(),
+        ScriptedSampler({name: ["no."] for name in [task.id for task in TASKS]}),
+        replay=memory,
+        **plan,
+    )
+    for before, after in zip(first.groups, again.groups, strict=True):
+        [replayed] = after.replayed
+        assert replayed.rollout.turns == before.attempts[0].rollout.turns
+        assert replayed.rollout.sequence == before.attempts[0].rollout.sequence
+        assert "replay" in [member.origin for member in after.members]
 
 
 def test_a_judge_sees_the_last_turn_and_may_see_all(collected):

@@ -10,11 +10,22 @@ from herl.errors import SamplerError
 from herl.replay import ReplayBuffer
 from herl.rollout.exchange import Numbers, collector_paused, exchanged
 from herl.testing import make_experience, make_judged, make_rollout
-from herl.types import Member
+from herl.types import Member, ToolCall, Turn
 from herl.update.batch import micro_batches
 from tests.support.ranks import run_on_ranks
 
 LOGPROBS = (-0.5, float(np.float32(-1.1)), -0.25)
+
+
+def turns_of(place):
+    """An episode's turns before its last, one of them without a reply's tokens."""
+    return [
+        Turn(
+            text="Look up.", end=1, reply=({"role": "user", "content": "fish"},), reply_ids=(80_000, place)[:size],
+            calls=(ToolCall(name="f", arguments={"x": [1, {"y": None}]}),),
+        )
+        for size in (2, 0)
+    ]  # fmt: skip
 
 
 def answers_of(place):
@@ -24,7 +35,7 @@ def answers_of(place):
             float(number),
             rollout=make_rollout(
                 id=f"{place}/{number}", token_ids=(70_000 + number, place, 3)[: number + 1],
-                logprobs=LOGPROBS[: number + 1], text=f"héllo {place}",
+                logprobs=LOGPROBS[: number + 1], text=f"héllo {place}", turns=turns_of(place)[:number],
             ),
         )
         for number in range(2 - place)
@@ -81,6 +92,11 @@ def _exchange():
     assert everything == expected, "records, tokens and log-probs of all ranks, in rank order"
     assert [type(one.rollout.token_ids) for one in everything] == [Numbers] * len(expected)
     assert all(one.rollout.token_ids._array.base is None for one in everything), "none keeps its neighbors"
+    replies = [turn.reply_ids for one in everything for turn in one.rollout.turns]
+    assert [type(ids) for ids in replies] == [Numbers], "of the episode of rank 0"
+    assert replies[0]._array.dtype == np.int32
+    assert replies[0]._array.base is None
+    assert everything[1].rollout.sequence == expected[1].rollout.sequence
     rows = [
         [
             *micro_batches(

@@ -1,5 +1,6 @@
 import pytest
 
+from herl.environment.runner import EnvironmentRunner
 from herl.errors import ConfigError
 from herl.evaluation.evaluate import trajectory_records
 from herl.hindsight.revision import RevisionBuilder
@@ -10,6 +11,7 @@ from herl.rollout.validate import validate
 from herl.sampler.scripted import ScriptedSampler
 from herl.testing import FakeJudge, make_judged, make_rollout, make_task
 from herl.types import Sampling
+from tests.support.made_up_episodes import FakeQuiz
 
 TASKS = [make_task({"fish": 3.0, "river": 2.0, "brown": 5.0}, id=name) for name in ("otter", "fox")]
 
@@ -133,3 +135,31 @@ def test_records_tell_round_parent_and_best():
     ]
     assert [v["fulfilled"] for v in records[1]["verdicts"]] == [False, True]
     assert records[0]["verdicts"][0]["criterion"] == "Says fish."
+
+
+def test_revisions_of_episodes_are_episodes(tokenizer):
+    sampler = ScriptedSampler(
+        {"otter": ["river"], "fox": ["fish river brown"]},
+        {"otter": ["fish river"], "fox": ["never asked for"]},
+    )
+    sampler.start(None, tokenizer)
+    playing = EnvironmentRunner(FakeQuiz())
+    playing.open()
+    try:
+        with JudgeRunner(FakeJudge()) as runner:
+            stages = Stages(
+                tokenizer=tokenizer, sampler=sampler, judge_runner=runner, plan=RolloutPlan(), selection=None, advantages=None,
+                hindsight=RevisionBuilder(), environment_runner=playing,
+            )  # fmt: skip
+            found = validate(TASKS, stages, seed=0, revisions=1)
+    finally:
+        playing.close()
+    otter, fox = found.trajectories
+    assert found.episodes
+    assert len(fox.answers) == 1
+    attempt, revision = (one.rollout for one in otter.answers)
+    assert [turn.text for turn in revision.turns] == ["fish river"] * 2
+    assert revision.parent_id == attempt.id
+    assert rewards_by_round(found.trajectories, 1) == pytest.approx([(0.2 + 1.0) / 2, (0.5 + 1.0) / 2])
+    records = list(trajectory_records(found.trajectories))
+    assert [len(one["turns"]) for one in records] == [2, 2, 2]

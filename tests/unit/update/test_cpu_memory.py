@@ -3,7 +3,7 @@
 import pytest
 
 from herl.update.cpu_memory import Processes, Sampling, cpu_gib
-from herl.update.gpu_cost import ModelSize, Settings
+from herl.update.gpu_cost import GIB, ModelSize, Settings
 
 QWEN_05B = ModelSize(
     parameters=494_032_768, layers=24, width=896, inner=4864, vocabulary=151_936, outer=136_134_656,
@@ -48,3 +48,13 @@ def test_sampling_takes_a_second_copy_of_the_weights():
     sampling = Sampling(packs=True, answers=8, prompts=1, prompt_tokens=80, answer_tokens=64)
     found = cpu_gib(SMOLLM2, 0, Settings(trained_share=0.0), sampling, Processes())
     assert sum(found.values()) == pytest.approx(1.03, rel=0.15)
+
+
+def test_quantized_weights_are_not_copied_for_sampling():
+    size = ModelSize(
+        parameters=10**9, layers=10, width=1000, inner=3000, vocabulary=1000, outer=10**8, kv_bytes=0
+    )
+    settings = Settings(trained_share=0.0, frozen_bytes=1.3, quantized_share=0.8)
+    found = cpu_gib(size, 0, settings, Sampling(packs=True), Processes())
+    assert found["weights"] == pytest.approx(1.3e9 / GIB)
+    assert found["sampler"] == pytest.approx(4 * 0.2e9 / GIB)

@@ -137,6 +137,17 @@ def test_settings_cost_what_they_cost():
     assert changed(Settings(max_at_once=4))["sample"] > plain["sample"]
 
 
+def test_quantized_weights_are_whole_only_while_they_are_used():
+    adapters = Settings(trained_share=0.01, engine="transformers")
+    bits = replace(adapters, frozen_bytes=1.3, quantized_share=0.8)
+    whole, packed = (update_gib(SIZE, 1000, settings, 1) for settings in (adapters, bits))
+    saved = whole["weights_gradients_moments"] - packed["weights_gradients_moments"]
+    assert saved == pytest.approx((4 - 1.3) * 0.99e9 / GIB)
+    assert packed["bfloat16_weights"] == pytest.approx((2 * 0.2e9 + 6 * SIZE.layer) / GIB)
+    engine = estimate(SIZE, WORK, bits, CARD, 1)["gib"]["engine"]
+    assert engine == pytest.approx(2 * 0.2e9 / GIB)
+
+
 def test_what_does_not_fit_is_said():
     assert estimate(SIZE, WORK, Settings(), CARD, 1)["fits"]
     assert not estimate(SIZE, WORK, Settings(), replace(CARD, gib=16), 1)["fits"]

@@ -6,7 +6,7 @@ import pytest
 
 from herl.update.cpu_memory import Processes, Sampling, cpu_gib
 from herl.update.gpu_cost import ModelSize, Settings
-from herl.update.run_memory import Plan, RunMemory, advised
+from herl.update.run_memory import Plan, RunMemory, _changes, advised
 
 SIZE = ModelSize(
     parameters=494_032_768, layers=24, width=896, inner=4864, vocabulary=151_936, outer=136_134_656,
@@ -71,6 +71,25 @@ def test_what_is_chosen_already_or_would_not_help_is_not_named(plan, lora, absen
     for free in (1.0, 4.0, 8.0, 16.0):
         _, changes = advice(plan, free, lora=lora)
         assert not [one for one in changes if absent in one]
+
+
+def test_weights_of_few_bits_are_not_advised_to_take_more():
+    def named(**settings):
+        plan = replace(LORA, settings=Settings(trained_share=0.02, **settings))
+        return [name for name, _ in _changes(plan, lambda _: True, on_cpu=False, lora=True)]
+
+    assert "model.dtype=bfloat16" in named()
+    assert "model.dtype=bfloat16" not in named(quantized_share=0.3, frozen_bytes=3.0)
+
+
+@pytest.mark.parametrize(("least", "expected"), [(32, 128), (200, 200)])
+def test_what_shortens_an_episode_is_its_own_limit_and_no_turn_exceeds_it(least, expected):
+    plan = replace(PLAN, budget=100, answer_key="environment.max_tokens", least_answer=least)
+    changes = dict(_changes(plan, lambda _: False, on_cpu=True, lora=False))
+    assert changes[f"environment.max_tokens={expected}"].answer == expected
+    assert not [name for name in changes if "max_new_tokens" in name]
+    of_one_turn = dict(_changes(replace(PLAN, budget=100), lambda _: False, on_cpu=True, lora=False))
+    assert "rollout.attempt.max_new_tokens=128" in of_one_turn
 
 
 def test_one_process_needs_less_than_two():

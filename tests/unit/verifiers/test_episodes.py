@@ -97,7 +97,9 @@ def naive(name, answers, arguments=None, place=0):
             text = left.pop(0)
             call = json.loads(text[11:-12]) if text.startswith("<tool_call>") else None
             calls = call and [ToolCall(id="1", name=call["name"], arguments=json.dumps(call["arguments"]))]
-            message = ResponseMessage(content=text, tool_calls=calls, finish_reason="stop", is_truncated=False)
+            message = ResponseMessage(
+                content=text, tool_calls=calls, finish_reason="stop", is_truncated=False
+            )
             return Response(id="", created=0, model="", message=message)
 
     left = list(answers)
@@ -128,7 +130,9 @@ def test_an_episode_earns_what_the_package_itself_gives(name, answers, place):
     assert rollout.finish_reason == "stop"
     weights = {one.id: one.weight for one in loaded(name).rubric.criteria}
     assert scores(judgement) == {one: state["metrics"][one] for one in weights}
-    assert sum(weights[one] * score for one, score in scores(judgement).items()) == pytest.approx(state["reward"])
+    assert sum(weights[one] * score for one, score in scores(judgement).items()) == pytest.approx(
+        state["reward"]
+    )
     heard = [one["content"] for turn in rollout.turns for one in turn.reply]
     told = [one["content"] for one in state["completion"] if one["role"] in ("tool", "user")]
     assert heard == told[: len(heard)]
@@ -195,13 +199,17 @@ def test_what_goes_wrong_in_the_environment_ends_the_episode_alone():
     for trouble in ("raises", "gives_up"):
         rollout, _, _ = play("herl_guess", ["7", "5"], {"trouble": trouble})
         assert rollout.finish_reason == "failed"
-    rollout, steps, judgement = play("herl_guess", ["7", "5"], {"trouble": "hangs"}, limits={"max_seconds": 0.5})
+    rollout, steps, judgement = play(
+        "herl_guess", ["7", "5"], {"trouble": "hangs"}, limits={"max_seconds": 0.5}
+    )
     assert rollout.finish_reason == "seconds"
     assert scores(judgement) == {"near": pytest.approx(0.1), "words": 1.0}
     assert loaded("herl_guess", {"trouble": "hangs"}).environment.released == [(None, [])]
 
 
-@pytest.mark.parametrize(("trouble", "message"), [("rewrites", "rewrites earlier"), ("changes", "setup_state")])
+@pytest.mark.parametrize(
+    ("trouble", "message"), [("rewrites", "rewrites earlier"), ("changes", "setup_state")]
+)
 def test_an_environment_that_changes_what_was_said_ends_the_run(trouble, message):
     with pytest.raises(ConfigError, match=message):
         play("herl_guess", ["7", "5"], {"trouble": trouble})
@@ -214,7 +222,9 @@ def test_a_reward_that_raises_or_leaves_its_range_abstains_and_never_counts_as_0
     assert broken.usage["abstained_function"] == 1
     _, _, wide = play("herl_shop", [PRICE % "apple", "7"], {"extra": "wide"})
     assert scores(wide)["length"] is None
-    _, _, mapped = play("herl_shop", [PRICE % "apple", "7"], {"extra": "wide"}, ranges={"length": [-1.5, 0.5]})
+    _, _, mapped = play(
+        "herl_shop", [PRICE % "apple", "7"], {"extra": "wide"}, ranges={"length": [-1.5, 0.5]}
+    )
     assert scores(mapped)["length"] == pytest.approx(0.5)
 
 
@@ -249,7 +259,9 @@ def test_an_environment_is_loaded_once_and_leaves_the_signals_alone():
 def test_without_a_judge_of_the_environment_nothing_is_kept(monkeypatch):
     one = loaded("herl_guess", {"numbers": (2,)})
     task = environment_rows("herl_guess", {"numbers": (2,)}, heldout_share=0).train[0]
-    conversation = Conversation(id="a", task=task, messages=(*task.messages, {"role": "assistant", "content": "2"}))
+    conversation = Conversation(
+        id="a", task=task, messages=(*task.messages, {"role": "assistant", "content": "2"})
+    )
     one.begun(conversation)
     assert one.ended(conversation) is not None
     assert not one._episodes

@@ -11,7 +11,10 @@ from herl.verifiers.loading import loaded
 
 @pytest.mark.parametrize(
     ("found", "message"),
-    [(None, r"pip install 'herl\[verifiers\]'"), (ModuleType("verifiers"), "expected verifiers 0.3 .* got another")],
+    [
+        (None, r"pip install 'herl\[verifiers\]'"),
+        (ModuleType("verifiers"), "expected verifiers 0.3 .* got another"),
+    ],
 )
 def test_a_missing_package_is_named_before_anything_is_imported(monkeypatch, found, message):
     monkeypatch.setitem(sys.modules, "verifiers", found)

@@ -17,6 +17,7 @@ from herl.judge.llm.endpoint import Endpoint
 from herl.judge.llm.judge import LLMJudge
 from herl.judge.llm.reply_cache import ReplyCache
 from herl.testing import make_rollout, make_task
+from herl.types import Turn
 from tests.support.fake_endpoint import FakeEndpoint, verdicts_by_word
 from tests.support.llm_judges import TASK, judge_all, made
 
@@ -432,3 +433,25 @@ def test_usage_adds_up_to_what_the_endpoint_saw():
     assert total["calls"] == runner.usage["calls"] == endpoint.served["ok"] == 40
     assert total["tokens"] == 40 * 120
     assert total["cost"] == pytest.approx(40 * (100 * 1.0 + 20 * 5.0) / 1e6)
+
+
+@pytest.mark.parametrize("mode", ["one_shot", "group"])
+@pytest.mark.parametrize("sees", ["transcript", "answer"])
+def test_the_judge_reads_the_transcript_of_an_episode_or_its_last_answer(sees, mode):
+    asked = []
+
+    def judge(parts):
+        asked.append({name: text for name, text in parts.items() if "ANSWER" in name})
+        return verdicts_by_word({"RUBRIC": parts["RUBRIC"], "ANSWER": "fish"})
+
+    turn = Turn(
+        text="Let me see.", end=1, reply=({"role": "tool", "name": "f", "content": "7"},), reply_ids=()
+    )
+    rollout = make_rollout("It is 7.", turns=[turn])
+    with FakeEndpoint(judge=judge) as endpoint, JudgeRunner(made(endpoint, mode=mode, sees=sees)) as runner:
+        runner.submit(TASK, rollout).result()
+    texts = list(asked[0].values())
+    note = [texts.pop(0)] if sees == "transcript" else []
+    assert all("PART" not in name for name in asked[0]) is (sees == "answer")
+    assert texts == (["Let me see.", "7", "It is 7."] if sees == "transcript" else ["It is 7."])
+    assert all("true as records" in one for one in note)
