@@ -137,7 +137,7 @@ class Environment(ABC):
 
         Args:
             conversation: All that was said. Its last message is the last answer, which `step` was not asked
-                to reply to if it was cut off.
+                to reply to if it was cut off. If the run was stopped meanwhile: as `step` saw it last.
         """
 
     def open(self) -> None:  # noqa: B027

@@ -121,7 +121,7 @@ class CallStyle:
         return Opening(messages=[{"role": role, "content": text}, *messages])
 
     def read(self, answer: str, raw: str, schemas: Schemas) -> list[Call]:
-        """Returns the calls of tools in an answer, without and with its special tokens; none if it is final."""
+        """Returns the calls in an answer, without and with its special tokens; none if it is final."""
         return read_calls(answer, raw, self._format, schemas, self._response_template)
 
     def told(self, replies: Sequence[tuple[str, str, str]]) -> list[Message]:

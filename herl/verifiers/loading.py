@@ -180,7 +180,7 @@ def loaded(name: str, arguments: Mapping[str, Any] | None = None) -> Loaded:
 
 def _load(name: str, arguments: Mapping[str, Any]) -> Any:
     """The environment, whose module must be allowed before it is imported."""
-    if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+(/[\w-]+)?", name):
+    if not isinstance(name, str) or not re.fullmatch(r"([\w-]+/)?[A-Za-z_][\w-]*", name):
         raise ConfigError(f"data.name: expected an environment's name, such as wordle, got {name!r}")
     package = _package()
     module = name.split("/")[-1].replace("-", "_")

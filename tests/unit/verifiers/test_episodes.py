@@ -4,6 +4,7 @@ import asyncio
 import json
 import signal
 import sys
+from concurrent.futures import wait
 
 import pytest
 
@@ -38,7 +39,7 @@ def play(name, answers, arguments=None, place=0, limits=None, cut_off=False, **j
     arguments = arguments or {}
     judge = VerifiersJudge(name, arguments, **judge)
     environment = VerifiersEnvironment(name, arguments, **(limits or {}))
-    environment._has_tools = name == "herl_shop"
+    environment.roles = ("tool", "user")
     task = opened(environment, environment_rows(name, arguments, heldout_share=0).train[place])
     runner = EnvironmentRunner(environment)
     runner.open()
@@ -64,7 +65,8 @@ def play(name, answers, arguments=None, place=0, limits=None, cut_off=False, **j
         ended = Conversation(
             id=conversation.id, task=task, state=conversation.state, turn=conversation.turn, messages=spoken
         )
-        runner.end(ended).result(20)
+        runner.end(ended)
+        wait(list(runner._ending), 20)
         finish = "length" if cut_off else steps[-1].ended if steps[-1].reply is None else "turns"
         rollout = answer_of(text, turns, finish, conversation.id)
         judgement = None if finish == "failed" else asyncio.run(judge.judge(task, rollout))
@@ -175,7 +177,7 @@ def test_tools_are_shown_without_the_arguments_that_the_environment_fills_in():
     ],
 )
 def test_a_call_that_fails_is_a_message_to_the_policy(text, error, said):
-    rollout, steps, judgement = play("herl_shop", [text, "7"])
+    _, steps, judgement = play("herl_shop", [text, "7"])
     [message] = steps[0].reply.messages
     assert message["role"] == "tool"
     assert said in message["content"]
@@ -199,7 +201,7 @@ def test_what_goes_wrong_in_the_environment_ends_the_episode_alone():
     for trouble in ("raises", "gives_up"):
         rollout, _, _ = play("herl_guess", ["7", "5"], {"trouble": trouble})
         assert rollout.finish_reason == "failed"
-    rollout, steps, judgement = play(
+    rollout, _, judgement = play(
         "herl_guess", ["7", "5"], {"trouble": "hangs"}, limits={"max_seconds": 0.5}
     )
     assert rollout.finish_reason == "seconds"
@@ -232,7 +234,7 @@ def test_stored_answers_of_one_turn_can_be_judged_and_others_say_why_not():
     judge = VerifiersJudge("herl_shop")
     task = environment_rows("herl_shop").train[0]
     assert scores(asyncio.run(judge.judge(task, answer_of("7")))) == {
-        "looked_it_up": 0.0, "right": 1.0, "shouts": 1.0,
+        "looked_it_up": 0.0, "right": 1.0, "shouts": 0.0,
     }  # fmt: skip
     turn = Turn(text="a", end=0, reply=({"role": "user", "content": "b"},), reply_ids=())
     with pytest.raises(JudgeError, match="played in this process"):
