@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 TESTS = {
     "your functions and plug-ins": {
-        "unit/judge/test_worker.py": ["test_the_late_call_abstains_and_the_others_do_not"],
+        "unit/background/test_worker.py": ["test_the_late_call_abstains_and_the_others_do_not"],
     },
     "a configuration": {
         "unit/test_targets.py": [

@@ -6,7 +6,7 @@ from importlib import import_module
 import pytest
 
 EXAMPLES = {
-    "herl.types": ["Criterion.goodness"],
+    "herl.types.task": ["Criterion.goodness"],
     "herl.advantages": ["group_advantages", "ones"],
     "herl.advantages.by_criterion": ["ByCriterion.__call__"],
     "herl.advantages.contrast": ["Contrast.weights"],

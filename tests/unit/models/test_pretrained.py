@@ -47,7 +47,7 @@ def test_gradient_checkpointing_is_switched_on():
 
 
 def test_a_missing_model_says_what_there_is():
-    with pytest.raises(ConfigError, match=r"one of \['tiny'\], got 'smollm2'"):
+    with pytest.raises(ConfigError, match=r"one of \['tiny', 'tiny_tools'\], got 'smollm2'"):
         PretrainedModel(path="smollm2").load()
 
 
