@@ -1,4 +1,4 @@
-"""How tools are shown to a policy, how it calls them, and how their replies are told to it.
+"""How tools are shown to a policy, how it calls them, and how it reads their replies.
 
 All three follow the model's chat template, and otherwise a system message that spells the format out.
 """
@@ -128,7 +128,7 @@ class CallStyle:
         """Returns messages that tell the policy what tools replied.
 
         Args:
-            replies: Name of the tool, "" if there is none; its reply; and the id of the call, for each call.
+            replies: For each call, the tool's name ("" for an unknown one), its reply, and the id of the call.
         """
         if self.role == "tool":
             return [tool_message(*one) for one in replies]

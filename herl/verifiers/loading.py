@@ -85,9 +85,18 @@ class Loaded:
         self._episodes: dict[str, Episode] = {}
 
     def rows(self, split: str) -> Any:
-        """Returns the data set of a split, `train` or `eval`; None if there is none."""
+        """Returns the data set of a split, `train` or `eval`; None if it has no such split.
+
+        Raises:
+            ConfigError: making it failed.
+        """
         environment = self.environment
-        return environment.build_dataset() if split == "train" else environment.build_eval_dataset()
+        try:
+            return environment.build_dataset() if split == "train" else environment.build_eval_dataset()
+        except Exception as error:  # a user's function may raise anything
+            raise ConfigError(
+                f"data.name: making the {split} rows of '{self.name}' failed: {type(error).__name__}: {error}"
+            ) from error
 
     def row(self, task: Task) -> dict[str, Any]:
         """Returns the environment's row that a task was made from.
@@ -189,7 +198,7 @@ def _load(name: str, arguments: Mapping[str, Any]) -> Any:
         with _own_signals():
             environment = package.load_environment(name, **arguments)
     except Exception as error:  # a user's module may raise anything
-        raise ConfigError(f"data.name: loading '{name}' failed: {error}") from error
+        raise ConfigError(f"data.name: loading '{name}' failed: {type(error).__name__}: {error}") from error
     if not isinstance(environment, package.MultiTurnEnv):
         raise ConfigError(
             f"data.name: expected an environment that inherits from MultiTurnEnv, got '{name}', a "
@@ -236,7 +245,7 @@ def _rewards(name: str, rubric: Any) -> list[Reward]:
     if own is not package.Rubric.score_rollout:
         raise ConfigError(
             f"data.name: expected rubrics that score by their functions, but a {type(rubric).__name__} of "
-            f"'{name}' scores in a way of its own"
+            f"'{name}' has another way to score"
         )
     if rubric.has_group_rewards:
         raise ConfigError(

@@ -138,3 +138,47 @@ def load_environment(trouble="", numbers=(5, 8)):
             for place, one in enumerate(numbers)]
     return Guess(trouble=trouble, dataset=Dataset.from_list(rows), rubric=vf.Rubric(funcs=[near, words]))
 '''
+
+CATALOG = '''
+"""Questions of experiment=lookup, which the tiny model was made for."""
+
+import verifiers as vf
+from datasets import Dataset
+
+from herl.data.catalog import catalog
+from herl.environment.catalog import lookup
+
+
+def looked_it_up(completion, info) -> float:
+    """Looks the figure up before answering."""
+    called = [call for one in completion if one["role"] == "assistant" for call in one["tool_calls"] or []]
+    return float(any(info["name"] in call.arguments and info["attribute"] in call.arguments for call in called))
+
+
+def tells_it(completion, answer) -> float:
+    """Gives the figure of the catalog."""
+    return float(answer in completion[-1]["content"].split())
+
+
+def brevity(completion) -> float:
+    """Is brief."""
+    return max(0.0, 1.0 - len(completion[-1]["content"].split()) / 20)
+
+
+def load_environment(count: int = 40):
+    def rows(tasks):
+        made = []
+        for task in tasks[:count]:
+            name, attribute = task.request.split('"')[1], task.meta["attribute"]
+            made.append({"prompt": list(task.messages), "answer": lookup(name, attribute).split()[0],
+                         "info": {"name": name, "attribute": attribute}})
+        return Dataset.from_list(made)
+
+    data = catalog()
+    return vf.ToolEnv(
+        tools=[lookup],
+        dataset=lambda: rows(data.train),
+        eval_dataset=lambda: rows(data.heldout),
+        rubric=vf.Rubric(funcs=[looked_it_up, tells_it, brevity], weights=[1.0, 3.0, 0.5]),
+    )
+'''

@@ -201,9 +201,7 @@ def test_what_goes_wrong_in_the_environment_ends_the_episode_alone():
     for trouble in ("raises", "gives_up"):
         rollout, _, _ = play("herl_guess", ["7", "5"], {"trouble": trouble})
         assert rollout.finish_reason == "failed"
-    rollout, _, judgement = play(
-        "herl_guess", ["7", "5"], {"trouble": "hangs"}, limits={"max_seconds": 0.5}
-    )
+    rollout, _, judgement = play("herl_guess", ["7", "5"], {"trouble": "hangs"}, limits={"max_seconds": 0.5})
     assert rollout.finish_reason == "seconds"
     assert scores(judgement) == {"near": pytest.approx(0.1), "words": 1.0}
     assert loaded("herl_guess", {"trouble": "hangs"}).environment.released == [(None, [])]
@@ -291,8 +289,8 @@ def test_what_an_environment_asks_for_and_herl_leaves_out_is_refused(arguments, 
 
 
 def test_mistakes_of_a_setting_are_named():
-    with pytest.raises(ConfigError, match="judge.ranges.rigth: expected one of .* Did you mean 'right'"):
-        VerifiersJudge("herl_shop", ranges={"rigth": [0, 2]})
+    with pytest.raises(ConfigError, match="judge.ranges.rihgt: expected one of .* Did you mean 'right'"):
+        VerifiersJudge("herl_shop", ranges={"rihgt": [0, 2]})
     with pytest.raises(ConfigError, match=r"judge.ranges.right: expected \[lowest, highest\]"):
         VerifiersJudge("herl_shop", ranges={"right": [2, 0]})
     task = environment_rows("herl_shop").train[0]
