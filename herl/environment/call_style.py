@@ -128,7 +128,7 @@ class CallStyle:
         """Returns messages that tell the policy what tools replied.
 
         Args:
-            replies: For each call, the tool's name ("" for an unknown one), its reply, and the id of the call.
+            replies: For each call the tool's name ("" for an unknown one), the reply, and the call's id.
         """
         if self.role == "tool":
             return [tool_message(*one) for one in replies]
