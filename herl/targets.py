@@ -23,11 +23,12 @@ COMPONENTS = (
     "herl.data", "herl.environment", "herl.evaluation.audit", "herl.hindsight", "herl.judge", "herl.loggers",
     "herl.models.fsdp", "herl.models.lora", "herl.models.pretrained", "herl.module", "herl.replay",
     "herl.rollout.stages", "herl.sampler", "herl.selection", "herl.types", "herl.update.loss",
+    "herl.verifiers",
 )  # fmt: skip
 """Modules of herl whose public classes are components."""
 FUNCTIONS = (
     "herl.advantages", "herl.data", "herl.environment.catalog", "herl.evaluation.published", "herl.hindsight",
-    "herl.judge.aggregation", "herl.selection", "herl.update.loss",
+    "herl.judge.aggregation", "herl.selection", "herl.update.loss", "herl.verifiers.data",
 )  # fmt: skip
 """Modules of herl whose public functions are components, too."""
 KINDS = {

@@ -45,6 +45,9 @@ NEEDED = {
     ("judge", "function"): ["judge.function=my_module.my_reward"],
     ("experiment", "own_function"): ["judge.function=my_module.my_reward"],
     ("environment", "tools"): ["environment.functions=[my_tools.lookup]"],
+    ("data", "verifiers"): ["data.name=wordle"],
+    ("environment", "verifiers"): ["data=verifiers", "data.name=wordle"],
+    ("judge", "verifiers"): ["data=verifiers", "data.name=wordle"],
     ("benchmark", "healthbench"): [
         "benchmark.data.path=a.jsonl", "benchmark.judge.grader=healthbench_eval.py",
         "benchmark.judge.chat.base_url=http://x/v1", "benchmark.judge.chat.model=m",

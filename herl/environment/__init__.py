@@ -57,6 +57,8 @@ class Conversation:
     messages: tuple[Message, ...]
     """All messages before the answer that is replied to. They are the same for a revision: hindsight is not
     shown, so that a revision is treated as any answer."""
+    id: str = ""
+    """The answer's, by which judges know it, too (`herl.types.Rollout.id`)."""
     turn: int = 0
     """Number of answers before this one."""
     raw: str = ""
@@ -137,7 +139,12 @@ class Environment(ABC):
         """
 
     async def end(self, conversation: Conversation) -> None:  # noqa: B027  # nothing to do is the right default
-        """Releases what an episode holds, however it ended. Does nothing by default."""
+        """Releases what an episode holds, however it ended. Does nothing by default.
+
+        Args:
+            conversation: All that was said. Its last message is the last answer, which `step` was not asked
+                to reply to if it was cut off. If the run was stopped meanwhile: as `step` saw it last.
+        """
 
     def open(self) -> None:  # noqa: B027
         """Acquires what all episodes share, before a run. Safe to call twice."""

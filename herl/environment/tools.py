@@ -23,45 +23,24 @@ limit, as functions of judges are. A turn's calls are made one after the other.
 
 from __future__ import annotations
 
-import json
 import logging
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from herl import prompt_text
 from herl.background.worker import shared
 from herl.environment import Conversation, Environment, Opening, Reply
-from herl.environment.calls import Call, Format, read_calls
+from herl.environment.call_style import CallStyle, call_number
+from herl.environment.calls import Call
 from herl.environment.tool import Tool, ToolError, cut
-from herl.errors import ConfigError, DataError, check_above, check_at_least, did_you_mean
-from herl.models.chat_template import FIXED, render_text
+from herl.errors import ConfigError, check_above, check_at_least, did_you_mean
 from herl.targets import configured
-from herl.types import Message, Task, ToolCall
+from herl.types import Task, ToolCall
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
-
-_PROBE: list[Message] = [{"role": "user", "content": "herl-probe"}]
-_MARKS: tuple[tuple[str, Format], ...] = (
-    ("<function=", "xml"), ("<tool_call>", "hermes"), ("[TOOL_CALLS]", "mistral")
-)  # fmt: skip
-"""Found in a chat template -> how its model writes calls. The first one decides."""
-_MARKS_OF_JSON: tuple[tuple[str, Format], ...] = (
-    ("<|python_tag|>", "json"),
-    ("Environment: ipython", "json"),
-)
-_EXAMPLES: dict[Format, str] = {
-    "hermes": '<tool_call>\n{"name": "the name of the tool", "arguments": {"its argument": "a value"}}\n'
-    "</tool_call>",
-    "json": '{"name": "the name of the tool", "parameters": {"its argument": "a value"}}',
-    "mistral": '[TOOL_CALLS][{"name": "the name of the tool", "arguments": {"its argument": "a value"}}]',
-    "xml": "<tool_call>\n<function=the name of the tool>\n<parameter=its argument>\na value\n</parameter>\n"
-    "</function>\n</tool_call>",
-}
 
 
 class ToolEnvironment(Environment):
@@ -113,11 +92,7 @@ class ToolEnvironment(Environment):
                 )
             self._tools[tool.name] = tool
         self._seconds, self._longest = timeout_seconds, max_reply_characters
-        self._wanted_format, self._wanted_show = format, show
-        self._format: Format = "hermes" if format == "auto" else format
-        self._in_prompt = show == "prompt"
-        self._takes_system = True
-        self._response_template: dict[str, Any] | None = None
+        self._style = CallStyle(format, show)
         self._warned: set[tuple[str, str]] = set()
         self.roles = ("tool",)
         self.tool_names = frozenset(self._tools)
@@ -133,80 +108,25 @@ class ToolEnvironment(Environment):
         Raises:
             ConfigError: it does not show tools, or nobody knows how its model writes calls.
         """
-        template = str(tokenizer.chat_template)
-        shows = _rendered(tokenizer, _PROBE, self.schemas) not in (None, _rendered(tokenizer, _PROBE))
-        if self._wanted_show == "template" and not shows:
-            raise ConfigError(
-                "environment.show: expected a model whose chat template shows tools for show=template, got "
-                "one that does not: use show=prompt"
-            )
-        self._in_prompt = self._wanted_show == "prompt" or not shows
-        self._response_template = getattr(tokenizer, "response_template", None)
-        self._format = self._format_of(template) if self._wanted_format == "auto" else self._wanted_format
-        if self._format == "response_template" and (self._in_prompt or not self._response_template):
-            raise ConfigError(
-                "environment.format: response_template needs a tokenizer that has one, and a chat template "
-                "that shows tools: use another format"
-            )
-        system: Message = {"role": "system", "content": "herl-system"}
-        self._takes_system = "herl-system" in (_rendered(tokenizer, [system, *_PROBE]) or "")
-        said: Message = {"role": "assistant", "content": "herl-said"}
-        reply = self._message("herl", "herl-reply", "000000000")
-        takes_tool = "herl-reply" in (_rendered(tokenizer, [*_PROBE, said, reply], self._shown) or "")
-        self.roles = ("tool",) if takes_tool else ("user",)
-
-    def _format_of(self, template: str) -> Format:
-        if self._in_prompt:
-            return next((style for mark, style in _MARKS if mark in template), "hermes")
-        if "tool_calls" in (self._response_template or {}).get("fields", {}):
-            return "response_template"
-        for mark, style in (*_MARKS, *_MARKS_OF_JSON):
-            if mark in template:
-                return style
-        raise ConfigError(
-            "environment.format: the model's chat template shows tools, but says nothing that herl knows of "
-            "how they are called. Expected hermes, json, mistral or xml, or show=prompt, which spells the "
-            "format out, got auto"
-        )
-
-    @property
-    def _shown(self) -> list[dict[str, Any]]:
-        """The tools that the chat template shows."""
-        return [] if self._in_prompt else self.schemas
+        self._style.prepare(tokenizer, self.schemas)
+        self.roles = (self._style.role,)
 
     def start(self, task: Task) -> Opening:
         """Returns the task's messages with the tools, which the template or a system message shows."""
-        if not self._in_prompt:
-            return Opening(messages=task.messages, tools=self.schemas)
-        tools = "\n".join(json.dumps(one["function"], ensure_ascii=False) for one in self.schemas)
-        template = prompt_text.load("herl.environment", "show_tools.txt")
-        text = prompt_text.fill(template, {"tools": tools, "call": _EXAMPLES[self._format]})
-        first, *rest = task.messages
-        role = "system" if self._takes_system else "user"
-        if first["role"] == role:
-            return Opening(messages=[{**first, "content": f"{first['content']}\n\n{text}"}, *rest])
-        return Opening(messages=[{"role": role, "content": text}, *task.messages])
+        return self._style.opening(task.messages, self.schemas)
 
     async def step(self, conversation: Conversation, answer: str) -> Reply | None:
         """Returns a message for each call; None if there is no call."""
-        written = read_calls(answer, conversation.raw, self._format, self.schemas, self._response_template)
+        written = self._style.read(answer, conversation.raw, self.schemas)
         if not written:
             return None
         calls, told = [], []
         for place, call in enumerate(written):
             text, error = await self._outcome(call, conversation)
             calls.append(ToolCall(name=call.name, arguments=call.arguments, error=error))
-            given = re.fullmatch(r"[A-Za-z0-9]{9}", call.id)  # templates refuse others
-            number = call.id if given else f"{conversation.turn:04d}{place:05d}"
+            number = call_number(call, conversation.turn, place)
             told.append((call.name if call.name in self._tools else "", text, number))
-        if self.roles == ("tool",):
-            return Reply([self._message(*one) for one in told], calls)
-        wrapper = prompt_text.load("herl.environment", "tool_reply.txt")
-        texts = [
-            prompt_text.fill(wrapper, {"name": name, "reply": text}) if name else text
-            for name, text, _ in told
-        ]
-        return Reply([{"role": "user", "content": "\n\n".join(texts)}], calls)
+        return Reply(self._style.told(told), calls)
 
     async def _outcome(self, call: Call, conversation: Conversation) -> tuple[str, str]:
         """The text that the policy reads of a call, and the kind of its error."""
@@ -227,9 +147,6 @@ class ToolEnvironment(Environment):
                 self._warn(call.name, error, conversation.task)
             return cut(str(error), self._longest), error.kind
 
-    def _message(self, name: str, text: str, number: str) -> Message:
-        return {"role": "tool", **({"name": name} if name else {}), "tool_call_id": number, "content": text}
-
     def _warn(self, name: str, error: ToolError, task: Task) -> None:
         """Warns once of each way in which a tool fails by itself."""
         if (name, error.kind) not in self._warned:
@@ -241,12 +158,3 @@ class ToolEnvironment(Environment):
     def close(self) -> None:
         """Ends the process that calls functions, unless a judge uses it."""
         shared().rest()
-
-
-def _rendered(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()
-) -> str | None:
-    try:
-        return render_text(tokenizer, messages, FIXED, tools)
-    except DataError:
-        return None

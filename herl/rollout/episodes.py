@@ -54,7 +54,7 @@ class Episode:
     def first(cls, task: Task, request: SampleRequest, turn: Rollout) -> Episode:
         """Returns an episode with its first turn."""
         seed = derive_seed(request.seed, turn.index, "environment")
-        conversation = Conversation(task=task, messages=task.messages, seed=seed)
+        conversation = Conversation(id=turn.id, task=task, messages=task.messages, seed=seed)
         return cls(request=request, conversation=conversation, said=turn)
 
     def then(self, turn: Rollout) -> Episode:
@@ -85,17 +85,19 @@ class Episode:
             thinking=said.thinking,
             thinking_tokens=thought,
         )
-        spoken: Message = {"role": "assistant", "content": said.text}
         return Episode(
             request=self.request,
             conversation=replace(
-                conversation,
-                messages=(*conversation.messages, spoken, *messages),
-                turn=conversation.turn + 1,
+                conversation, messages=(*self.spoken, *messages), turn=conversation.turn + 1
             ),
             said=replace(said, turns=(*said.turns, turn)),
             waited=self.waited + seconds,
         )
+
+    @property
+    def spoken(self) -> tuple[Message, ...]:
+        """All messages so far, with the newest answer."""
+        return (*self.conversation.messages, {"role": "assistant", "content": self.said.text})
 
 
 class Player:
@@ -146,7 +148,7 @@ class Player:
     def end(self, episode: Episode) -> Rollout:
         """Releases what an episode holds, and returns the whole answer."""
         if self._limits.replies:
-            self._runner.end(episode.conversation)
+            self._runner.end(replace(episode.conversation, messages=episode.spoken))
         return episode.said
 
     def _rendered(self, episode: Episode, reply: Reply, room: int) -> tuple[int, ...] | None:
