@@ -68,7 +68,8 @@ def together(work: Callable[[], T]) -> T:
     """Runs this rank's share of the work, waits for the others, and returns this rank's result.
 
     The work may itself exchange values, also in a further `together`. A rank that fails between two exchanges
-    sends its error in place of the next value, which ends the work of the ranks that wait there.
+    sends its error in place of the next value, which ends the work of the ranks that wait there. A component
+    that calls sys.exit has failed, too.
 
     Raises:
         Exception: the error of the first rank that failed; the other ranks raise it as a HerlError. No
@@ -79,10 +80,11 @@ def together(work: Callable[[], T]) -> T:
     before = _told.set(told)
     try:
         result = work()
-    except Exception as error:  # any error must reach the other ranks before it propagates
+    except (Exception, SystemExit) as error:  # any must reach the other ranks before it propagates
         if any(error is one for one in told):
             raise
-        _raise_first(_exchanged(_Failure(_portable(error))), error)
+        failure = _portable(error)
+        _raise_first(_exchanged(_Failure(failure)), error if isinstance(error, Exception) else failure)
     finally:
         _told.reset(before)
     gather(None)
@@ -129,7 +131,7 @@ def _raise_first(values: list[Any], own: Exception | None = None) -> NoReturn:
     raise error
 
 
-def _portable(error: Exception) -> HerlError:
+def _portable(error: BaseException) -> HerlError:
     """Converts an error to one that can be sent to other processes."""
     if isinstance(error, HerlError):
         return error

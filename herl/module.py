@@ -26,6 +26,7 @@ from herl.clock import PhaseClock
 from herl.distributed import together
 from herl.environment import Environment, NoEnvironment
 from herl.environment.runner import EnvironmentRunner
+from herl.errors import ConfigError
 from herl.hindsight import HindsightBuilder, NoHindsight
 from herl.hindsight.gate import gated
 from herl.hindsight.teacher import NO_TEACHER, Teacher
@@ -37,7 +38,7 @@ from herl.metrics.step import Step, measured
 from herl.models.fsdp import check_trainer, load
 from herl.models.lora import has_adapters
 from herl.models.pretrained import PretrainedModel
-from herl.models.weights import named_weights
+from herl.models.weights import misfit, named_weights
 from herl.replay import NoReplay, Replay
 from herl.rollout.ahead import Collector
 from herl.rollout.collect import Collection
@@ -227,6 +228,18 @@ class HerlModule(L.LightningModule):
         self.counts = Counter(state["counts"])
         if self.trainer.state.fn == TrainerFn.FITTING:  # not in the validation before training
             restore(self.collector, state, self._lasting)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *arguments: Any, **named: Any) -> Any:
+        """Loads a checkpoint's weights.
+
+        Raises:
+            ConfigError: they are those of another model.
+        """
+        if wrong := misfit(self.state_dict(), state_dict):
+            raise ConfigError(
+                f"model: expected the model of the checkpoint, with its adapters, got weights {wrong}"
+            )
+        return super().load_state_dict(state_dict, *arguments, **named)
 
     # Training
 

@@ -1,7 +1,7 @@
 r"""Kills short runs of the embedded task with SIGKILL, starts them again, and compares them with whole runs.
 
 python tools/kill_and_resume.py --kills 50
-python tools/kill_and_resume.py --kills 5 --kinds any strategy=fsdp trainer.devices=2
+python tools/kill_and_resume.py --kinds any --kills 5 strategy=fsdp trainer.devices=2
 python tools/kill_and_resume.py --kills 5 --kinds any --tolerance 1e-4 \
     sampler=vllm sampler.kv_cache_gib=0.25 sampler.max_model_len=512
 

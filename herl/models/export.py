@@ -21,7 +21,7 @@ from herl.files import whole_folder
 from herl.models.checkpoint_file import check_checkpoint_file, read_file, without_code
 from herl.models.lora import has_adapters
 from herl.models.pretrained import untrained
-from herl.models.weights import named_weights, whole
+from herl.models.weights import misfit, named_weights, whole
 
 PREFIX = "policy."
 """Prefix of the policy's weights in a checkpoint."""
@@ -77,20 +77,12 @@ def load_checkpoint(policy: PreTrainedModel, path: str | Path) -> None:
     own = policy.state_dict()
     weights = _read_sharded(path, own) if path.is_dir() else read_file("checkpoint", path)
     found = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
-    there = {tensor.data_ptr() for name, tensor in own.items() if name in found}
-    absent = [
-        name for name, tensor in own.items() if tensor.data_ptr() not in there
-    ]  # tied weights are stored once
-    strange = [name for name in found if name not in own]
-    if absent or strange:
+    if wrong := misfit(own, found):
         raise ConfigError(
-            f"checkpoint: expected the weights of this model, got '{path}', where {absent[:3]} are missing "
-            f"and {strange[:3]} are unknown. Repeat the overrides of its run, or pass run="
+            f"checkpoint: expected the weights of this model, got '{path}', {wrong}. Repeat the overrides of "
+            "its run, or pass run="
         )
-    try:
-        policy.load_state_dict(found, strict=False)
-    except RuntimeError as error:
-        raise ConfigError(f"checkpoint: expected the weights of this model, got '{path}': {error}") from error
+    policy.load_state_dict(found, strict=False)
 
 
 def _read_sharded(path: Path, own: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -8,7 +8,7 @@ streamed, by transformers' own rules, so that only one block is gathered at a ti
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -32,6 +32,25 @@ class _Weight:
     names: tuple[str, ...]
     like: torch.Tensor
     read: Callable[[], torch.Tensor]
+
+
+def misfit(own: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> str:
+    """Returns what is wrong with weights that were found for a model; "" if they fit.
+
+    Args:
+        own: The model's, by name. Of weights that are tied, one is enough.
+        found: Those to be loaded.
+    """
+    there = {tensor.data_ptr() for name, tensor in own.items() if name in found}
+    absent = [name for name, tensor in own.items() if tensor.data_ptr() not in there]
+    strange = [name for name in found if name not in own]
+    if absent or strange:
+        return f"where {absent[:3]} are missing and {strange[:3]} are unknown"
+    others = [name for name, tensor in found.items() if tensor.shape != own[name].shape]
+    if not others:
+        return ""
+    first = others[0]
+    return f"where {first} has the shape {tuple(found[first].shape)} for {tuple(own[first].shape)}"
 
 
 def named_weights(

@@ -1,5 +1,6 @@
 """Communication between ranks, over gloo in real processes."""
 
+import sys
 import threading
 
 import pytest
@@ -40,6 +41,16 @@ def _one_fails():
 
     with pytest.raises(SamplerError, match="the engine of rank 1 is gone"):
         gather_results(work)
+
+
+def _one_exits():
+    def work():
+        if rank() == 1:
+            sys.exit(3)
+
+    with pytest.raises(HerlError, match="rank 1 failed with SystemExit: 3"):
+        together(work)
+    assert gather(rank()) == [0, 1, 2]
 
 
 def _two_threads():
@@ -151,6 +162,7 @@ def _uneven_statistics():
     [
         _gathers,
         _one_fails,
+        _one_exits,
         _two_threads,
         _one_has_a_bug,
         _one_fails_between_exchanges,

@@ -1,5 +1,6 @@
 """HerlModule with a real model and trainer on scripted answers."""
 
+import re
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -281,3 +282,27 @@ def test_rows_are_tried_in_the_numerics_that_train_them(tmp_path, monkeypatch):
     module = module_of(sampler=CopyingSampler(), rollout=plan, packing="auto")
     fit(module, tmp_path, precision="bf16-mixed", limit_train_batches=1)
     assert seen == [True]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (
+            lambda weights: weights.pop("policy.model.norm.weight"),
+            "where ['policy.model.norm.weight'] are missing",
+        ),
+        (lambda weights: weights.update(x=torch.ones(1)), "and ['x'] are unknown"),
+        (
+            lambda weights: weights.update({"policy.model.norm.weight": torch.ones(3)}),
+            "where policy.model.norm.weight has the shape (3,) for (96,)",
+        ),
+    ],
+)
+def test_weights_of_another_model_are_told_in_one_line(tmp_path, change, expected):
+    module = module_of()
+    fit(module, tmp_path)
+    found = dict(module.state_dict())
+    module.load_state_dict(found)
+    change(found)
+    with pytest.raises(ConfigError, match=re.escape(expected)):
+        module.load_state_dict(found)
