@@ -173,7 +173,8 @@ def located(key: str, path: str) -> Any:
         if module in sys.modules and not hasattr(sys.modules[module], name):
             near = did_you_mean(name, dir(sys.modules[module]))
             raise ConfigError(f"{key}: {module} has no '{name}'.{near}") from error
-        raise ConfigError(f"{key}: cannot import '{path}': {type(error).__name__}: {error}") from error
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{key}: cannot import '{path}': {type(error).__name__}: {reason}") from error
 
 
 def moved(path: str) -> str | None:
