@@ -166,7 +166,7 @@ def located(key: str, path: str) -> Any:
     log.disabled = True  # it would print the error a second time
     try:
         return get_object(path)
-    except Exception as error:  # importing a user's module may raise anything
+    except (Exception, SystemExit) as error:  # importing a user's module may raise anything
         if new := moved(path):
             raise ConfigError(f"{key}: expected '{new}', the new path of '{path}'") from error
         module, _, name = path.rpartition(".")

@@ -124,8 +124,9 @@ class Loaded:
         info = row.get("info")
         try:
             info = json.loads(info) if isinstance(info, str) else info
-            own = isinstance(info, Mapping) and "tool_defs" in info
-            return schemas((info["tool_defs"] if own else self.environment.tool_defs) or ())
+            if isinstance(info, Mapping) and "tool_defs" in info:
+                return schemas(info["tool_defs"] or ())
+            return schemas(self.environment.tool_defs or ())
         except ValueError as error:  # of pydantic, too
             raise DataError(f"info: expected JSON, and tools as verifiers has them: {error}") from error
 

@@ -227,6 +227,24 @@ def test_what_an_environment_asks_for_and_herl_leaves_out_is_refused(arguments, 
         loaded("herl_shop", arguments)
 
 
+def test_a_misspelled_argument_is_named():
+    known = "expected an argument of load_environment, one of trouble, numbers. Did you mean 'numbers'"
+    with pytest.raises(ConfigError, match=f"data.arguments.numbersx: {known}"):
+        loaded("herl_guess", {"numbersx": (3,)})
+
+
+@pytest.mark.parametrize(
+    "line", ["raise RuntimeError('on purpose')", "raise SystemExit(3)", "import no_such"]
+)
+def test_a_module_that_cannot_be_imported_is_one_line_of_error(tmp_path, monkeypatch, line):
+    (tmp_path / "herl_broken.py").write_text(line)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("HERL_ALLOW_TARGETS", "herl_broken")
+    with pytest.raises(ConfigError, match="data.name: cannot import 'herl_broken.load_environment'") as found:
+        loaded("herl-broken")
+    assert "\n" not in str(found.value)
+
+
 def test_mistakes_of_a_setting_are_named():
     with pytest.raises(ConfigError, match="judge.ranges.rihgt: expected one of .* Did you mean 'right'"):
         VerifiersJudge("herl_shop", ranges={"rihgt": [0, 2]})
