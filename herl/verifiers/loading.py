@@ -128,7 +128,8 @@ class Loaded:
                 return schemas(info["tool_defs"] or ())
             return schemas(self.environment.tool_defs or ())
         except ValueError as error:  # of pydantic, too
-            raise DataError(f"info: expected JSON, and tools as verifiers has them: {error}") from error
+            reason = " ".join(str(error).split())
+            raise DataError(f"info: expected JSON, and tools as verifiers has them: {reason}") from error
 
     def first_tools(self) -> list[dict[str, Any]]:
         """Returns the tools of the first row that has some; none if there is no such row."""
