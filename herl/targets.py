@@ -166,14 +166,15 @@ def located(key: str, path: str) -> Any:
     log.disabled = True  # it would print the error a second time
     try:
         return get_object(path)
-    except Exception as error:  # importing a user's module may raise anything
+    except (Exception, SystemExit) as error:  # importing a user's module may raise anything
         if new := moved(path):
             raise ConfigError(f"{key}: expected '{new}', the new path of '{path}'") from error
         module, _, name = path.rpartition(".")
         if module in sys.modules and not hasattr(sys.modules[module], name):
             near = did_you_mean(name, dir(sys.modules[module]))
             raise ConfigError(f"{key}: {module} has no '{name}'.{near}") from error
-        raise ConfigError(f"{key}: cannot import '{path}': {type(error).__name__}: {error}") from error
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{key}: cannot import '{path}': {type(error).__name__}: {reason}") from error
 
 
 def moved(path: str) -> str | None:

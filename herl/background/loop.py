@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import Future, InvalidStateError, wait
 from contextlib import suppress
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 ANYTHING = (Exception, SystemExit, KeyboardInterrupt, asyncio.CancelledError)
 """What users' code may raise, in libraries for command lines too."""
+STOP_SECONDS = 10.0
+"""Limit on what may go on after it was cancelled."""
 
 
 def is_stopped(error: BaseException) -> bool:
@@ -49,8 +51,8 @@ class LoopThread:
         return self.submit(work).result()
 
     def cancel_all(self) -> None:
-        """Cancels everything that runs, and waits for it."""
-        self.run(_cancel_all())
+        """Cancels everything that runs, and waits for it, but not for what ignores that."""
+        wait([self.submit(_cancel_all())], STOP_SECONDS)
 
     def end(self) -> None:
         """Ends the thread. What still runs is abandoned."""

@@ -38,8 +38,7 @@ def check(config: DictConfig) -> None:
     try:
         plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", None) or "configuration"
-        raise ConfigError(f"{key}: expected a value, got none ({str(error).splitlines()[0]})") from error
+        raise without_value(error) from error
     assert isinstance(plain, dict)
     problems = [
         problem for key, value in plain.items() for problem in _node_problems(str(key), value, config)
@@ -47,6 +46,13 @@ def check(config: DictConfig) -> None:
     # A node that interpolates another repeats its mistakes: each is reported once.
     if found := list(dict.fromkeys(p for p in problems if not _repeats(p, problems))):
         raise ConfigError(mistakes(found))
+
+
+def without_value(error: OmegaConfBaseException) -> ConfigError:
+    """Returns what to say of a key whose value, or that of the key it refers to, is missing."""
+    key = getattr(error, "full_key", None) or "configuration"
+    reason = str(error).splitlines()[0].removeprefix("MissingMandatoryValue while resolving interpolation: ")
+    return ConfigError(f"{key}: expected a value, got none ({reason})")
 
 
 def _repeats(problem: str, problems: Sequence[str]) -> bool:

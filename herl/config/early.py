@@ -19,7 +19,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from herl.config.check import check, check_value, holds_target, mistakes, written
+from herl.config.check import check, check_value, holds_target, mistakes, without_value, written
 from herl.config.gold import check_gold
 from herl.config.signatures import argument_type
 from herl.data.mix import HeldoutSource, heldout_mix, heldout_sources, train_mix, train_sources
@@ -116,7 +116,11 @@ def without_warnings() -> Iterator[None]:
 
 def _check_typed(config: DictConfig, keys: Sequence[str]) -> None:
     """Checks the values of keys by the types in the source, and their limits where that needs no torch."""
-    if missing := sorted(OmegaConf.missing_keys(config)):
+    try:
+        missing = sorted(OmegaConf.missing_keys(config))
+    except OmegaConfBaseException as error:
+        raise without_value(error) from error
+    if missing:
         raise ConfigError(f"{missing[0]}: expected a value, got none: herl explain {missing[0]}")
     problems: list[str] = []
     for key in keys:

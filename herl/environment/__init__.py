@@ -6,7 +6,8 @@
 `Environment` is the interface. `NoEnvironment` never replies, so that an answer is one turn.
 
 runner.py    runs an environment for many episodes at once
-tools.py     calls the tools that an answer asks for: calls.py reads the calls, tool.py is one tool
+tools.py     calls the tools that an answer asks for: calls.py reads the calls, tool.py is one tool,
+             call_style.py is how a policy is shown tools, calls them, and reads their replies
 catalog.py   the tool of the worked example
 
 `herl.rollout.episodes` plays the episodes, and turns replies into tokens

@@ -146,10 +146,15 @@ def tool_message(name: str, text: str, number: str) -> Message:
     return {"role": "tool", **({"name": name} if name else {}), "tool_call_id": number, "content": text}
 
 
-def call_number(call: Call, turn: int, place: int) -> str:
-    """Returns the id of a call: the policy's own, or one of nine digits if a template would refuse that."""
-    given = re.fullmatch(r"[A-Za-z0-9]{9}", call.id)
-    return call.id if given else f"{turn:04d}{place:05d}"
+def call_numbers(calls: Sequence[Call], turn: int) -> list[str]:
+    """Returns the ids of a turn's calls, all different: the policy's own, or of nine digits if a template
+    would refuse those, or if two are the same."""
+    made = [f"{turn:04d}{place:05d}" for place in range(len(calls))]
+    numbers = [
+        call.id if re.fullmatch(r"[A-Za-z0-9]{9}", call.id) else one
+        for call, one in zip(calls, made, strict=True)
+    ]
+    return numbers if len(set(numbers)) == len(numbers) else made
 
 
 def _rendered(

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from herl.background.worker import shared
 from herl.environment import Conversation, Environment, Opening, Reply
-from herl.environment.call_style import CallStyle, call_number
+from herl.environment.call_style import CallStyle, call_numbers
 from herl.environment.calls import Call
 from herl.environment.tool import Tool, ToolError, cut
 from herl.errors import ConfigError, check_above, check_at_least, did_you_mean
@@ -121,10 +121,9 @@ class ToolEnvironment(Environment):
         if not written:
             return None
         calls, told = [], []
-        for place, call in enumerate(written):
+        for number, call in zip(call_numbers(written, conversation.turn), written, strict=True):
             text, error = await self._outcome(call, conversation)
             calls.append(ToolCall(name=call.name, arguments=call.arguments, error=error))
-            number = call_number(call, conversation.turn, place)
             told.append((call.name if call.name in self._tools else "", text, number))
         return Reply(self._style.told(told), calls)
 

@@ -57,7 +57,8 @@ class RuleJudge(Judge):
     advice = (
         "judge=rule applies the checks of a rubric (herl/checks/kinds.py lists the kinds). judge=llm lets a "
         "language model judge by the criteria's texts, judge=function calls your own function, "
-        "judge=instruction_following checks IFEval's instructions, and judge=mix combines judges"
+        "judge=instruction_following checks IFEval's instructions, judge=verifiers takes the rewards of "
+        "data=verifiers, and judge=mix combines judges"
     )
 
     def __init__(

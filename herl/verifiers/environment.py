@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from herl.environment import Conversation, Environment, Opening, Reply
-from herl.environment.call_style import CallStyle, call_number
+from herl.environment.call_style import CallStyle, call_numbers
 from herl.types import Message, Task, ToolCall
 from herl.verifiers.episode import plain
 from herl.verifiers.loading import loaded
@@ -48,8 +48,7 @@ class VerifiersEnvironment(Environment):
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Finds out how the policy uses tools, if there are any."""
-        tools = self._loaded.tools(next(iter(self._loaded.rows("train") or self._loaded.rows("eval"))))
-        if tools:
+        if tools := self._loaded.first_tools():
             self._style.prepare(tokenizer, tools)
             self.roles = tuple(sorted({self._style.role, "user"}))
 
@@ -61,7 +60,7 @@ class VerifiersEnvironment(Environment):
         """Returns what the environment says to an answer and its calls; None if its episode is over."""
         tools = self._loaded.tools(self._loaded.row(conversation.task))
         written = self._style.read(answer, conversation.raw, tools) if tools else []
-        numbered = {call_number(call, conversation.turn, place): call for place, call in enumerate(written)}
+        numbered = dict(zip(call_numbers(written, conversation.turn), written, strict=True))
         calls = [  # the environment says what it thinks of arguments that are no JSON
             {"id": number, "name": call.name, "arguments": call.problem or json.dumps(call.arguments)}
             for number, call in numbered.items()

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
+from herl.background.loop import ANYTHING, is_stopped
 from herl.errors import ConfigError, DataError, JudgeError
+from herl.judge.llm.parse import without_thinking
 from herl.types import Message, Rollout
 
-Score = float | Exception
+Score = float | BaseException
 """What a reward function returned or raised."""
 
 
@@ -20,16 +22,21 @@ class Episode:
     Args:
         environment: The environment of `verifiers`.
         row: The row that it is about.
+        tools: The tools that the policy was shown, as `schemas` returns them.
         score: Computes its scores from its state, by the id of the reward function.
     """
 
     def __init__(
-        self, environment: Any, row: Mapping[str, Any], score: Callable[[Any], Awaitable[dict[str, Score]]]
+        self,
+        environment: Any,
+        row: Mapping[str, Any],
+        tools: Sequence[Mapping[str, Any]],
+        score: Callable[[Any], Awaitable[dict[str, Score]]],
     ) -> None:
-        self._environment, self._row, self._score = environment, row, score
+        self._environment, self._row, self._tools, self._score = environment, row, tools, score
         self.scores: Future[dict[str, Score]] = Future()
         """Set when it has ended."""
-        self._texts: list[str] = []
+        self._said_so_far: list[int] = []  # hashes of the answers
         self._asked: asyncio.Queue[list[Any]] = asyncio.Queue()
         self._said: asyncio.Queue[Any] = asyncio.Queue()
         self._loop: asyncio.Task[Any] | None = None
@@ -38,23 +45,27 @@ class Episode:
         self._prompt = chat(row["prompt"])
 
     def is_of(self, rollout: Rollout) -> bool:
-        """Whether it was played with these answers, which may have lost or got their thinking since."""
-        texts = [*(turn.text for turn in rollout.turns), rollout.text]
-        pairs = zip(self._texts, texts, strict=False)
-        return len(self._texts) <= len(texts) and all(a.endswith(b) or b.endswith(a) for a, b in pairs)
+        """Whether it was played with these answers: another validation gives the same ids to others."""
+        last = rollout.text
+        if rollout.thinking and last.startswith(rollout.thinking):  # as judges may see it
+            last = last.removeprefix(rollout.thinking).removeprefix("\n\n")
+        said = [_hash(text) for text in (*(turn.text for turn in rollout.turns), last)]
+        if self.scores.done():
+            return said == self._said_so_far
+        return said[: len(self._said_so_far)] == self._said_so_far
 
     async def answer(self, text: str, calls: Sequence[Mapping[str, str]] = ()) -> list[Any] | None:
         """Gives the loop an answer with its calls; returns the reply's messages, or None if it is over."""
         if not await self._begin():
             return None
-        self._texts.append(text)
+        self._said_so_far.append(_hash(text))
         before = self._prompt
         self._say(_response(text, calls))
         if (asked := await self._next()) is None:
             return None
         now = [plain(one) for one in asked]
         count = len(before) + 1
-        if now[: len(before)] != before or len(now) <= count or now[count - 1]["role"] != "assistant":
+        if now[: len(before)] != before or len(now) < count or now[count - 1]["role"] != "assistant":
             raise ConfigError(
                 f"environment: expected replies that follow what was said, but '{self._environment.env_id}' "
                 "rewrites earlier messages, which cannot be trained on"
@@ -70,27 +81,39 @@ class Episode:
             text: The last answer.
             turns: Number of answers.
         """
+        taken = len(self._said_so_far) >= turns
+        if not taken:
+            self._said_so_far.append(_hash(text))
         try:
-            state = await self._ended(text, turns)
+            state = await self._ended(text, taken)
             self.scores.set_result(await self._score(state))
-        except Exception as error:  # whoever asks for the scores gets it
-            self.scores.set_exception(JudgeError(f"{type(error).__name__}: {error}", "environment"))
-        self._state = self._loop = None  # only the scores are kept
+        except ANYTHING as error:  # whoever asks for the scores gets it
+            self.scores.set_exception(_failure(error))
+            if is_stopped(error):
+                raise
+        finally:  # only the scores are kept
+            self._state = self._loop = None
+            self._row, self._prompt = {}, []
 
     async def alone(self, rollout: Rollout) -> dict[str, Score]:
         """Plays an answer in one turn, and returns its scores."""
-        if not rollout.cut_off:
-            await self.answer(rollout.text)
-        state = await self._ended(rollout.text, 1)
-        return await self._score(state)
+        try:
+            if not rollout.cut_off:
+                await self.answer(rollout.text)
+            return await self._score(await self._ended(rollout.text, taken=not rollout.cut_off))
+        except ConfigError:
+            raise
+        except ANYTHING as error:
+            if is_stopped(error):
+                raise
+            raise _failure(error) from error
 
-    async def _ended(self, text: str, turns: int) -> Any:
-        """The state after the last answer."""
+    async def _ended(self, text: str, taken: bool) -> Any:
+        """The state after the last answer, which the loop has taken in unless it was cut off."""
         begun = await self._begin()
         assert self._loop is not None
         if begun and self._waits:
-            if len(self._texts) < turns:  # cut off: the loop takes the answer in, and stops at once
-                self._texts.append(text)
+            if not taken:  # the loop takes the answer in, and stops at once
                 self._state["prompt_too_long"] = True
                 self._say(_response(text, (), cut_off=True))
             else:  # it has replied, and its reply was not taken
@@ -139,7 +162,13 @@ class Episode:
         """The client's method that the loop calls for an answer."""
         from verifiers.errors import OverlongPromptError
 
-        self._state, self._waits = more["state"], True
+        self._state = more["state"]
+        if (tools := schemas(more.get("tools") or ())) != self._tools:
+            raise ConfigError(
+                f"environment: expected episodes with the tools of their row, {_names(self._tools)}, but "
+                f"'{self._environment.env_id}' changes them to {_names(tools)}"
+            )
+        self._waits = True
         self._asked.put_nowait(list(prompt))
         response = await self._said.get()
         if response is None:  # its own way to say that there is no room for an answer
@@ -178,6 +207,30 @@ def chat(prompt: Any) -> list[Message]:
     if any(one["role"] not in ("system", "user", "assistant") for one in messages):
         raise DataError("prompt: expected messages of system, user and assistant")
     return messages
+
+
+def schemas(tools: Iterable[Any]) -> list[dict[str, Any]]:
+    """Returns tools of `verifiers` as chat templates take them."""
+    from verifiers.types import Tool
+
+    keys = ("name", "description", "parameters")
+    found = [Tool.model_validate(one).model_dump() for one in tools]
+    return [{"type": "function", "function": {key: one[key] for key in keys}} for one in found]
+
+
+def _names(tools: Sequence[Mapping[str, Any]]) -> str:
+    return ", ".join(one["function"]["name"] for one in tools) or "none"
+
+
+def _hash(text: str) -> int:
+    """Of an answer without thinking that it begins with, which judges may not see."""
+    return hash(without_thinking(text))
+
+
+def _failure(error: BaseException) -> JudgeError:
+    if isinstance(error, JudgeError):
+        return error
+    return JudgeError(f"{type(error).__name__}: {error}", "environment")
 
 
 def _response(text: str, calls: Sequence[Mapping[str, str]], cut_off: bool = False) -> Any:

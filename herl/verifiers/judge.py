@@ -43,6 +43,8 @@ class VerifiersJudge(Judge):
     ) -> None:
         super().__init__(aggregation)
         check_above("judge", 0, timeout_seconds=timeout_seconds)
+        if not 0.0 < met_at <= 1.0:
+            raise ConfigError(f"judge.met_at: expected a number in (0, 1], got {met_at}")
         self._loaded = loaded(name, arguments)
         self._loaded.judged = True
         self._met_at, self._seconds = met_at, timeout_seconds
@@ -82,7 +84,7 @@ class VerifiersJudge(Judge):
 
     def _verdict(self, name: str, score: Score) -> Verdict:
         low, high = self._ranges.get(name, (0.0, 1.0))
-        if isinstance(score, Exception):
+        if isinstance(score, BaseException):
             return self._abstained(name, f"{name} raised {type(score).__name__}: {score}")
         if not low <= score <= high:
             return self._abstained(

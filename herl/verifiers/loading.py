@@ -6,6 +6,7 @@ import importlib
 import inspect
 import json
 import logging
+import math
 import re
 import signal
 from collections import Counter
@@ -13,14 +14,16 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
 from typing import Any
 
-from herl.background.loop import LoopThread
+from herl.background.loop import ANYTHING, LoopThread, is_stopped
 from herl.environment import Conversation
-from herl.errors import ConfigError, DataError, JudgeError
+from herl.errors import ConfigError, DataError, JudgeError, did_you_mean
 from herl.targets import configured
 from herl.types import Criterion, Rollout, Rubric, Task
-from herl.verifiers.episode import Episode, Score
+from herl.verifiers.episode import Episode, Score, schemas
 
 logger = logging.getLogger(__name__)
 KEPT = 2**16
@@ -43,7 +46,7 @@ class Reward:
 
     @property
     def criterion(self) -> Criterion:
-        lines = (inspect.getdoc(self.function) or "").strip().splitlines()
+        lines = (inspect.getdoc(_inner(self.function)) or "").strip().splitlines()
         text = lines[0].strip() if lines else self.id.replace("_", " ")
         return Criterion(id=self.id, text=text, weight=self.weight, undesirable=self.weight < 0)
 
@@ -56,7 +59,9 @@ class Reward:
         try:
             value = self.function(**known)
             return float(await value if inspect.isawaitable(value) else value)
-        except Exception as error:  # a user's function may raise anything
+        except ANYTHING as error:
+            if is_stopped(error):
+                raise
             return error
 
 
@@ -111,13 +116,28 @@ class Loaded:
         return dict(rows[place])
 
     def tools(self, row: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Returns the tools of a row, as chat templates take them."""
+        """Returns the tools of a row, as chat templates take them: its own, or else the environment's.
+
+        Raises:
+            DataError: its `info` cannot be read.
+        """
         info = row.get("info")
-        info = json.loads(info) if isinstance(info, str) and info else info or {}
-        found = info.get("tool_defs") or self.environment.tool_defs or []
-        tools = [one if isinstance(one, Mapping) else one.model_dump() for one in found]
-        keys = ("name", "description", "parameters")
-        return [{"type": "function", "function": {key: one[key] for key in keys}} for one in tools]
+        try:
+            info = json.loads(info) if isinstance(info, str) else info
+            if isinstance(info, Mapping) and "tool_defs" in info:
+                return schemas(info["tool_defs"] or ())
+            return schemas(self.environment.tool_defs or ())
+        except ValueError as error:  # of pydantic, too
+            reason = " ".join(str(error).split())
+            raise DataError(f"info: expected JSON, and tools as verifiers has them: {reason}") from error
+
+    def first_tools(self) -> list[dict[str, Any]]:
+        """Returns the tools of the first row that has some; none if there is no such row."""
+        if self.environment.tool_defs:
+            return schemas(self.environment.tool_defs)
+        splits = [rows for split in ("train", "eval") if (rows := self.rows(split)) is not None]
+        infos = chain.from_iterable(rows["info"] for rows in splits if "info" in rows.column_names)
+        return next(filter(None, (self.tools({"info": one}) for one in infos)), [])
 
     # Episodes
 
@@ -172,7 +192,8 @@ class Loaded:
         return scores
 
     def _episode(self, task: Task) -> Episode:
-        return Episode(self.environment, self.row(task), self._score)
+        row = self.row(task)
+        return Episode(self.environment, row, self.tools(row), self._score)
 
 
 def loaded(name: str, arguments: Mapping[str, Any] | None = None) -> Loaded:
@@ -193,19 +214,34 @@ def _load(name: str, arguments: Mapping[str, Any]) -> Any:
         raise ConfigError(f"data.name: expected an environment's name, such as wordle, got {name!r}")
     package = _package()
     module = name.split("/")[-1].replace("-", "_")
-    configured("data.name", f"{module}.load_environment")
+    load = configured("data.name", f"{module}.load_environment")
+    _check_arguments(load, arguments)
     try:
         with _own_signals():
-            environment = package.load_environment(name, **arguments)
-    except Exception as error:  # a user's module may raise anything
+            environment = load(**arguments)
+    except (Exception, SystemExit) as error:  # a user's module may raise anything
         raise ConfigError(f"data.name: loading '{name}' failed: {type(error).__name__}: {error}") from error
     if not isinstance(environment, package.MultiTurnEnv):
         raise ConfigError(
             f"data.name: expected an environment that inherits from MultiTurnEnv, got '{name}', a "
             f"{type(environment).__name__}"
         )
+    environment.env_id = environment.env_id or name
+    environment.env_args = environment.env_args or dict(arguments)
     package.Client.register(Episode)
     return environment
+
+
+def _check_arguments(load: Any, arguments: Mapping[str, Any]) -> None:
+    parameters = inspect.signature(load).parameters
+    if any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+        return
+    for name in arguments:
+        if name not in parameters:
+            raise ConfigError(
+                f"data.arguments.{name}: expected an argument of load_environment, one of "
+                f"{', '.join(parameters) or 'none'}.{did_you_mean(name, parameters)}"
+            )
 
 
 def _package() -> Any:
@@ -232,7 +268,8 @@ def _own_signals() -> Iterator[None]:
         yield
     finally:
         for one, handler in kept.items():
-            signal.signal(one, handler)
+            if handler is not None:  # not set from Python
+                signal.signal(one, handler)
 
 
 def _rewards(name: str, rubric: Any) -> list[Reward]:
@@ -252,18 +289,31 @@ def _rewards(name: str, rubric: Any) -> list[Reward]:
             f"data.name: expected functions that score one answer, but '{name}' has one that compares the "
             "answers of a group"
         )
-    named = zip(rubric.funcs, rubric.weights, strict=True)
-    return _unique(
-        [
-            Reward(
-                id=getattr(one, "__name__", type(one).__name__),
-                function=one,
-                weight=float(weight),
-                rubric=rubric,
+    found = []
+    for one, weight in zip(rubric.funcs, rubric.weights, strict=True):
+        inner = _inner(one)
+        title = str(getattr(inner, "__name__", type(inner).__name__))
+        if not _is_number(weight):
+            raise ConfigError(
+                f"data.name: expected weights that are finite numbers, but '{name}' gives '{title}' the "
+                f"weight {weight!r}"
             )
-            for one, weight in named
-        ]
-    )
+        found.append(Reward(id=title, function=one, weight=float(weight), rubric=rubric))
+    return _unique(found)
+
+
+def _is_number(weight: Any) -> bool:
+    try:
+        return math.isfinite(float(weight))
+    except (TypeError, ValueError):
+        return False
+
+
+def _inner(function: Any) -> Any:
+    """What a partial function calls: it has the name and the docstring."""
+    while isinstance(function, partial):
+        function = function.func
+    return function
 
 
 def _unique(rewards: list[Reward]) -> list[Reward]:

@@ -1,14 +1,16 @@
 """herl fit with an environment of the package `verifiers`: a tool that the tiny model calls."""
 
 import json
+import subprocess
 
 import pytest
 
 from herl.environment.catalog import lookup
-from tests.support.runs import fit_here, herl_here
+from tests.support.runs import CONTINUES_ELSEWHERE, HERL, curves, environment, fit_here, herl_here, summary
 from tests.support.verifiers_rooms import CATALOG
 
 pytest.importorskip("verifiers")
+pytestmark = CONTINUES_ELSEWHERE
 USED = (
     "data=verifiers",
     "data.name=herl-catalog",
@@ -27,6 +29,18 @@ SMALL = (
     "rollout.attempts_per_prompt=6",
     "rollout.attempt.max_new_tokens=64",
 )
+
+TINY = (
+    *(one for one in SMALL if not one.startswith(("trainer.max_epochs", "data.prompts", "rollout.attempt"))),
+    "data.prompts_per_batch=5",  # uneven shares for two ranks
+    "rollout.attempts_per_prompt=4",
+    "rollout.attempt.max_new_tokens=48",
+    "trainer.val_check_interval=2",
+    "module.schedule=constant",
+    "+optimizer.eps=1e-6",
+)
+"""Runs that are compared."""
+NOISE = ("time/", "throughput/", "judge/", "update/mismatch", "progress/seconds")
 
 
 @pytest.fixture
@@ -76,3 +90,39 @@ def test_an_environment_of_a_stranger_is_not_imported(installed, monkeypatch):
     done = herl_here("lint", *used, f"hydra.run.dir={installed}", cwd=installed)
     assert done.returncode == 2
     assert "export HERL_ALLOW_TARGETS=herl_stranger" in done.stderr
+
+
+def test_two_ranks_play_and_judge_the_episodes_of_one(installed, monkeypatch):
+    """An episode's rewards are kept by the process that played it: the one that judges its answer."""
+    monkeypatch.setenv("HERL_ALLOW_TARGETS", "herl_catalog")
+    one = (*TINY, "trainer.max_epochs=1")
+    (installed / "alone").mkdir()
+    alone = fit_here(installed / "alone", small=one)
+    command = [*HERL, "fit", *one, "strategy=ddp", "trainer.devices=2", f"hydra.run.dir={installed}/two"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env=environment(), cwd=installed
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    assert summary(installed / "two")["processes"] == 2
+    both = curves(installed / "two")
+    tags = [tag for tag in alone if not tag.startswith(NOISE)]
+    assert len(tags) > 40
+    for tag in tags:
+        assert both[tag] == pytest.approx(alone[tag], rel=1e-4, abs=1e-6), tag
+    assert sum(alone["episodes/turns"]) > len(alone["episodes/turns"])
+
+
+def test_a_run_that_stops_between_epochs_goes_on_as_if_it_had_not(installed, monkeypatch):
+    monkeypatch.setenv("HERL_ALLOW_TARGETS", "herl_catalog")
+
+    def play(name, *overrides):
+        folder = installed / name
+        folder.mkdir()
+        one_batch = ("trainer.limit_train_batches=1", "trainer.val_check_interval=1")
+        return fit_here(folder, *one_batch, *overrides, small=TINY)
+
+    whole = play("whole", "trainer.max_epochs=2")
+    play("half", "trainer.max_epochs=1")
+    rest = play("rest", "trainer.max_epochs=2", f"resume={installed}/half/checkpoints/last.ckpt")
+    for tag in ("train/reward", "revision/reward", "episodes/calls", "update/loss", "update/grad_norm"):
+        assert rest[tag] == whole[tag][1:], tag

@@ -4,6 +4,7 @@ SHOP = '''
 """A shop whose prices only its tool knows."""
 
 import asyncio
+from functools import partial
 
 import verifiers as vf
 from datasets import Dataset
@@ -61,6 +62,37 @@ def load_environment(count: int = 3, extra: str = "", **kwargs):
         )
 
     rubric = vf.Rubric(funcs=[looked_it_up, right, shouts], weights=[1.0, 2.0, -1.0])
+    if extra == "many":
+        def leaves(completion) -> float:
+            raise SystemExit(3)
+        async def cancelled(completion) -> float:
+            raise asyncio.CancelledError
+        def nothing(completion) -> float:
+            return None
+        def several(completion) -> float:
+            return [1.0]
+        def no_number(completion) -> float:
+            return float("nan")
+        def certain(completion) -> float:
+            return True
+        for one in (leaves, cancelled, nothing, several, no_number, certain):
+            rubric.add_reward_func(one)
+    if extra == "partial":
+        def at_most(completion, words) -> float:
+            """Is brief."""
+            return float(len(completion[-1]["content"].split()) <= words)
+        rubric.add_reward_func(partial(at_most, words=3))
+        rubric.add_reward_func(partial(at_most, words=9))
+    if extra == "weight":
+        rubric.weights[1] = float("nan")
+    if extra == "slow":
+        async def late(completion) -> float:
+            while True:
+                try:
+                    await asyncio.sleep(60)
+                except asyncio.CancelledError:  # on purpose: it ignores that
+                    pass
+        rubric.add_reward_func(late)
     if extra == "raises":
         def broken(completion) -> float:
             raise KeyError("on purpose")
@@ -96,6 +128,12 @@ class Guess(vf.MultiTurnEnv):
 
     async def setup_state(self, state):
         state["far"] = []
+        if self.trouble == "sets_tools":
+            state["tool_defs"] = [vf.Tool(name="peek", description="Peeks.", parameters={"type": "object"})]
+        if self.trouble == "no_setup":
+            raise RuntimeError("on purpose")
+        if self.trouble == "long_setup":
+            await asyncio.sleep(60)
         if self.trouble == "changes":
             state["prompt"] = [vf.UserMessage(content="Another question.")]
 
@@ -105,6 +143,12 @@ class Guess(vf.MultiTurnEnv):
             await asyncio.sleep(60)
         if self.trouble == "raises":
             raise RuntimeError("on purpose")
+        if self.trouble == "exits":
+            raise SystemExit(3)
+        if self.trouble == "cancels":
+            raise asyncio.CancelledError
+        if self.trouble == "is_silent":
+            return []
         if self.trouble == "gives_up":
             raise vf.InfraError("no machine")
         number = int(said) if said.isdigit() else -1

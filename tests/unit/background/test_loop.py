@@ -1,6 +1,7 @@
 """No coroutine ends the loop that runs it."""
 
 import asyncio
+from contextlib import suppress
 
 import pytest
 
@@ -27,6 +28,24 @@ def test_what_a_task_raises_reaches_its_caller_and_the_loop_goes_on(thread, erro
         with pytest.raises(type(error)):
             thread.submit(work()).result(timeout=20)
     assert thread.submit(asyncio.sleep(0, "well")).result(timeout=20) == "well"
+
+
+def test_an_end_does_not_wait_for_what_ignores_that_it_was_cancelled(monkeypatch):
+    monkeypatch.setattr("herl.background.loop.STOP_SECONDS", 0.1)
+    go_on = [True]
+
+    async def deaf():
+        while go_on:
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.01)
+
+    made = LoopThread("test")
+    left = made.submit(deaf())
+    made.cancel_all()
+    assert not left.done()
+    go_on.clear()
+    left.result(timeout=20)
+    made.end()
 
 
 def test_only_the_cancelling_of_the_task_itself_stops_it(thread):

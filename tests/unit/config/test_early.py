@@ -144,6 +144,12 @@ def test_nothing_heavy_is_imported(tmp_path):
         ),
         (["selection.joins=all"], "selection.joins: expected better or new, got 'all'"),
         (["judge=llm"], "judge.chat.base_url: expected a value, got none"),
+        (["judge=verifiers"], r"judge.name: expected a value, got none \(Interpolation key 'data.name' not"),
+        (["environment=verifiers"], "environment.name: expected a value, got none .*'data.name' not found"),
+        (
+            ["data=verifiers", "judge=verifiers"],
+            r"judge.name: expected a value, got none \(Missing mandatory value: data.name\)",
+        ),
         (["judge=llm", "judge.chat.base_url=localhost:8000", "judge.chat.model=m"], "expected a URL such as"),
         (["judge=function", "judge.function=no_such.reward"], "judge.function: expected an object from herl"),
         (

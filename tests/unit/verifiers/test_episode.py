@@ -4,15 +4,13 @@ import asyncio
 import json
 import signal
 import sys
-from concurrent.futures import wait
 
 import pytest
 
-from herl.environment import Conversation, opened
-from herl.environment.runner import EnvironmentRunner
+from herl.environment import Conversation
 from herl.errors import ConfigError, DataError, JudgeError
-from herl.types import Rollout, Turn
-from tests.support.verifiers_rooms import GUESS, SHOP
+from herl.types import Turn
+from tests.support.verifiers_play import PRICE, answer_of, installed, play, scores
 
 pytest.importorskip("verifiers")
 from herl.verifiers.data import environment_rows
@@ -20,70 +18,11 @@ from herl.verifiers.environment import VerifiersEnvironment
 from herl.verifiers.judge import VerifiersJudge
 from herl.verifiers.loading import loaded
 
-PRICE = '<tool_call>{"name": "price", "arguments": {"fruit": "%s"}}</tool_call>'
-
 
 @pytest.fixture(scope="module", autouse=True)
 def rooms(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("rooms")
-    (folder / "herl_shop.py").write_text(SHOP)
-    (folder / "herl_guess.py").write_text(GUESS)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(folder)
-        patch.setenv("HERL_ALLOW_TARGETS", "herl_shop,herl_guess")
+    with installed(tmp_path_factory.mktemp("rooms")):
         yield
-
-
-def play(name, answers, arguments=None, place=0, limits=None, cut_off=False, **judge):
-    """Plays an episode with these answers, as the player does; returns its answer, steps and judgement."""
-    arguments = arguments or {}
-    judge = VerifiersJudge(name, arguments, **judge)
-    environment = VerifiersEnvironment(name, arguments, **(limits or {}))
-    environment.roles = ("tool", "user")
-    task = opened(environment, environment_rows(name, arguments, heldout_share=0).train[place])
-    runner = EnvironmentRunner(environment)
-    runner.open()
-    conversation = Conversation(id=f"{name}{answers}{arguments}", task=task, messages=task.messages)
-    turns, steps = [], []
-    try:
-        for text in answers:
-            if cut_off and text is answers[-1]:
-                break
-            step = runner.step(conversation, text, 0.0).result(20)
-            steps.append(step)
-            if step.reply is None or text is answers[-1]:
-                break
-            turns.append(
-                Turn(text=text, end=0, reply=tuple(step.reply.messages), reply_ids=(), calls=step.reply.calls)
-            )
-            said = {"role": "assistant", "content": text}
-            conversation = Conversation(
-                id=conversation.id, task=task, state=conversation.state, turn=conversation.turn + 1,
-                messages=(*conversation.messages, said, *step.reply.messages),
-            )  # fmt: skip
-        spoken = (*conversation.messages, {"role": "assistant", "content": text})
-        ended = Conversation(
-            id=conversation.id, task=task, state=conversation.state, turn=conversation.turn, messages=spoken
-        )
-        runner.end(ended)
-        wait(list(runner._ending), 20)
-        finish = "length" if cut_off else steps[-1].ended if steps[-1].reply is None else "turns"
-        rollout = answer_of(text, turns, finish, conversation.id)
-        judgement = None if finish == "failed" else asyncio.run(judge.judge(task, rollout))
-    finally:
-        runner.close()
-    return rollout, steps, judgement
-
-
-def answer_of(text, turns=(), finish="stop", id="elsewhere"):
-    return Rollout(
-        id=id, task_id="t", group_id="g", prompt_ids=(), token_ids=(), logprobs=(), text=text,
-        finish_reason=finish, policy_version=0, index=0, turns=tuple(turns),
-    )  # fmt: skip
-
-
-def scores(judgement):
-    return {one.criterion_id: one.score for one in judgement.verdicts}
 
 
 def naive(name, answers, arguments=None, place=0):
@@ -286,6 +225,24 @@ def test_only_modules_that_the_user_allowed_are_imported(tmp_path, monkeypatch):
 def test_what_an_environment_asks_for_and_herl_leaves_out_is_refused(arguments, message):
     with pytest.raises(ConfigError, match=message):
         loaded("herl_shop", arguments)
+
+
+def test_a_misspelled_argument_is_named():
+    known = "expected an argument of load_environment, one of trouble, numbers. Did you mean 'numbers'"
+    with pytest.raises(ConfigError, match=f"data.arguments.numbersx: {known}"):
+        loaded("herl_guess", {"numbersx": (3,)})
+
+
+@pytest.mark.parametrize(
+    "line", ["raise RuntimeError('on purpose')", "raise SystemExit(3)", "import no_such"]
+)
+def test_a_module_that_cannot_be_imported_is_one_line_of_error(tmp_path, monkeypatch, line):
+    (tmp_path / "herl_broken.py").write_text(line)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("HERL_ALLOW_TARGETS", "herl_broken")
+    with pytest.raises(ConfigError, match="data.name: cannot import 'herl_broken.load_environment'") as found:
+        loaded("herl-broken")
+    assert "\n" not in str(found.value)
 
 
 def test_mistakes_of_a_setting_are_named():
