@@ -2,7 +2,7 @@
 
 The estimate is the median batch, leaving out the first, times the number of batches, plus the mean validation
 batch times the number of those. It is no promise: while a policy learns, the length of answers and the number
-of revisions change. For other GPUs, see `herl.update.gpu_cost`.
+of revisions change. For other GPUs, see `batch_cost.py`.
 """
 
 from __future__ import annotations
@@ -25,18 +25,20 @@ from rich.text import Text
 from herl.callbacks.answer_budget import AnswerBudget
 from herl.config.build import Run, make
 from herl.display.screen import Screen
+from herl.dry_run.batch_cost import GPUS_OF_A_NODE, binding, estimate
 from herl.dry_run.uplift import uplift
 from herl.metrics.episodes import episode_metrics
 from herl.models.fsdp import FSDPStrategy
 from herl.prompt_text import visible
+from herl.rollout.stages import Stages
+from herl.rollout.streaming import follows_up_at_once
 from herl.types import Group, Judged
 from herl.update.card_needs import longest_micro_batch, settings_of
-from herl.update.gpu_cost import GPU, Engine, ModelSize, Work, estimate
+from herl.update.gpu_cost import GPU, Asked, Engine, ModelSize, Work
 
 BATCHES = 4
 """Batches in the trial; the first is a warm-up."""
 HELDOUT_BATCHES = 2
-GPUS_OF_A_NODE = 8
 ENGINES: dict[str, Engine] = {
     "herl.sampler.vllm.VLLMSampler": "vllm",
     "herl.sampler.vllm_server.VLLMServerSampler": "elsewhere",
@@ -44,6 +46,7 @@ ENGINES: dict[str, Engine] = {
 """Engines by sampler target. Any other sampler is assumed to sample from the policy itself."""
 
 
+FORMULAS = "(by the formulas in herl/dry_run/batch_cost.py and herl/update/gpu_cost.py)"
 UNCOUNTED = "Not counted there: what an engine without a prefix cache reads again in each turn."
 """What the formulas for other GPUs leave out of episodes."""
 
@@ -62,6 +65,8 @@ class Batch:
     """Tokens in the update's rows, including contexts."""
     usage: dict[str, float]
     """Judge usage: calls, tokens, cost."""
+    rounds: tuple[tuple[Asked, ...], ...] = ()
+    """Tokens of all answers, as `asked_of` has them."""
 
 
 @dataclass(slots=True)
@@ -96,6 +101,7 @@ class Tried:
             prompt_tokens=median_low(b.prompt_tokens for b in warm),
             trained_tokens=median_low(b.trained_tokens for b in warm),
             usage={name: median(b.usage.get(name, 0.0) for b in warm) for name in sorted(used)},
+            rounds=sorted(warm, key=lambda b: b.answer_tokens)[(len(warm) - 1) // 2].rounds,
         )
 
 
@@ -105,6 +111,36 @@ def usage_of(answers: Sequence[Judged]) -> dict[str, float]:
     for one in answers:
         total.update({name: one.judgement.usage.get(name, 0.0) for name in ("calls", "tokens", "cost")})
     return {name: value for name, value in total.items() if value}
+
+
+def asked_of(groups: Sequence[Group], stages: Stages) -> tuple[tuple[Asked, ...], ...]:
+    """Returns the tokens of a batch's answers, by the round in which an engine is asked for them.
+
+    Revisions follow their attempts on the same engine, or all attempts of the batch in a second round. With a
+    builder that tells the rubric, they are sampled beside them.
+    """
+    attempts = [_lengths(group.attempts) for group in groups]
+    revisions = [_lengths(group.revisions) for group in groups]
+    if stages.hindsight.tells:
+        return (tuple(Asked(answers=(*a, *r)) for a, r in zip(attempts, revisions, strict=True)),)
+    if _revises_at_once(stages):
+        return (tuple(Asked(answers=a, follow_ups=r) for a, r in zip(attempts, revisions, strict=True)),)
+    rounds = [tuple(Asked(answers=one) for one in answers if one) for answers in (attempts, revisions)]
+    return tuple(one for one in rounds if one)
+
+
+def whole_groups(stages: Stages) -> bool:
+    """Whether one engine samples all answers to a prompt: they are judged, or followed up, together."""
+    return _revises_at_once(stages) or stages.judge_runner.judge.judges_groups
+
+
+def _revises_at_once(stages: Stages) -> bool:
+    hindsight = stages.hindsight
+    return hindsight.revises and not hindsight.tells and follows_up_at_once(stages.sampler)
+
+
+def _lengths(answers: Sequence[Judged]) -> tuple[int, ...]:
+    return tuple(len(one.rollout.token_ids) for one in answers)
 
 
 def run_estimate(config: DictConfig, run: Run, tried: Tried) -> dict[str, Any]:
@@ -173,8 +209,7 @@ def gpu_estimate(
     module, batch, devices = run.module, tried.typical(), config.cost.devices
     assert module.policy is not None
     work = Work(
-        answers=batch.answers,
-        answer_tokens=batch.answer_tokens / max(1, batch.answers),
+        rounds=batch.rounds,
         prompt_tokens=batch.prompt_tokens,
         trained_tokens=batch.trained_tokens,
         micro_batch_tokens=longest_micro_batch(module.stages, module.updater.micro_batch_tokens),
@@ -189,6 +224,7 @@ def gpu_estimate(
         sleep=config.sampler.get("sleep", False) is not False,  # null: if it shares the trainer's GPU
         tensor_parallel=config.sampler.get("tensor_parallel_size", 1),
         max_at_once=config.sampler.get("max_num_seqs", 256),
+        whole_groups=whole_groups(module.stages),
     )
     costs = estimate(size, work, settings, gpu, devices)
     total = sum(costs["seconds"].values())
@@ -203,7 +239,11 @@ def gpu_estimate(
         "price": None if config.cost.price is None else round(hours * devices * config.cost.price, 2),
         "gib_of_one": {name: round(value, 2) for name, value in costs["gib"].items()},
         "fits": costs["fits"],
+        "weights_seconds": round(costs["weights_seconds"], 3),
+        "engines_idle": round(costs["idle"], 3),
+        "host_gib": round(costs["host_gib"], 3),
         "binds": max(costs["seconds"], key=lambda name: costs["seconds"][name]),
+        "says": binding(size, work, settings, gpu, devices),
     }
 
 
@@ -300,8 +340,15 @@ def _show_gpus(console: Screen, report: Mapping[str, Any]) -> None:
     console.print(table)
     price = "" if report["price"] is None else f", price {report['price']:.2f}"
     fits = "it fits" if report["fits"] else "IT DOES NOT FIT"
-    line = f"{report['run_hours']:.2f} h, {report['gpu_hours']:.1f} GPU hours{price}; {fits}; slowest phase: "
-    console.print(Text(f"{line}{report['binds']} (by the formulas in herl/update/gpu_cost.py)"))
+    lines = [f"{report['run_hours']:.2f} h, {report['gpu_hours']:.1f} GPU hours{price}; {fits}"]
+    if report["devices"] > 1:
+        lines += [
+            f"engines idle for {100 * report['engines_idle']:.0f} % of sampling; "
+            f"weights travel for {report['weights_seconds']:.3f} s of the update",
+            f"host memory of each process for all answers: {report['host_gib']:.2f} GiB",
+        ]
+    lines.append(report["says"])
+    console.print(Text("\n".join([*lines, FORMULAS])), soft_wrap=True)
 
 
 def _words(value: Any) -> str:

@@ -25,6 +25,7 @@ from herl.dry_run.estimate import (
     HELDOUT_BATCHES,
     Batch,
     Tried,
+    asked_of,
     gpu_estimate,
     run_estimate,
     show,
@@ -132,6 +133,7 @@ class _Watch(HerlCallback):
                 prompt_tokens=sum(map(len, (*read, *replies))),
                 trained_tokens=sum(gather(sum(row.input_ids.numel() for row in rows))),
                 usage=usage_of(answers),
+                rounds=asked_of(groups, module.stages),
             )
         )
         if trainer.is_global_zero:

@@ -28,15 +28,7 @@ PARTS_PER_ENGINE = 16
 def dealt(
     requests: Sequence[SampleRequest], engine: int, engines: int, *, whole_groups: bool
 ) -> list[SampleRequest]:
-    """Returns what one engine samples, in the order of the requests.
-
-    Requests, parts or groups go in turn to the engine with the fewest answers so far.
-
-    Args:
-        requests: All requests of the round.
-        engine: The engine, from 0.
-        engines: Number of engines.
-        whole_groups: Whether all requests of a group must go to one engine.
+    """Returns what one engine samples, in the order of the requests; the arguments are those of `shares`.
 
     >>> from herl.types import Sampling
     >>> asked = SampleRequest(
@@ -47,15 +39,29 @@ def dealt(
     >>> dealt([asked], 0, 2, whole_groups=True) == [asked]
     True
     """
+    return shares(requests, engines, whole_groups=whole_groups)[engine]
+
+
+def shares(
+    requests: Sequence[SampleRequest], engines: int, *, whole_groups: bool
+) -> list[list[SampleRequest]]:
+    """Returns what each engine samples.
+
+    Requests, parts or groups go in turn to the engine with the fewest answers so far.
+
+    Args:
+        requests: All requests of the round.
+        engines: Number of engines.
+        whole_groups: Whether all requests of a group must go to one engine.
+    """
     pieces = _groups(requests) if whole_groups else _parts(requests, engines)
     loads = [(0, place) for place in range(engines)]  # answers so far
-    share: list[SampleRequest] = []
+    found: list[list[SampleRequest]] = [[] for _ in range(engines)]
     for piece in pieces:
         answers, place = loads[0]
         heapq.heapreplace(loads, (answers + sum(request.n for request in piece), place))
-        if place == engine:
-            share += piece
-    return share
+        found[place] += piece
+    return found
 
 
 def _groups(requests: Sequence[SampleRequest]) -> list[list[SampleRequest]]:

@@ -97,8 +97,7 @@ def sample_and_judge(
     """
     sampler, runner = stages.sampler, stages.judge_runner
     engine, place = divmod(rank(), sampler.ranks_per_engine)
-    # Ranks that share an engine would have to agree on the order of follow-ups, so they get none.
-    if sampler.ranks_per_engine > 1 or type(sampler).stream is Sampler.stream:
+    if not follows_up_at_once(sampler):
         follow_up = None
     whole = follow_up is not None or runner.judge.judges_groups
     share = dealt(requests, engine, world_size() // sampler.ranks_per_engine, whole_groups=whole)
@@ -121,6 +120,14 @@ def sample_and_judge(
         followed_up=frozenset(chain.from_iterable(followed_up)),
         over_long=sum(over_long),
     )
+
+
+def follows_up_at_once(sampler: Sampler) -> bool:
+    """Whether a group can be followed up while others are still sampled.
+
+    Ranks that share an engine would have to agree on the order of follow-ups, so they get none.
+    """
+    return sampler.ranks_per_engine == 1 and type(sampler).stream is not Sampler.stream
 
 
 def _in_order(

@@ -10,5 +10,5 @@ loss/              the losses: base, policy (PPO and HeRL), sft, dpo
 updater.py         the optimizer steps of a batch
 running_stats.py   statistics accumulated over rows, steps and ranks
 schedule.py        learning rates and the progress of a run
-row_tokens.py, gpu_cost.py, card_needs.py   GPU memory and cost
+row_tokens.py, gpu_cost.py, card_needs.py   GPU memory
 """

@@ -1,17 +1,13 @@
-"""Estimates time and memory of a run on given GPUs: rough orders of magnitude from simple formulas.
+"""Estimates the memory of a run on given GPUs: rough orders of magnitude from simple formulas.
+`herl.dry_run.batch_cost` estimates the time.
 
-update   (6 P T + 6 L d T S) / (N F u), a third more for recomputed activations and for a reference's pass,
-         and for old log-probs, where a batch makes several steps
-sample   a token for R answers takes E + max((2 P + R k S) / (B b), 2 P R / (F u)); a prompt token 2 P / (F u)
-refresh  2 P / W
-memory   of the update:   (4 + 4 + 8) P / N for float32 weights, gradients and moments; 2 P for their bfloat16
-                          copies, on several GPUs those of what is gathered; (34 d + 8 f) L a token of a row
-                          for activations (recomputed: 4 d L, and one layer's); 6 bytes a logit
-         of the sampling: (4 + 8) P / N; the engine's 2 P, 2 GiB, k for each token that it keeps
+of the update    (4 + 4 + 8) P / N for float32 weights, gradients and moments; 2 P for their bfloat16 copies,
+                 on several GPUs those of what is gathered; (34 d + 8 f) L a token of a row for activations
+                 (recomputed: 4 d L, and one layer's); 2 bytes a logit
+of the sampling  (4 + 8) P / N; the engine's 2 P, 2 GiB, k for each token that it keeps
 
-P parameters, L layers of width d with f inner units, T trained tokens with their contexts, S mean tokens of a
-sequence, k bytes of keys and values per token, N GPUs, each with F bfloat16 FLOP/s, B bytes/s and R answers
-at once; u, b, E, W below. Both kinds of memory are needed at once unless the engine sleeps during the update.
+P parameters, L layers of width d with f inner units, k bytes of keys and values per token, N GPUs. Both kinds
+of memory are needed at once unless the engine sleeps during the update.
 
 The terms 34 d and 8 f: without compiled blocks, bf16-mixed keeps in each layer two float32 residuals and two
 normalized ones (16 d), their bfloat16 casts for five products (10 d), queries, keys, values and outputs
@@ -39,14 +35,6 @@ from herl.models.pretrained import PretrainedModel, untrained
 from herl.models.quantized import elements
 from herl.update.logprobs import WHOLE_LOGITS
 
-FLOPS_SHARE = 0.4
-"""u: share of peak FLOP/s that a transformer's large matrix products reach."""
-BANDWIDTH_SHARE = 0.7
-"""b: share of the memory's bandwidth that decoding reaches."""
-ENGINE_SECONDS = 0.005
-"""E: seconds of an engine step besides the GPU's work."""
-REFRESH_BYTES = 20e9
-"""W: bytes of weights per second that reach an engine."""
 WIDTH_BYTES = 34
 """Activation bytes per token and unit of a layer's width, in bf16-mixed."""
 INNER_BYTES = 8
@@ -79,16 +67,18 @@ class GPU:
     gib: float
     bandwidth: float
     """Memory bandwidth, 10^12 bytes per second."""
+    link: float
+    """Bytes that reach it from the other GPUs of its node, 10^12 per second: NVLink or its like, or PCIe."""
 
 
 GPUS = {
-    "a100": GPU(tflops=312, gib=80, bandwidth=2.04),
-    "h100": GPU(tflops=989, gib=80, bandwidth=3.35),
-    "h200": GPU(tflops=989, gib=141, bandwidth=4.8),
-    "b200": GPU(tflops=2250, gib=180, bandwidth=8.0),
-    "l40s": GPU(tflops=362, gib=48, bandwidth=0.864),
-    "mi300x": GPU(tflops=1307, gib=192, bandwidth=5.3),
-    "rtx4090": GPU(tflops=165, gib=24, bandwidth=1.01),
+    "a100": GPU(tflops=312, gib=80, bandwidth=2.04, link=0.3),
+    "h100": GPU(tflops=989, gib=80, bandwidth=3.35, link=0.45),
+    "h200": GPU(tflops=989, gib=141, bandwidth=4.8, link=0.45),
+    "b200": GPU(tflops=2250, gib=180, bandwidth=8.0, link=0.9),
+    "l40s": GPU(tflops=362, gib=48, bandwidth=0.864, link=0.032),
+    "mi300x": GPU(tflops=1307, gib=192, bandwidth=5.3, link=0.448),
+    "rtx4090": GPU(tflops=165, gib=24, bandwidth=1.01, link=0.032),
 }
 
 
@@ -114,13 +104,20 @@ class ModelSize:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """Tokens of the answers to one prompt that are sampled together."""
+
+    answers: tuple[int, ...]
+    follow_ups: tuple[int, ...] = ()
+    """Those that the same engine samples once all of these are finished."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
     """The work of one batch, as measured in a trial."""
 
-    answers: float
-    """Attempts and revisions."""
-    answer_tokens: float
-    """Mean tokens of an answer."""
+    rounds: tuple[tuple[Asked, ...], ...]
+    """Attempts and revisions. A round begins when all engines have finished the one before."""
     prompt_tokens: float
     """Tokens of all prompts that the engines read; n answers to a prompt read it once. Replies in episodes
     count too, also once: with a prefix cache, nothing before them is read again."""
@@ -132,6 +129,25 @@ class Work:
     """Time that the run waited for the judge."""
     environment_seconds: float = 0.0
     """The same for the environment."""
+
+    @property
+    def asked(self) -> list[Asked]:
+        """All rounds in one."""
+        return [asked for one in self.rounds for asked in one]
+
+    @property
+    def answers(self) -> int:
+        return sum(len(one.answers) + len(one.follow_ups) for one in self.asked)
+
+    @property
+    def answer_tokens(self) -> int:
+        """Tokens of all answers."""
+        return sum(sum(one.answers) + sum(one.follow_ups) for one in self.asked)
+
+    @property
+    def kept_tokens(self) -> float:
+        """Mean tokens of an answer with its share of a prompt, whose keys and values an engine keeps."""
+        return (self.answer_tokens + self.prompt_tokens) / max(1, self.answers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,6 +185,8 @@ class Settings:
     """GPUs per engine."""
     max_at_once: int = 256
     """Answers that one engine works on at the same time."""
+    whole_groups: bool = False
+    """Whether all answers to a prompt must come from one engine."""
 
 
 def model_size(path: str) -> ModelSize:
@@ -224,17 +242,10 @@ def gpu_of(device: torch.device) -> GPU | None:
     return next((gpu for known, gpu in GPUS.items() if known in name.replace(" ", "")), None)
 
 
-def estimate(model: ModelSize, work: Work, settings: Settings, gpu: GPU, devices: int) -> dict[str, Any]:
-    """Returns the seconds of a batch by phase, and the GiB of one GPU by use.
-
-    Raises:
-        ConfigError: the GPUs cannot be divided among the engines.
-    """
-    if devices < 1 or devices % settings.tensor_parallel:
-        raise ConfigError(
-            f"cost.devices: expected a multiple of the {settings.tensor_parallel} GPUs of an engine, "
-            f"got {devices}"
-        )
+def batch_gib(
+    model: ModelSize, work: Work, settings: Settings, gpu: GPU, devices: int
+) -> tuple[dict[str, float], float]:
+    """Returns the GiB of one GPU by use, with their "total"; and how many answers an engine has room for."""
     shards = min(devices, settings.shards or devices)
     update = update_gib(model, work.micro_batch_tokens, settings, shards)
     sampling = _sampling_gib(model, settings, shards)
@@ -242,46 +253,14 @@ def estimate(model: ModelSize, work: Work, settings: Settings, gpu: GPU, devices
     sampling_total = sum(sampling.values()) + RESERVE_GIB
     asleep = settings.sleep or settings.engine != "vllm"
     taken = sampling_total if asleep else update_total + sampling["engine"]
-    kept = work.answer_tokens + work.prompt_tokens / max(1.0, work.answers)
-    room = (gpu.gib - taken) * GIB * settings.tensor_parallel / (model.kv_bytes * kept)
-    at_once = max(1.0, min(settings.max_at_once, room, work.answers * settings.tensor_parallel / devices))
-    cache = 0.0
-    if settings.engine != "elsewhere":
-        cache = at_once * kept * model.kv_bytes / settings.tensor_parallel / GIB
+    of_answer = max(1.0, model.kv_bytes * work.kept_tokens / settings.tensor_parallel)
+    slots = max(1.0, min(settings.max_at_once, (gpu.gib - taken) * GIB / of_answer))
+    together = max((len(one.answers) for one in work.asked), default=1) if settings.whole_groups else 1
+    at_once = min(slots, max(together, work.answers * settings.tensor_parallel / devices))
+    cache = 0.0 if settings.engine == "elsewhere" else at_once * of_answer / GIB
     total = max(update_total, sampling_total + cache) if asleep else taken + cache
     memory = update | {"engine": sampling["engine"], "keys_and_values": cache, "reserve": RESERVE_GIB}
-    return {
-        "seconds": {
-            "refresh": BF16 * model.parameters / REFRESH_BYTES,
-            "sample": _sampling(model, work, settings, gpu, devices, at_once),
-            "judge": work.judge_seconds,
-            **({"environment": work.environment_seconds} if work.environment_seconds else {}),
-            "update": _update(model, work, settings, gpu, devices),
-        },
-        "gib": memory | {"total": total, "of": gpu.gib},
-        "fits": total <= gpu.gib,
-    }
-
-
-def _update(model: ModelSize, work: Work, settings: Settings, gpu: GPU, devices: int) -> float:
-    length = work.trained_tokens / max(1.0, work.answers)
-    forward = 2 * (model.parameters + model.layers * model.width * length) * work.trained_tokens
-    passes = 3.0 + settings.checkpointing + settings.reference + settings.entropy_pass
-    passes += 1 - 1 / settings.updates_per_batch  # old log-probs: the first step's are the current ones
-    return passes * forward / (devices * gpu.tflops * 1e12 * FLOPS_SHARE)
-
-
-def _sampling(
-    model: ModelSize, work: Work, settings: Settings, gpu: GPU, devices: int, at_once: float
-) -> float:
-    engines, width = devices / settings.tensor_parallel, settings.tensor_parallel
-    flops, bandwidth = width * gpu.tflops * 1e12 * FLOPS_SHARE, width * gpu.bandwidth * 1e12 * BANDWIDTH_SHARE
-    kept = work.answer_tokens + work.prompt_tokens / max(1.0, work.answers)
-    read = (BF16 * model.parameters + at_once * model.kv_bytes * kept) / bandwidth
-    computed = 2 * model.parameters * at_once / flops
-    waves = max(1.0, work.answers / (engines * at_once))
-    prefill = 2 * model.parameters * work.prompt_tokens / (engines * flops)
-    return prefill + waves * work.answer_tokens * (ENGINE_SECONDS + max(read, computed))
+    return memory | {"total": total}, slots
 
 
 def update_gib(

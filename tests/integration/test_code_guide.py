@@ -5,7 +5,7 @@ import re
 import shlex
 from pathlib import Path
 
-from herl.update.gpu_cost import GPUS, Settings, Work, estimate, model_size
+from herl.update.gpu_cost import GPUS, Asked, Settings, Work, batch_gib, model_size
 from tests.support.configuration import composed
 
 HERL = Path(__file__).parents[2] / "herl"
@@ -54,7 +54,7 @@ def gib(config, size, devices):
     plan, answers = config.rollout, 64 * config.rollout.attempts_per_prompt
     longest = plan.max_prompt_tokens + plan.attempt.max_new_tokens
     work = Work(
-        answers=answers, answer_tokens=plan.attempt.max_new_tokens,
+        rounds=((Asked(answers=(plan.attempt.max_new_tokens,) * plan.attempts_per_prompt),) * 64,),
         prompt_tokens=64 * plan.max_prompt_tokens, trained_tokens=answers * longest,
         micro_batch_tokens=config.module.micro_batch_tokens, judge_seconds=0.0,
     )  # fmt: skip
@@ -62,8 +62,8 @@ def gib(config, size, devices):
         trained_share=1.0 if config.model.lora is None else 0.01, sleep=True, compiled=True,
         checkpointing=config.model.gradient_checkpointing,
     )  # fmt: skip
-    found = estimate(size, work, settings, GPUS["h100"], devices)
-    return f"{found['gib']['total']:.0f}" + ("" if found["fits"] else ": does not fit")
+    total = batch_gib(size, work, settings, GPUS["h100"], devices)[0]["total"]
+    return f"{total:.0f}" + ("" if total <= GPUS["h100"].gib else ": does not fit")
 
 
 def test_the_table_of_what_fits_is_what_the_formulas_say(tmp_path):

@@ -41,7 +41,13 @@ def test_a_dry_run_shows_prompts_and_estimates_and_writes_nothing_but_its_report
         sum(gpus["batch_seconds"].values()) * report["batches"] / 3600, abs=1e-3
     )
     assert gpus["price"] == pytest.approx(2 * gpus["gpu_hours"], abs=0.02)
+    assert set(gpus["batch_seconds"]) == {"refresh", "sample", "judge", "exchange", "plan", "update"}
+    assert 0.0 < gpus["engines_idle"] < 1.0
+    assert gpus["host_gib"] > 0.0
+    assert gpus["says"].startswith(f"{gpus['binds']} binds (")
     assert "0.00 billion parameters on 8 x h100" in done.stdout
+    assert gpus["says"] in done.stdout.splitlines()
+    assert max(map(len, done.stdout.split("parameters on 8 x h100")[1].splitlines()[:20])) < 80
     assert report["memory_gib"]["memory_gib"] > 0.1
     assert "It misses:" in done.stdout
     assert f"{report['batches']} batches" in done.stdout

@@ -1,23 +1,28 @@
 """Measures how ranks exchange the judged answers of a batch: as records, and with their tokens as arrays.
 
     python tools/bench/exchange.py [--answers 16384] [--tokens 1000] [--ranks 2] [--prompt 200] [--criteria 5]
+        [--ways arrays] [--repeats 3]
 
-Each rank is a process on this machine and has its share of --answers, with texts of 4 characters per token.
-MB: what one rank sends and receives, pickled. seconds: of the slowest rank. GiB: growth of a rank's memory
-by what it received, and at the peak of the exchange.
+Each rank is a process on this machine and has its share of --answers, with texts of 4 characters per token;
+--answers, --tokens and --ranks may be lists. MB: what one rank sends and receives, pickled. seconds and CPU
+seconds: of the slowest rank, medians of the repeats. More ranks than cores make seconds longer, but hardly
+CPU seconds. GiB: growth of a rank's memory by what it received first, and at the peak of that exchange.
 """
 
 import gc
+import itertools
 import multiprocessing
 import pickle
 import random
 import resource
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from workload import arguments_of, report, write
 
@@ -68,7 +73,10 @@ WAYS: dict[str, tuple[Callable[[Sequence[Judged]], Any], Callable[[Sequence[Judg
 }
 
 
-def _rank(rank: int, ranks: int, way: str, store: str, sizes: Sequence[int], found: Any) -> None:
+def _rank(
+    rank: int, ranks: int, way: str, store: str, sizes: Sequence[int], repeats: int, found: Any
+) -> None:
+    torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
     answers, *rest = sizes
     own = answers_of(rank, answers // ranks, *rest)
@@ -76,41 +84,66 @@ def _rank(rank: int, ranks: int, way: str, store: str, sizes: Sequence[int], fou
     megabytes = len(pickle.dumps(sent(own))) / 1e6
     gc.collect()
     before = resident_gib("VmRSS")
-    dist.barrier()
-    started = time.perf_counter()
-    everything = exchange(own)
-    seconds = time.perf_counter() - started
-    after, peak = resident_gib("VmRSS"), resident_gib("VmHWM")
-    found.put((seconds, megabytes, after - before, peak - before))
-    assert everything
+    seconds, cpu_seconds, kept, peak = [], [], 0.0, 0.0
+    for number in range(repeats):
+        dist.barrier()
+        started, cpu = time.perf_counter(), time.process_time()
+        everything = exchange(own)
+        seconds.append(time.perf_counter() - started)
+        cpu_seconds.append(time.process_time() - cpu)
+        if number == 0:
+            kept, peak = resident_gib("VmRSS") - before, resident_gib("VmHWM") - before
+        assert len(everything) >= len(own)
+        del everything
+    found.put((statistics.median(seconds), statistics.median(cpu_seconds), megabytes, kept, peak))
     dist.barrier()
     dist.destroy_process_group()
 
 
-def main() -> None:
-    arguments = arguments_of(__doc__, answers=16384, tokens=1000, ranks=2, prompt=200, criteria=5, ways="")
-    sizes = (arguments.answers, arguments.tokens, arguments.prompt, arguments.criteria)
-    rows = []
+def exchange_among(ranks: int, way: str, sizes: Sequence[int], repeats: int) -> list[float]:
+    """Returns seconds, CPU seconds, MB sent, GiB kept and GiB at the peak, each the largest of all ranks."""
     processes = multiprocessing.get_context("spawn")
-    for way in arguments.ways.split(",") if arguments.ways else WAYS:
-        with tempfile.TemporaryDirectory() as folder:
-            found = processes.SimpleQueue()
-            workers = [
-                processes.Process(
-                    target=_rank, args=(rank, arguments.ranks, way, f"{folder}/store", sizes, found)
-                )
-                for rank in range(arguments.ranks)
-            ]
-            for worker in workers:
-                worker.start()
-            for worker in workers:
-                worker.join()
-            reports = [found.get() for _ in workers]
-        seconds, megabytes, grown, peak = map(max, zip(*reports, strict=True))
-        rows.append([way, megabytes, megabytes * arguments.ranks, seconds, grown, peak])
-    title = f"{arguments.answers} answers of {arguments.tokens} tokens on {arguments.ranks} ranks"
-    report(title, ["way", "MB sent", "MB received", "seconds", "GiB kept", "GiB at the peak"], rows)
-    write(arguments.json, {"way, MB sent, MB received, seconds, GiB kept, GiB at the peak": rows})
+    with tempfile.TemporaryDirectory() as folder:
+        found = processes.SimpleQueue()
+        workers = [
+            processes.Process(target=_rank, args=(rank, ranks, way, f"{folder}/store", sizes, repeats, found))
+            for rank in range(ranks)
+        ]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        return list(map(max, zip(*(found.get() for _ in workers), strict=True)))
+
+
+def main() -> None:
+    arguments = arguments_of(
+        __doc__, answers="16384", tokens="1000", ranks="2", prompt=200, criteria=5, ways="", repeats=3
+    )
+    columns = [
+        "way",
+        "answers",
+        "tokens",
+        "ranks",
+        "MB sent",
+        "MB received",
+        "seconds",
+        "CPU seconds",
+        "GiB kept",
+        "GiB at the peak",
+    ]
+    rows: list[list[object]] = []
+    for answers, tokens, ranks, way in itertools.product(
+        map(int, arguments.answers.split(",")),
+        map(int, arguments.tokens.split(",")),
+        map(int, arguments.ranks.split(",")),
+        arguments.ways.split(",") if arguments.ways else WAYS,
+    ):
+        sizes = (answers, tokens, arguments.prompt, arguments.criteria)
+        seconds, cpu, megabytes, kept, peak = exchange_among(ranks, way, sizes, arguments.repeats)
+        rows.append([way, answers, tokens, ranks, megabytes, megabytes * ranks, seconds, cpu, kept, peak])
+    report("exchange", columns, rows)
+    write(arguments.json, {", ".join(columns): rows})
 
 
 if __name__ == "__main__":

@@ -1,14 +1,18 @@
 """Measures what a rank plans between the judged answers of a batch and its first forward pass, on one core.
 
     python tools/bench/planning.py [--prompts 1024] [--answers 64] [--tokens 1000] [--ranks 1,8,1024]
-        [--rows 8192] [--packing shared] [--scale group_std] [--replay 1] [--profile 1]
+        [--rows 8192] [--packing shared] [--scale group_std] [--replay 1] [--profile 1] [--repeats 3]
+
+--prompts and --tokens may be lists. Figures are CPU seconds, medians of the repeats.
 
 Answers have log-normal lengths with this mean, 5 criteria each, and rewards by chance. Sampling, judging and
 the exchange between ranks are left out. By rank count: planning the rows of one optimizer step, of a batch
 with two, and filling the first row. The last line is what a batch takes: all stages, both steps, one row.
 """
 
+import argparse
 import cProfile
+import itertools
 import pstats
 import random
 import time
@@ -16,7 +20,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
-from workload import arguments_of, report, write
+from workload import arguments_of, median, report, write
 
 from herl.advantages import group_advantages
 from herl.judge import JudgeRunner
@@ -73,12 +77,9 @@ def judged_groups(
     return groups, requests, judged
 
 
-def main() -> None:
-    arguments = arguments_of(
-        __doc__, model="tiny", prompts=1024, answers=64, tokens=1000, ranks="1,8,1024", rows=8192,
-        packing="shared", scale="group_std", replay=0, profile=0,
-    )  # fmt: skip
-    groups, requests, judged = judged_groups(arguments.prompts, arguments.answers, arguments.tokens)
+def planned(arguments: argparse.Namespace, prompts: int, tokens: int) -> dict[str, float]:
+    """Returns the CPU seconds of each stage."""
+    groups, requests, judged = judged_groups(prompts, arguments.answers, tokens)
     runner = JudgeRunner(FakeJudge())
     stages = Stages(
         tokenizer=PretrainedModel(path=arguments.model).tokenizer(),
@@ -109,7 +110,6 @@ def main() -> None:
     experiences = timed("experiences", lambda: experiences_of(compared, stages.plan, {}))
     parts = timed("optimizer steps", lambda: split_by_group(experiences, 2))
     common = sum(seconds.values())
-    rows = [[name, value] for name, value in seconds.items()]
     for ranks in map(int, arguments.ranks.split(",")):
         batches = micro_batches(
             parts[0],
@@ -122,17 +122,28 @@ def main() -> None:
         first = timed(f"first row, {ranks} ranks", lambda batches=batches: next(batches))
         second = timed(f"second row, {ranks} ranks", lambda batches=batches: next(batches, None))
         row = seconds.pop(f"second row, {ranks} ranks") if second is not None else 0.0
-        plan = max(0.0, seconds[f"first row, {ranks} ranks"] - row)
-        rows += [[f"rows of a step, {ranks} ranks", plan], [f"a row, {ranks} ranks", row]]
-        rows.append([f"a batch, {ranks} ranks", common + 2 * plan + row])
+        plan = max(0.0, seconds.pop(f"first row, {ranks} ranks") - row)
+        seconds |= {f"rows of a step, {ranks} ranks": plan, f"a row, {ranks} ranks": row}
+        seconds[f"a batch, {ranks} ranks"] = common + 2 * plan + row
         assert first is not None
-    report(
-        f"{len(judged)} answers, {sum(len(one.rollout.token_ids) for one in judged)} tokens, "
-        f"{len(experiences)} experiences",
-        ["stage", "seconds"],
-        rows,
-    )
-    write(arguments.json, {"seconds": dict(rows)})
+    return seconds
+
+
+def main() -> None:
+    arguments = arguments_of(
+        __doc__, model="tiny", prompts="1024", answers=64, tokens="1000", ranks="1,8,1024", rows=8192,
+        packing="shared", scale="group_std", replay=0, profile=0, repeats=1,
+    )  # fmt: skip
+    figures = {}
+    for prompts, tokens in itertools.product(
+        map(int, arguments.prompts.split(",")), map(int, arguments.tokens.split(","))
+    ):
+        found = [planned(arguments, prompts, tokens) for _ in range(arguments.repeats)]
+        seconds = {name: median([one[name] for one in found]) for name in found[0]}
+        title = f"{prompts} x {arguments.answers} answers of {tokens} tokens"
+        report(title, ["stage", "seconds"], list(seconds.items()))
+        figures[title] = seconds
+    write(arguments.json, {"seconds": figures})
 
 
 if __name__ == "__main__":

@@ -1,9 +1,19 @@
-"""The time of a run from its phases."""
+"""The time of a run from its phases, and what engines are asked for."""
+
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from omegaconf import OmegaConf
 
-from herl.dry_run.estimate import _side_by_side
+from herl.dry_run.estimate import Batch, Tried, _side_by_side, asked_of, whole_groups
+from herl.hindsight import NoHindsight
+from herl.hindsight.revision import RevisionBuilder
+from herl.hindsight.told import ToldBuilder
+from herl.sampler import StreamingSampler
+from herl.sampler.scripted import ScriptedSampler
+from herl.testing import FakeJudge, make_group, make_judged, make_rollout
+from herl.update.gpu_cost import Asked
 
 SECONDS = {"sample": 4.0, "judge": 1.0, "revise": 2.0, "update": 5.0, "refresh": 1.0}
 
@@ -25,3 +35,78 @@ def test_what_happens_side_by_side_counts_once(rollout, update, hidden):
 def test_the_wait_for_an_environment_passes_beside_the_update_too():
     config = OmegaConf.create({"rollout": {"batches_ahead": 1}})
     assert _side_by_side(config, {**SECONDS, "environment": 3.0, "update": 99.0}) == 10.0
+
+
+class FakeStreamingSampler(ScriptedSampler, StreamingSampler):
+    def stream(self, requests, more):
+        return self.generate(requests)
+
+
+def judged(tokens):
+    return make_judged(0.5, rollout=make_rollout(token_ids=range(tokens)))
+
+
+GROUPS = [
+    replace(make_group(), attempts=(judged(3), judged(5)), revisions=(judged(2),)),
+    replace(make_group(), attempts=(judged(7), judged(1)), revisions=()),
+]
+
+
+def stages(hindsight, sampler, judge=None):
+    runner = SimpleNamespace(judge=judge or FakeJudge())
+    return SimpleNamespace(hindsight=hindsight, sampler=sampler, judge_runner=runner)
+
+
+@pytest.mark.parametrize(
+    ("parts", "rounds", "whole"),
+    [
+        (
+            stages(RevisionBuilder(), FakeStreamingSampler({})),
+            ((Asked(answers=(3, 5), follow_ups=(2,)), Asked(answers=(7, 1))),),
+            True,
+        ),
+        (
+            stages(RevisionBuilder(), ScriptedSampler({})),
+            ((Asked(answers=(3, 5)), Asked(answers=(7, 1))), (Asked(answers=(2,)),)),
+            False,
+        ),
+        (
+            stages(ToldBuilder(), FakeStreamingSampler({})),
+            ((Asked(answers=(3, 5, 2)), Asked(answers=(7, 1))),),
+            False,
+        ),
+    ],
+    ids=["revised at once", "revised in a second round", "told beside the attempts"],
+)
+def test_engines_are_asked_for_answers_in_the_rounds_of_a_run(parts, rounds, whole):
+    assert asked_of(GROUPS, parts) == rounds
+    assert whole_groups(parts) == whole
+
+
+class JudgesGroups(FakeJudge):
+    judges_groups = True
+
+
+def test_groups_stay_whole_for_revisions_at_once_and_for_judges_of_groups():
+    assert not whole_groups(stages(NoHindsight(), FakeStreamingSampler({})))
+    assert whole_groups(stages(NoHindsight(), FakeStreamingSampler({}), JudgesGroups()))
+    shared = FakeStreamingSampler({})
+    shared.ranks_per_engine = 2
+    assert not whole_groups(stages(RevisionBuilder(), shared)), "its ranks cannot agree on follow-ups"
+
+
+def test_without_revisions_there_is_one_round():
+    plain = [replace(group, revisions=()) for group in GROUPS]
+    parts = stages(NoHindsight(), FakeStreamingSampler({}))
+    assert asked_of(plain, parts) == ((Asked(answers=(3, 5)), Asked(answers=(7, 1))),)
+
+
+def test_the_typical_batch_has_the_answers_of_one_with_the_median_tokens():
+    batches = [
+        Batch(
+            seconds={}, answers=1, answer_tokens=tokens, prompt_tokens=0, trained_tokens=0, usage={},
+            rounds=((Asked(answers=(tokens,)),),),
+        )
+        for tokens in (99, 5, 3, 4)
+    ]  # fmt: skip
+    assert Tried(batches=batches).typical().rounds == ((Asked(answers=(4,)),),)

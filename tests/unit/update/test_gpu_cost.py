@@ -1,4 +1,4 @@
-"""Estimates for other GPUs, against numbers worked out by hand."""
+"""The memory of a run on other GPUs, against numbers worked out by hand."""
 
 from dataclasses import replace
 
@@ -11,10 +11,11 @@ from herl.update.gpu_cost import (
     LOGIT_BYTES,
     LOGITS_AT_ONCE,
     RESERVE_GIB,
+    Asked,
     ModelSize,
     Settings,
     Work,
-    estimate,
+    batch_gib,
     gpu_named,
     model_size,
     update_gib,
@@ -33,25 +34,14 @@ QWEN_7B_6 = replace(
     QWEN_05B, parameters=2_487_353_344, layers=6, width=3584, inner=18944, outer=1_089_077_248
 )
 WORK = Work(
-    answers=100, answer_tokens=200, prompt_tokens=10_000, trained_tokens=30_000, micro_batch_tokens=1000,
-    judge_seconds=1.5,
+    rounds=((Asked(answers=(200,) * 100),),), prompt_tokens=10_000, trained_tokens=30_000,
+    micro_batch_tokens=1000, judge_seconds=1.5,
 )  # fmt: skip
-CARD = GPU(tflops=100, gib=80, bandwidth=1.0)
+CARD = GPU(tflops=100, gib=80, bandwidth=1.0, link=0.1)
 
 
-def test_each_phase_is_what_its_formula_says():
-    found = estimate(SIZE, WORK, Settings(), CARD, 1)["seconds"]
-    attention = 6 * 10 * 1000 * 30_000 * 300
-    assert found["update"] == pytest.approx((6 * 1e9 * 30_000 + attention) / 40e12)
-    prefill = 2e9 * 10_000 / 40e12
-    computed = 2e9 * 100 / 40e12  # for 100 answers it takes longer than reading 2 GB of weights
-    assert found["sample"] == pytest.approx(200 * (0.005 + computed) + prefill)
-    few = replace(WORK, answers=10, prompt_tokens=1000)
-    read = (2e9 + 10 * 10_000 * 300) / 0.7e12
-    slow = estimate(SIZE, few, Settings(), CARD, 1)["seconds"]["sample"]
-    assert slow == pytest.approx(200 * (0.005 + read) + prefill / 10)
-    assert found["refresh"] == pytest.approx(0.1)
-    assert found["judge"] == 1.5
+def gib_of(work=WORK, settings=None, devices=1):
+    return batch_gib(SIZE, work, settings or Settings(), CARD, devices)[0]
 
 
 # (what, peak GiB that torch's allocator had in use, model, tokens of the longest row, settings, GPUs, moments)
@@ -71,14 +61,14 @@ def test_the_formulas_hold_at_the_measured_points(point):
 
 
 def test_memory_is_what_its_formulas_say():
-    gib = estimate(SIZE, WORK, Settings(), CARD, 1)["gib"]
+    gib = gib_of()
     assert gib["weights_gradients_moments"] == pytest.approx(16e9 / GIB)
     assert gib["bfloat16_weights"] == pytest.approx(2e9 / GIB)
     assert gib["activations"] == pytest.approx((34 * 1000 + 8 * 3000) * 10 * 1000 / GIB)
     assert gib["logits"] == pytest.approx(LOGIT_BYTES * 50_000 * 1000 / GIB)
     assert gib["engine"] == pytest.approx(2e9 / GIB + 2)
     assert gib["keys_and_values"] == pytest.approx(100 * 300 * 10_000 / GIB)
-    parts = [value for name, value in gib.items() if name not in ("total", "of")]
+    parts = [value for name, value in gib.items() if name != "total"]
     assert gib["total"] == pytest.approx(sum(parts))
 
 
@@ -95,46 +85,51 @@ def test_several_gpus_share_the_state_and_gather_one_layer_after_the_other():
 
 def test_an_engine_that_sleeps_and_the_update_are_never_there_together():
     long = replace(WORK, micro_batch_tokens=20_000)
-    awake = estimate(SIZE, long, Settings(), CARD, 1)["gib"]
-    asleep = estimate(SIZE, long, Settings(sleep=True), CARD, 1)["gib"]
+    awake = gib_of(long)
+    asleep = gib_of(long, Settings(sleep=True))
     update = sum(update_gib(SIZE, 20_000, Settings(), 1).values()) + RESERVE_GIB
     assert asleep["total"] == pytest.approx(update)
     assert awake["total"] == pytest.approx(update + awake["engine"] + awake["keys_and_values"])
-    sampling = estimate(SIZE, replace(WORK, micro_batch_tokens=1), Settings(sleep=True), CARD, 1)["gib"]
+    sampling = gib_of(replace(WORK, micro_batch_tokens=1), Settings(sleep=True))
     held = 12e9 / GIB + sampling["engine"] + sampling["keys_and_values"] + RESERVE_GIB
     assert sampling["total"] == pytest.approx(max(held, 18e9 / GIB + RESERVE_GIB), rel=1e-3)
 
 
 def test_other_samplers_take_a_copy_of_the_weights_or_nothing():
-    copy = estimate(SIZE, WORK, Settings(engine="transformers"), CARD, 1)["gib"]
+    copy = gib_of(WORK, Settings(engine="transformers"))
     assert copy["engine"] == pytest.approx(2e9 / GIB)
-    away = estimate(SIZE, WORK, Settings(engine="elsewhere"), CARD, 1)["gib"]
+    away = gib_of(WORK, Settings(engine="elsewhere"))
     assert away["engine"] == away["keys_and_values"] == 0.0
 
 
-def changed(settings=None, devices=8, **work):
-    found = estimate(SIZE, replace(WORK, **work), settings or Settings(), CARD, devices)
-    return found["seconds"] | found["gib"]
-
-
 def test_settings_cost_what_they_cost():
-    plain = changed()
-    assert changed(devices=16)["update"] == pytest.approx(plain["update"] / 2)
-    assert changed(Settings(checkpointing=True))["update"] == pytest.approx(plain["update"] * 4 / 3)
-    recomputed = changed(Settings(checkpointing=True))["activations"]
+    plain = gib_of(devices=8)
+    recomputed = gib_of(WORK, Settings(checkpointing=True), 8)["activations"]
     assert recomputed == pytest.approx(plain["activations"] * (4 * 10 * 1000 + 58_000) / 580_000)
-    assert changed(Settings(updates_per_batch=4))["update"] == pytest.approx(plain["update"] * 3.75 / 3)
-    reference = changed(Settings(reference=True, second_model=True))
-    assert reference["update"] == pytest.approx(plain["update"] * 4 / 3)
-    assert reference["weights_gradients_moments"] == pytest.approx(
-        plain["weights_gradients_moments"] * 20 / 16
+    state = plain["weights_gradients_moments"]
+    reference = gib_of(WORK, Settings(reference=True, second_model=True), 8)
+    assert reference["weights_gradients_moments"] == pytest.approx(state * 20 / 16)
+    adapters = gib_of(WORK, Settings(trained_share=0.01), 8)
+    assert adapters["weights_gradients_moments"] == pytest.approx(state * 4.12 / 16)
+    assert plain["engine"] - gib_of(WORK, Settings(tensor_parallel=2), 8)["engine"] == pytest.approx(
+        1e9 / GIB
     )
-    adapters = changed(Settings(trained_share=0.01))
-    assert adapters["weights_gradients_moments"] == pytest.approx(
-        plain["weights_gradients_moments"] * 4.12 / 16
-    )
-    assert plain["engine"] - changed(Settings(tensor_parallel=2))["engine"] == pytest.approx(1e9 / GIB)
-    assert changed(Settings(max_at_once=4))["sample"] > plain["sample"]
+
+
+def test_an_engine_that_gets_whole_groups_keeps_all_answers_to_a_prompt():
+    few = replace(WORK, rounds=((Asked(answers=(200,) * 40, follow_ups=(200,) * 10),) * 2,))
+    cache = {
+        whole: gib_of(few, Settings(whole_groups=whole), 100)["keys_and_values"] for whole in (False, True)
+    }
+    assert cache[False] == pytest.approx(300 * 10_000 / GIB)
+    assert cache[True] == pytest.approx(40 * 300 * 10_000 / GIB)
+
+
+def test_an_engine_has_room_for_as_many_answers_as_its_memory_holds():
+    _, slots = batch_gib(SIZE, WORK, Settings(max_at_once=10**9), CARD, 1)
+    gib = gib_of(WORK, Settings(max_at_once=10**9))
+    free = 80 - (gib["total"] - gib["keys_and_values"])
+    assert slots == pytest.approx(free * GIB / (300 * 10_000))
 
 
 def test_quantized_weights_are_whole_only_while_they_are_used():
@@ -144,22 +139,13 @@ def test_quantized_weights_are_whole_only_while_they_are_used():
     saved = whole["weights_gradients_moments"] - packed["weights_gradients_moments"]
     assert saved == pytest.approx((4 - 1.3) * 0.99e9 / GIB)
     assert packed["bfloat16_weights"] == pytest.approx((2 * 0.2e9 + 6 * SIZE.layer) / GIB)
-    engine = estimate(SIZE, WORK, bits, CARD, 1)["gib"]["engine"]
+    engine = gib_of(WORK, bits)["engine"]
     assert engine == pytest.approx(2 * 0.2e9 / GIB)
-
-
-def test_what_does_not_fit_is_said():
-    assert estimate(SIZE, WORK, Settings(), CARD, 1)["fits"]
-    assert not estimate(SIZE, WORK, Settings(), replace(CARD, gib=16), 1)["fits"]
 
 
 def test_mistakes_are_clear_errors():
     with pytest.raises(ConfigError, match="cost.gpu: expected one of a100, .*, got 'h1000'"):
         gpu_named("h1000")
-    with pytest.raises(
-        ConfigError, match="cost.devices: expected a multiple of the 4 GPUs of an engine, got 6"
-    ):
-        estimate(SIZE, WORK, Settings(tensor_parallel=4), CARD, 6)
     with pytest.raises(ConfigError, match="cost.model: cannot read the configuration of 'nothing-here'"):
         model_size("nothing-here")
 
