@@ -44,7 +44,7 @@ class Chat(ABC):
     """
 
     of_each_rank = False
-    """Whether each rank asks a model of its own, so that requests of one rank do not hold up another's."""
+    """Whether each rank asks a separate model, so that requests of one rank do not hold up another's."""
 
     @property
     @abstractmethod

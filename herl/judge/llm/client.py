@@ -40,7 +40,7 @@ MAX_LISTED = 100
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """Limits on the requests to a judging model, shared by the ranks on one machine: what one rank does not
-    use is lent to the others. Ranks with a model of their own each (`Chat.of_each_rank`) share nothing.
+    use is lent to the others. Ranks that ask separate models (`Chat.of_each_rank`) share nothing.
 
     Rates apply to the whole run and are divided among machines by their ranks.
 

@@ -99,7 +99,7 @@ def _together_and_alone(url, temporary):
     if rank() == 0:
         all_judged(submitted(runner, "alone", 40))
     gather(None)
-    # A rank that comes late, while another one uses all slots, gets those of its own at once
+    # A rank that comes late, while another one uses all slots, gets its share at once
     busy = submitted(runner, "busy", 150) if rank() == 0 else []
     while rank() == 0 and sum(one.done() for one in busy) < 20:
         time.sleep(0.01)
@@ -136,7 +136,9 @@ def _hold_and_go_on(url, folder):
         time.sleep(NEVER)
     while not (folder / "go").exists():
         time.sleep(0.02)
-    all_judged(submitted(runner, "others", 10))
+    others = submitted(runner, "others", 10)
+    (folder / f"asked {rank()}").touch()
+    all_judged(others)
     runner.close()
 
 
@@ -144,14 +146,21 @@ def _hold_and_go_on(url, folder):
 def test_the_slots_of_a_killed_rank_are_free_again(tmp_path, temporary):
     with CountingEndpoint(seconds=0.05) as endpoint:
         ranks = start_on_ranks(_hold_and_go_on, 3, tmp_path, endpoint.url, tmp_path).processes
-        while endpoint.open["m hangs"] < 6 and all(one.is_alive() for one in ranks):
-            time.sleep(0.02)
-        (tmp_path / "go").touch()
-        time.sleep(0.5)
-        assert endpoint.sent == [], "requests that hang are not answered, and no other one has been sent"
-        os.kill(ranks[1].pid, signal.SIGKILL)
-        for one in ranks:
-            one.join()
+        try:
+            while endpoint.open["m hangs"] < 6 and all(one.is_alive() for one in ranks):
+                time.sleep(0.02)
+            (tmp_path / "go").touch()
+            while len(list(tmp_path.glob("asked *"))) < 2 and all(one.is_alive() for one in ranks):
+                time.sleep(0.02)
+            time.sleep(0.3)
+            assert endpoint.sent == [], "requests that hang are not answered, and no other one has been sent"
+            os.kill(ranks[1].pid, signal.SIGKILL)
+            for one in ranks:
+                one.join(60)
+        finally:
+            for one in ranks:
+                one.kill()
+                one.join()
     assert [one.exitcode for one in ranks] == [0, -signal.SIGKILL, 0]
     assert len(endpoint.sent) == 20
     assert endpoint.most["m others"] == 6
