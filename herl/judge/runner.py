@@ -40,7 +40,7 @@ class JudgeRunner:
 
     Args:
         judge: The judge to run.
-        concurrency: Answers judged at the same time.
+        concurrency: Answers judged at the same time, on each rank.
         max_abstention: Largest allowed share of abstained verdicts over the window, in [0, 1].
         window: Number of answers the share is computed over. The limit applies once the window is full.
         strip_thinking: Whether judges are spared the thinking that the sampler split off, which needs tags

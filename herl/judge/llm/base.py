@@ -41,8 +41,7 @@ class ChatJudge(Judge, ABC):
 
     def prepare(self) -> None:
         """Prepares the model, unless replies come only from the cache."""
-        if not self.client.offline:
-            self.client.chat.prepare()
+        self.client.prepare()
 
     async def start(self, budget: Budget) -> None:
         """Opens the cache and the connections."""
@@ -54,7 +53,7 @@ class ChatJudge(Judge, ABC):
 
     def close(self) -> None:
         """Releases the model, if it was started here."""
-        self.client.chat.close()
+        self.client.close()
 
     def uncached(self) -> Self:
         """Returns the same judge without its cache of replies."""

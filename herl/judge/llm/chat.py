@@ -43,6 +43,9 @@ class Chat(ABC):
     `prepare`, `start`, `stop` and `close` are called in the same order as a judge's.
     """
 
+    of_each_rank = False
+    """Whether each rank asks a separate model, so that requests of one rank do not hold up another's."""
+
     @property
     @abstractmethod
     def identity(self) -> str:

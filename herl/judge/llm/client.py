@@ -25,6 +25,7 @@ from herl.errors import ConfigError, JudgeError, check_above, check_at_least
 from herl.judge.budget import Budget
 from herl.judge.llm.chat import Chat, ChatReply, ChatRequest
 from herl.judge.llm.reply_cache import ReplyCache
+from herl.judge.llm.shared_limits import SharedFile, SharedRate, SharedSlots, share_file
 from herl.judge.llm.wait_notice import WaitNotice
 
 logger = logging.getLogger(__name__)
@@ -38,10 +39,14 @@ MAX_LISTED = 100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Limits on the requests to a judging model. Rates apply to the whole run and are divided among ranks.
+    """Limits on the requests to a judging model, shared by the ranks on one machine: what one rank does not
+    use is lent to the others. Ranks that ask separate models (`Chat.of_each_rank`) share nothing.
+
+    Rates apply to the whole run and are divided among machines by their ranks.
 
     Args:
-        concurrency: Requests in flight at the same time, on each rank.
+        concurrency: Requests in flight at the same time, for each rank: 8 ranks on a machine have 8 times as
+            many together, and each of them can count on its own.
         requests_per_minute: None for no limit.
         tokens_per_minute: None for no limit. Tokens are estimated from the length of the messages.
         tries: Times a request is sent before it abstains.
@@ -50,7 +55,7 @@ class Limits:
         max_wait_seconds: Longest wait that an endpoint can ask for at a time; more is shortened to this.
         total_timeout_seconds: Time limit for a request, with all its tries and pauses, counted from when it
             first may be sent. Before, it waits for the rates and for those ahead of it: with n of them, no
-            longer than n / concurrency of these times.
+            longer than n / concurrency of these times, and one more if its rank's slots were lent.
     """
 
     concurrency: int = 32
@@ -95,13 +100,32 @@ class JudgeClient:
         self._notice = notice or WaitNotice()
         self._missing = 0
         self._shortened = False
+        self._prepared = False
+        self._shared: SharedFile | None = None
+
+    def prepare(self) -> None:
+        """Prepares the model, and finds the ranks that share the limits. All ranks must call it. Safe to call
+        twice."""
+        if self.offline:
+            return
+        self.chat.prepare()
+        if not self._prepared:
+            self._shared = None if self.chat.of_each_rank else share_file()
+            self._prepared = True
+
+    def close(self) -> None:
+        """Releases what `prepare` set up."""
+        self.chat.close()
+        if self._shared is not None:
+            self._shared.close()
+        self._shared, self._prepared = None, False
 
     async def start(self, budget: Budget) -> None:
         """Opens the cache and the connections, on the event loop that will use them."""
         self._budget = budget
-        self._slots = asyncio.Semaphore(self.limits.concurrency)
-        self._requests = _limiter(self.limits.requests_per_minute)
-        self._tokens = _limiter(self.limits.tokens_per_minute)
+        self._slots = _slots(self.limits.concurrency, self._shared)
+        self._requests = _limiter(self.limits.requests_per_minute, self._shared, 0)
+        self._tokens = _limiter(self.limits.tokens_per_minute, self._shared, 1)
         self._resume_at = 0.0
         self._asked_to_wait: JudgeError | None = None
         self._under_way: dict[str, asyncio.Task[str]] = {}
@@ -287,9 +311,16 @@ class JudgeClient:
             )
 
 
-def _limiter(per_minute: float | None) -> AsyncLimiter | None:
-    """Limits this rank to its share of a rate."""
+def _slots(concurrency: int, shared: SharedFile | None) -> asyncio.Semaphore | SharedSlots:
+    return asyncio.Semaphore(concurrency) if shared is None else SharedSlots(shared, concurrency)
+
+
+def _limiter(
+    per_minute: float | None, shared: SharedFile | None, bucket: int
+) -> AsyncLimiter | SharedRate | None:
+    """Limits this rank, or those that share the limits with it, to their share of a rate."""
     if per_minute is None:
         return None
-    share = per_minute / world_size()
-    return AsyncLimiter(max(share, 1.0), 60.0 * max(1.0, 1.0 / share))  # its capacity must be at least 1
+    share = per_minute * (1 if shared is None else shared.ranks) / world_size()
+    rate = max(share, 1.0), 60.0 * max(1.0, 1.0 / share)  # its capacity must be at least 1
+    return AsyncLimiter(*rate) if shared is None else SharedRate(shared, bucket, *rate)

@@ -60,6 +60,8 @@ class LocalChat(Chat):
         device: Device to move the model to; None leaves it where it was loaded.
     """
 
+    of_each_rank = True
+
     def __init__(self, model: Model, generator: Generator, device: str | None = None) -> None:
         self._model = model
         self._generator = generator
