@@ -373,7 +373,7 @@ def _show_findings(found: list[Finding], prompts: int, path: Path) -> None:
     _show_bad_rows([finding for finding in found if finding.kind == BAD_ROW])
     console = Screen()
     console.print(table if found else f"herl lint: {prompts} prompts, no findings")
-    console.print(f"All findings: {path}")
+    console.print(f"All findings: {path}", soft_wrap=True)
 
 
 def _show_bad_rows(found: list[Finding]) -> None:
