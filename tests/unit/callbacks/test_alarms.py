@@ -35,7 +35,7 @@ def episodes(**shares):
 def test_if_most_episodes_end_early_an_alarm_names_the_key_to_change(caplog, largest, key):
     shares = {"failed": 0.15, "cut_by_turns": 0.15} | {largest: 0.4}
     assert steps(Alarms(patience=2), *[episodes(**shares)] * 3) == {"alarms_unfinished": 1}
-    [told] = [record.message for record in caplog.records]
+    [told] = caplog.messages
     assert key in told
     assert "callbacks.alarms.unfinished_above" in told
     assert "unfinished" in ALARMS

@@ -161,7 +161,7 @@ def test_an_environment_that_raises_makes_an_answer_abstain(collected, caplog):
     assert all(one.judgement.reward is None for one in fox.attempts)
     assert all(one.judgement.usage["abstained_environment"] == 2 for one in fox.attempts)
     assert not fox.members
-    [told] = [record.message for record in caplog.records if "raised" in record.message]
+    [told] = [text for text in caplog.messages if "raised" in text]
     assert "FakeBroken.step raised KeyError: 'no such fox' (task 'fox', turn 0)" in told
 
 
@@ -217,7 +217,7 @@ def test_what_is_no_reply_is_shown_once(collected, caplog, reply, expected):
             return reply
 
     assert {one.finish_reason for one in rollouts(collected(FakeWrong()))} == {"failed"}
-    [told] = [record.message for record in caplog.records if record.name == "herl.environment.runner"]
+    [told] = [record.getMessage() for record in caplog.records if record.name == "herl.environment.runner"]
     assert f"FakeWrong.step was expected to return {expected} (task '" in told
 
 
