@@ -229,17 +229,19 @@ class HerlModule(L.LightningModule):
         if self.trainer.state.fn == TrainerFn.FITTING:  # not in the validation before training
             restore(self.collector, state, self._lasting)
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], *arguments: Any, **named: Any) -> Any:
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
         """Loads a checkpoint's weights.
 
         Raises:
-            ConfigError: they are those of another model.
+            ConfigError: they are those of another model, and `strict`.
         """
-        if wrong := misfit(self.state_dict(), state_dict):
+        if strict and (wrong := misfit(self.state_dict(), state_dict)):
             raise ConfigError(
                 f"model: expected the model of the checkpoint, with its adapters, got weights {wrong}"
             )
-        return super().load_state_dict(state_dict, *arguments, **named)
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     # Training
 

@@ -117,7 +117,8 @@ def asked_of(groups: Sequence[Group], stages: Stages) -> tuple[tuple[Asked, ...]
     """Returns the tokens of a batch's answers, by the round in which an engine is asked for them.
 
     Revisions follow their attempts on the same engine, or all attempts of the batch in a second round. With a
-    builder that tells the rubric, they are sampled beside them.
+    builder that tells the rubric, they are sampled beside them. What a refill drew counts as part of the
+    first draw, so its later rounds are missing from the estimate.
     """
     attempts = [_lengths(group.attempts) for group in groups]
     revisions = [_lengths(group.revisions) for group in groups]

@@ -17,7 +17,7 @@ that the policy reads and is never trained on.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -197,7 +197,7 @@ def _problem(opening: object) -> str:
     """What a start should have done; "" if it did."""
     if not isinstance(opening, Opening):
         return f"return an Opening, got {type(opening).__name__}"
-    if wrong := first_bad_message(opening.messages):
+    if wrong := first_bad_message(opening.messages, {"role", "content"}):
         return f"return messages with a role and a content, as texts, got {wrong}"
     roles = [message["role"] for message in opening.messages]
     if roles[-1:] != ["user"]:
@@ -205,15 +205,20 @@ def _problem(opening: object) -> str:
     return ""
 
 
-def first_bad_message(messages: object) -> str:
-    """Returns the first of some messages that is no message, as it can be shown; "" if all are messages."""
+def first_bad_message(messages: object, texts: Collection[str] | None = None) -> str:
+    """Returns the first of some messages that is no message, as it can be shown; "" if all are messages.
+
+    Args:
+        messages: What should be messages.
+        texts: The fields that must be texts; None for all.
+    """
     if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence):
         return visible(repr(messages), 200)
     for one in messages:
         if (
             not isinstance(one, Mapping)
             or not {"role", "content"} <= one.keys()
-            or not all(isinstance(text, str) for text in one.values())
+            or not all(isinstance(one[field], str) for field in texts or one)
         ):
             return visible(repr(one), 200)
     return ""

@@ -41,8 +41,8 @@ def misfit(own: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -
         own: The model's, by name. Of weights that are tied, one is enough.
         found: Those to be loaded.
     """
-    there = {tensor.data_ptr() for name, tensor in own.items() if name in found}
-    absent = [name for name, tensor in own.items() if tensor.data_ptr() not in there]
+    there = {tensor.data_ptr() for name, tensor in own.items() if name in found} - {0}  # 0 for all shards
+    absent = [name for name, tensor in own.items() if name not in found and tensor.data_ptr() not in there]
     strange = [name for name in found if name not in own]
     if absent or strange:
         return f"where {absent[:3]} are missing and {strange[:3]} are unknown"

@@ -306,3 +306,11 @@ def test_weights_of_another_model_are_told_in_one_line(tmp_path, change, expecte
     change(found)
     with pytest.raises(ConfigError, match=re.escape(expected)):
         module.load_state_dict(found)
+
+
+def test_a_part_of_the_weights_may_be_loaded(tmp_path):
+    module = module_of()
+    fit(module, tmp_path)
+    loaded = module.load_state_dict({"policy.model.norm.weight": torch.zeros(96)}, strict=False)
+    assert "policy.model.embed_tokens.weight" in loaded.missing_keys
+    assert not module.policy.model.norm.weight.any()

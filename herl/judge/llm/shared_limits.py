@@ -23,6 +23,7 @@ import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
@@ -55,7 +56,7 @@ def share_file() -> SharedFile | None:
     except OSError as error:
         raise _unusable(error) from error
     try:
-        here = socket.gethostname()
+        here = _machine()
         chosen = next(name for host, name in gather((here, path)) if host == here and os.path.exists(name))
         sharing = [place for place, name in enumerate(gather(chosen)) if name == chosen]
         file = None
@@ -67,6 +68,13 @@ def share_file() -> SharedFile | None:
         raise _unusable(error) from error
     finally:
         os.unlink(path)
+
+
+def _machine() -> str:
+    """Names this machine since it was started: times are compared, and hosts may share a name."""
+    with suppress(OSError):
+        return f"{socket.gethostname()} {Path('/proc/sys/kernel/random/boot_id').read_text()}"
+    return socket.gethostname()
 
 
 def _unusable(error: OSError) -> ConfigError:
@@ -88,11 +96,17 @@ class SharedFile:
     def __init__(self, file: int, place: int, ranks: int) -> None:
         self.place = place
         self.ranks = ranks
+        self.slots: SharedSlots | None = None
+        """The newest, whose requests count as this rank's."""
         self._file = file
-        self.close: Callable[[], None] = weakref.finalize(self, os.close, file)
-        """Closes the file; its other ranks then count this one as ended."""
+        self._closes = weakref.finalize(self, os.close, file)
         os.ftruncate(file, RATES.size + ranks * RANK.size)
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, self._life(place))
+
+    def close(self) -> None:
+        """Closes the file; its other ranks then count this one as ended."""
+        self._closes()
+        self._file = -1  # the number may soon be another file's
 
     async def alone(self, work: Callable[[], R]) -> R:
         """Runs work while no other rank runs any. It is no coroutine: these locks would not keep another
@@ -103,6 +117,19 @@ class SharedFile:
             return work()
         finally:
             self._unlock(CONTENTS_LOCK)
+
+    def alone_at_once(self, work: Callable[[], R]) -> R | None:
+        """The same for a coroutine that is being canceled and cannot wait. It holds up its event loop for at
+        most a tenth of a second, and returns None, with nothing done, if another rank has the lock for so
+        long."""
+        for _ in range(100):
+            if self._lock(CONTENTS_LOCK):
+                try:
+                    return work()
+                finally:
+                    self._unlock(CONTENTS_LOCK)
+            time.sleep(LOCK_AGAIN_SECONDS)
+        return None
 
     def rates(self) -> list[float]:
         """Returns the times at which the buckets of requests and of tokens are empty, by `time.monotonic`."""
@@ -128,8 +155,9 @@ class SharedFile:
         return found
 
     def write(self, in_flight: int, waits: bool) -> None:
-        """Writes what others read of this rank."""
-        os.pwrite(self._file, RANK.pack(in_flight, waits), self._record(self.place))
+        """Writes what others read of this rank, unless the file is closed."""
+        if self._file >= 0:
+            os.pwrite(self._file, RANK.pack(in_flight, waits), self._record(self.place))
 
     def _record(self, place: int) -> int:
         return RATES.size + place * RANK.size
@@ -158,6 +186,7 @@ class SharedSlots:
 
     def __init__(self, file: SharedFile, of_each: int) -> None:
         self._file = file
+        self._file.slots = self
         self._of_each = of_each
         self._taken = 0
         self._write(waits=False)
@@ -195,13 +224,15 @@ class SharedSlots:
 
     def _write(self, waits: bool) -> None:
         self._waits = waits
-        self._file.write(self._taken, waits)
+        if self._file.slots is self:  # a request of an earlier run may end late
+            self._file.write(self._taken, waits)
 
 
 class SharedRate:
     """A leaky bucket, as `aiolimiter.AsyncLimiter`, into which several ranks pour.
 
-    A rank books one request ahead, so that ranks that wait take turns, and one that ends loses no more.
+    A rank books one request ahead, so that ranks that wait take turns. A request that is canceled while it
+    waits gives back what it had booked.
 
     Args:
         file: The file that the ranks share.
@@ -221,13 +252,21 @@ class SharedRate:
         """Waits until the bucket has room for an amount, at most `max_rate`."""
         async with self._turn:
             pause = await self._file.alone(partial(self._book, amount))
-            if pause > 0:
-                await asyncio.sleep(pause)
+            try:
+                if pause > 0:
+                    await asyncio.sleep(pause)
+            except asyncio.CancelledError:
+                self._file.alone_at_once(partial(self._pour, -amount))
+                raise
 
     def _book(self, amount: float) -> float:
         """Pours an amount in; returns in how many seconds it has room."""
         now = time.monotonic()  # the same for all processes of a machine
+        return self._pour(amount, at_least=now) - now - self._time_period
+
+    def _pour(self, amount: float, at_least: float = 0.0) -> float:
+        """Pours an amount in, or a negative one out; returns when the bucket is empty."""
         rates = self._file.rates()
-        rates[self._bucket] = max(rates[self._bucket], now) + amount * self._time_period / self.max_rate
+        rates[self._bucket] = max(rates[self._bucket], at_least) + amount * self._time_period / self.max_rate
         self._file.write_rates(rates)
-        return rates[self._bucket] - now - self._time_period
+        return rates[self._bucket]

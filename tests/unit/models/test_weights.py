@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from herl.models.export import save_pretrained
 from herl.models.lora import Lora
 from herl.models.pretrained import PretrainedModel
-from herl.models.weights import named_weights, weight_shapes
+from herl.models.weights import misfit, named_weights, weight_shapes
 
 SHARED = {
     "vocab_size": 1024, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -103,3 +103,10 @@ def test_adapters_of_experts_are_merged_under_the_names_of_a_checkpoint(tokenize
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "exported").eval()
     torch.testing.assert_close(logits(exported), logits(policy), rtol=0, atol=1e-5)
     assert float((logits(policy) - logits(base)).abs().max()) > 1e-2
+
+
+def test_a_missing_weight_is_found_where_addresses_say_nothing():
+    """Shards and weights on meta all have the address 0."""
+    own = {name: torch.empty(2, device="meta") for name in "abc"}
+    assert misfit(own, own) == ""
+    assert "['c'] are missing" in misfit(own, {name: own[name] for name in "ab"})

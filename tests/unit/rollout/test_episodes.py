@@ -249,6 +249,14 @@ def test_a_start_that_returns_something_else_ends_the_run_and_names_its_task(col
         collected(FakeHost())
 
 
+def test_a_start_may_give_messages_more_than_texts(collected):
+    class FakeHost(FakeQuiz):
+        def start(self, task):
+            return Opening(messages=({"role": "user", "content": "?", "tool_calls": []}, *task.messages))
+
+    assert {one.finish_reason for one in rollouts(collected(FakeHost()))} == {"stop"}
+
+
 def test_a_step_that_hangs_ends_its_episode_and_no_other(collected):
     class FakeHangs(FakeQuiz):
         async def step(self, conversation, answer):

@@ -261,7 +261,44 @@ def test_requests_and_tokens_have_buckets_of_their_own(tmp_path):
     asyncio.run(both())
 
 
+def test_a_request_that_is_canceled_gives_back_what_it_booked(tmp_path):
+    """Otherwise each one that gives up makes the next one wait longer, on all ranks."""
+    file = file_of(tmp_path / "file")
+
+    async def give_up_again_and_again():
+        rate = SharedRate(file, 0, 10.0, 1000.0)
+        await rate.acquire(10.0)
+        before = file.rates()
+        for _ in range(5):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(rate.acquire(10.0), 0.01)
+        assert file.rates() == pytest.approx(before, abs=1e-3)
+
+    asyncio.run(give_up_again_and_again())
+
+
 # Within a process
+
+
+def test_what_ends_late_writes_neither_for_a_newer_run_nor_into_another_file(tmp_path):
+    file = file_of(tmp_path / "file", ranks=1)
+
+    async def end_late():
+        old = SharedSlots(file, 2)
+        await old.__aenter__()
+        new = SharedSlots(file, 2)
+        await new.__aenter__()
+        await new.__aenter__()
+        await old.__aexit__(None, None, None)
+        assert (tmp_path / "file").read_bytes()[16:24] == (2).to_bytes(8, "little")
+        file.close()
+        with (tmp_path / "another").open("wb+") as another:  # gets the descriptor's number
+            another.write(b"A" * 64)
+            another.flush()
+            await new.__aexit__(None, None, None)
+            assert (tmp_path / "another").read_bytes() == b"A" * 64
+
+    asyncio.run(end_late())
 
 
 def test_slots_are_given_in_order_and_canceled_waits_leave_no_trace(tmp_path):
