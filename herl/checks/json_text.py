@@ -226,16 +226,16 @@ def _unique_items(
     validator: Any, unique: bool, instance: Any, schema: Any
 ) -> Iterator[jsonschema.ValidationError]:
     """In linear time; jsonschema compares all pairs."""
-    if unique and isinstance(instance, list) and len(set(map(_hashable, instance))) < len(instance):
+    if unique and isinstance(instance, list) and len(set(map(comparable, instance))) < len(instance):
         yield jsonschema.ValidationError("an item occurs twice")
 
 
-def _hashable(value: Any) -> Any:
-    """Equal for equal JSON values: 1 is 1.0, but not true."""
+def comparable(value: Any) -> Any:
+    """Returns what is equal, and hashed alike, for equal JSON values: 1 is 1.0, but not true."""
     if isinstance(value, dict):
-        return frozenset((name, _hashable(part)) for name, part in value.items())
+        return frozenset((name, comparable(part)) for name, part in value.items())
     if isinstance(value, list):
-        return tuple(map(_hashable, value))
+        return tuple(map(comparable, value))
     return (bool, value) if isinstance(value, bool) else value
 
 

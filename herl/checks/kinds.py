@@ -315,13 +315,11 @@ class CallsTool(Check):
 
     def _counts(self, call: ToolCall) -> bool:
         given = call.arguments
-        same = all(name in given and _equal(given[name], value) for name, value in self.arguments.items())
+        same = all(
+            name in given and json_text.comparable(given[name]) == json_text.comparable(value)
+            for name, value in self.arguments.items()
+        )
         return call.name == self.tool and same and not (self.succeeds and call.error)
-
-
-def _equal(given: Any, wanted: Any) -> bool:
-    """Whether two values of JSON are equal: true is not 1."""
-    return bool(given == wanted) and isinstance(given, bool) == isinstance(wanted, bool)
 
 
 class Instruction(Check):

@@ -312,15 +312,21 @@ class JudgeClient:
 
 
 def _slots(concurrency: int, shared: SharedFile | None) -> asyncio.Semaphore | SharedSlots:
-    return asyncio.Semaphore(concurrency) if shared is None else SharedSlots(shared, concurrency)
+    """Limits the requests in flight, of this rank or of those that share a file."""
+    if shared is None:
+        return asyncio.Semaphore(concurrency)
+    return SharedSlots(shared, concurrency)
 
 
 def _limiter(
     per_minute: float | None, shared: SharedFile | None, bucket: int
 ) -> AsyncLimiter | SharedRate | None:
-    """Limits this rank, or those that share the limits with it, to their share of a rate."""
+    """Limits this rank, or those that share a file, to their part of the run's rate."""
     if per_minute is None:
         return None
-    share = per_minute * (1 if shared is None else shared.ranks) / world_size()
-    rate = max(share, 1.0), 60.0 * max(1.0, 1.0 / share)  # its capacity must be at least 1
-    return AsyncLimiter(*rate) if shared is None else SharedRate(shared, bucket, *rate)
+    ranks = shared.ranks if shared is not None else 1
+    part = per_minute * ranks / world_size()
+    capacity, seconds = max(part, 1.0), 60.0 * max(1.0, 1.0 / part)  # a limiter must have room for 1
+    if shared is None:
+        return AsyncLimiter(capacity, seconds)
+    return SharedRate(shared, bucket, capacity, seconds)

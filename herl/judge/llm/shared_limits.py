@@ -109,8 +109,8 @@ class SharedFile:
         self._file = -1  # the number may soon be another file's
 
     async def alone(self, work: Callable[[], R]) -> R:
-        """Runs work while no other rank runs any. It is no coroutine: these locks would not keep another
-        coroutine of this process out."""
+        """Runs work while no other rank runs any. Work must not be a coroutine, since these locks do not keep
+        out the other coroutines of this process."""
         while not self._lock(CONTENTS_LOCK):
             await asyncio.sleep(LOCK_AGAIN_SECONDS)
         try:

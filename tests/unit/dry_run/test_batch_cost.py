@@ -16,17 +16,8 @@ from herl.dry_run.batch_cost import (
     weights_seconds,
 )
 from herl.errors import ConfigError
-from herl.update.gpu_cost import GIB, GPU, Asked, ModelSize, Settings, Work
-
-SIZE = ModelSize(
-    parameters=1_000_000_000, layers=10, width=1000, inner=3000, vocabulary=50_000, outer=100_000_000,
-    kv_bytes=10_000,
-)  # fmt: skip
-WORK = Work(
-    rounds=((Asked(answers=(200,) * 100),),), prompt_tokens=10_000, trained_tokens=30_000,
-    micro_batch_tokens=1000, judge_seconds=1.5,
-)  # fmt: skip
-CARD = GPU(tflops=100, gib=80, bandwidth=1.0, link=0.1)
+from herl.update.gpu_cost import GIB, Asked, Settings
+from tests.support.gpu_sizes import CARD, SIZE, WORK
 
 
 def test_each_phase_is_what_its_formula_says():

@@ -321,13 +321,15 @@ def test_a_criterion_may_be_about_calls(changes, met):
 
 
 def test_an_argument_that_is_true_is_not_one():
-    call = ToolCall(name="lookup", arguments={"whole": True, "page": 1})
+    call = ToolCall(name="lookup", arguments={"whole": True, "page": 1, "of": [{"deep": True}]})
     rubric = {"kind": "calls_tool", "tool": "lookup"}
     for arguments, met in (
         ({"whole": True}, True),
         ({"whole": 1}, False),
         ({"page": True}, False),
         ({"page": 1.0}, True),
+        ({"of": [{"deep": True}]}, True),
+        ({"of": [{"deep": 1}]}, False),
     ):
         assert read_check(rubric | {"arguments": arguments}).called([call]) is met
 

@@ -7,24 +7,19 @@ import pytest
 from herl.errors import ConfigError
 from herl.update.gpu_cost import (
     GIB,
-    GPU,
     LOGIT_BYTES,
     LOGITS_AT_ONCE,
     RESERVE_GIB,
     Asked,
     ModelSize,
     Settings,
-    Work,
     batch_gib,
     gpu_named,
     model_size,
     update_gib,
 )
+from tests.support.gpu_sizes import CARD, SIZE, WORK
 
-SIZE = ModelSize(
-    parameters=1_000_000_000, layers=10, width=1000, inner=3000, vocabulary=50_000, outer=100_000_000,
-    kv_bytes=10_000,
-)  # fmt: skip
 QWEN_05B = ModelSize(
     parameters=494_032_768, layers=24, width=896, inner=4864, vocabulary=151_936, outer=136_134_656,
     kv_bytes=12_288,
@@ -33,11 +28,6 @@ QWEN_15B = replace(QWEN_05B, parameters=1_543_569_408, layers=28, width=1536, in
 QWEN_7B_6 = replace(
     QWEN_05B, parameters=2_487_353_344, layers=6, width=3584, inner=18944, outer=1_089_077_248
 )
-WORK = Work(
-    rounds=((Asked(answers=(200,) * 100),),), prompt_tokens=10_000, trained_tokens=30_000,
-    micro_batch_tokens=1000, judge_seconds=1.5,
-)  # fmt: skip
-CARD = GPU(tflops=100, gib=80, bandwidth=1.0, link=0.1)
 
 
 def gib_of(work=WORK, settings=None, devices=1):
