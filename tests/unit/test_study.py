@@ -139,7 +139,10 @@ def test_a_budget_of_tokens_takes_the_place_of_one_of_answers(tmp_path):
         (["algorithms=grpo", "tuning.tries=[[seed=1]]", "tuning.seeds=0"], "tuning.seeds of at least 1"),
         (["algorithms=grpo", "only=herl"], "expected arms among .*got .'herl'"),
         (["algorithms=grpo,herl", "arms.herl.tuned_as=sft"], "expected arms among .*got .'sft'"),
-        (["algorithms=grpo,herl", "arms.herl.tuned_as=grpo", "only=herl"], "only: expected also .'grpo'"),
+        (
+            ["algorithms=grpo,herl", "arms.herl.tuned_as=grpo", "arms.grpo.tries=[[seed=1]]", "only=herl"],
+            "only: expected also .'grpo'",
+        ),
         (
             ["algorithms=grpo,herl", "arms.herl.tuned_as=grpo", "arms.herl.tries=[[seed=1]]"],
             "arms.herl.tuned_as: expected an arm without tries",
@@ -238,6 +241,12 @@ def test_settings_of_the_machine_come_last_and_only_the_first_seed_keeps_checkpo
         "trainer.precision=32"
     )
     assert [job.keeps for job in jobs] == [True, False, False]
+
+
+def test_only_takes_names_with_commas_as_a_list_and_leaves_out_what_nothing_is_tuned_as():
+    arms = ['arms={grpo: {}, "grpo, memory": {tuned_as: grpo}, herl: {}}']
+    assert list(read([*arms, 'only=["grpo, memory",herl]']).arms) == ["grpo, memory", "herl"]
+    assert list(read([*arms, "only=grpo, herl"]).arms) == ["grpo", "herl"]
 
 
 def test_a_guard_has_a_column_and_one_for_its_change(tmp_path):

@@ -73,8 +73,8 @@ class Study:
     """Overrides of every run."""
     machine: list[str] = field(default_factory=list)
     """Further overrides of every run, for the machine at hand, such as a precision or a sampler."""
-    only: str = ""
-    """Arms to run, separated by commas; the others are left out."""
+    only: list[str] = field(default_factory=list)
+    """Arms to run, as a list or separated by commas; the others are left out."""
     rows: str = ""
     """A module beside this file whose `write` first puts the prompts into the folder `rows` of `out`."""
     criteria: list[str] = field(default_factory=list)
@@ -109,6 +109,8 @@ def read(arguments: list[str]) -> Study:
     try:
         given = OmegaConf.from_dotlist([given for given in arguments if not given.startswith("study=")])
         files = [given.partition("=")[2] for given in arguments if given.startswith("study=")]
+        if isinstance(given.get("only"), str):
+            given.only = [name.strip() for name in given.only.split(",") if name.strip()]
         named = {"out": f"runs/study_{Path(files[0]).stem}" if files else "runs/study"}
         merged = OmegaConf.merge(OmegaConf.structured(Study), named, *map(OmegaConf.load, files), given)
         study = OmegaConf.to_object(merged)
@@ -131,19 +133,22 @@ def read(arguments: list[str]) -> Study:
 
 def _check_arms(study: Study) -> None:
     """Leaves out the arms that are not wanted."""
-    wanted = [name.strip() for name in study.only.split(",") if name.strip()] or list(study.arms)
-    followed = {study.arms[name].tuned_as for name in wanted if name in study.arms} - {""}
+    wanted = study.only or list(study.arms)
+    followed = {arm.tuned_as for arm in study.arms.values()} - {""}
     if unknown := sorted({*wanted, *followed} - set(study.arms)):
         raise SystemExit(f"tools/study/run: expected arms among {list(study.arms)}, got {unknown}")
-    if missing := sorted(followed - set(wanted)):
-        raise SystemExit(f"tools/study/run: only: expected also {missing}, as which another arm is tuned")
-    study.arms = {name: arm for name, arm in study.arms.items() if name in wanted}
     for name, arm in study.arms.items():
         if arm.tuned_as and (arm.tries or study.arms[arm.tuned_as].tuned_as):
             raise SystemExit(
                 f"tools/study/run: arms.{name}.tuned_as: expected an arm without tries, and another "
                 f"that is not tuned as another, got {arm.tuned_as!r}"
             )
+    tuned = {name for name, arm in study.arms.items() if arm.tries or study.tuning.tries}
+    if missing := sorted({study.arms[name].tuned_as for name in wanted} & tuned - set(wanted)):
+        raise SystemExit(f"tools/study/run: only: expected also {missing}, as which another arm is tuned")
+    study.arms = {name: arm for name, arm in study.arms.items() if name in wanted}
+    for arm in study.arms.values():
+        arm.tuned_as = arm.tuned_as if arm.tuned_as in tuned else ""
     if study.checkpoints not in ("all", "first"):
         raise SystemExit(f"tools/study/run: checkpoints: expected all or first, got {study.checkpoints!r}")
     if study.rows and not (Path(__file__).parent / f"{study.rows}.py").is_file():
