@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import traceback
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing, nullcontext, suppress
@@ -181,6 +182,12 @@ def make(node: DictConfig, **arguments: Any) -> Any:
         if refused and str(node._target_).startswith("lightning."):
             raise ConfigError(f"{node._get_full_key(None)}: {error.__cause__}") from error
         raise
+    except SystemExit as error:  # by a user's component; the program would end without a word
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        raise ConfigError(
+            f"{node._get_full_key(None)}: expected a component, but {at.filename}:{at.lineno} called "
+            f"sys.exit({'' if error.code is None else repr(error.code)})"
+        ) from error
 
 
 def quiet() -> None:

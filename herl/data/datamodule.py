@@ -8,7 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from itertools import islice
+from itertools import islice, zip_longest
 from typing import Any, cast
 
 import lightning as L
@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Sampler
 from herl.data.hidden import PartlyHidden
 from herl.data.mix_order import MixedOrder
 from herl.data.split import NO_PROMPTS, prompt_hash, split_off
-from herl.distributed import rank, together
+from herl.distributed import gather, gather_results, rank, together, world_size
 from herl.errors import ConfigError, DataError
 from herl.seeds import derive_seed
 from herl.types import Task
@@ -78,10 +78,16 @@ class RubricDataModule(L.LightningDataModule):
         self._state: dict[str, Any] = {}
 
     def setup(self, stage: str) -> None:
-        """Hashes the training prompts before training, for its checkpoints: should their file change during
-        the run, it cannot be read then."""
+        """Checks that all ranks have the same prompts. Before training, hashes them for its checkpoints:
+        should their file change during the run, it cannot be read then. All ranks must call it.
+
+        Raises:
+            DataError: another rank has other prompts, or could not read its own.
+        """
         if stage == "fit":
-            self.state_dict()
+            together(self.state_dict)
+            check_ranks_agree("data.train", self.train, self._state["train"])
+        check_ranks_agree("data.heldout", self.heldout)
 
     def train_dataloader(self) -> DataLoader[list[Task]]:
         """Returns batches of training prompts, in a different order every epoch; with
@@ -207,6 +213,34 @@ def fingerprint(tasks: Sequence[Task], max_tasks: int | None = 256) -> str:
     for place in places:
         found.update(repr(_non_default(tasks[place])).encode(errors="surrogatepass"))
     return found.hexdigest()
+
+
+def check_ranks_agree(name: str, tasks: Sequence[Task], known: str | None = None) -> None:
+    """Refuses prompts that differ between ranks, since ranks divide answers by the places of their prompts.
+
+    Args:
+        name: What the prompts are, for the error.
+        tasks: This rank's prompts. All ranks must call it.
+        known: Their fingerprint, if it is known.
+
+    Raises:
+        DataError: names the first prompt that differs, and the first rank that has another one.
+    """
+    if world_size() == 1:
+        return
+    found = gather_results(lambda: known or fingerprint(tasks, max_tasks=None))
+    other = next((place for place, one in enumerate(found) if one != found[0]), None)
+    if other is None:
+        return
+    rows = gather([(task.id, fingerprint([task])) for task in tasks])
+    pairs = enumerate(zip_longest(rows[0], rows[other], fillvalue=("none", "")))
+    place, (first, second) = next((place, pair) for place, pair in pairs if pair[0] != pair[1])
+    contents = ", with other contents" if first[0] == second[0] else ""
+    raise DataError(
+        f"{name}: expected the same prompts on all ranks, got {len(rows[0])} on rank 0 and "
+        f"{len(rows[other])} on rank {other}: prompt {place + 1} is {first[0]!r} on rank 0 and "
+        f"{second[0]!r} on rank {other}{contents}. Do all machines read the same version of the file?"
+    )
 
 
 def _non_default(value: Any) -> Any:

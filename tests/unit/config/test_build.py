@@ -32,3 +32,15 @@ def test_a_component_that_lacks_a_method_is_named_by_its_key(tmp_path):
                 output_dir=tmp_path,
             ).environment
         )
+
+
+class Exits:
+    def __init__(self):
+        raise SystemExit("no key")
+
+
+def test_a_component_that_exits_while_it_is_built_is_named_by_its_key_and_line(tmp_path):
+    """The program would end without a word."""
+    node = composed("fit", "environment=none", f"environment._target_={__name__}.Exits", output_dir=tmp_path)
+    with pytest.raises(ConfigError, match=r"environment: .*test_build.py:\d+ called sys.exit\('no key'\)"):
+        make(node.environment)

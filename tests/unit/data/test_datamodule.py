@@ -11,9 +11,11 @@ from herl.data.animals import animals
 from herl.data.datamodule import fingerprint
 from herl.data.instructions import KINDS, TOPICS, instruction_tasks, verifiable_instructions
 from herl.data.mix import MixedTasks
+from herl.distributed import rank
 from herl.judge.instruction_following import load_checkers
 from herl.testing import make_task
 from herl.types import Criterion, Rubric
+from tests.support.ranks import run_on_ranks
 
 TASKS = [make_task(id=str(i)) for i in range(10)]
 
@@ -301,3 +303,45 @@ def test_another_split_of_the_same_rows_is_a_warning(settings, caplog):
 def test_a_share_that_leaves_nothing_is_an_error(count, share):
     with pytest.raises(ConfigError, match="data.heldout_share: expected"):
         RubricDataModule([make_task(id=str(n), request=f"{n}?") for n in range(count)], heldout_share=share)
+
+
+class Torn(list):
+    """Tasks of a file that one rank cannot read to its end."""
+
+    def __getitem__(self, place):
+        if rank() == 1 and place == 3:
+            raise DataError("rows.jsonl:4: expected a JSON object, got the end of the file")
+        return super().__getitem__(place)
+
+
+def _other_prompts_on_rank_one():
+    changed = [
+        replace(task, rubric=Rubric(criteria=task.rubric.criteria[:1])) if task.id == "7" else task
+        for task in TASKS
+    ]
+    cases = {
+        "same": (TASKS, ""),
+        "contents": (changed, "prompt 8 is '7' on rank 0 and '7' on rank 1, with other contents"),
+        "order": (TASKS[:4] + TASKS[:3:-1], "prompt 5 is '4' on rank 0 and '9' on rank 1. Do all"),
+        "fewer": (
+            TASKS[:6],
+            "got 10 on rank 0 and 6 on rank 1: prompt 7 is '6' on rank 0 and 'none' on rank 1",
+        ),
+    }
+    for others, message in cases.values():
+        for name in ("train", "heldout"):
+            own = {"train": TASKS, "heldout": TASKS[:2], name: others if rank() else TASKS}
+            data = RubricDataModule(own["train"], own["heldout"])
+            if not message:
+                data.setup("fit")
+                continue
+            with pytest.raises(DataError) as error:
+                data.setup("fit" if name == "train" else "validate")
+            assert f"data.{name}: expected the same prompts on all ranks" in str(error.value)
+            assert message in str(error.value)
+    with pytest.raises(DataError, match="the end of the file"):
+        RubricDataModule(Torn(TASKS)).setup("fit")
+
+
+def test_prompts_that_differ_between_ranks_are_refused_on_all_of_them(tmp_path):
+    run_on_ranks(_other_prompts_on_rank_one, 2, tmp_path)
