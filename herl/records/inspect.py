@@ -147,7 +147,7 @@ def gains(folder: Path) -> np.ndarray:
         DataError: the folder has no recorded answers.
     """
     found = [
-        pc.subtract(batch.column("reward"), batch.column("parent_reward")).drop_null().to_numpy()
+        _array(pc.subtract(batch.column("reward"), batch.column("parent_reward")).drop_null(), float)
         for path in record_files(folder)
         for batch in _batches(path)
     ]
@@ -209,11 +209,11 @@ def _ranked(batch: pa.RecordBatch, query: Query) -> tuple[np.ndarray, np.ndarray
         steps = pc.fill_null(batch.column("policy_version"), -1)
         first, last = query.steps
         keep = pc.and_(keep, pc.and_(pc.greater_equal(steps, first), pc.less_equal(steps, last)))
-    places = np.flatnonzero(keep.to_numpy(zero_copy_only=False))
+    places = np.flatnonzero(_array(keep, bool))
     if query.criterion is not None:
         wanted = query.order in ("best", "improved")
         places = np.intersect1d(places, _with_verdict(batch.column("verdicts"), query.criterion, wanted))
-    ranks = sign * pc.fill_null(by, 0.0).to_numpy(zero_copy_only=False)[places]
+    ranks = sign * _array(pc.fill_null(by, 0.0), float)[places]
     if query.order == "last":
         return places[-query.max_answers :], ranks[-query.max_answers :]
     order = np.argsort(-ranks, kind="stable")[: query.max_answers]
@@ -227,8 +227,12 @@ def _with_verdict(verdicts: pa.ListArray, criterion: str, fulfilled: bool) -> np
         pc.equal(flat.field("criterion_id"), criterion),
         pc.fill_null(pc.equal(flat.field("fulfilled"), fulfilled), False),
     )
-    rows: np.ndarray = pc.list_parent_indices(verdicts).filter(same).to_numpy(zero_copy_only=False)
-    return rows
+    return _array(pc.list_parent_indices(verdicts).filter(same), int)
+
+
+def _array(column: pa.Array, dtype: type) -> np.ndarray:
+    """Returns a column without nulls. `to_numpy` would import pandas, which takes most of a second."""
+    return np.array(column.to_pylist(), dtype=dtype)
 
 
 def _read_lines(files: Sequence[Path], places: set[tuple[int, int]]) -> dict[tuple[int, int], dict[str, Any]]:
