@@ -213,7 +213,7 @@ def _ranked(batch: pa.RecordBatch, query: Query) -> tuple[np.ndarray, np.ndarray
     if query.criterion is not None:
         wanted = query.order in ("best", "improved")
         places = np.intersect1d(places, _with_verdict(batch.column("verdicts"), query.criterion, wanted))
-    ranks = sign * _array(pc.fill_null(by, 0.0), float)[places]
+    ranks = sign * np.nan_to_num(_array(by, float)[places])
     if query.order == "last":
         return places[-query.max_answers :], ranks[-query.max_answers :]
     order = np.argsort(-ranks, kind="stable")[: query.max_answers]
@@ -231,7 +231,7 @@ def _with_verdict(verdicts: pa.ListArray, criterion: str, fulfilled: bool) -> np
 
 
 def _array(column: pa.Array, dtype: type) -> np.ndarray:
-    """Returns a column without nulls. `to_numpy` would import pandas, which takes most of a second."""
+    """Returns a column; of floats, nulls are NaN. `to_numpy` would import pandas, which takes a while."""
     return np.array(column.to_pylist(), dtype=dtype)
 
 
