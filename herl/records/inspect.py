@@ -123,9 +123,9 @@ def find(folder: Path, query: Query) -> list[Found]:
         start = 0
         for batch in _batches(path):
             places, ranks = _ranked(batch, query)
-            parents = batch.column("parent_id").take(places).to_pylist()
-            for place, rank, parent in zip(places.tolist(), ranks.tolist(), parents, strict=True):
-                line = start + place
+            parents = batch.column("parent_id")
+            for place, rank in zip(places.tolist(), ranks.tolist(), strict=True):
+                line, parent = start + place, parents[place].as_py()
                 age = (number << 40) + line
                 tie = age if query.order == "last" else -age
                 best.append((rank, tie, number, line, parent or ""))
