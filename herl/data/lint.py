@@ -79,6 +79,7 @@ def findings(
     if without_rubric:
         detail = f"{len(without_rubric)} rows have none, so only a judge=function that returns a number fits"
         found.append(Finding(level="warning", kind="no rubric", where=without_rubric[0], detail=detail))
+    found += _without_check(splits)
     found += _weights(splits)
     found += _duplicates(splits)
     found += _records(records)
@@ -119,6 +120,22 @@ def _criterion(where: str, criterion: Criterion) -> Iterator[Finding]:
         if (part := nested_repeat(pattern)) is not None:
             detail = f"{part} can match one text in many ways, so the pattern may take too long: {pattern}"
             yield Finding(level="warning", kind="nested quantifiers", where=where, detail=detail)
+
+
+def _without_check(splits: Mapping[str, Sequence[Task]]) -> Iterator[Finding]:
+    """Where some criteria have a check: those that judge=rule leaves out."""
+    for split, tasks in splits.items():
+        named = ((f"{split}:{task.id}:{c.id}", c) for task in tasks for c in task.rubric.criteria)
+        wheres: dict[bool, list[str]] = {True: [], False: []}
+        for where, criterion in named:
+            wheres[bool(criterion.check)].append(where)
+        if wheres[True] and (bare := wheres[False]):
+            total = len(bare) + len(wheres[True])
+            detail = (
+                f"{len(bare)} of {total} criteria have none: judge=rule leaves them out of the reward, "
+                "judge=mix can send them to a model"
+            )
+            yield Finding(level="warning", kind="no check", where=bare[0], detail=detail)
 
 
 def _rubric(where: str, task: Task) -> Iterator[Finding]:

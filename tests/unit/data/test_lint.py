@@ -10,6 +10,7 @@ from herl.records.lines import read_records
 from herl.testing import make_task
 
 LONG = "Describe the otter and tell where it lives, what it eats and how it raises its young in the river."
+HI = {"kind": "contains", "text": "hi"}
 NESTED = r"^(\w+[\s.,]*)+!$"
 
 
@@ -48,8 +49,30 @@ def test_clean_data_gives_no_findings():
     ],
 )
 def test_doubtful_criteria(criterion, level, kind):
-    bad, good = Criterion(id="c", **criterion), Criterion(id="d", text="Says hi.", weight=3.0)
+    bad = Criterion(id="c", **criterion)
+    good = Criterion(id="d", text="Says hi.", weight=3.0, check=bad.check and HI)
     assert kinds({"train": [task("a", "Hi", bad, good)]}) == [(level, kind, "train:a:c")]
+
+
+def test_criteria_without_a_check_beside_others_are_counted_once_for_each_split():
+    """By default judge=rule leaves them out of the reward."""
+    checked, bare = Criterion(id="c", text="Says hi.", check=HI), Criterion(id="d", text="Is kind.")
+    splits = {
+        "train": [task("a", "Hi", checked, bare), task("b", "Hello", checked, bare)],
+        "heldout": [task("x", "Hey", checked), task("y", "Ho", bare)],
+        "later": [task("z", "Hoho", checked)],
+    }
+    found = [one for one in findings(splits) if one.kind != "no weights"]
+    assert [(one.level, one.kind, one.where) for one in found] == [
+        ("warning", "no check", "train:a:d"),
+        ("warning", "no check", "heldout:y:d"),
+    ]
+    assert [one.detail.partition(":")[0] for one in found] == [
+        "2 of 4 criteria have none",
+        "1 of 2 criteria have none",
+    ]
+    alone = kinds({"train": [task("a", "Hi", bare), task("b", "Hello", bare)]})
+    assert "no check" not in {kind for _, kind, _ in alone}, "all need a model"
 
 
 def test_criteria_that_only_look_doubtful_pass():
@@ -59,7 +82,7 @@ def test_criteria_that_only_look_doubtful_pass():
         Criterion(id="c", text="Advertises.", weight=-1.0, undesirable=True),
         Criterion(id="d", text="Lists.", check={"kind": "regex", "pattern": r"(\w+,)+"}),
     ]
-    assert kinds({"train": [task("a", "Hi", *good)]}) == []
+    assert [kind for _, kind, _ in kinds({"train": [task("a", "Hi", *good)]})] == ["no check"]
 
 
 def test_a_criterion_that_stands_twice():
