@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 TESTS = {
-    "your functions and plug-ins": {
+    "your functions": {
         "unit/background/test_worker.py": ["test_the_late_call_abstains_and_the_others_do_not"],
     },
     "a configuration": {

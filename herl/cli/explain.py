@@ -125,11 +125,15 @@ class Book:
             yield f"\nKeys of herl {verb}"
             yield from _table([_setting(one) for one in own], [one.comment for one in own])
         if self._runs_a_model(file):
-            yield "\nGroups, with their choices; * is the default"
-            listed = [
-                row for row in self.groups_in_words() if row[0] != "benchmark" or verb in USE_BENCHMARKS
-            ]
-            yield from _table(*zip(*listed, strict=True))
+            listed = dict(self.groups_in_words())
+            if verb not in USE_BENCHMARKS:
+                del listed["benchmark"]
+            heading = "Groups, with their choices; * is the default"
+            if verb == "fit":
+                heading += ".\nName data and model, or an experiment"
+                listed |= {name: listed[name].replace("*", "") for name in ("data", "model")}
+            yield f"\n{heading}"
+            yield from _table(*zip(*listed.items(), strict=True))
             yield "\nKeys that most runs set"
             common = [(key, *self._default(key)) for key in COMMON]
             yield from _table([f"{key}={value}" for key, value, _ in common], [said for _, _, said in common])
@@ -263,7 +267,7 @@ class Book:
 
     def _comment(self, entry: Entry) -> str:
         """What other files say about the key, or which key it takes its value from."""
-        for _, other in self.places[entry.key]:
+        for _, other in self._ordered(entry.key):
             if other.comment:
                 return other.comment
         if entry.value.startswith("${") and entry.value.endswith("}") and entry.value.count("$") == 1:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, NoReturn
 from herl.cli.openmp import spin_briefly
 from herl.cli.overrides import for_hydra, lacking
 from herl.display.terminal import VisibleStream, guard_errors, guard_logs, say
+from herl.distributed import is_first_process
 from herl.errors import ConfigError, HerlError, RunStopped, did_you_mean
 
 if TYPE_CHECKING:
@@ -78,8 +79,9 @@ NOTHING = """herl fit trains a model on prompts, and needs to be told which:
 
   herl fit experiment=embedded     a tiny model: a minute on two CPU cores
   herl fit experiment=smollm2_if   SmolLM2-135M (herl fetch smollm2)
-  herl fit data=my.jsonl model=Qwen/Qwen2.5-0.5B-Instruct judge=llm judge.chat.model=...
-                                   your own rows; a tenth is held out
+  herl fit data=my.jsonl model=Qwen/Qwen2.5-0.5B-Instruct
+                                   your own rows; a tenth is held out. judge=rule
+                                   applies their checks; judge=llm asks a model
   herl new my_run                  a folder to start from
 
 Add dry_run=true to try a few batches, and to see time, memory and cost first.
@@ -98,6 +100,10 @@ NOT_NAMED = {
   data=animals                       what model=tiny writes about""",
 }
 """What `herl fit` prints if only the other is named."""
+TINY = (
+    "herl: no model is named: model=tiny answers, which writes about animals only. Name one by model= or run="
+)
+"""What other verbs print then, and go on."""
 
 
 def main() -> None:
@@ -142,9 +148,12 @@ def _main() -> None:
                 sys.argv[2:] = for_hydra(verb, sys.argv[2:])
             except ConfigError as error:
                 fail(str(error))
-            if verb == "fit" and (names := lacking(sys.argv[2:])):
+            names = lacking(verb, sys.argv[2:])
+            if names and verb == "fit":
                 say(NOTHING if len(names) == 2 else NOT_NAMED[names[0]], stderr=True)
                 raise SystemExit(2)
+            if names and is_first_process():
+                say(TINY, stderr=True)
         _run_hydra(verb)
     else:
         fail(f"unknown verb '{verb}'; expected one of {', '.join(VERBS)}." + did_you_mean(verb, VERBS))
@@ -196,7 +205,6 @@ def _call(verb: str, config: DictConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
 
     from herl.cli.own_runs import sign
-    from herl.distributed import is_first_process
 
     try:
         if verb not in LIGHT:  # before the heavy imports
@@ -229,7 +237,6 @@ def _run_folder() -> Iterator[None]:
 
     Rank 0 writes the run's files, or tells the other ranks where to write.
     """
-    from herl.distributed import is_first_process
 
     if is_first_process() or any(argument.startswith("hydra.run.dir=") for argument in sys.argv):
         yield

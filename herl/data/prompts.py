@@ -45,7 +45,7 @@ def held_out(
     )
 
 
-def ifbench(max_prompts: int | None = 48, prompts_per_batch: int = 16, seed: int = 0) -> RubricDataModule:
+def ifbench(max_prompts: int | None = None, prompts_per_batch: int = 16, seed: int = 0) -> RubricDataModule:
     """Returns the prompts of IFBench (arXiv:2507.02833) as held-out prompts.
 
     Raises:

@@ -24,7 +24,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from herl.errors import SamplerError
 from herl.models import shared_attention
-from herl.models.precision import computes_exact_float32
+from herl.models.precision import allowed_share
 from herl.models.uncompiled import uncompiled
 
 ROOM = 16
@@ -236,14 +236,16 @@ def prompt_cache(model: PreTrainedModel) -> Callable[[], PromptCache]:
     if shared_attention.installed(model) and layers and all(type(layer) is DynamicLayer for layer in layers):
         expected, shared = trial(model, copied()), partial(SharedPrompts, len(layers))
         try:
-            deviation = float((trial(model, shared()) - expected).abs().max())
+            found = trial(model, shared())
         except Exception as error:  # an architecture may fail in any way with an unknown cache
             reason = f"{type(error).__name__}: {error}"
         else:
-            if deviation <= limit(model):
+            if (objection := disagreement(model, found, expected)) is None:
                 return shared
-            reason = f"log-probs deviate by {deviation:.2g} nats"
-    logger.info("answers of %s do not share their prompt's keys and values: %s", type(model).__name__, reason)
+            reason = objection
+    logger.warning(
+        "answers of %s do not share their prompt's keys and values: %s", type(model).__name__, reason
+    )
     _check(model, copied())
     return copied
 
@@ -251,29 +253,40 @@ def prompt_cache(model: PreTrainedModel) -> Callable[[], PromptCache]:
 def _check(model: PreTrainedModel, cache: CopiedPrompts) -> None:
     """Raises SamplerError unless the model computes the same with a cache as without."""
     try:
-        deviation = float((trial(model, cache) - _without_cache(model)).abs().mean())
+        found = trial(model, cache)
     except Exception as error:  # some architectures require a special cache
         reason = f"{type(error).__name__}: {error}"
     else:
-        if deviation <= limit(model):
+        if (objection := disagreement(model, found, _without_cache(model))) is None:
             return
-        reason = f"its log-probs with a cache deviate by {deviation:.2g} nats on average"
+        reason = f"with a cache {objection}"
     raise SamplerError(
         f"sampler=transformers cannot sample from {type(model).__name__}: {reason}. Use a vLLM sampler"
     )
 
 
-def limit(model: PreTrainedModel) -> float:
-    """Returns how far two computations of a log-prob may differ, in nats."""
-    return 1e-3 if computes_exact_float32(model.device, model.dtype) else 0.1
+def disagreement(model: PreTrainedModel, found: torch.Tensor, expected: torch.Tensor) -> str | None:
+    """Returns by how much log-probs of `trial` differ, if that is more than rounding; None if they agree."""
+    deviation, effect = _rms(found - expected), _rms(_without_cache(model, prompt_tokens=1) - expected)
+    allowed = allowed_share(model.device, model.dtype)
+    if deviation <= allowed * effect:
+        return None
+    return (
+        f"log-probs deviate by {deviation:.2g} nats; at most {allowed:g} of the prompt's effect of "
+        f"{effect:.2g} nats is allowed"
+    )
+
+
+def _rms(deviations: torch.Tensor) -> float:
+    return float(deviations.square().mean().sqrt())
 
 
 def trial_tokens(model: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Returns random tokens: two prompts [2, 7], their mask, three answers [3, 4], and their owners [3]."""
+    """Returns random tokens: two prompts [2, 7], their mask, three answers [3, 8], and their owners [3]."""
     draw = torch.Generator().manual_seed(0)
     vocabulary = model.config.get_text_config().vocab_size
     prompts = torch.randint(vocabulary, (2, 7), generator=draw).to(model.device)
-    answers = torch.randint(vocabulary, (3, 4), generator=draw).to(model.device)
+    answers = torch.randint(vocabulary, (3, 8), generator=draw).to(model.device)
     mask = torch.ones_like(prompts)
     mask[1, :3] = 0
     return prompts, mask, answers, torch.tensor([0, 1, 0], device=model.device)
@@ -281,12 +294,12 @@ def trial_tokens(model: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor, to
 
 @torch.no_grad()
 def trial(model: PreTrainedModel, cache: PromptCache) -> torch.Tensor:
-    """Returns the log-probs of three tokens of each answer, [9], computed token by token."""
+    """Returns the log-probs of each answer's tokens after its first, [21], computed token by token."""
     prompts, mask, answers, owner = trial_tokens(model)
     last_logits(model, prompts, mask, cache)
     cache.share(owner, mask)
     mask, found = mask[owner], []
-    for place in range(3):
+    for place in range(answers.shape[1] - 1):
         mask = torch.cat([mask, mask.new_ones(3, 1)], dim=1)
         logits = last_logits(model, answers[:, place, None], mask, cache)
         found.append(logits.log_softmax(-1).gather(1, answers[:, place + 1, None])[:, 0])
@@ -294,13 +307,18 @@ def trial(model: PreTrainedModel, cache: PromptCache) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _without_cache(model: PreTrainedModel) -> torch.Tensor:
-    """Returns the log-probs of `trial`, [9], from one pass over each answer alone, without padding."""
+def _without_cache(model: PreTrainedModel, prompt_tokens: int | None = None) -> torch.Tensor:
+    """Returns the log-probs of `trial`, [21], from one pass over each answer alone, without padding.
+
+    Args:
+        model: The model.
+        prompt_tokens: How many of the prompt's last tokens it sees; None for all.
+    """
     prompts, mask, answers, owner = trial_tokens(model)
     found = []
     for answer, prompt in zip(answers, owner.tolist(), strict=True):
-        ids = torch.cat([prompts[prompt][mask[prompt] == 1], answer])
+        ids = torch.cat([prompts[prompt][mask[prompt] == 1][-(prompt_tokens or 0) :], answer])
         with uncompiled():
-            logits = model(input_ids=ids[None], use_cache=False).logits[0, -4:-1].float()
+            logits = model(input_ids=ids[None], use_cache=False).logits[0, -len(answer) : -1].float()
         found.append(logits.log_softmax(-1).gather(1, answer[1:, None])[:, 0])
     return torch.stack(found, dim=1).flatten()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from typing import Protocol
 
 import torch
@@ -50,13 +51,21 @@ class CudaRecorder:
         current.wait_stream(self._stream)
 
     def record(self, step: Step) -> Step:
-        graph = torch.cuda.CUDAGraph()
-        # thread_local: other threads may use the device in the meantime
-        with (
-            _capturing,
-            torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"),
-        ):
-            step()
+        graph, device = torch.cuda.CUDAGraph(), self._stream.device
+        try:
+            with (
+                _capturing,
+                torch.cuda.stream(torch.cuda.current_stream(device)),  # back to it also after a failure
+                # thread_local: other threads may use the device in the meantime
+                torch.cuda.graph(
+                    graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+                ),
+            ):
+                step()
+        except RuntimeError:
+            with suppress(RuntimeError):  # torch leaves the allocator in the pool of a failed capture
+                torch._C._cuda_endAllocateToPool(device.index, self._pool)
+            raise
         replay: Step = graph.replay
         return replay
 

@@ -35,7 +35,7 @@ from torch.distributed.fsdp import FSDPModule
 from herl.distributed import gather
 from herl.errors import ConfigError
 from herl.models import shared_attention
-from herl.models.precision import computes_exact_float32
+from herl.models.precision import allowed_share
 from herl.models.uncompiled import uncompiled
 from herl.models.weights import whole
 from herl.types import Rollout, SampleRequest, Sampling
@@ -57,11 +57,6 @@ ANSWERS = ((23, 17), (13,))
 
 WINDOWS = ("sliding_window", "attention_chunk_size", "window_size")
 """Names under which configurations state how many tokens a layer sees."""
-
-EXACT, ROUNDED = 2e-4, 0.05
-"""Largest deviations allowed in float32 and in lower precision, as a share of the context's effect and of the
-gradient's norm. Correct rows measured at most 5e-6 and 0.024 (0.04 in a mixture of experts, where rounding
-sent a token to another expert). A trained model whose answers start one position late measured 0.11."""
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +124,7 @@ def _fault(model: PreTrainedModel, device: torch.device) -> str | None:
     except Exception as error:  # an architecture may fail in any way
         return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
     deviation, effect = _rms(found - expected), _rms(without_context - expected)
-    if deviation <= _allowed(model, device) * effect:
+    if deviation <= allowed_share(device, model.dtype) * effect:
         return None
     return f"its log-probs deviate by {deviation:.2g} nats from those of transformers' eager attention"
 
@@ -146,10 +141,6 @@ def _random_state(device: torch.device) -> torch.Tensor:
     return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
-def _allowed(model: PreTrainedModel, device: torch.device) -> float:
-    return EXACT if computes_exact_float32(device, model.dtype) else ROUNDED
-
-
 def _objection(model: PreTrainedModel, packing: Packing, device: torch.device) -> str | None:
     """Returns the reason against a packing, in one line; None if the packing is correct."""
     try:
@@ -159,7 +150,7 @@ def _objection(model: PreTrainedModel, packing: Packing, device: torch.device) -
             model.reset_iter_state()
             _drop_unreduced_gradients(model, device)
         return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
-    allowed = _allowed(model, device)
+    allowed = allowed_share(device, model.dtype)
     if not found.deviation <= allowed * found.context_effect:  # NaN is an objection too
         return (
             f"its log-probs deviate by {found.deviation:.2g} nats from those of one answer at a time; "

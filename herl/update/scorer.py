@@ -65,7 +65,7 @@ class Scorer:
             packing=self.packing,
         )
         moved = (batch.to(self.device) for batch in rows)
-        return moved if self.device.type == "cpu" else _one_ahead(moved)
+        return moved if self.device.type == "cpu" else _one_ahead(moved, self.device)
 
     def compute_loss(self, batch: MicroBatch) -> tuple[torch.Tensor, Stats]:
         """Returns the loss of a micro-batch, with gradient, and its statistics."""
@@ -188,10 +188,20 @@ def floor_of(entropies: Iterable[float], share: float) -> float:
     return float(values[first] + values[first - 1]) / 2.0 if first else -math.inf
 
 
-def _one_ahead(batches: Iterator[MicroBatch]) -> Iterator[MicroBatch]:
-    """Yields micro-batches while a thread prepares the next one, so that a GPU does not wait for it."""
+def _one_ahead(batches: Iterator[MicroBatch], device: torch.device) -> Iterator[MicroBatch]:
+    """Yields micro-batches while a thread prepares the next one, so that a GPU does not wait for it.
+
+    The thread copies on the CUDA stream of its caller, which need not be the default one: what the caller
+    computes then comes after the copies.
+    """
+    stream = torch.cuda.current_stream(device)
+
+    def following() -> MicroBatch | None:
+        with torch.cuda.stream(stream):  # each thread has its own current stream
+            return next(batches, None)
+
     with ThreadPoolExecutor(max_workers=1) as thread:
-        following = thread.submit(next, batches, None)
-        while (batch := following.result()) is not None:
-            following = thread.submit(next, batches, None)
+        coming = thread.submit(following)
+        while (batch := coming.result()) is not None:
+            coming = thread.submit(following)
             yield batch

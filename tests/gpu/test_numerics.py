@@ -17,12 +17,13 @@ from herl.models.chat_template import render
 from herl.models.pretrained import PretrainedModel
 from herl.module import HerlModule
 from herl.rollout.stages import RolloutPlan
+from herl.sampler.replays import CudaRecorder
 from herl.sampler.transformers import TransformersSampler
 from herl.testing import check_sampler, make_rollout, make_task
 from herl.types import Sampling
 from herl.update.loss.policy import PolicyLoss
 from herl.update.packing_probe import choose_packing
-from herl.update.scorer import Scorer
+from herl.update.scorer import Scorer, _one_ahead
 from tests.support.experiences import experience
 from tests.support.naive import padded_logprobs, padded_loss
 from tests.support.small_models import ARCHITECTURES, model_of
@@ -227,3 +228,31 @@ def test_an_engine_on_the_gpu_is_proven_after_a_refresh_and_a_stale_one_is_caugh
     with pytest.raises(SamplerError):
         RefreshSampler().refresh(module)
     sampler.close()
+
+
+@pytest.mark.gpu
+def test_rows_are_copied_ahead_on_the_stream_that_computes_with_them():
+    """Each thread has its own current stream, and an engine may leave another one than the default."""
+    device, own = torch.device("cuda"), torch.cuda.Stream()
+
+    def streams():
+        for _ in range(3):
+            yield torch.cuda.current_stream(device)
+
+    with torch.cuda.stream(own):
+        assert list(_one_ahead(streams(), device)) == [own] * 3
+
+
+@pytest.mark.gpu
+def test_a_step_that_cannot_be_recorded_leaves_stream_and_allocator_as_they_were():
+    device = torch.device("cuda", torch.cuda.current_device())
+    ones, before = torch.ones(8, device=device), torch.cuda.current_stream(device)
+    with pytest.raises(RuntimeError):
+        CudaRecorder(device).record(lambda: ones.sum().item())
+    assert torch.cuda.current_stream(device) == before
+    torch.cuda.synchronize()
+    reserved = torch.cuda.memory_reserved(device)
+    for _ in range(3):  # freed memory comes back
+        torch.empty(2**26, device=device).record_stream(torch.cuda.Stream(device))
+        torch.cuda.synchronize()
+    assert torch.cuda.memory_reserved(device) <= reserved + 2**29

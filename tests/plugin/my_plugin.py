@@ -1,13 +1,14 @@
 """A user's components, outside the package."""
 
 from herl import BonusReward, Hindsight, HindsightBuilder, Judge, Judgement, Verdict
+from herl.judge.aggregation import Aggregation, weighted
 
 
 class ShortAnswerJudge(Judge):
     """Ignores the rubric's checks: an answer meets a criterion if it is short."""
 
-    def __init__(self, max_words: int = 12):
-        super().__init__()
+    def __init__(self, max_words: int = 12, aggregation: Aggregation = weighted):
+        super().__init__(aggregation)
         self.max_words = max_words
 
     async def judge(self, task, rollout) -> Judgement:
@@ -20,12 +21,11 @@ class AskForLess(HindsightBuilder):
     """Requests a shorter version of the worst attempt."""
 
     def build(self, task, group) -> list[Hindsight]:
-        judged = [one for one in group if one.judgement.reward is not None]
-        if not judged:
-            return []
-        worst = min(judged, key=lambda one: one.judgement.reward)
-        message = {"role": "user", "content": f"{task.request} Draft: {worst.rollout.text}"}
-        return [Hindsight(parent=worst.rollout, messages=(message,), met=(), missed=())]
+        judged = [one for one in group if one.has_reward]
+        worst = min(judged, key=lambda one: one.reward, default=None)
+        text = f"{task.request} Write less than this: {worst.rollout.text}" if worst else ""
+        message = {"role": "user", "content": text}
+        return [Hindsight(parent=worst.rollout, messages=(message,), met=(), missed=())] if worst else []
 
 
 class FlatBonus(BonusReward):

@@ -1,6 +1,8 @@
 """The choice of tokens by their entropy: against naive versions in float64, and over whole steps."""
 
 import math
+import threading
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 from herl.errors import ConfigError
 from herl.update.loss.base import Tokens, token_weights
 from herl.update.loss.policy import PolicyLoss
-from herl.update.scorer import Scorer, floor_of
+from herl.update.scorer import Scorer, _one_ahead, floor_of
 from tests.support.experiences import PACKINGS, several
 from tests.support.naive import padded_logprobs
 from tests.support.training import KeepSteps, fit, module_of, weights
@@ -126,3 +128,22 @@ def test_the_gradient_does_not_depend_on_micro_batches(tmp_path):
 def test_a_share_is_above_0_and_at_most_1(share):
     with pytest.raises(ConfigError, match=r"loss.top_entropy_share: expected a share in \(0, 1\]"):
         replace(PolicyLoss(), top_entropy_share=share)
+
+
+def test_rows_are_prepared_ahead_in_order_on_the_callers_stream(monkeypatch):
+    """Current streams belong to threads, so the one that prepares rows must take over its caller's."""
+    current = threading.local()
+
+    @contextmanager
+    def stream(name):
+        current.name = name
+        yield
+        current.name = "default"
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current.name)
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    current.name = "caller"
+    prepared = ((n, getattr(current, "name", "default"), threading.get_ident()) for n in range(5))
+    found = list(_one_ahead(prepared, torch.device("cuda")))
+    assert [(n, name) for n, name, _ in found] == [(n, "caller") for n in range(5)]
+    assert threading.get_ident() not in {thread for _, _, thread in found}
