@@ -12,12 +12,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import torch
 
 from herl.errors import SamplerError
+
+_STARTER = ThreadPoolExecutor(1, "server_starter")
+"""Starts all servers: they end with the thread that started them, so it must last as long as this process."""
 
 
 class ServerProcess:
@@ -69,14 +73,15 @@ class ServerProcess:
         command += arguments
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as output:
-            self._process = subprocess.Popen(
+            self._process = _STARTER.submit(
+                subprocess.Popen,
                 command,
                 env=environment,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 preexec_fn=_end_with_parent if sys.platform == "linux" else None,
-            )
+            ).result()
         atexit.register(self.stop)
 
     def wait(self, timeout_seconds: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import lightning as L
@@ -109,6 +110,9 @@ class RefreshSampler(HerlCallback):
         if version == self.version and sampler.has_weights:
             return
         clock, before = module.clock, dict(module.clock.seconds)
+        if not sampler.live:
+            with clock.time("probe"), _as_in_training(module):
+                module.scorer()  # tries packings, in the memory that a sleeping engine takes when it wakes
         with clock.time("refresh"):
             # No rank may sample before all engines have the weights.
             together(lambda: _load(sampler, module.named_weights(), version))
@@ -150,15 +154,13 @@ class RefreshSampler(HerlCallback):
             seed=derive_seed(module.seed, "probe"),
         )
         # Every rank probes its own engine, with the numerics of a training step.
-        numerics = module.trainer.precision_plugin.forward_context
-        with numerics():
+        with module.trainer.precision_plugin.forward_context():
             rollouts = together(lambda: list(stages.sampler.generate([request])))
         assert module.policy is not None
         module.policy.eval()
         hotter = None
-        # Leave Lightning's inference mode: buffers that FSDP creates in it could not be used in training.
-        with torch.inference_mode(False), torch.no_grad(), numerics():
-            scorer = module.scorer()  # it probes packings, so use the numerics of training
+        with _as_in_training(module):
+            scorer = module.scorer()
             ours = scorer.own_logprobs(rollouts)
             if not _is_exact(module):  # in exact numerics, 10 % breaks the limit anyway
                 hotter = replace(scorer, temperature=scorer.temperature * HOTTER).own_logprobs(rollouts)
@@ -180,6 +182,14 @@ class RefreshSampler(HerlCallback):
                 f"{prefix}sampler's temperature seems to be {probe.temperature:.2f} times the trainer's (+- "
                 f"{probe.uncertainty:.2f}, from {probe.tokens} tokens), expected the same"
             )
+
+
+@contextmanager
+def _as_in_training(module: HerlModule) -> Iterator[None]:
+    """The numerics of a training step, without gradients. Leaves Lightning's inference mode: buffers that
+    FSDP creates in it could not be used in training."""
+    with torch.inference_mode(False), torch.no_grad(), module.trainer.precision_plugin.forward_context():
+        yield
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,6 +25,7 @@ from transformers.utils import logging as transformers_logging
 
 from herl.callbacks.gold_judges import GoldJudges
 from herl.callbacks.keep_heldout import KeepHeldout
+from herl.config.cards import check_servers
 from herl.config.check import check
 from herl.config.early import without_warnings
 from herl.config.gold import NOTHING_TO_JUDGE, check_gold, check_hidden
@@ -129,6 +130,7 @@ def build(
     check_trainer(trainer)  # before other processes are started
     _check_sweep(trainer)
     if trainer.strategy.root_device.type == "cuda":
+        check_servers(config)
         use_tf32(config.tf32)
     return Run(module=module, data=data, trainer=trainer, heldout=heldout, gold=judges)
 

@@ -36,7 +36,7 @@ class CardNeeds:
     kv_bytes: int
     """Bytes of the keys and values of one token, in bfloat16."""
     resident_gib: float
-    """The trainer's memory while answers are sampled: weights and moments."""
+    """The trainer's memory while answers are sampled and probed: weights, moments, and what FSDP gathers."""
     update_gib: float
     """The trainer's peak memory during an update: gradients and activations are added."""
 

@@ -109,7 +109,7 @@ class Replays:
 
     def _record(self, recorder: Recorder, key: Hashable, step: Step) -> None:
         if len(self._recordings) >= MAX_RECORDINGS:
-            self.clear()
+            del self._recordings[next(iter(self._recordings))]  # the oldest
         try:
             replay = recorder.record(step)
         except RuntimeError as error:

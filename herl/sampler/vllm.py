@@ -18,6 +18,7 @@ import gc
 import itertools
 import logging
 import os
+import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,14 @@ from herl.models.weights import named_weights, weight_shapes
 from herl.sampler import More, RunLimits, StreamingSampler, vllm_worker
 from herl.sampler.answer import end_token_ids, ends_by_stop, finished_answer
 from herl.sampler.receipts import Layout, Receipts, listed
-from herl.sampler.vllm_arguments import GIB, memory_complaint, run_arguments, sampling_params
+from herl.sampler.vllm_arguments import (
+    GIB,
+    check_device,
+    local_rank,
+    memory_complaint,
+    run_arguments,
+    sampling_params,
+)
 from herl.types import Rollout, SampleRequest
 
 if TYPE_CHECKING:
@@ -40,6 +48,8 @@ if TYPE_CHECKING:
     from vllm.inputs import TokensPrompt
 
 logger = logging.getLogger(__name__)
+_one_engine = threading.RLock()
+"""Engines of two threads take turns, the policy's and a local judge's: vLLM keeps a pass's inputs globally."""
 
 
 class VLLMSampler(StreamingSampler):
@@ -63,7 +73,8 @@ class VLLMSampler(StreamingSampler):
             new weights come before every batch. Has no effect on a CPU.
         tensor_parallel_size: Neighboring ranks that share one engine.
         restarts: How often in a run a failed engine is rebuilt with the policy's current weights and receives
-            its unanswered requests again. Only with a single process: several stop, with a checkpoint.
+            its unanswered requests again. Only with a single process and without FSDP, whose process group
+            the engine would end: others stop, with a checkpoint.
         engine: Further arguments of vllm.LLM.
     """
 
@@ -151,20 +162,24 @@ class VLLMSampler(StreamingSampler):
         self._tokenizer = tokenizer
         self._end_ids = end_token_ids(policy, tokenizer)
         self._policy = policy
+        self._in_group = torch.distributed.is_initialized()  # the trainer's, also of one process with FSDP
         self._start_engine()
+        self.sleep()  # until the first refresh, so that the trainer can try its rows in the memory
 
     def _start_engine(self) -> None:
         self.has_weights = False
         self._asleep = set()
-        # The engine reseeds the global generators, and on a CPU replaces torch.set_num_threads.
+        # The engine reseeds the global generators, forbids TF32, and on a CPU replaces torch.set_num_threads.
         set_num_threads, threads = torch.set_num_threads, torch.get_num_threads()
-        with isolate_rng():
+        products = torch.get_float32_matmul_precision()
+        with _one_engine, isolate_rng():
             self._llm = self._build(str(self._policy.name_or_path))
         self.weights_dtype = getattr(torch, vllm_worker.named(self._llm.llm_engine.model_config.dtype))
         self._receipts: Receipts | None = None
         self._layout: Layout | None = None
         torch.set_num_threads = set_num_threads
         torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(products)
 
     def _build(self, path: str) -> LLM:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine in this process
@@ -173,8 +188,7 @@ class VLLMSampler(StreamingSampler):
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         arguments: dict[str, Any] = {}
         if world_size() > 1:
-            os.environ["RANK"] = str(rank())  # Lightning does not set it, nor LOCAL_RANK under SLURM
-            os.environ.setdefault("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))
+            os.environ["RANK"] = str(rank())  # Lightning does not set it
             arguments["distributed_executor_backend"] = "external_launcher"
         try:
             with warnings.catch_warnings(action="ignore", category=FutureWarning):
@@ -187,8 +201,8 @@ class VLLMSampler(StreamingSampler):
             ) from error
         cpu = current_platform.is_cpu()
         self._device_type = "cpu" if cpu else "cuda"
-        if not cpu:
-            _check_device()
+        if not cpu and world_size() == 1:
+            check_device()
         kv_cache_gib = self.kv_cache_gib or (1.0 if cpu else None)
         if kv_cache_gib is not None:
             arguments["kv_cache_memory_bytes"] = int(kv_cache_gib * GIB)
@@ -210,7 +224,8 @@ class VLLMSampler(StreamingSampler):
             "disable_log_stats": True,
         }
         try:
-            return LLM(**(arguments | self._arguments))
+            with local_rank(self._device_type):
+                return LLM(**(arguments | self._arguments))
         except (ValueError, RuntimeError) as error:
             if complaint := memory_complaint(error):
                 raise ConfigError(complaint) from error
@@ -230,7 +245,8 @@ class VLLMSampler(StreamingSampler):
             [self._dyed] = self._llm.collective_rpc(vllm_worker.dye, args=(self._receipts.colors(),))
             self._receipts.expect([self._dyed])
         watched = self._receipts.watch(named_tensors, version)
-        self._llm.collective_rpc(vllm_worker.reload, kwargs={"weights_iterator": watched})
+        with _one_engine:
+            self._llm.collective_rpc(vllm_worker.reload, kwargs={"weights_iterator": watched})
         self._wake("kv_cache")
         if not self._llm.reset_prefix_cache():
             raise SamplerError("the vLLM engine did not clear its cached keys and values of the old weights")
@@ -289,11 +305,11 @@ class VLLMSampler(StreamingSampler):
     def _step(self, waiting: Mapping[str, tuple[SampleRequest, int]]) -> Sequence[Any]:
         """Runs a step of the engine. If it fails, the engine is rebuilt and receives all waiting requests."""
         try:
-            with torch.autocast(self._device_type, enabled=False):  # not the trainer's autocast
+            with _one_engine, torch.autocast(self._device_type, enabled=False):  # not the trainer's autocast
                 return list(self._llm.llm_engine.step())
         except Exception as error:  # after any error the engine is unusable
             problem = f"the vLLM engine failed: {type(error).__name__}: {error}"
-            if world_size() > 1 or not self._restarts_left:
+            if self._in_group or not self._restarts_left:
                 raise SamplerError(f"{problem}. It was not rebuilt: see sampler.restarts") from error
         self._restarts_left -= 1
         logger.warning("%s. Rebuilding it; %d answers are sampled again", problem, len(waiting))
@@ -374,14 +390,4 @@ class VLLMSampler(StreamingSampler):
             tokenizer=self._tokenizer,
             end_ids=self._end_ids,
             version=self.version,
-        )
-
-
-def _check_device() -> None:
-    """Checks that vLLM, which counts from the first visible GPU, will use the trainer's GPU."""
-    expected = int(os.environ["LOCAL_RANK"]) if world_size() > 1 else 0
-    if torch.cuda.current_device() != expected:
-        raise ConfigError(
-            f"trainer.devices: expected the first visible GPUs, got GPU {torch.cuda.current_device()} where "
-            f"vLLM uses {expected}; select GPUs with CUDA_VISIBLE_DEVICES"
         )

@@ -10,7 +10,9 @@ The share is the smaller of two amounts:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -169,3 +171,34 @@ def memory_complaint(error: Exception) -> str | None:
         "sampler.kv_cache_gib if the engine needs more, lower them if the GPU has no more, or lower "
         "rollout.max_prompt_tokens and max_new_tokens"
     )
+
+
+def check_device() -> None:
+    """Checks that a single process trains on the first visible GPU, which vLLM will use.
+
+    Raises:
+        ConfigError: it trains on another one.
+    """
+    if (device := torch.cuda.current_device()) != 0:
+        raise ConfigError(
+            f"trainer.devices: expected the first visible GPU, which vLLM uses, got GPU {device}; select one "
+            "with CUDA_VISIBLE_DEVICES"
+        )
+
+
+@contextmanager
+def local_rank(device_type: str) -> Iterator[None]:
+    """Within the block, LOCAL_RANK is the GPU that vLLM is to use: that of the trainer.
+
+    The two differ where each process sees one GPU alone, as under SLURM, and with `trainer.devices=[2,3]`.
+    """
+    before = os.environ.get("LOCAL_RANK")
+    own = before or os.environ.get("SLURM_LOCALID", "0")
+    os.environ["LOCAL_RANK"] = str(torch.cuda.current_device()) if device_type == "cuda" else own
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["LOCAL_RANK"]
+        else:
+            os.environ["LOCAL_RANK"] = before

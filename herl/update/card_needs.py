@@ -148,9 +148,11 @@ def _card_needs(module: Configured, policy: PreTrainedModel, trains: bool) -> Ca
         offloads=isinstance(strategy, FSDPStrategy) and strategy.cpu_offload,
     )
     gradients = 4 * size.parameters * settings.trained_share / shards / GIB  # freed after each step
+    # what a refresh and its probe gather of a sharded model, with FSDP's copy in one piece
+    gathered = 4 * (size.outer + 2 * size.layer) / GIB if shards > 1 else 0.0
     return CardNeeds(
         parameters=size.parameters,
         kv_bytes=size.kv_bytes,
-        resident_gib=max(0.0, update["weights_gradients_moments"] - gradients),
+        resident_gib=max(0.0, update["weights_gradients_moments"] - gradients) + gathered,
         update_gib=sum(update.values()),
     )

@@ -20,6 +20,7 @@ from herl.models.weights import named_weights
 from herl.sampler import Sampler
 from herl.sampler.transformers import TransformersSampler
 from herl.sampler.vllm import VLLMSampler
+from herl.sampler.vllm_arguments import sampling_params
 from herl.types import SampleRequest, Sampling
 
 
@@ -51,12 +52,12 @@ def main() -> None:
 
     def bare() -> int:
         prompts = [{"prompt_token_ids": list(r.prompt_ids)} for r in requests for _ in range(r.n)]
-        settings = [sampler._settings(r, index) for r in requests for index in range(r.n)]
+        settings = [sampling_params(r, index, sampler._end_ids) for r in requests for index in range(r.n)]
         return tokens(sampler._llm.generate(prompts, settings, use_tqdm=False))
 
     def together() -> int:
         prompts = [{"prompt_token_ids": list(request.prompt_ids)} for request in requests]
-        settings = [sampler._settings(request, 0) for request in requests]
+        settings = [sampling_params(request, 0, sampler._end_ids) for request in requests]
         for setting in settings:
             setting.n = arguments.answers
         return tokens(sampler._llm.generate(prompts, settings, use_tqdm=False))

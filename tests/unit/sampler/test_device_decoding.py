@@ -283,6 +283,21 @@ def test_a_step_is_run_before_it_is_recorded_and_replayed_after():
     assert ran[-1] == "step"
 
 
+def test_with_too_many_recordings_the_oldest_goes(monkeypatch):
+    monkeypatch.setattr("herl.sampler.replays.MAX_RECORDINGS", 3)
+    ran, recorder = [], Recorder()
+    recorder.record = lambda step: lambda: ran.append("replay")
+    replays = Replays(recorder)
+    for key in "abcd":
+        for _ in range(WARM_UPS + 1):
+            replays.run(key, lambda: ran.append("step"))
+    assert list(replays._recordings) == ["b", "c", "d"]
+    ran.clear()
+    for key in "bcda":
+        replays.run(key, lambda: ran.append("step"))
+    assert ran == ["replay"] * 4, "the oldest is recorded anew without warming up"
+
+
 def test_a_step_that_cannot_be_recorded_runs_on_and_says_why_once(caplog):
     def refuse(step):
         try:

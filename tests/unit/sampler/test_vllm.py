@@ -1,6 +1,11 @@
 """The real vLLM engine in this process, on the tiny model."""
 
+import threading
+import time
+from copy import copy
 from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,9 +29,13 @@ pytestmark = pytest.mark.integration
 @pytest.fixture(scope="module")
 def engine():
     threads, state = torch.get_num_threads(), torch.get_rng_state()
+    products = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
     sampler = VLLMSampler(max_model_len=512, kv_cache_gib=0.25)
     sampler.start(MODEL.load(), MODEL.tokenizer())
     assert torch.get_num_threads() == threads
+    assert torch.get_float32_matmul_precision() == "high", "the engine must not forbid TF32"
+    torch.set_float32_matmul_precision(products)
     assert torch.equal(torch.get_rng_state(), state), "the engine must not reseed the trainer"
     torch.set_num_threads(threads)
     yield sampler
@@ -336,3 +345,41 @@ def test_bad_settings_are_refused(settings, message):
 def test_an_engine_over_several_ranks_needs_as_many(policy, tokenizer):
     with pytest.raises(ConfigError, match="tensor_parallel_size: expected a divisor of 1 ranks, got 2"):
         VLLMSampler(tensor_parallel_size=2).start(policy, tokenizer)
+
+
+def test_engines_take_turns(sampler, policy, tokenizer, monkeypatch):
+    """A local judge may have one in another thread, and vLLM keeps what a pass reads in a global."""
+    inside, met = [], []
+    step = sampler._llm.llm_engine.step
+
+    def watched():
+        inside.append(threading.get_ident())
+        met.append(len(set(inside)))
+        time.sleep(0.002)
+        try:
+            return step()
+        finally:
+            inside.pop()
+
+    monkeypatch.setattr(sampler._llm.llm_engine, "step", watched)
+    other = copy(sampler)  # as another engine would
+    threads = [
+        threading.Thread(target=lambda one=one: [one._step({}) for _ in range(20)])
+        for one in (sampler, other)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(met) == 40
+    assert set(met) == {1}
+
+
+def test_the_benchmark_of_the_engine_measures_all_its_figures(
+    sampler, policy, tokenizer, tmp_path, monkeypatch
+):
+    monkeypatch.syspath_prepend(Path(__file__).parents[3] / "tools" / "bench")
+    bench, sampling = import_module("gpu.bench"), import_module("gpu.sampling")
+    one = bench.Bench(section="one", device=torch.device("cpu"), scratch=tmp_path, tokenizer="tiny")
+    sampling.engine(one, sampler, policy, tokenizer)
+    assert len(bench.figures_of(tmp_path, "one")) == 7

@@ -1,5 +1,6 @@
 """A run's settings for its vLLM engine: length, dtype, memory. Uses the real engine if a CPU suffices."""
 
+import os
 from dataclasses import replace
 
 import lightning as L
@@ -19,6 +20,7 @@ from herl.sampler.vllm_arguments import (
     MAX_SHARE,
     SPARE_GIB,
     WORKSPACE_GIB,
+    local_rank,
     memory_complaint,
     run_arguments,
     share_of_card,
@@ -148,3 +150,29 @@ def test_errors_of_the_engine_that_are_not_about_memory_stay_as_they_are():
         )
     )
     assert memory_complaint(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB"))
+
+
+@pytest.mark.parametrize(
+    ("environment", "device", "expected"),
+    [
+        ({"LOCAL_RANK": "3"}, 0, "0"),  # SLURM shows each process one GPU
+        ({"LOCAL_RANK": "0"}, 2, "2"),  # trainer.devices=[2,3]
+        ({}, 1, "1"),
+        ({"LOCAL_RANK": "3"}, None, "3"),  # on a CPU
+        ({"SLURM_LOCALID": "5"}, None, "5"),
+        ({}, None, "0"),
+    ],
+)
+def test_an_engine_gets_the_trainers_gpu_whatever_the_launcher_calls_it(
+    environment, device, expected, monkeypatch
+):
+    for name in ("LOCAL_RANK", "SLURM_LOCALID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: device)
+    with local_rank("cpu" if device is None else "cuda"):
+        assert os.environ["LOCAL_RANK"] == expected
+    assert {
+        name: os.environ[name] for name in ("LOCAL_RANK", "SLURM_LOCALID") if name in os.environ
+    } == environment

@@ -118,15 +118,16 @@ def test_what_stays_while_answers_are_sampled_is_the_update_without_gradients_an
     card = needs(qwen_7b, plan, reference=False).card
     size = model_size(qwen_7b.path)
     update = update_gib(size, 8192, Settings(checkpointing=True, compiled=True), 8)
-    assert card.resident_gib == pytest.approx(12 * size.parameters / 8 / GIB)
+    gathered = 4 * (size.outer + 2 * size.layer) / GIB  # in bfloat16, and once more in one piece
+    assert card.resident_gib == pytest.approx(12 * size.parameters / 8 / GIB + gathered)
     assert card.update_gib == pytest.approx(sum(update.values()))
     two = needs(qwen_7b, plan).card
     assert two.resident_gib - card.resident_gib == pytest.approx(4 * size.parameters / 8 / GIB), (
         "the reference"
     )
-    assert needs(qwen_7b, plan, cpu_offload=True).card.resident_gib == 0.0
+    assert needs(qwen_7b, plan, cpu_offload=True).card.resident_gib == pytest.approx(gathered)
     measures = needs(qwen_7b, plan, reference=False, trains=False).card
-    assert measures.resident_gib == pytest.approx(4 * size.parameters / 8 / GIB), "weights alone"
+    assert measures.resident_gib == pytest.approx(4 * size.parameters / 8 / GIB + gathered), "weights alone"
     adapters = PretrainedModel(path=qwen_7b.path, lora=Lora(rank=4))
     assert needs(adapters, plan).card.resident_gib < measures.resident_gib * 1.1, "the base is the reference"
 

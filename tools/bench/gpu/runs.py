@@ -27,7 +27,8 @@ def transformers(bench: Bench) -> None:
 
 def vllm(bench: Bench) -> None:
     """Section: an engine next to the trainer, which sleeps during the update."""
-    choice = ("sampler.sleep=true", "sampler.gpu_memory_utilization=0.2") if bench.full else ()
+    # a fixed size: the engine would take what other sections allocate meanwhile for its own
+    choice = ("sampler.sleep=true", "sampler.kv_cache_gib=1") if bench.full else ()
     _fit(bench, "vllm", "sampler=vllm", "sampler.max_model_len=512", *choice, *SHORT)
 
 

@@ -18,6 +18,7 @@ from herl.models.weights import named_weights
 from herl.sampler import Sampler
 from herl.sampler.transformers import TransformersSampler
 from herl.sampler.vllm import VLLMSampler
+from herl.sampler.vllm_arguments import sampling_params
 from herl.types import SampleRequest, Sampling
 
 GIB = 2**30
@@ -49,7 +50,7 @@ def engine(bench: Bench, sampler: VLLMSampler, policy: Any, tokenizer: Any) -> N
     requests = _requests(tokenizer, bench.size(64, 2), 8, bench.size(256, 8))
     llm = sampler._llm
     asked = [(r, i) for r in requests for i in range(r.n)]
-    settings = [sampler._settings(request, index) for request, index in asked]
+    settings = [sampling_params(request, index, sampler._end_ids) for request, index in asked]
 
     def bare() -> int:
         prompts = [{"prompt_token_ids": list(request.prompt_ids)} for request, _ in asked]
