@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 _one_engine = threading.RLock()
-"""Engines of two threads take turns, the policy's and a local judge's: vLLM keeps a pass's inputs globally."""
+"""Engines of two threads take turns, the policy's and a judge's: vLLM keeps a pass's inputs globally."""
 
 
 class VLLMSampler(StreamingSampler):
