@@ -100,10 +100,6 @@ NOT_NAMED = {
   data=animals                       what model=tiny writes about""",
 }
 """What `herl fit` prints if only the other is named."""
-TINY = (
-    "herl: no model is named: model=tiny answers, which writes about animals only. Name one by model= or run="
-)
-"""What other verbs print then, and go on."""
 
 
 def main() -> None:
@@ -148,12 +144,9 @@ def _main() -> None:
                 sys.argv[2:] = for_hydra(verb, sys.argv[2:])
             except ConfigError as error:
                 fail(str(error))
-            names = lacking(verb, sys.argv[2:])
-            if names and verb == "fit":
+            if verb == "fit" and (names := lacking(sys.argv[2:])):
                 say(NOTHING if len(names) == 2 else NOT_NAMED[names[0]], stderr=True)
                 raise SystemExit(2)
-            if names and is_first_process():
-                say(TINY, stderr=True)
         _run_hydra(verb)
     else:
         fail(f"unknown verb '{verb}'; expected one of {', '.join(VERBS)}." + did_you_mean(verb, VERBS))
@@ -237,7 +230,6 @@ def _run_folder() -> Iterator[None]:
 
     Rank 0 writes the run's files, or tells the other ranks where to write.
     """
-
     if is_first_process() or any(argument.startswith("hydra.run.dir=") for argument in sys.argv):
         yield
         return

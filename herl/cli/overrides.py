@@ -24,8 +24,6 @@ SHOWS = {"-c", "--cfg", "-i", "--info", "-sc", "--shell-completion", "--version"
 """Hydra options that show something instead of starting a run."""
 OTHER_CONF = {"-cp", "--config-path", "-cn", "--config-name"}
 """Hydra options that replace conf/fit.yaml, which may then name everything."""
-ANSWER = ("validate", "test", "improve")
-"""Verbs that answer prompts with a model, and train none."""
 BENCHMARK_KEYS = {
     "aggregation": "benchmark.judge",
     "data": "benchmark.data",
@@ -80,22 +78,20 @@ def _say(lines: list[str]) -> None:
         say(line, stderr=True)
 
 
-def lacking(verb: str, arguments: list[str]) -> tuple[str, ...]:
+def lacking(arguments: list[str]) -> tuple[str, ...]:
     """Returns which of data and model arguments of `for_hydra` do not name, although `herl fit` needs both.
 
-    Verbs that only answer need a model. An experiment or a run names both; a typed experiment=none means the
-    default of the one that is not named. Nothing is lacking if no run would start.
+    An experiment names both; a typed experiment=none means the default of the one that is not named.
+    Nothing is lacking if no run would start.
     """
-    options, overrides = _split(verb, arguments)
-    if verb not in ("fit", *ANSWER) or {one.partition("=")[0] for one in options} & (SHOWS | OTHER_CONF):
+    options, overrides = _split("fit", arguments)
+    if {one.partition("=")[0] for one in options} & (SHOWS | OTHER_CONF):
         return ()
     given = dict(one.lstrip("+").partition("=")[::2] for one in overrides)
     named = {key for key, value in given.items() if value.strip("'\"") not in ("", "none", "null")}
-    if {"experiment", "run"} & named:
+    if "experiment" in named:
         return ()
     needed = {"data": {"data", "data._target_"}, "model": {"model", "model.path", "model._target_"}}
-    if verb in ANSWER:
-        needed = {"model": {*needed["model"], "checkpoint"}}
     missing = tuple(name for name, keys in needed.items() if not keys & named)
     return () if "experiment" in given and len(missing) == 1 else missing
 

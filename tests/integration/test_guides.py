@@ -68,8 +68,8 @@ def compose_and_check(verb, arguments):
     for word in arguments:
         if word.startswith("run="):
             a_run(Path(word.removeprefix("run=")))
-    if "..." not in arguments:
-        assert not lacking(verb, for_hydra(verb, arguments)), "data and a model are to be named"
+    if verb == "fit" and "..." not in arguments:
+        assert not lacking(for_hydra(verb, arguments)), "herl fit would ask for data and a model"
     words = for_hydra(verb, [word for word in arguments if "..." not in word or word.startswith("run")])
     overrides, folders = [], []
     sweeps = "-m" in words

@@ -25,7 +25,7 @@ def handed_over(monkeypatch):
     def read(*arguments):
         monkeypatch.setattr(sys, "argv", ["herl", *arguments])
         monkeypatch.setattr(cli, "_run_hydra", lambda verb: None)
-        monkeypatch.setattr(cli, "lacking", lambda verb, words: ())
+        monkeypatch.setattr(cli, "lacking", lambda words: ())
         cli.main()
         return sys.argv[2:]
 
@@ -192,30 +192,7 @@ def test_a_run_keeps_the_experiment_that_was_the_default_when_it_was_started(han
     ],
 )
 def test_a_fit_needs_an_experiment_or_data_and_a_model(given, missing):
-    assert lacking("fit", for_hydra("fit", given)) == missing
-
-
-@pytest.mark.parametrize(
-    ("given", "missing"),
-    [
-        (["prompt=-"], ("model",)),
-        (["prompt=-", "model=tiny"], ()),
-        (["prompt=-", "model.path=tiny"], ()),
-        (["checkpoint=last.ckpt"], ()),
-        (["experiment=embedded"], ()),
-        (["--cfg", "job"], ()),
-    ],
-)
-def test_an_answer_without_a_named_model_comes_from_the_tiny_one_which_is_said(
-    given, missing, monkeypatch, capsys
-):
-    assert lacking("improve", for_hydra("improve", given)) == missing
-    assert lacking("improve", [*given, "run=runs/one"]) == ()
-    assert lacking("lint", for_hydra("lint", ["data=my.jsonl"])) == (), "it needs no model"
-    monkeypatch.setattr(cli, "_run_hydra", lambda verb: None)
-    monkeypatch.setattr(sys, "argv", ["herl", "improve", *given])
-    cli.main()
-    assert ("model=tiny answers" in capsys.readouterr().err) == bool(missing)
+    assert lacking(for_hydra("fit", given)) == missing
 
 
 @pytest.mark.parametrize("given", [[], ["seed=1"], ["data=my.jsonl"], ["model=tiny"]])
