@@ -29,7 +29,7 @@ def check_servers(config: DictConfig) -> None:
                 f"{key}.gpus: expected the GPUs of the server, such as "
                 f"{'[7]' if 'start' in node else '7'}, got null: it would take nine tenths of the first GPU, "
                 f"which the trainer uses. To share that one, limit the server: "
-                f"'{key}.arguments=[--gpu-memory-utilization=0.3]'"
+                f"'{key}.arguments=[--gpu-memory-utilization,0.3]'"
             )
 
 

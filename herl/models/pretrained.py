@@ -26,6 +26,7 @@ from herl.errors import ConfigError
 from herl.models import quantized, shared_attention
 from herl.models.body import body
 from herl.models.chat_template import set_template_variables
+from herl.models.compiled import compile_blocks
 from herl.models.lora import Lora
 from herl.models.quantized import Quantization
 from herl.models.source import SHIPPED as SHIPPED
@@ -191,8 +192,7 @@ class PretrainedModel:
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         if self.compile:
-            for block in blocks(model):
-                block.compile(dynamic=True)  # rows have many lengths
+            compile_blocks(blocks(model))
         if self.quantization is not None:
             quantized.keep_out_of_checkpoints(model)
         return model

@@ -24,8 +24,8 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from herl.errors import SamplerError
 from herl.models import shared_attention
+from herl.models.compiled import uncompiled
 from herl.models.precision import allowed_share
-from herl.models.uncompiled import uncompiled
 
 ROOM = 16
 """Tokens that a full answer buffer grows by."""
@@ -214,7 +214,7 @@ def next_logits(
     model: PreTrainedModel, ids: torch.Tensor, positions: torch.Tensor, arguments: dict[str, Any]
 ) -> torch.Tensor:
     """Runs a pass over tokens at these positions, [rows, new tokens] both; see `last_logits`."""
-    with uncompiled():  # layers are compiled for the update only
+    with uncompiled(model):  # layers are compiled for the update only
         output = model(input_ids=ids, position_ids=positions, use_cache=True, logits_to_keep=1, **arguments)
     logits: torch.Tensor = output.logits[:, -1].float()
     return logits
@@ -318,7 +318,7 @@ def _without_cache(model: PreTrainedModel, prompt_tokens: int | None = None) -> 
     found = []
     for answer, prompt in zip(answers, owner.tolist(), strict=True):
         ids = torch.cat([prompts[prompt][mask[prompt] == 1][-(prompt_tokens or 0) :], answer])
-        with uncompiled():
+        with uncompiled(model):
             logits = model(input_ids=ids[None], use_cache=False).logits[0, -len(answer) : -1].float()
         found.append(logits.log_softmax(-1).gather(1, answer[1:, None])[:, 0])
     return torch.stack(found, dim=1).flatten()

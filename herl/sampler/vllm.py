@@ -28,7 +28,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from herl.distributed import gather, rank, together, world_size
 from herl.errors import ConfigError, SamplerError, check_at_least
-from herl.models.weights import named_weights, weight_shapes
+from herl.models.weights import is_sharded, named_weights, weight_shapes
 from herl.sampler import More, RunLimits, StreamingSampler, vllm_worker
 from herl.sampler.answer import end_token_ids, ends_by_stop, finished_answer
 from herl.sampler.receipts import Layout, Receipts, listed
@@ -162,7 +162,6 @@ class VLLMSampler(StreamingSampler):
         self._tokenizer = tokenizer
         self._end_ids = end_token_ids(policy, tokenizer)
         self._policy = policy
-        self._in_group = torch.distributed.is_initialized()  # the trainer's, also of one process with FSDP
         self._start_engine()
         self.sleep()  # until the first refresh, so that the trainer can try its rows in the memory
 
@@ -309,7 +308,7 @@ class VLLMSampler(StreamingSampler):
                 return list(self._llm.llm_engine.step())
         except Exception as error:  # after any error the engine is unusable
             problem = f"the vLLM engine failed: {type(error).__name__}: {error}"
-            if self._in_group or not self._restarts_left:
+            if world_size() > 1 or is_sharded(self._policy) or not self._restarts_left:
                 raise SamplerError(f"{problem}. It was not rebuilt: see sampler.restarts") from error
         self._restarts_left -= 1
         logger.warning("%s. Rebuilding it; %d answers are sampled again", problem, len(waiting))

@@ -35,8 +35,8 @@ from torch.distributed.fsdp import FSDPModule
 from herl.distributed import gather
 from herl.errors import ConfigError
 from herl.models import shared_attention
+from herl.models.compiled import uncompiled
 from herl.models.precision import allowed_share
-from herl.models.uncompiled import uncompiled
 from herl.models.weights import whole
 from herl.types import Rollout, SampleRequest, Sampling
 from herl.update.batch import Packing, micro_batches, unjudged
@@ -58,6 +58,12 @@ ANSWERS = ((23, 17), (13,))
 WINDOWS = ("sliding_window", "attention_chunk_size", "window_size")
 """Names under which configurations state how many tokens a layer sees."""
 
+TOO_LITTLE = (
+    "model: the GPU has too little free memory to try a row of some 700 tokens: use lora=lora, "
+    "model.gradient_checkpointing=true, strategy=fsdp on more GPUs, or a smaller "
+    "sampler.gpu_memory_utilization"
+)
+
 logger = logging.getLogger(__name__)
 
 
@@ -73,7 +79,8 @@ def choose_packing(model: PreTrainedModel, device: torch.device) -> Packing:
         device: Where rows are computed, under the caller's autocast.
 
     Raises:
-        ConfigError: not even one answer at a time is computed as transformers' eager attention computes it.
+        ConfigError: not even one answer at a time is computed as transformers' eager attention computes it,
+            or memory ran out.
     """
     candidates: tuple[Packing, ...] = ("shared", "packed")
     with _left_as_found(model, device):
@@ -121,6 +128,8 @@ def _fault(model: PreTrainedModel, device: torch.device) -> str | None:
                 expected, without_context = (_by_transformers(model, one, device) for one in (rollout, blind))
             finally:
                 model.set_attn_implementation(own)
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(TOO_LITTLE) from error
     except Exception as error:  # an architecture may fail in any way
         return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
     deviation, effect = _rms(found - expected), _rms(without_context - expected)
@@ -145,6 +154,8 @@ def _objection(model: PreTrainedModel, packing: Packing, device: torch.device) -
     """Returns the reason against a packing, in one line; None if the packing is correct."""
     try:
         found = _try(model, packing, device)
+    except torch.OutOfMemoryError as error:  # says nothing about the packing
+        raise ConfigError(TOO_LITTLE) from error
     except Exception as error:  # any failure: one answer at a time may still work
         if isinstance(model, FSDPModule):
             model.reset_iter_state()

@@ -10,9 +10,12 @@ import logging
 from typing import Literal
 
 import torch
+from lightning.pytorch.strategies import Strategy
 from transformers import PreTrainedModel
 
 from herl.distributed import gather, world_size
+from herl.models.compiled import is_compiled
+from herl.models.fsdp import FSDPStrategy
 from herl.models.quantized import elements, is_quantized
 from herl.models.weights import is_sharded
 from herl.update.gpu_cost import (
@@ -41,6 +44,7 @@ def row_tokens(
     policy: PreTrainedModel,
     optimizer: torch.optim.Optimizer,
     device: torch.device,
+    strategy: Strategy,
 ) -> int:
     """Returns the most tokens of a row, the same on every rank.
 
@@ -51,6 +55,7 @@ def row_tokens(
         policy: The model to be trained, on `device`.
         optimizer: The policy's optimizer, which may hold its moments in memory already.
         device: This rank's device.
+        strategy: The trainer's strategy.
     """
     if given != "auto":
         return given
@@ -62,14 +67,19 @@ def row_tokens(
     still_to_come += 4 * sum(_numel(p) for p in learning if p.grad is None)
     settings = Settings(
         checkpointing=policy.is_gradient_checkpointing,
-        compiled=any(module._compiled_call_impl is not None for module in policy.modules()),
+        compiled=is_compiled(policy),
+        trained_share=sum(elements(p) for p in policy.parameters() if p.requires_grad) / size.parameters,
         quantized_share=sum(elements(p) for p in policy.parameters() if is_quantized(p)) / size.parameters,
+        keeps_gathered=isinstance(strategy, FSDPStrategy) and not strategy.reshard_after_forward,
+        whole_gradients=isinstance(strategy, FSDPStrategy) and strategy.reduce_gradients_once,
     )
     of_token, of_logit = activation_bytes(size, settings), float(LOGIT_BYTES)
+    shards = world_size() if is_sharded(policy) else 1
     if not torch.is_autocast_enabled("cuda"):  # the formulas are for bf16-mixed
         of_token, of_logit = FLOAT32_SHARE * of_token, 2 * of_logit
+        still_to_come += 2 * bfloat16_weights(size, settings, shards) if shards > 1 else 0.0
     elif policy.dtype == torch.float32:
-        still_to_come += bfloat16_weights(size, settings, world_size() if is_sharded(policy) else 1)
+        still_to_come += bfloat16_weights(size, settings, shards)
     free = torch.cuda.mem_get_info(device)[0]
     free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     room = SHARE * (free - still_to_come)

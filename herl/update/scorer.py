@@ -165,11 +165,16 @@ class Scorer:
 
     @torch.no_grad()
     def _logprobs(self, batches: Iterable[MicroBatch]) -> dict[int, torch.Tensor]:
-        found: dict[int, torch.Tensor] = {}
-        for batch in batches:
-            logprobs, _ = answer_logprobs(self.policy, batch, self.temperature)
-            found.update(zip(batch.rows, logprobs.cpu().split(batch.answer_lengths), strict=True))
-        return found
+        # read after the last pass, so that a GPU need not wait
+        passes = [
+            (batch.rows, batch.answer_lengths, answer_logprobs(self.policy, batch, self.temperature)[0])
+            for batch in batches
+        ]
+        return {
+            place: logprobs
+            for places, lengths, found in passes
+            for place, logprobs in zip(places, found.cpu().split(lengths), strict=True)
+        }
 
 
 def floor_of(entropies: Iterable[float], share: float) -> float:

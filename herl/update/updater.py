@@ -191,7 +191,9 @@ class Updater:
         if self.reference is not None:
             self.reference.eval()
         optimizer = cast(torch.optim.Optimizer, module.optimizers())
-        self.micro_batch_tokens = row_tokens(self.micro_batch_tokens, policy, optimizer, module.device)
+        self.micro_batch_tokens = row_tokens(
+            self.micro_batch_tokens, policy, optimizer, module.device, module.trainer.strategy
+        )
         scorer = self.scorer(policy, module.device)
         stats, faults = RunningStats(), dict[str, str]()
         parts = split_by_group(experiences, self.updates_per_batch)

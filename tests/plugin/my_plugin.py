@@ -1,7 +1,8 @@
 """A user's components, outside the package."""
 
 from herl import BonusReward, Hindsight, HindsightBuilder, Judge, Judgement, Verdict
-from herl.judge.aggregation import Aggregation, weighted
+from herl.judge.aggregation import weighted
+from herl.judge.base import Aggregation
 
 
 class ShortAnswerJudge(Judge):

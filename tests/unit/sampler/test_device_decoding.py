@@ -316,17 +316,6 @@ def test_a_step_that_cannot_be_recorded_runs_on_and_says_why_once(caplog):
     assert "RuntimeError: operation not permitted when stream is capturing" in record.getMessage()
 
 
-def test_only_so_many_recordings_are_kept(monkeypatch):
-    monkeypatch.setattr("herl.sampler.replays.MAX_RECORDINGS", 2)
-    recorder = Recorder()
-    recorder.record = lambda step: step
-    replays = Replays(recorder)
-    for key in "abc":
-        for _ in range(5):
-            replays.run(key, lambda: None)
-    assert list(replays._recordings) == ["c"]
-
-
 # Cast weights
 
 
