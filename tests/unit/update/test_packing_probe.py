@@ -281,3 +281,19 @@ def test_the_gradient_of_an_answer_does_not_depend_on_its_neighbors(name, kind):
             (logprobs * (row.row == row.rows.index(kept))).sum().backward()
             gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
         assert float((gradients[0] - gradients[1]).norm() / gradients[0].norm()) < 1e-6
+
+
+@pytest.mark.parametrize("rows_before", [0, 1])
+def test_memory_that_runs_out_is_no_objection_to_a_packing(policy, monkeypatch, rows_before):
+    """The whole run would train on single rows, several times slower."""
+    passes = []
+
+    def forward(*arguments, **settings):
+        passes.append(1)
+        if len(passes) > rows_before:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return answer_logprobs(*arguments, **settings)
+
+    monkeypatch.setattr(packing_probe, "answer_logprobs", forward)
+    with pytest.raises(ConfigError, match="too little free memory to try a row .*gpu_memory_utilization"):
+        choose_packing(policy, CPU)
