@@ -295,7 +295,7 @@ def test_with_too_many_recordings_the_oldest_goes(monkeypatch):
     ran.clear()
     for key in "bcda":
         replays.run(key, lambda: ran.append("step"))
-    assert ran == ["replay"] * 4, "the oldest is recorded anew without warming up"
+    assert ran == ["replay"] * 4, "the oldest is recorded again without warming up"
 
 
 def test_a_step_that_cannot_be_recorded_runs_on_and_says_why_once(caplog):
