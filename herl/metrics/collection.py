@@ -50,7 +50,7 @@ def collection_metrics(collection: Collection, policy_version: int = 0) -> dict[
         "bonus/paid": [m.bonus != 0.0 for group in groups for m in group.members if m.origin == "policy"],
     }
     if revised:
-        lists |= _changes(revised)
+        lists |= changes(revised)
         lists["hindsight/gradient_share"] = _gradient_share(collection.experiences)
     means = {name: fmean(values) for name, values in lists.items() if values}
     means["train/groups"] = float(len(groups))  # a share over few groups says little
@@ -96,7 +96,7 @@ def progress_metrics(counts: Mapping[str, int], epoch: int) -> dict[str, float]:
     return numbers | {"progress/epoch": float(epoch)}
 
 
-def _changes(groups: Sequence[Group]) -> dict[str, list[float]]:
+def changes(groups: Sequence[Group]) -> dict[str, list[float]]:
     """Values for the curves of revisions; see the table of curves in the README.
 
     A revision without a draft is compared with the best attempt, which is the draft of others by default.

@@ -4,8 +4,9 @@
 
 Tries several revision prompts on the first training prompts of an experiment, including the request alone,
 which is not a revision but one more attempt at the revision's temperature. Prints a Markdown table: mean
-rewards of the drafts and of their revisions, and the shares of revisions that are better or worse than their
-draft, or better than the best of all attempts. All other arguments are passed to herl fit.
+rewards of the drafts and of their revisions, the shares of revisions that are better or worse than their
+draft, or better than the best of all attempts, and the shares of criteria that they mended and broke. All
+other arguments are passed to herl fit.
 """
 
 from __future__ import annotations
@@ -23,16 +24,26 @@ from herl.config.build import make, quiet
 from herl.config.check import check, conf_dir
 from herl.hindsight.candidates import top_k
 from herl.hindsight.revision import RevisionBuilder
+from herl.metrics.collection import changes
 from herl.models.weights import named_weights
 from herl.module import HerlModule
 from herl.rollout.collect import collect
 
+SENTENCES: dict[str, Any] = {"style": "sentences", "weights": False}
 PROMPTS: dict[str, dict[str, Any]] = {
     "hindsight=rewrite": {"draft": False},
     "hindsight=revision": {"draft": True},
     "request and missed criteria": {"template": "{request}\n\nMake sure to follow this:\n{missed}"},
     "draft and missed criteria": {
         "template": "{request}\n\nA first answer was:\n{draft}\n\nIt did not do this:\n{missed}"
+    },
+    "missed criteria, as sentences": {
+        "template": "{request}\n\nMake sure to follow this: {missed}",
+        **SENTENCES,
+    },
+    "met and missed, as sentences": {
+        "template": "{request}\n\nMake sure to follow this: {met} {missed}",
+        **SENTENCES,
     },
     "request alone": {"template": "{request}"},
 }
@@ -55,8 +66,8 @@ def main() -> None:
     module.stages.sampler.load_weights(named_weights(policy), 0)
     revision = replace(module.stages.plan.revision, temperature=options["temperature"])
     plan = replace(module.stages.plan, attempts_per_prompt=options["attempts"], revision=revision)
-    print("| revision prompt | drafts | revisions | better | worse | better than the best | n |")
-    print("| --- |" + " --: |" * 6)
+    columns = "drafts | revisions | better | worse | better than the best | mended | broken | n"
+    print(f"| revision prompt | {columns} |\n| --- |" + " --: |" * 8)
     with module.stages.judge_runner:
         for name, words in PROMPTS.items():
             builder = RevisionBuilder(partial(top_k, k=2), **words)
@@ -75,14 +86,16 @@ def row(found) -> list[str]:
             if draft is not None and after is not None:
                 rewards.append((draft, after, best))
     if not rewards:
-        return ["", "", "", "", "", "0"]
+        return [*[""] * 7, "0"]
     shares = [
         fmean(after > draft for draft, after, _ in rewards),
         fmean(after < draft for draft, after, _ in rewards),
         fmean(after > best for _, after, best in rewards),
     ]
     means = [fmean(draft for draft, _, _ in rewards), fmean(after for _, after, _ in rewards)]
-    return [f"{value:.3f}" for value in (*means, *shares)] + [str(len(rewards))]
+    turned = changes(found.groups)
+    turns = [fmean(turned[f"hindsight/{name}"]) for name in ("mended", "broken")]
+    return [f"{value:.3f}" for value in (*means, *shares, *turns)] + [str(len(rewards))]
 
 
 if __name__ == "__main__":
