@@ -278,6 +278,44 @@ def test_an_engine_that_finds_no_memory_to_wake_says_which_key_to_lower(sleeper,
         sampler.load_weights(named_weights(policy), 4)
 
 
+def test_engines_take_turns(sampler, policy, tokenizer, monkeypatch):
+    """A local judge may have one in another thread, and vLLM keeps what a pass reads in a global."""
+    inside, met = [], []
+    step = sampler._llm.llm_engine.step
+
+    def watched():
+        inside.append(threading.get_ident())
+        met.append(len(set(inside)))
+        time.sleep(0.002)
+        try:
+            return step()
+        finally:
+            inside.pop()
+
+    monkeypatch.setattr(sampler._llm.llm_engine, "step", watched)
+    other = copy(sampler)  # as another engine would
+    threads = [
+        threading.Thread(target=lambda one=one: [one._step({}) for _ in range(20)])
+        for one in (sampler, other)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(met) == 40
+    assert set(met) == {1}
+
+
+def test_the_benchmark_of_the_engine_measures_all_its_figures(
+    sampler, policy, tokenizer, tmp_path, monkeypatch
+):
+    monkeypatch.syspath_prepend(Path(__file__).parents[3] / "tools" / "bench")
+    bench, sampling = import_module("gpu.bench"), import_module("gpu.sampling")
+    one = bench.Bench(section="one", device=torch.device("cpu"), scratch=tmp_path, tokenizer="tiny")
+    sampling.engine(one, sampler, policy, tokenizer)
+    assert len(bench.figures_of(tmp_path, "one")) == 7
+
+
 class FakeFailingEngine:
     """A real engine whose third step fails."""
 
@@ -345,41 +383,3 @@ def test_bad_settings_are_refused(settings, message):
 def test_an_engine_over_several_ranks_needs_as_many(policy, tokenizer):
     with pytest.raises(ConfigError, match="tensor_parallel_size: expected a divisor of 1 ranks, got 2"):
         VLLMSampler(tensor_parallel_size=2).start(policy, tokenizer)
-
-
-def test_engines_take_turns(sampler, policy, tokenizer, monkeypatch):
-    """A local judge may have one in another thread, and vLLM keeps what a pass reads in a global."""
-    inside, met = [], []
-    step = sampler._llm.llm_engine.step
-
-    def watched():
-        inside.append(threading.get_ident())
-        met.append(len(set(inside)))
-        time.sleep(0.002)
-        try:
-            return step()
-        finally:
-            inside.pop()
-
-    monkeypatch.setattr(sampler._llm.llm_engine, "step", watched)
-    other = copy(sampler)  # as another engine would
-    threads = [
-        threading.Thread(target=lambda one=one: [one._step({}) for _ in range(20)])
-        for one in (sampler, other)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(met) == 40
-    assert set(met) == {1}
-
-
-def test_the_benchmark_of_the_engine_measures_all_its_figures(
-    sampler, policy, tokenizer, tmp_path, monkeypatch
-):
-    monkeypatch.syspath_prepend(Path(__file__).parents[3] / "tools" / "bench")
-    bench, sampling = import_module("gpu.bench"), import_module("gpu.sampling")
-    one = bench.Bench(section="one", device=torch.device("cpu"), scratch=tmp_path, tokenizer="tiny")
-    sampling.engine(one, sampler, policy, tokenizer)
-    assert len(bench.figures_of(tmp_path, "one")) == 7
