@@ -345,7 +345,7 @@ class VLLMSampler(StreamingSampler):
         """Frees the engine's GPU memory for the update, if the engine is set to sleep."""
         if not self._sleeps or self._asleep:
             return
-        # 2 drops the weights: there are none yet, or the next batch brings new ones
+        # 2 drops the weights: they never came, or the next batch brings new ones
         drops = not self.has_weights or (self._limits is not None and self._limits.refreshed_every_batch)
         self._llm.sleep(level=2 if drops else 1)
         self.has_weights = self.has_weights and not drops
