@@ -41,7 +41,7 @@ class ServerProcess:
         self,
         path: str,
         log: Path,
-        gpus: str | None = None,
+        gpus: str | int | None = None,
         arguments: Sequence[str] = (),
         key_env: str | None = None,
     ) -> None:
@@ -56,7 +56,7 @@ class ServerProcess:
         ):
             environment.setdefault(name, value)
         if gpus is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = gpus
+            environment["CUDA_VISIBLE_DEVICES"] = str(gpus)
         environment.pop("VLLM_API_KEY", None)
         if key_env is not None:
             environment["VLLM_API_KEY"] = os.environ[key_env]  # not an argument, which all users could see

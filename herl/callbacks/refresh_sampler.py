@@ -111,8 +111,8 @@ class RefreshSampler(HerlCallback):
             return
         clock, before = module.clock, dict(module.clock.seconds)
         if not sampler.live:
-            with clock.time("probe"), _as_in_training(module):
-                module.scorer()  # tries packings, in the memory that a sleeping engine takes when it wakes
+            with clock.time("probe"):
+                self._try_rows(module)
         with clock.time("refresh"):
             # No rank may sample before all engines have the weights.
             together(lambda: _load(sampler, module.named_weights(), version))
@@ -141,6 +141,11 @@ class RefreshSampler(HerlCallback):
                 "support this model"
             )
         return None not in reports
+
+    def _try_rows(self, module: HerlModule) -> None:
+        """Lets the updater choose its packing, in the memory that a sleeping engine takes when it wakes."""
+        with _as_in_training(module):
+            module.scorer()
 
     def _probe(self, module: HerlModule) -> Probe:
         """Compares the sampler's log-probs with the trainer's; returns the result of the worst rank."""

@@ -75,7 +75,7 @@ class VLLMServerSampler(StreamingSampler):
         weights_folder: str,
         urls: Sequence[str] = (),
         start: int = 0,
-        gpus: Sequence[str] | None = None,
+        gpus: Sequence[str | int] | None = None,
         arguments: Sequence[str] = (),
         requests_per_server: int = 128,
         timeout_seconds: float = 600.0,

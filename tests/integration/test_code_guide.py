@@ -5,6 +5,7 @@ import re
 import shlex
 from pathlib import Path
 
+from herl.testing import check_hindsight_builder, check_judge
 from herl.update.gpu_cost import GPUS, Asked, Settings, Work, batch_gib, model_size
 from tests.support.configuration import composed
 
@@ -12,9 +13,12 @@ HERL = Path(__file__).parents[2] / "herl"
 
 
 def test_the_python_example_trains(tmp_path, monkeypatch):
-    [code] = re.findall(r"```python\n(.*?)```", (HERL / "README.md").read_text(), flags=re.DOTALL)
+    code, plugin = re.findall(r"```python\n(.*?)```", (HERL / "README.md").read_text(), flags=re.DOTALL)
     monkeypatch.chdir(tmp_path)
     names = {}
+    exec(plugin, names)
+    assert check_judge(names["ShortAnswerJudge"](max_words=1), text="one word too many").reward == 0.0
+    check_hindsight_builder(names["AskForLess"]())
     exec(code, names)
     module = names["module"]
     assert module.counts["optimizer_steps"] >= 8

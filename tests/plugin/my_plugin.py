@@ -2,13 +2,12 @@
 
 from herl import BonusReward, Hindsight, HindsightBuilder, Judge, Judgement, Verdict
 from herl.judge.aggregation import weighted
-from herl.judge.base import Aggregation
 
 
 class ShortAnswerJudge(Judge):
     """Ignores the rubric's checks: an answer meets a criterion if it is short."""
 
-    def __init__(self, max_words: int = 12, aggregation: Aggregation = weighted):
+    def __init__(self, max_words: int = 12, aggregation=weighted):
         super().__init__(aggregation)
         self.max_words = max_words
 

@@ -154,6 +154,8 @@ def test_refresh_waits_for_n_steps_where_the_sampler_has_its_own_weights():
     refresh._probe = lambda module: compare(
         same, same, None
     )  # the fake's log-probs do not come from a policy
+    tried = []
+    refresh._try_rows = lambda module: tried.append(len(versions))
     module.record = lambda metrics: None
     module.policy = PretrainedModel(path="tiny").load()
     refresh.on_train_epoch_start(None, module)
@@ -162,6 +164,7 @@ def test_refresh_waits_for_n_steps_where_the_sampler_has_its_own_weights():
         refresh.on_train_batch_start(None, module, None, 0)
     refresh.on_validation_start(None, module)
     assert versions == [0, 3, 6, 7]
+    assert tried == [0, 1, 2, 3], "before the weights arrive, which wake a sleeping engine"
 
 
 def experience(group):

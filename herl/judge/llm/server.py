@@ -44,7 +44,7 @@ class VLLMChat(Chat):
         model: ModelSource,
         log: str,
         arguments: Sequence[str] = (),
-        gpus: str | None = None,
+        gpus: str | int | None = None,
         start_timeout_seconds: float = 900.0,
         try_timeout_seconds: float = 60.0,
     ) -> None:

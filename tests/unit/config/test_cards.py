@@ -39,7 +39,7 @@ def test_a_server_without_a_gpu_of_its_own_is_refused_by_its_key(given, key, tmp
     "given",
     [
         (),
-        (*JUDGE, "judge.chat.gpus='7'"),
+        (*JUDGE, "judge.chat.gpus=7"),
         (*JUDGE, "judge.chat.arguments=[--gpu-memory-utilization,0.3]"),
         (*JUDGE, "judge.chat.arguments=[--kv-cache-memory-bytes,1000000000]"),
         ("sampler=vllm_server", "sampler.urls=[http://node7:8000]"),
