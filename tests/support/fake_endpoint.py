@@ -84,6 +84,8 @@ class FakeEndpoint:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for _ in range(3):  # sockets close in the next iterations of the loop
+            await asyncio.sleep(0)
 
     async def _connection(self, reader, writer):
         try:
