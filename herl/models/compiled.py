@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch._dynamo import config as dynamo
+from torch.fx.experimental import _config as shapes
 
 VARIANTS = 32
 """Graphs of one layer that torch may keep: with and without gradients, in training and evaluation, for
@@ -20,9 +22,9 @@ _stance: Any = None
 
 def compile_blocks(blocks: Iterable[torch.nn.Module], backend: str = "inductor") -> None:
     """Compiles a model's layers, for rows of all lengths. Sets the compiler up for the whole process."""
-    torch.fx.experimental._config.use_duck_shape = False  # lengths that are equal once need not stay so
-    torch._dynamo.config.recompile_limit = max(VARIANTS, torch._dynamo.config.recompile_limit)
-    torch._dynamo.config.optimize_ddp = False  # it would split layers at the borders of DDP's buckets
+    shapes.use_duck_shape = False  # lengths that are equal once need not stay so
+    dynamo.recompile_limit = max(VARIANTS, dynamo.recompile_limit)
+    dynamo.optimize_ddp = False  # it would split layers at the borders of DDP's buckets
     for block in blocks:
         block.compile(dynamic=True, backend=backend)
 

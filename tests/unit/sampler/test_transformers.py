@@ -11,6 +11,7 @@ from herl.sampler import CardNeeds, RunLimits
 from herl.sampler.packed_linears import packed_linears
 from herl.sampler.prompt_cache import CopiedPrompts, SharedPrompts, last_logits, prompt_cache
 from herl.sampler.scripted import ScriptedSampler
+from herl.sampler.static_prompts import serves
 from herl.sampler.transformers import TransformersSampler
 from herl.testing import check_sampler, make_experience
 from herl.update.batch import micro_batches
@@ -157,6 +158,22 @@ def test_a_model_that_computes_something_else_with_shared_prompts_gets_copies(po
     monkeypatch.delattr(SharedPrompts, "attend")
     assert isinstance(prompt_cache(policy)(), CopiedPrompts)
     assert "keys and values: AttributeError: " in caplog.text
+
+
+@pytest.mark.parametrize("scale", [1.0, 8.0])
+def test_rounding_of_large_logits_is_no_objection_to_shared_prompts_and_a_lost_prompt_is(
+    policy, scale, monkeypatch
+):
+    """In bfloat16 log-probs of a trained model with large logits differ by tenths of a nat for rounding alone."""
+    with torch.no_grad():
+        policy.model.norm.weight *= scale
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        assert isinstance(prompt_cache(policy)(), SharedPrompts)
+        assert serves(policy)
+        given = SharedPrompts.share
+        hidden = lambda cache, owner, mask: given(cache, owner, torch.zeros_like(mask))  # noqa: E731
+        monkeypatch.setattr(SharedPrompts, "share", hidden)
+        assert isinstance(prompt_cache(policy)(), CopiedPrompts)
 
 
 def test_sampled_answers_are_the_same_with_a_copy_of_the_prompt(sampler, policy, tokenizer):
