@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -72,16 +73,30 @@ def _judge(config: DictConfig) -> Iterator[str]:
 
 
 def _budget(run: Run) -> Iterator[str]:
-    trainer = run.trainer
-    if trainer.max_epochs not in (None, -1):
-        yield f"{trainer.max_epochs} {'epoch' if trainer.max_epochs == 1 else 'epochs'}"
+    trainer, epochs, batches = run.trainer, run.trainer.max_epochs, _batches(run)
+    limits = [budget for budget in callbacks_of(trainer, AnswerBudget) if budget.answers or budget.tokens]
+    if epochs is not None and epochs != -1:
+        each = f" of {count(batches)} {'batch' if batches == 1 else 'batches'}" if batches else ""
+        yield f"{epochs} {'epoch' if epochs == 1 else 'epochs'}{each}"
+        if batches and trainer.max_steps == -1 and not limits:
+            steps = epochs * batches * run.module.updater.updates_per_batch
+            yield f"up to {count(steps)} optimizer {'step' if steps == 1 else 'steps'}"
     if trainer.max_steps != -1:
         yield f"{count(trainer.max_steps)} optimizer steps"
-    for budget in callbacks_of(trainer, AnswerBudget):
+    for budget in limits:
         if budget.answers is not None:
             yield f"at most {count(budget.answers)} sampled answers"
         if budget.tokens is not None:
             yield f"at most {count(budget.tokens)} sampled tokens"
+
+
+def _batches(run: Run) -> int | None:
+    """Batches of an epoch; None if the data or a setting of the trainer decides otherwise."""
+    train, size = getattr(run.data, "train", None), getattr(run.data, "prompts_per_batch", None)
+    if train is None or not size or getattr(run.trainer, "overfit_batches", False):
+        return None
+    batches, limit = math.ceil(len(train) / size), run.trainer.limit_train_batches
+    return int(batches * limit) if isinstance(limit, float) else min(batches, limit)
 
 
 def banner(lines: Mapping[str, str], width: int = WIDTH) -> list[str]:

@@ -1,11 +1,14 @@
 """The lines at the start of a run."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
+import lightning as L
 import pytest
 from rich.cells import cell_len
 
-from herl.cli.banner import banner, rounded
+from herl.callbacks.answer_budget import AnswerBudget
+from herl.cli.banner import _budget, banner, rounded
 from herl.models.pretrained import PretrainedModel
 from herl.report.commands import curves, from_here
 
@@ -32,6 +35,26 @@ def test_a_folder_and_a_command_are_whole_however_long(tmp_path, monkeypatch):
 )
 def test_sizes_have_three_digits(number, said):
     assert rounded(number) == said
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, "1 epoch of 6 batches, up to 12 optimizer steps"),
+        ({"max_epochs": 20}, "20 epochs of 6 batches, up to 240 optimizer steps"),
+        ({"limit_train_batches": 1}, "1 epoch of 1 batch, up to 2 optimizer steps"),
+        ({"limit_train_batches": 0.5}, "1 epoch of 3 batches, up to 6 optimizer steps"),
+        ({"max_steps": 5}, "1 epoch of 6 batches, 5 optimizer steps"),
+        ({"overfit_batches": 1}, "1 epoch"),
+        ({"max_epochs": -1, "max_steps": 5}, "5 optimizer steps"),
+        ({"callbacks": [AnswerBudget(answers=64)]}, "1 epoch of 6 batches, at most 64 sampled answers"),
+    ],
+)
+def test_the_budget_says_how_many_steps_an_epoch_has(settings, said):
+    trainer = L.Trainer(**{"max_epochs": 1, "accelerator": "cpu", "logger": False} | settings)
+    data = SimpleNamespace(train=range(90), prompts_per_batch=16)
+    module = SimpleNamespace(updater=SimpleNamespace(updates_per_batch=2))
+    assert ", ".join(_budget(SimpleNamespace(trainer=trainer, data=data, module=module))) == said
 
 
 def test_parameters_are_counted_without_loading_them():
