@@ -14,6 +14,7 @@ from herl.callbacks.base import HerlCallback
 from herl.distributed import gather, together
 from herl.errors import ConfigError, SamplerError
 from herl.models.chat_template import render
+from herl.models.precision import rms
 from herl.module import HerlModule
 from herl.sampler import Sampler
 from herl.sampler.receipts import listed
@@ -232,7 +233,7 @@ def compare(ours: torch.Tensor, theirs: torch.Tensor, hotter: torch.Tensor | Non
         rest = float((deviation - share * direction).square().mean())
         temperature = 1.0 + share * (HOTTER - 1.0)
         uncertainty = math.sqrt(rest / power) * (HOTTER - 1.0) if power else math.inf
-    error = float(deviation.square().mean().sqrt())
+    error = rms(deviation)
     return Probe(error=error, temperature=temperature, uncertainty=uncertainty, tokens=len(ours))
 
 

@@ -14,6 +14,7 @@ from rich.cells import cell_len, set_cell_size
 
 from herl.callbacks import AnswerBudget
 from herl.config.build import Run
+from herl.data import RubricDataModule
 from herl.display.screen import Screen
 from herl.dry_run.memory import memory_line
 from herl.prompt_text import visible
@@ -22,6 +23,7 @@ from herl.report.secret import without_secret
 from herl.report.story import count
 from herl.trainer_callbacks import callbacks_of
 from herl.update.run_memory import RunMemory
+from herl.update.schedule import limited
 
 WIDTH = 80
 WHOLE = ("folder", "curves")
@@ -92,11 +94,10 @@ def _budget(run: Run) -> Iterator[str]:
 
 def _batches(run: Run) -> int | None:
     """Batches of an epoch; None if the data or a setting of the trainer decides otherwise."""
-    train, size = getattr(run.data, "train", None), getattr(run.data, "prompts_per_batch", None)
-    if train is None or not size or getattr(run.trainer, "overfit_batches", False):
+    if getattr(run.trainer, "overfit_batches", False) or not isinstance(run.data, RubricDataModule):
         return None
-    batches, limit = math.ceil(len(train) / size), run.trainer.limit_train_batches
-    return int(batches * limit) if isinstance(limit, float) else min(batches, limit)
+    whole = math.ceil(len(run.data.train) / run.data.prompts_per_batch)
+    return limited(run.trainer.limit_train_batches, whole)
 
 
 def banner(lines: Mapping[str, str], width: int = WIDTH) -> list[str]:

@@ -25,10 +25,10 @@ from transformers.utils import logging as transformers_logging
 
 from herl.callbacks.gold_judges import GoldJudges
 from herl.callbacks.keep_heldout import KeepHeldout
-from herl.config.cards import check_servers
 from herl.config.check import check
 from herl.config.early import without_warnings
 from herl.config.gold import NOTHING_TO_JUDGE, check_gold, check_hidden
+from herl.config.server_gpus import check_servers
 from herl.data.hidden import WholeTasks
 from herl.distributed import is_first_process
 from herl.errors import ConfigError, HerlError
@@ -188,7 +188,7 @@ def make(node: DictConfig, **arguments: Any) -> Any:
         at = traceback.extract_tb(error.__traceback__)[-1]
         raise ConfigError(
             f"{node._get_full_key(None)}: expected a component, but {at.filename}:{at.lineno} called "
-            f"sys.exit({'' if error.code is None else repr(error.code)})"
+            f"sys.exit({error.code!r})"
         ) from error
 
 

@@ -83,7 +83,14 @@ class RubricDataModule(L.LightningDataModule):
 
         Raises:
             DataError: another rank has other prompts, or could not read its own.
+            ConfigError: it has another seed or size of batches.
         """
+        orders = gather((self.seed, self.prompts_per_batch))
+        if len(set(orders)) > 1:
+            raise ConfigError(
+                "data: expected the same seed and prompts_per_batch on all ranks, got "
+                f"{sorted(set(orders))}: start herl with the same settings on each machine"
+            )
         if stage == "fit":
             together(self.state_dict)
             check_ranks_agree("data.train", self.train, self._state["train"])
@@ -229,17 +236,17 @@ def check_ranks_agree(name: str, tasks: Sequence[Task], known: str | None = None
     if world_size() == 1:
         return
     found = gather_results(lambda: known or fingerprint(tasks, max_tasks=None))
-    other = next((place for place, one in enumerate(found) if one != found[0]), None)
-    if other is None:
+    if len(set(found)) == 1:
         return
-    rows = gather([(task.id, fingerprint([task])) for task in tasks])
-    pairs = enumerate(zip_longest(rows[0], rows[other], fillvalue=("none", "")))
+    other = next(place for place, one in enumerate(found) if one != found[0])
+    rows = gather([(repr(task.id), fingerprint([task])) for task in tasks])
+    pairs = enumerate(zip_longest(rows[0], rows[other], fillvalue=("missing", "")))
     place, (first, second) = next((place, pair) for place, pair in pairs if pair[0] != pair[1])
     contents = ", with other contents" if first[0] == second[0] else ""
     raise DataError(
         f"{name}: expected the same prompts on all ranks, got {len(rows[0])} on rank 0 and "
-        f"{len(rows[other])} on rank {other}: prompt {place + 1} is {first[0]!r} on rank 0 and "
-        f"{second[0]!r} on rank {other}{contents}. Do all machines read the same version of the file?"
+        f"{len(rows[other])} on rank {other}: prompt {place + 1} is {first[0]} on rank 0 and "
+        f"{second[0]} on rank {other}{contents}. Do all machines read the same version of the file?"
     )
 
 

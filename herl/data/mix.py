@@ -24,7 +24,7 @@ from herl.types import Task
 
 
 class HeldoutSource(BaseModel):
-    """One of several files of prompts. A setting that is None takes the value of the whole split."""
+    """One of several files of prompts. A setting left out takes the value of the whole split."""
 
     model_config = ConfigDict(extra="forbid")
 

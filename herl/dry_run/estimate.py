@@ -35,6 +35,7 @@ from herl.rollout.streaming import follows_up_at_once
 from herl.types import Group, Judged
 from herl.update.card_needs import longest_micro_batch, settings_of
 from herl.update.gpu_cost import GPU, Asked, Engine, ModelSize, Work
+from herl.update.schedule import limited
 
 BATCHES = 4
 """Batches in the trial; the first is a warm-up."""
@@ -154,9 +155,11 @@ def run_estimate(config: DictConfig, run: Run, tried: Tried) -> dict[str, Any]:
     """
     data: Any = run.data
     batch = tried.typical()
-    per_epoch = _part(config.trainer.limit_train_batches, math.ceil(len(data.train) / data.prompts_per_batch))
+    per_epoch = limited(
+        config.trainer.limit_train_batches, math.ceil(len(data.train) / data.prompts_per_batch)
+    )
     batches = _batches(config, per_epoch, batch.answers, batch.answer_tokens)
-    heldout = _part(config.trainer.limit_val_batches, math.ceil(len(data.heldout) / data.prompts_per_batch))
+    heldout = limited(config.trainer.limit_val_batches, math.ceil(len(data.heldout) / data.prompts_per_batch))
     validations = 2 + _validations(config, batches, per_epoch)  # before and after the run
     heldout_share = validations * heldout / max(1, min(heldout, HELDOUT_BATCHES))  # whole run over trial
     seconds = {phase: spent * batches for phase, spent in batch.seconds.items()}
@@ -252,13 +255,6 @@ def _shards(strategy: Strategy) -> int | None:
     """Returns how many of the GPUs would hold one copy of the model; None for all."""
     named = strategy.shards if isinstance(strategy, FSDPStrategy) else "all"
     return {"all": None, "node": GPUS_OF_A_NODE}[named] if isinstance(named, str) else named
-
-
-def _part(limit: float | int | None, whole: int) -> int:
-    """Applies one of Lightning's limits, which is a number of batches or a share of them."""
-    if limit is None:
-        return whole
-    return min(whole, limit) if isinstance(limit, int) else int(whole * limit)
 
 
 def _batches(config: DictConfig, per_epoch: int, answers: float, tokens: float) -> int:

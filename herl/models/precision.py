@@ -57,3 +57,8 @@ def allowed_share(device: torch.device, dtype: torch.dtype) -> float:
     A distance in nats would not do: rounding grows with the logits, which are large in trained models.
     """
     return EXACT_SHARE if computes_exact_float32(device, dtype) else ROUNDED_SHARE
+
+
+def rms(deviations: torch.Tensor) -> float:
+    """Returns the root mean square."""
+    return float(deviations.square().mean().sqrt())

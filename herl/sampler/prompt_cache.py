@@ -25,7 +25,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from herl.errors import SamplerError
 from herl.models import shared_attention
 from herl.models.compiled import uncompiled
-from herl.models.precision import allowed_share
+from herl.models.precision import allowed_share, rms
 
 ROOM = 16
 """Tokens that a full answer buffer grows by."""
@@ -235,14 +235,9 @@ def prompt_cache(model: PreTrainedModel) -> Callable[[], PromptCache]:
     reason = "its layers do not all see everything before a token, or use another attention"
     if shared_attention.installed(model) and layers and all(type(layer) is DynamicLayer for layer in layers):
         expected, shared = trial(model, copied()), partial(SharedPrompts, len(layers))
-        try:
-            found = trial(model, shared())
-        except Exception as error:  # an architecture may fail in any way with an unknown cache
-            reason = f"{type(error).__name__}: {error}"
-        else:
-            if (objection := disagreement(model, found, expected)) is None:
-                return shared
-            reason = objection
+        reason = objection_to(model, lambda: trial(model, shared()), expected)
+        if not reason:
+            return shared
     logger.warning(
         "answers of %s do not share their prompt's keys and values: %s", type(model).__name__, reason
     )
@@ -252,33 +247,35 @@ def prompt_cache(model: PreTrainedModel) -> Callable[[], PromptCache]:
 
 def _check(model: PreTrainedModel, cache: CopiedPrompts) -> None:
     """Raises SamplerError unless the model computes the same with a cache as without."""
+    objection = objection_to(model, lambda: trial(model, cache), _without_cache(model))
+    if objection:
+        raise SamplerError(
+            f"sampler=transformers cannot sample from {type(model).__name__}: with a cache, {objection}. "
+            "Use a vLLM sampler"
+        )
+
+
+def objection_to(model: PreTrainedModel, tried: Callable[[], torch.Tensor], expected: torch.Tensor) -> str:
+    """Returns what is wrong with a way to compute the log-probs of `trial`: an error, or a distance from the
+    expected ones that is more than rounding. "" if nothing is.
+
+    Raises:
+        torch.OutOfMemoryError: says nothing about the way.
+    """
     try:
-        found = trial(model, cache)
-    except Exception as error:  # some architectures require a special cache
-        reason = f"{type(error).__name__}: {error}"
-    else:
-        if (objection := disagreement(model, found, _without_cache(model))) is None:
-            return
-        reason = f"with a cache {objection}"
-    raise SamplerError(
-        f"sampler=transformers cannot sample from {type(model).__name__}: {reason}. Use a vLLM sampler"
-    )
-
-
-def disagreement(model: PreTrainedModel, found: torch.Tensor, expected: torch.Tensor) -> str | None:
-    """Returns by how much log-probs of `trial` differ, if that is more than rounding; None if they agree."""
-    deviation, effect = _rms(found - expected), _rms(_without_cache(model, prompt_tokens=1) - expected)
+        found = tried()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # an architecture may fail in any way with an unknown cache
+        return f"{type(error).__name__}: {error}"
+    deviation, effect = rms(found - expected), rms(_without_cache(model, prompt_tokens=1) - expected)
     allowed = allowed_share(model.device, model.dtype)
     if deviation <= allowed * effect:
-        return None
+        return ""
     return (
         f"log-probs deviate by {deviation:.2g} nats; at most {allowed:g} of the prompt's effect of "
         f"{effect:.2g} nats is allowed"
     )
-
-
-def _rms(deviations: torch.Tensor) -> float:
-    return float(deviations.square().mean().sqrt())
 
 
 def trial_tokens(model: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:

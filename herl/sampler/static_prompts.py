@@ -22,9 +22,9 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from herl.sampler.prompt_cache import (
     CopiedPrompts,
-    disagreement,
     last_logits,
     next_logits,
+    objection_to,
     trial,
     trial_tokens,
 )
@@ -283,16 +283,11 @@ def compute_dtype(model: PreTrainedModel) -> torch.dtype:
 def serves(model: PreTrainedModel) -> bool:
     """Returns whether a model computes the same with `StaticPrompts` as without; logs the reason if not."""
     expected = trial(model, CopiedPrompts(config=model.config))
-    try:
-        found = _static_trial(model)
-    except Exception as error:  # an architecture may fail in any way with an unknown cache
-        reason = f"{type(error).__name__}: {error}"
-    else:
-        if (objection := disagreement(model, found, expected)) is None:
-            return True
-        reason = objection
-    logger.warning("%s is sampled without static caches and CUDA graphs: %s", type(model).__name__, reason)
-    return False
+    objection = objection_to(model, lambda: _static_trial(model), expected)
+    if objection:
+        name = type(model).__name__
+        logger.warning("%s is sampled without static caches and CUDA graphs: %s", name, objection)
+    return not objection
 
 
 @torch.no_grad()

@@ -1,5 +1,5 @@
-"""Arguments that a run sets for a vLLM engine next to its trainer: length, dtype, share of the GPU's memory;
-and those of each request.
+"""Arguments that a run sets for a vLLM engine next to its trainer: its GPU, length, dtype and share of the
+memory; and those of each request.
 
 The share is the smaller of two amounts:
 

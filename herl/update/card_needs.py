@@ -20,7 +20,17 @@ from herl.models.quantized import BYTES, elements, is_quantized
 from herl.rollout.stages import Stages
 from herl.sampler import CardNeeds, RunLimits
 from herl.trainer_callbacks import callbacks_of
-from herl.update.gpu_cost import GIB, ModelSize, Settings, model_size, update_gib
+from herl.update.gpu_cost import (
+    BF16,
+    GIB,
+    ModelSize,
+    Settings,
+    gathered_parameters,
+    keeps_gathered,
+    model_size,
+    update_gib,
+    whole_gradients,
+)
 from herl.update.loss.base import Loss
 from herl.update.updater import Updater
 
@@ -107,8 +117,8 @@ def settings_of(
         frozen_bytes=of_frozen if learns < 1.0 else 4,
         quantized_share=packed,
         batches_ahead=module.stages.plan.batches_ahead,
-        keeps_gathered=isinstance(strategy, FSDPStrategy) and not strategy.reshard_after_forward,
-        whole_gradients=isinstance(strategy, FSDPStrategy) and strategy.reduce_gradients_once,
+        keeps_gathered=keeps_gathered(strategy),
+        whole_gradients=whole_gradients(strategy),
     )
 
 
@@ -149,7 +159,7 @@ def _card_needs(module: Configured, policy: PreTrainedModel, trains: bool) -> Ca
     )
     gradients = 4 * size.parameters * settings.trained_share / shards / GIB  # freed after each step
     # what a refresh and its probe gather of a sharded model, with FSDP's copy in one piece
-    gathered = 4 * (size.outer + 2 * size.layer) / GIB if shards > 1 else 0.0
+    gathered = 2 * BF16 * gathered_parameters(size, settings) / GIB if shards > 1 else 0.0
     return CardNeeds(
         parameters=size.parameters,
         kv_bytes=size.kv_bytes,

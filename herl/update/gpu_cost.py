@@ -28,9 +28,11 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
+from lightning.pytorch.strategies import Strategy
 from transformers import AutoConfig, PreTrainedModel
 
 from herl.errors import ConfigError
+from herl.models.fsdp import FSDPStrategy
 from herl.models.pretrained import PretrainedModel, untrained
 from herl.models.quantized import elements
 from herl.update.logprobs import WHOLE_LOGITS
@@ -296,12 +298,28 @@ def activation_bytes(model: ModelSize, settings: Settings) -> float:
     return of_layer * model.layers
 
 
+def keeps_gathered(strategy: Strategy) -> bool:
+    """Whether FSDP keeps gathered weights from forward to backward (ZeRO-2)."""
+    return isinstance(strategy, FSDPStrategy) and not strategy.reshard_after_forward
+
+
+def whole_gradients(strategy: Strategy) -> bool:
+    """Whether FSDP holds whole gradients until the last row of a step."""
+    return isinstance(strategy, FSDPStrategy) and strategy.reduce_gradients_once
+
+
+def gathered_parameters(model: ModelSize, settings: Settings) -> float:
+    """Returns the parameters of a sharded model that a device has gathered at once: those outside the layers,
+    and one layer beside the next, or all of them."""
+    return model.parameters if settings.keeps_gathered else model.outer + 2 * model.layer
+
+
 def bfloat16_weights(model: ModelSize, settings: Settings, devices: int) -> float:
     """Returns the bytes of weights in the type of products. One GPU keeps each from forward to backward,
     but quantized ones only while they are used, which are dequantized to float32 first. Several hold one
     layer while they gather the next, with its gradients in bfloat16 and, for the sum, in float32."""
     if devices > 1:
-        gathered = model.parameters if settings.keeps_gathered else model.outer + 2 * model.layer
+        gathered = gathered_parameters(model, settings)
         gradients = settings.trained_share * (model.outer + model.layer)
         summed = settings.trained_share * model.parameters if settings.whole_gradients else gradients
         return BF16 * (gathered + gradients) + FLOAT32 * summed

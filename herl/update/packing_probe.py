@@ -36,7 +36,7 @@ from herl.distributed import gather
 from herl.errors import ConfigError
 from herl.models import shared_attention
 from herl.models.compiled import uncompiled
-from herl.models.precision import allowed_share
+from herl.models.precision import allowed_share, rms
 from herl.models.weights import whole
 from herl.types import Rollout, SampleRequest, Sampling
 from herl.update.batch import Packing, micro_batches, unjudged
@@ -132,7 +132,7 @@ def _fault(model: PreTrainedModel, device: torch.device) -> str | None:
         raise ConfigError(TOO_LITTLE) from error
     except Exception as error:  # an architecture may fail in any way
         return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
-    deviation, effect = _rms(found - expected), _rms(without_context - expected)
+    deviation, effect = rms(found - expected), rms(without_context - expected)
     if deviation <= allowed_share(device, model.dtype) * effect:
         return None
     return f"its log-probs deviate by {deviation:.2g} nats from those of transformers' eager attention"
@@ -204,8 +204,8 @@ def _try(model: PreTrainedModel, packing: Packing, device: torch.device) -> _Fin
     found = _logprobs_of(model, rollouts, packing, device, [-weight for weight in weights])
     return _Findings(
         moved=float((torch.cat(found) - torch.cat(beside_others)).abs().max()),
-        deviation=_rms(torch.cat(found) - expected),
-        context_effect=_rms(without_context - expected),
+        deviation=rms(torch.cat(found) - expected),
+        context_effect=rms(without_context - expected),
         gradient_error=_gradient_norm(model) / norm,
     )
 
@@ -290,10 +290,6 @@ def _logprobs(model: PreTrainedModel, packing: Packing, device: torch.device) ->
 def _gradient_norm(model: PreTrainedModel) -> float:
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     return float(whole(torch.nn.utils.get_total_norm(gradients)))
-
-
-def _rms(difference: torch.Tensor) -> float:
-    return float(difference.square().mean().sqrt())
 
 
 def _drops_out(module: torch.nn.Module) -> bool:

@@ -15,7 +15,6 @@ from transformers import PreTrainedModel
 
 from herl.distributed import gather, world_size
 from herl.models.compiled import is_compiled
-from herl.models.fsdp import FSDPStrategy
 from herl.models.quantized import elements, is_quantized
 from herl.models.weights import is_sharded
 from herl.update.gpu_cost import (
@@ -24,7 +23,9 @@ from herl.update.gpu_cost import (
     Settings,
     activation_bytes,
     bfloat16_weights,
+    keeps_gathered,
     size_of,
+    whole_gradients,
 )
 
 CPU_TOKENS = 8192
@@ -70,8 +71,8 @@ def row_tokens(
         compiled=is_compiled(policy),
         trained_share=sum(elements(p) for p in policy.parameters() if p.requires_grad) / size.parameters,
         quantized_share=sum(elements(p) for p in policy.parameters() if is_quantized(p)) / size.parameters,
-        keeps_gathered=isinstance(strategy, FSDPStrategy) and not strategy.reshard_after_forward,
-        whole_gradients=isinstance(strategy, FSDPStrategy) and strategy.reduce_gradients_once,
+        keeps_gathered=keeps_gathered(strategy),
+        whole_gradients=whole_gradients(strategy),
     )
     of_token, of_logit = activation_bytes(size, settings), float(LOGIT_BYTES)
     shards = world_size() if is_sharded(policy) else 1

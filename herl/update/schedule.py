@@ -48,6 +48,17 @@ def learning_rate_share(schedule: Schedule, step: int, warmup_steps: int, progre
     return warm * course[schedule]
 
 
+def limited(limit: float | int | None, whole: int) -> int:
+    """Applies one of Lightning's limits on the batches of an epoch, a number or a share of them.
+
+    >>> limited(5, 18), limited(0.5, 18), limited(None, 18)
+    (5, 9, 18)
+    """
+    if limit is None:
+        return whole
+    return min(whole, limit) if isinstance(limit, int) else int(whole * limit)
+
+
 def run_share(trainer: L.Trainer, batches: int, counts: Mapping[str, int], steps: int = 0) -> float:
     """Returns the share of a run that is done, in [0, 1], by the limit that ends it first.
 

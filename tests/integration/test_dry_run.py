@@ -6,9 +6,10 @@ import logging
 import pytest
 
 from herl.cli.commands import validate
-from herl.dry_run.estimate import _batches, _part, _validations
+from herl.dry_run.estimate import _batches, _validations
 from herl.dry_run.trial import dry_run
 from herl.errors import ConfigError
+from herl.update.schedule import limited
 from tests.support.configuration import composed
 from tests.support.runs import herl_here
 
@@ -135,7 +136,7 @@ def test_the_length_of_a_run_is_that_of_the_limit_it_meets_first(overrides, batc
 
 
 def test_limits_are_batches_or_shares_of_them():
-    assert [_part(limit, 18) for limit in (None, 5, 50, 0.5, 1.0)] == [18, 5, 18, 9, 18]
+    assert [limited(limit, 18) for limit in (None, 5, 50, 0.5, 1.0)] == [18, 5, 18, 9, 18]
 
 
 def test_a_command_in_this_process_leaves_loggers_as_they_were(tmp_path):

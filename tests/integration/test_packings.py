@@ -55,7 +55,7 @@ WINDOWS = [
 ]  # fmt: skip
 """Have layers that do not see all of a prompt, or keys and values of another form."""
 COPIED = {*WINDOWS, *(name for name in ARCHITECTURES if PACKING[name] != "shared")}
-NOT_SAMPLED = {"minimax": "is not compatible with", "recurrent_gemma": "with a cache log-probs deviate by"}
+NOT_SAMPLED = {"minimax": "is not compatible with", "recurrent_gemma": "with a cache, log-probs deviate by"}
 
 
 @pytest.fixture(autouse=True)

@@ -9,8 +9,10 @@ from rich.cells import cell_len
 
 from herl.callbacks.answer_budget import AnswerBudget
 from herl.cli.banner import _budget, banner, rounded
+from herl.data import RubricDataModule
 from herl.models.pretrained import PretrainedModel
 from herl.report.commands import curves, from_here
+from herl.testing import make_task
 
 
 def test_lines_fit_the_screen_and_keep_the_end_of_a_long_value():
@@ -52,7 +54,7 @@ def test_sizes_have_three_digits(number, said):
 )
 def test_the_budget_says_how_many_steps_an_epoch_has(settings, said):
     trainer = L.Trainer(**{"max_epochs": 1, "accelerator": "cpu", "logger": False} | settings)
-    data = SimpleNamespace(train=range(90), prompts_per_batch=16)
+    data = RubricDataModule([make_task(id=str(i)) for i in range(90)], prompts_per_batch=16)
     module = SimpleNamespace(updater=SimpleNamespace(updates_per_batch=2))
     assert ", ".join(_budget(SimpleNamespace(trainer=trainer, data=data, module=module))) == said
 

@@ -325,7 +325,7 @@ def _other_prompts_on_rank_one():
         "order": (TASKS[:4] + TASKS[:3:-1], "prompt 5 is '4' on rank 0 and '9' on rank 1. Do all"),
         "fewer": (
             TASKS[:6],
-            "got 10 on rank 0 and 6 on rank 1: prompt 7 is '6' on rank 0 and 'none' on rank 1",
+            "got 10 on rank 0 and 6 on rank 1: prompt 7 is '6' on rank 0 and missing on rank 1",
         ),
     }
     for others, message in cases.values():
@@ -339,6 +339,9 @@ def _other_prompts_on_rank_one():
                 data.setup("fit" if name == "train" else "validate")
             assert f"data.{name}: expected the same prompts on all ranks" in str(error.value)
             assert message in str(error.value)
+    for name in ("seed", "prompts_per_batch"):
+        with pytest.raises(ConfigError, match=r"the same seed and prompts_per_batch on all ranks, got \[\("):
+            RubricDataModule(TASKS, **{name: 5 + rank()}).setup("fit")
     with pytest.raises(DataError, match="the end of the file"):
         RubricDataModule(Torn(TASKS)).setup("fit")
 

@@ -9,7 +9,7 @@ from herl.models.chat_template import render
 from herl.models.weights import named_weights
 from herl.sampler import CardNeeds, RunLimits
 from herl.sampler.packed_linears import packed_linears
-from herl.sampler.prompt_cache import CopiedPrompts, SharedPrompts, last_logits, prompt_cache
+from herl.sampler.prompt_cache import CopiedPrompts, SharedPrompts, last_logits, objection_to, prompt_cache
 from herl.sampler.scripted import ScriptedSampler
 from herl.sampler.static_prompts import serves
 from herl.sampler.transformers import TransformersSampler
@@ -174,6 +174,15 @@ def test_rounding_of_large_logits_is_no_objection_to_shared_prompts_and_a_lost_p
         hidden = lambda cache, owner, mask: given(cache, owner, torch.zeros_like(mask))  # noqa: E731
         monkeypatch.setattr(SharedPrompts, "share", hidden)
         assert isinstance(prompt_cache(policy)(), CopiedPrompts)
+
+
+def test_memory_that_runs_out_is_no_objection_to_a_cache(policy):
+    def tried():
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        objection_to(policy, tried, torch.zeros(21))
+    assert objection_to(policy, lambda: torch.zeros(0)[1], torch.zeros(21)).startswith("IndexError: ")
 
 
 def test_sampled_answers_are_the_same_with_a_copy_of_the_prompt(sampler, policy, tokenizer):

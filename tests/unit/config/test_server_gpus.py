@@ -3,7 +3,7 @@
 import pytest
 
 from herl import ConfigError
-from herl.config.cards import check_servers
+from herl.config.server_gpus import check_servers
 from tests.support.configuration import composed
 
 JUDGE = ("judge=llm", "judge/chat=vllm")
