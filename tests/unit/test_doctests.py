@@ -11,7 +11,9 @@ import herl
 
 ROOT = Path(herl.__file__).parent
 EXAMPLES = {
-    ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__"): text.count(">>> ")
+    ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__"): text.count(
+        ">>> "
+    )
     for path in sorted(ROOT.rglob("*.py"))
     if ">>> " in (text := path.read_text())
 }
