@@ -23,6 +23,7 @@ from rich.text import Text
 
 from herl.callbacks.base import HerlCallback
 from herl.clock import PhaseClock
+from herl.display.duration import duration
 from herl.display.may_fail import may_fail
 from herl.display.screen import Screen
 from herl.errors import check_at_least
@@ -90,14 +91,16 @@ class ProgressBar(HerlCallback, LightningProgressBar):
     # Validation outside of training; during training it is a phase like any other
 
     def on_heldout_start(self, trainer: L.Trainer, module: HerlModule) -> None:
-        if not trainer.training and self._progress is None:
+        if trainer.state.fn == TrainerFn.VALIDATING:
             self._open(module, "held-out prompts")
 
     def on_heldout_batch(self, trainer: L.Trainer, module: HerlModule, batch_idx: int) -> None:
         total = trainer.num_val_batches[0]
         if trainer.state.fn == TrainerFn.VALIDATING:
             with may_fail("the progress to the screen", self._told):
-                self._show(trainer, (batch_idx + 1) / total, f"batch {batch_idx + 1}/{total}")
+                self._show(
+                    trainer, (batch_idx + 1) / total, f"held-out prompts, batch {batch_idx + 1}/{total}"
+                )
 
     def on_heldout(
         self, trainer: L.Trainer, module: HerlModule, trajectories: tuple[Trajectory, ...]
@@ -149,7 +152,12 @@ class ProgressBar(HerlCallback, LightningProgressBar):
             self._spoke = time.monotonic()
             done = share - self._begun_at
             left = (self._spoke - self._started) * (1 - share) / done if done > 0 else 0.0
-            parts = [where, f"{share:.0%} done, {left:.0f} s left", speed, rewards and f"reward: {rewards}"]
+            parts = [
+                where,
+                f"{share:.0%} done, {duration(left)} left",
+                speed,
+                rewards and f"reward: {rewards}",
+            ]
             self.console.print("; ".join(filter(None, parts)), soft_wrap=True)
 
     def _close(self) -> None:

@@ -3,5 +3,6 @@
 terminal.py    everything herl prints, logs or fails with passes through here, without control characters
 screen.py      the same for tables and other things that rich prints
 picture.py     labels of pictures
+duration.py    times in words
 may_fail.py    no report ends a run
 """

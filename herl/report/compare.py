@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from rich.table import Table
 from rich.text import Text
 
+from herl.display.duration import duration
 from herl.display.picture import label, literal_text
 from herl.display.screen import Screen
 from herl.errors import ConfigError
@@ -20,7 +21,7 @@ from herl.prompt_text import visible
 from herl.report.change import interval, paired
 from herl.report.run_files import RunFiles, read_run
 from herl.report.secret import plain_value
-from herl.report.story import count, duration
+from herl.report.story import count
 from herl.report.summary_file import Judge
 
 _MAX_LABEL = 48

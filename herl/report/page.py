@@ -12,13 +12,14 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from herl.display.duration import duration
 from herl.display.may_fail import may_fail
 from herl.files import write_whole
 from herl.report.chart import chart
 from herl.report.commands import commands
 from herl.report.drafts import criterion_texts, examples, revision_gains, visible
 from herl.report.run_files import Result, RunFiles, read_run
-from herl.report.story import count, duration, interval, judge_cost, story
+from herl.report.story import count, interval, judge_cost, story
 
 REPORT = "report.html"
 MAX_BARS = 20

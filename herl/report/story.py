@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from herl.display.duration import duration
 from herl.report.change import moved, paired
 from herl.report.run_files import Result, RunFiles, Validation
 
@@ -112,13 +113,6 @@ def interval(result: Result) -> str:
 def count(number: float) -> str:
     """Returns a whole number with a space between its thousands."""
     return f"{number:,.0f}".replace(",", "\N{NO-BREAK SPACE}")
-
-
-def duration(seconds: float) -> str:
-    """Returns a time in the unit that fits."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def _change(what: str, first: Validation, last: Validation, spent: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from herl.display.duration import duration
 from herl.prompt_text import visible
 
 logger = logging.getLogger(__name__)
@@ -67,9 +68,5 @@ class WaitNotice:
                 self._requests,
                 "" if self._requests == 1 else "s",
                 self._reason,
-                _duration(now - self._since),
+                duration(now - self._since),
             )
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

@@ -13,8 +13,8 @@ from herl.hindsight.revision import RevisionBuilder
 from tests.support.training import TASKS, module_of
 
 
-def watched(tmp_path, console, **trainer):
-    bar = ProgressBar(seconds_between_lines=0.0)
+def watched(tmp_path, console, bar=None, **trainer):
+    bar = bar or ProgressBar(seconds_between_lines=0.0)
     bar.console = console
     settings = {
         "accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_model_summary": False,
@@ -44,6 +44,38 @@ def test_what_is_left_of_a_resumed_run_is_judged_by_what_it_has_done_itself():
     )
     bar._show(trainer, 0.95, "batch 95/100")
     assert "95% done, 60 s left" in bar.console.file.getvalue()
+
+
+def test_what_is_left_is_judged_since_the_start_and_not_since_the_last_held_out_evaluation(tmp_path):
+    class CountsOpenings(ProgressBar):
+        opened = 0
+
+        def _open(self, *args, **settings):
+            self.opened += 1
+            super()._open(*args, **settings)
+
+    bar = CountsOpenings(seconds_between_lines=0.0)
+    said = watched(tmp_path, Console(file=io.StringIO(), force_terminal=False, width=300), bar)
+    assert "heldout" in said
+    assert bar.opened == 1
+
+
+def test_held_out_prompts_outside_of_training_say_so(tmp_path):
+    bar = ProgressBar(seconds_between_lines=0.0)
+    bar.console = Console(file=io.StringIO(), force_terminal=False, width=300)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        default_root_dir=tmp_path,
+        callbacks=[bar],
+    )
+    trainer.validate(module_of(), RubricDataModule(TASKS, TASKS, prompts_per_batch=1), verbose=False)
+    said = bar.console.file.getvalue().splitlines()
+    assert [line[: len("held-out prompts, batch 1/2; 50% done")] for line in said] == [
+        "held-out prompts, batch 1/2; 50% done",
+        "held-out prompts, batch 2/2; 100% don",
+    ]
 
 
 def test_in_a_terminal_there_is_one_live_line_that_leaves_no_trace(tmp_path):
