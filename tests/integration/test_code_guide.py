@@ -5,6 +5,7 @@ import re
 import shlex
 from pathlib import Path
 
+from herl.config.aliases import translated
 from herl.testing import check_hindsight_builder, check_judge
 from herl.update.gpu_cost import GPUS, Asked, Settings, Work, batch_gib, model_size
 from tests.support.configuration import composed
@@ -71,18 +72,18 @@ def gib(config, size, devices):
 
 
 def test_the_table_of_what_fits_is_what_the_formulas_say(tmp_path):
-    table = (HERL / "models" / "README.md").read_text().split("<!-- fits -->")[1].split("\n\n")[0]
-    rows = [
-        [cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if "`herl" in line
-    ]
+    before, table = (HERL / "models" / "README.md").read_text().split("<!-- fits -->\n")
+    command = before.rpartition("```bash\nherl fit ")[2].partition("\n")[0]
+    for_all, for_eight = (shlex.split(part) for part in command.split(" ...   # and for eight cards: "))
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if "`" in line]
     assert [row[:2] for row in rows] == [[name, way] for name in QWEN for way in ("all weights", "LoRA")]
     expected = []
-    for name, way, _, _, command in rows:
-        overrides = shlex.split(command.strip("`"))[2:]
+    for name, way, _, _, added in rows:
+        overrides, _ = translated([*for_all, *shlex.split(added.strip("`"))])
         config = composed("fit", *overrides)
         assert config.model.path == f"Qwen/Qwen2.5-{name}-Instruct"
         assert (config.model.lora is None) == (way == "all weights")
-        composed("fit", *overrides, "strategy=fsdp", "trainer.devices=8")
+        composed("fit", *overrides, *for_eight)
         size = model_size(qwen(name, tmp_path))
-        expected.append([name, way, gib(config, size, 1), gib(config, size, 8), command])
+        expected.append([name, way, gib(config, size, 1), gib(config, size, 8), added])
     assert rows == expected
