@@ -1,8 +1,14 @@
-"""Reports a study: curves over sampled answers, means with intervals over seeds, a table, a picture."""
+"""Reports a study: curves over sampled answers, means with intervals over seeds, a table, a picture.
+
+Draws some arms of a finished study:
+
+    cd tools/study; python report.py results/options.json herl told grpo out=../pictures/embedded.png
+"""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -235,3 +241,21 @@ def draw(arms: Mapping[str, Sequence[Outcome]], budget: int, path: Path, unit: s
     figure.tight_layout()
     figure.savefig(path)
     plt.close(figure)
+
+
+def main() -> None:
+    given = dict(argument.split("=", 1) for argument in sys.argv[1:] if argument.startswith("out="))
+    file, *names = (argument for argument in sys.argv[1:] if not argument.startswith("out="))
+    results = json.loads(Path(file).read_text())
+    arms = {
+        name: [
+            Outcome(run["seed"], *np.array(run["curve"]).T, extra={}) for run in results["arms"][name]["runs"]
+        ]
+        for name in names or results["arms"]
+    }
+    unit = "tokens" if results["study"].get("tokens") else "answers"
+    draw(arms, results["study"][unit], Path(given.get("out", "curves.png")), unit)
+
+
+if __name__ == "__main__":
+    main()
