@@ -15,7 +15,7 @@ from operator import attrgetter
 from typing import Any, Literal
 
 from herl.errors import check_at_least
-from herl.types import Judged, Judgement, Member, Rollout, Verdict
+from herl.types import Judged, Member
 from herl.types.plain import plain, restored
 
 
@@ -154,10 +154,4 @@ def _replayed(judged: Judged) -> Judged:
 
 
 def _kept(state: Mapping[str, Any]) -> _Kept:
-    if "answer" in state:
-        return _Kept(restored(state["answer"], {}), state["uses"])
-    judgement = dict(state["judgement"])  # as version 0.1 wrote it
-    judgement["verdicts"] = tuple(Verdict(**verdict) for verdict in judgement["verdicts"])
-    # It had no index at first, and called the origin "memory".
-    rollout = Rollout(**{"index": 0, **state["rollout"], "origin": "replay"})
-    return _Kept(Judged(rollout=rollout, judgement=Judgement(**judgement)), state["uses"])
+    return _Kept(restored(state["answer"], {}), state["uses"])

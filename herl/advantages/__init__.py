@@ -54,19 +54,18 @@ def spares_new(advantages: Advantages) -> bool:
 
 
 def check_takes_groups(advantages: Advantages) -> None:
-    """Checks that a function takes groups, and not rewards as in earlier versions.
+    """Checks that a function takes groups.
 
     Raises:
-        ConfigError: says what changed.
+        ConfigError: names its parameters.
     """
     try:
         inspect.signature(advantages).bind(groups=[], seed=0)
     except TypeError as error:
         given = ", ".join(inspect.signature(advantages).parameters)
         raise ConfigError(
-            f"advantages: expected a function of (groups, seed), got one of ({given}). It gets whole groups "
-            "now: what was `rewards` is [[m.total for m in group.members] for group in groups], and "
-            "`is_attempt` is m.origin == 'policy'"
+            f"advantages: expected a function of (groups, seed), got one of ({given}). A group's "
+            "rewards are [m.total for m in group.members]"
         ) from error
 
 

@@ -119,8 +119,6 @@ def _put_in_place(part: Path, final: Path) -> None:
         return put_in_place(part, final)
     sharded = free_name(final.with_stem(f"{final.stem}-sharded"))
     put_in_place(part, sharded)
-    if final.is_dir() and not final.is_symlink():  # of an earlier version
-        remove(final)
     point(final, sharded)
     for old in final.parent.glob(f"{final.stem}-sharded*{final.suffix}"):
         if old != sharded:

@@ -75,10 +75,6 @@ def fit(config: DictConfig) -> dict[str, Any]:
             reward, example = _heldout(run, resume)
             if resume is None:
                 run.heldout.before = {"reward": reward, "example": example}
-            elif reward is not None and not run.heldout.before:
-                logger.warning(
-                    "the checkpoint of an earlier version lacks the held-out reward before training"
-                )
             results["heldout_reward_before"] = run.heldout.before.get("reward")
             run.trainer.fit(run.module, run.data, ckpt_path=resume, weights_only=True)
             results["heldout_reward_after"], last = _heldout(run)

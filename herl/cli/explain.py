@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 
 from herl.config import aliases
 from herl.config.comments import ConfFile, Entry, read_files
-from herl.config.renamed import renamed
 from herl.display.terminal import say
 from herl.errors import ConfigError, did_you_mean
 
@@ -83,10 +82,7 @@ class Book:
         Raises:
             ConfigError: there is no such thing.
         """
-        new = renamed(word)
-        if new != word:
-            yield f"'{word}' is now '{new}'."
-        name, equals, choice = new.lstrip("+~").partition("=")
+        name, equals, choice = word.lstrip("+~").partition("=")
         read = [] if name in self.groups else list(aliases.explained(name))
         for line, _ in read:
             yield from _wrapped(line, "")

@@ -46,8 +46,6 @@ def explain(verb: str, said: str, arguments: Sequence[str]) -> None:
 
 
 def _mistakes(verb: str, arguments: Sequence[str]) -> Iterator[Mistake]:
-    from herl.config.renamed import renamed, renamed_key
-
     folders = _folders(arguments)
     if not folders:
         return
@@ -59,9 +57,6 @@ def _mistakes(verb: str, arguments: Sequence[str]) -> Iterator[Mistake]:
         for key, _, value in (one.partition("=") for one in overrides)
         if not key.startswith(("+", "~"))
     ]
-    for override in overrides:
-        if (new := renamed(override)) != override:
-            yield Mistake(about=override.partition("=")[0], text=f"'{override}' is now '{new}'.")
     wrong: set[str] = set()
     for key, values in given:
         for value in values if key in groups else ():
@@ -73,7 +68,7 @@ def _mistakes(verb: str, arguments: Sequence[str]) -> Iterator[Mistake]:
     chosen = [f"{key}={values[0]}" for key, values in given if key in groups and values and key not in wrong]
     known = _known(verb, chosen, folders)
     for key, _ in given if known else ():
-        if key not in known and key not in groups and renamed_key(key) == key:
+        if key not in known and key not in groups:
             yield Mistake(about=key, text=f"unknown key '{key}'.{did_you_mean(key, [*groups, *known])}")
 
 

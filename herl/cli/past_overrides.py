@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 from herl.cli.own_runs import is_own
 from herl.config import conf_dir
-from herl.config.renamed import renamed
 from herl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -65,7 +64,7 @@ def past_overrides(overrides: list[str]) -> list[str]:
     found = _plain(path)
     if not isinstance(found, list):
         raise ConfigError(f"run: expected a list of overrides in '{path}', got {found!r}")
-    past = [renamed(str(one)) for one in found]
+    past = [str(one) for one in found]
     if not any(one.startswith("experiment=") for one in past):
         past = [*_experiment_of_run(kept), *past]
     typed = {key_of(one) for one in overrides}

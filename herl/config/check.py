@@ -21,7 +21,6 @@ from pydantic import ValidationError as PydanticValidationError
 from pydantic_core import SchemaError
 
 from herl.config import conf_dir as conf_dir
-from herl.config.renamed import renamed_key
 from herl.config.type_names import described
 from herl.errors import ConfigError, did_you_mean
 from herl.targets import configured
@@ -102,8 +101,7 @@ def _target_problems(key: str, node: Mapping[str, Any], config: DictConfig) -> I
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     for name in given:
         if name not in parameters and not takes_any:
-            new = renamed_key(f"{key}.{name}")
-            hint = f" It is now {new}" if new != f"{key}.{name}" else did_you_mean(name, parameters)
+            hint = did_you_mean(name, parameters)
             yield f"{key}.{name}: unknown key; expected one of {', '.join(parameters)}.{hint}"
     if not node.get("_partial_"):
         named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)

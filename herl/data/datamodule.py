@@ -6,7 +6,7 @@ import hashlib
 import logging
 import math
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from itertools import islice, zip_longest
 from typing import Any, cast
@@ -62,7 +62,6 @@ class RubricDataModule(L.LightningDataModule):
             twice = [task_id for task_id, n in Counter(task.id for task in tasks).items() if n > 1]
             if twice:
                 raise DataError(f"data.{name}: expected unique task ids, got {twice[:3]} more than once")
-        self._all = train
         if not heldout and heldout_share:
             train, heldout = split_off(train, heldout_share, heldout_seed)
         if hidden_criteria:
@@ -141,8 +140,7 @@ class RubricDataModule(L.LightningDataModule):
         """Returns a fingerprint of the training prompts, the seed of their order, and a hash of each."""
         if not self._state:
             hashes = sorted({prompt_hash(task) for task in self.train})
-            found = fingerprint(self.train, max_tasks=None)
-            self._state = {"train": found, "whole": True, "prompts": torch.tensor(hashes)}
+            self._state = {"train": fingerprint(self.train), "prompts": torch.tensor(hashes)}
         weights = {"weights": dict(self._weights)} if self._weights else {}
         return {**self._state, "seed": self.seed, **weights}
 
@@ -158,13 +156,13 @@ class RubricDataModule(L.LightningDataModule):
         if self.trainer.state.fn != TrainerFn.FITTING:
             self._warn_of_trained(state_dict)
             return
-        if not self._has(state_dict, self.train):
+        if state_dict["train"] != self.state_dict()["train"]:
             raise DataError(
                 "resume: expected the training prompts that the run began with, got others: data, its seed, "
                 "data.heldout_share (0 if the run held no prompts out), data.heldout_seed or a file has "
                 "changed. To train on the new prompts, export the model and start a new run"
             )
-        if state_dict.get("seed", self.seed) != self.seed:
+        if state_dict["seed"] != self.seed:
             raise ConfigError(
                 f"data.seed: expected the checkpoint's {state_dict['seed']}, got {self.seed}: the order of "
                 "prompts is a hash of it, so some would be skipped and others repeated"
@@ -176,24 +174,11 @@ class RubricDataModule(L.LightningDataModule):
                 "and others repeated"
             )
 
-    def _has(self, state: dict[str, Any], tasks: Sequence[Task]) -> bool:
-        """Whether the checkpoint was trained on these tasks. Earlier versions compared a sample of them."""
-        if not state.get("whole"):
-            return bool(state["train"] == fingerprint(tasks))
-        found = self.state_dict()["train"] if tasks is self.train else fingerprint(tasks, max_tasks=None)
-        return bool(state["train"] == found)
-
     def _warn_of_trained(self, state: dict[str, Any]) -> None:
-        """Warns of held-out prompts that the checkpoint was trained on. Checkpoints of earlier versions tell
-        only whether they were trained on all rows, or on one of the parts."""
+        """Warns of held-out prompts that the checkpoint was trained on."""
         if self._overfits() or not len(self.heldout) or rank() != 0:
             return
-        if "prompts" in state:
-            trained = set(state["prompts"].tolist())
-        else:
-            parts = (self.train, self.heldout, self._all)
-            known = next((part for part in parts if self._has(state, part)), ())
-            trained = {prompt_hash(task) for task in known}
+        trained = set(state["prompts"].tolist())
         count = sum(prompt_hash(task) in trained for task in self.heldout)
         if count:
             logger.warning(
@@ -211,14 +196,11 @@ class RubricDataModule(L.LightningDataModule):
         return batch
 
 
-def fingerprint(tasks: Sequence[Task], max_tasks: int | None = 256) -> str:
-    """Returns a hash of the number of tasks and of all their contents, or of `max_tasks`, evenly spaced."""
-    places: Iterable[int] = range(len(tasks))
-    if max_tasks is not None and len(tasks) > max_tasks:
-        places = sorted({place * len(tasks) // max_tasks for place in range(max_tasks)})
+def fingerprint(tasks: Sequence[Task]) -> str:
+    """Returns a hash of the number of tasks and of all their contents."""
     found = hashlib.sha256(str(len(tasks)).encode())
-    for place in places:
-        found.update(repr(_non_default(tasks[place])).encode(errors="surrogatepass"))
+    for task in tasks:
+        found.update(repr(_non_default(task)).encode(errors="surrogatepass"))
     return found.hexdigest()
 
 
@@ -235,7 +217,7 @@ def check_ranks_agree(name: str, tasks: Sequence[Task], known: str | None = None
     """
     if world_size() == 1:
         return
-    found = gather_results(lambda: known or fingerprint(tasks, max_tasks=None))
+    found = gather_results(lambda: known or fingerprint(tasks))
     if len(set(found)) == 1:
         return
     other = next(place for place, one in enumerate(found) if one != found[0])
@@ -310,8 +292,7 @@ class PromptLoader(DataLoader[Any]):
         """Continues from that position; at the end of an epoch, with the next epoch."""
         if self._order is None or not state:
             return
-        # earlier versions counted batches only
-        done = state.get("prompts", min(self._prompts, state["batches"] * self._size))
+        done = state["prompts"]
         # Batches are numbered so that the epoch's last one has the number that Lightning expects.
         batches = len(self) - math.ceil((self._prompts - done) / self._size)
         if done < self._prompts:

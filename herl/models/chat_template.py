@@ -27,10 +27,9 @@ class Today:
     def __init__(self) -> None:
         self.started = datetime.now().replace(microsecond=0)
 
-    def pin(self, started: str | None) -> None:
-        """Sets the time, in ISO format, to that of an earlier process of the run; None changes nothing."""
-        if started is not None:
-            self.started = datetime.fromisoformat(started)
+    def pin(self, started: str) -> None:
+        """Sets the time, in ISO format, to that of an earlier process of the run."""
+        self.started = datetime.fromisoformat(started)
 
 
 FIXED = datetime(2000, 1, 1)

@@ -156,7 +156,7 @@ def _check_shards(key: str, folder: Path) -> None:
         if (got := hashlib.sha256(data).hexdigest()) != expected:
             raise _damaged(key, folder / METADATA, f"expected SHA-256 {expected}, got {got}", folder)
     elif is_first_process():
-        logger.warning("%s has no %s, as in earlier versions: damage may go unnoticed", folder, CHECKSUMS)
+        logger.warning("%s has no %s: damage may go unnoticed", folder, CHECKSUMS)
     try:
         stored = _metadata(data).storage_data
         places = {(str(one.relative_path), int(one.offset), int(one.length)) for one in stored.values()}

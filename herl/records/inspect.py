@@ -303,7 +303,7 @@ def show(found: Sequence[Found]) -> None:
 
 
 def _thoughts(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What was thought before each turn; runs of older versions recorded none."""
+    """What was thought before each turn."""
     for number, turn in enumerate(recorded_turns(record), 1):
         if turn.thinking:
             yield f"thinking in turn {number}", turn.thinking

@@ -36,7 +36,7 @@ class _Verdict(_Part):
 
 
 class _Record(_Part):
-    """What is read of a record, with what older versions did not write as optional."""
+    """What is read of a record."""
 
     id: str
     task_id: str

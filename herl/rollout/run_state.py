@@ -13,9 +13,6 @@ from herl.models.chat_template import reading_sample
 from herl.rollout.ahead import Collector
 from herl.rollout.stages import Stages
 
-GATE = "HindsightGate"
-"""In version 0.1 the hindsight gate was a callback, and Lightning stored its state under this name."""
-
 
 def run_state(
     collector: Collector, counts: Mapping[str, int], settings: Mapping[str, str | int]
@@ -46,7 +43,7 @@ def run_state(
 def saved_state(
     checkpoint: dict[str, Any], stages: Stages, model: str, *, reference: bool = False
 ) -> dict[str, Any]:
-    """Returns the state that `run_state` put into a checkpoint, including one of version 0.1.
+    """Returns the state that `run_state` put into a checkpoint.
 
     Args:
         checkpoint: The checkpoint as loaded by Lightning.
@@ -75,11 +72,7 @@ def saved_state(
         )
     for name in () if reference else moved:
         del weights[name]
-    stages.today.pin(state.get("date"))
-    state.setdefault("replay", state.get("memory", {}))
-    # Remove it, or Lightning would look for the callback.
-    gate = checkpoint.get("callbacks", {}).pop(GATE, {})
-    state.setdefault("hindsight", gate)
+    stages.today.pin(state["date"])
     return state
 
 
@@ -97,17 +90,17 @@ def restore(collector: Collector, state: Mapping[str, Any], settings: Mapping[st
     """
     stages, clock = collector.stages, collector.clock
     for key, now in settings.items():
-        before = state.get("settings", {}).get(key, now)
+        before = state["settings"].get(key, now)
         if before != now:
             raise ConfigError(
                 f"{key}: expected the checkpoint's {before}, got {now}: a resumed run cannot change it. "
                 "To start from the checkpoint's policy with other settings, export it and train the result"
             )
     clock.add(state["seconds"])
-    clock.resume(state.get("total", 0.0))
+    clock.resume(state["total"])
     clock.lap()
     stages.judge_runner.load_state_dict(state["judge"])
     stages.replay.load_state_dict(state["replay"])
     stages.hindsight.load_state_dict(state["hindsight"])
     stages.difficulty.load_state_dict(state.get("difficulty", {}))
-    collector.load_state_dict(state.get("ahead", {}))
+    collector.load_state_dict(state["ahead"])

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from herl.config.renamed import renamed
 from herl.files import remove
 
 LINES = 20
@@ -49,8 +48,8 @@ class Job:
             SystemExit: names the settings of both.
         """
         path, began = self.folder / "overrides.json", self.done or (self.folder / "checkpoints").is_dir()
-        before = [renamed(one) for one in json.loads(path.read_text())] if path.is_file() else None
-        if began and before != [renamed(one) for one in self.overrides]:
+        before = json.loads(path.read_text()) if path.is_file() else None
+        if began and before != self.overrides:
             raise SystemExit(
                 f"{self.folder}: expected a run with {self.overrides}, got one with "
                 f"{before or 'unknown settings'}; remove it, or choose another out="

@@ -37,8 +37,6 @@ def said(capsys):
         ("module.judge.votes", ["judge.votes\n"]),  # the module's parts are groups
         ("kl_coef", ["loss.kl_coef\n"]),  # the end of one key only
         ("rollout.heldout.top_p", ["the same as validation.sampling.top_p"]),
-        ("memory", ["'memory' is now 'replay'", "replay=CHOICE"]),
-        ("memory=replay", ["replay=buffer  (conf/replay/buffer.yaml)"]),
         ("algorithm=critique", ["It chooses hindsight=revision", "loss.gamma=0.1"]),
     ],
 )

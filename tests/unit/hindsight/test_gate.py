@@ -126,9 +126,7 @@ def test_groups_at_or_above_the_median_are_left_alone(tmp_path):
     assert len(gate.best) == 4
 
 
-@pytest.mark.parametrize("by_callback", [False, True])
-def test_a_resumed_run_goes_on_with_what_the_gate_knew(tmp_path, by_callback):
-    """This includes runs of version 0.1, in which the gate was a callback."""
+def test_a_resumed_run_goes_on_with_what_the_gate_knew(tmp_path):
     first, second = TASKS
     answers = {first.id: WORSE, second.id: BETTER}
     _, module, trainer = revised(tmp_path, answers, partial(gated, below_median=True), max_epochs=1)
@@ -136,11 +134,6 @@ def test_a_resumed_run_goes_on_with_what_the_gate_knew(tmp_path, by_callback):
     trainer.save_checkpoint(path)
     known = list(module.stages.hindsight.best)
     assert len(known) == 2
-    if by_callback:
-        checkpoint = torch.load(path, weights_only=True)
-        checkpoint["callbacks"]["HindsightGate"] = {"best": known}
-        del checkpoint["herl"]["hindsight"]
-        torch.save(checkpoint, path)
     seen, module, _ = revised(tmp_path, answers, partial(gated, below_median=True), resume=path, max_epochs=2)
     assert seen == [{first.id}], "without the first batch, both would be revised"
     assert list(module.stages.hindsight.best) == known * 2

@@ -81,8 +81,6 @@ def test_the_date_is_the_runs_and_not_todays(dated):
     then = render(dated, HELLO, today.started)
     assert "29 Feb 2024" in dated.decode(list(then))
     assert f"{datetime.now():%b %Y}" in dated.decode(list(now))
-    today.pin(None)  # a checkpoint of an earlier version
-    assert render(dated, HELLO, today.started) == then
 
 
 def test_a_fingerprint_holds_no_time(dated, tokenizer, monkeypatch):
