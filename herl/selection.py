@@ -13,6 +13,7 @@ from operator import attrgetter
 from typing import Literal
 
 from herl.types import Judged, Member, Task
+from herl.types.answer import TIE
 
 Placement = Literal["append", "replace_worst", "replace_random"]
 Joins = Literal["better", "new"]
@@ -81,8 +82,8 @@ def form_group(
     qualified = [
         revision
         for revision in revisions
-        if revision.reward > best
-        or (not strict and revision.reward >= best)
+        if revision.reward > best + TIE
+        or (not strict and revision.reward >= best - TIE)
         or (joins == "new" and weighty & task.rubric.fulfilled_first(revision.judgement.verdicts, verdicts))
     ]
     chosen = sorted(qualified, key=attrgetter("reward"), reverse=True)[:top_n]

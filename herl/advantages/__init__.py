@@ -29,7 +29,8 @@ Baseline = Literal["mean", "leave_one_out"]
 class Advantages(Protocol):
     """Stage 7: all groups of a batch, on all ranks -> advantages.
 
-    One with an attribute `needs_verdicts` that is true is refused with a judge that gives none.
+    One with an attribute `needs_verdicts` that is true is refused with a judge that gives none, and one with
+    `adds_up` with an `aggregation` under which one verdict undoes all others.
     """
 
     def __call__(self, groups: Sequence[Group], seed: int) -> list[list[float]]:

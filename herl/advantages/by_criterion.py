@@ -24,7 +24,8 @@ class ByCriterion:
     [0, 1]: an undesirable one is fulfilled by avoiding it, and the size of a weight says how much it
     counts. Mean and unbiased standard deviation are over the members that were judged on the criterion; for
     a member whose verdict abstained, and where all agree, z is 0. Weights are those of the rubric:
-    `aggregation` shapes the reward, which selection and curves go on to use, but not these advantages.
+    `aggregation` shapes the reward, which selection and curves go on to use, but not these advantages: so
+    `gated` and `all_or_nothing` are refused with them.
 
     A bonus, minus the mean bonus of the group, is added to a without being normalized: 1 of it counts as one
     standard deviation of a criterion with all the weight. So a tiny bonus stays tiny, whatever else differs.
@@ -37,12 +38,14 @@ class ByCriterion:
             carry no signal; `none` does not divide.
         spare_new: Whether a revision that fulfills a criterion that no attempt in its group does is compared
             only where it is at least as good as the mean attempt (`selection.joins=new` admits such
-            revisions). So it never gets a negative advantage, and attempts gain nothing by beating it.
+            revisions) and as the mean of all members that are compared on it. So it never gets a negative
+            advantage, and attempts gain nothing by beating it.
         tolerance: Spread below which the verdicts on a criterion, or the values of a in a group, are equal.
         epsilon: Added to each standard deviation.
     """
 
     needs_verdicts = True
+    adds_up = True
 
     def __init__(
         self,
@@ -81,9 +84,12 @@ class ByCriterion:
         """a for each member; exactly 0 for all of them if they are equal."""
         rubric = group.task.rubric
         total = math.fsum(abs(criterion.weight) for criterion in rubric.criteria) or 1.0
-        good = self._compared(group)
+        spared = self._spared(group)
+        good = self._compared(group, spared)
         mean = math.fsum(member.bonus for member in group.members) / max(1, len(group.members))
         terms = [[member.bonus - mean] for member in group.members]
+        for place in spared:
+            terms[place] = [max(0.0, *terms[place])]
         for criterion in rubric.criteria:
             judged = [place for place, values in enumerate(good) if criterion.id in values]
             normal = self._normalized([good[place][criterion.id] for place in judged])
@@ -100,18 +106,28 @@ class ByCriterion:
         mean, deviation = math.fsum(values) / len(values), std(values) + self.epsilon
         return [(value - mean) / deviation for value in values]
 
-    def _compared(self, group: Group) -> list[dict[str, float]]:
+    def _spared(self, group: Group) -> list[int]:
+        """Places of the members that get no negative advantage."""
+        rubric, attempts = group.task.rubric, [one.judgement.verdicts for one in group.attempts]
+        return [
+            place
+            for place, member in enumerate(group.members)
+            if self.spare_new
+            and member.origin != "policy"
+            and rubric.fulfilled_first(member.judged.judgement.verdicts, attempts)
+        ]
+
+    def _compared(self, group: Group, spared: Sequence[int]) -> list[dict[str, float]]:
         """How well each member fulfills each criterion on which it is compared."""
         rubric = group.task.rubric
         good = [rubric.goodness(member.judged.judgement.verdicts) for member in group.members]
-        attempts = [attempt.judgement.verdicts for attempt in group.attempts]
-        usual = _means([rubric.goodness(verdicts) for verdicts in attempts])
-        for place, member in enumerate(group.members):
-            spared = self.spare_new and member.origin != "policy"
-            if spared and rubric.fulfilled_first(member.judged.judgement.verdicts, attempts):
-                good[place] = {
-                    name: value for name, value in good[place].items() if value >= usual.get(name, value)
-                }
+        usual = _means([rubric.goodness(attempt.judgement.verdicts) for attempt in group.attempts])
+        before: list[int] = []
+        while before != (sizes := [len(one) for one in good]):  # each one left out raises the mean
+            before = sizes
+            for place in spared:
+                good[place] = {n: value for n, value in good[place].items() if value >= usual.get(n, value)}
+            usual = _means(good)
         return good
 
 

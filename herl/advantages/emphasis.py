@@ -21,6 +21,7 @@ class Emphasis(ABC):
     """Decides how much each criterion counts when the answers of a group are compared."""
 
     needs_verdicts = True
+    adds_up = True
 
     @abstractmethod
     def weights(self, group: Group, seed: int) -> Mapping[str, float]:
@@ -37,6 +38,7 @@ class EmphasizedAdvantages:
     """Shows groups with other weights and rewards to the advantages it is made of."""
 
     needs_verdicts = True
+    adds_up = True
 
     def __init__(self, advantages: Advantages, emphasis: Emphasis) -> None:
         self.advantages = advantages
@@ -73,7 +75,8 @@ def emphasized(advantages: Advantages, emphasis: Emphasis | None = None) -> Adva
 def reweighted(group: Group, weights: Mapping[str, float]) -> Group:
     """Returns the group with a rubric of these weights, and members with the rewards that follow from them.
 
-    A reward is the weighted mean of how well each criterion is fulfilled, in [0, 1]. Abstentions leave out
+    A reward is the weighted mean of how well each criterion is fulfilled, in [0, 1], whatever the judge's
+    aggregation is (`gated` and `all_or_nothing` are refused with an emphasis). Abstentions leave out
     their criterion. A member without any verdict that counts gets the mean reward of the others, so that it
     is neither better nor worse. Bonuses stay.
 

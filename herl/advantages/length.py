@@ -32,7 +32,7 @@ class Overlong(LengthPenalty):
         0 if L <= L_max - L_cache, else ((L_max - L_cache) - L) / L_cache, but at least -1
 
     Args:
-        max_tokens: Tokens at which the whole weight is taken off.
+        max_tokens: Tokens at which the whole weight is taken off; of an episode, those of all turns count.
         buffer: Share of them, in (0, 1], over which the penalty grows; 4096 of 20480 tokens in the paper.
         weight: Reward taken off at most.
 
@@ -96,6 +96,7 @@ class PenalizedAdvantages:
     def __init__(self, advantages: Advantages, penalty: LengthPenalty) -> None:
         self.advantages, self.penalty = advantages, penalty
         self.needs_verdicts = bool(getattr(advantages, "needs_verdicts", False))
+        self.adds_up = bool(getattr(advantages, "adds_up", False))
         self.spare_new = spares_new(advantages)
 
     def __call__(self, groups: Sequence[Group], seed: int) -> list[list[float]]:

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from herl.evaluation.intervals import RESAMPLES
-from herl.hindsight.candidates import TIE
 from herl.types import Group
+from herl.types.answer import TIE
 
 HELPS = 0.1
 """Lead of hindsight over a plain attempt, in groups, above which it is said to help. A rule of thumb."""

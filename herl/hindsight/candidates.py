@@ -9,9 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from herl.types import Judged, Task
-
-TIE = 1e-6
-"""Rewards closer than this are tied (reference code)."""
+from herl.types.answer import TIE
 
 
 def _ranked(task: Task, group: Sequence[Judged]) -> list[Judged]:

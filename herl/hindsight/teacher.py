@@ -13,9 +13,9 @@ from typing import Literal
 
 from herl import prompt_text
 from herl.errors import ConfigError, check_above, check_at_least
-from herl.hindsight.candidates import TIE
 from herl.hindsight.wording import listed
 from herl.types import Judged, Message, Task
+from herl.types.answer import TIE
 
 _FIELDS = {"request", "criteria"}
 

@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from herl import prompt_text
 from herl.errors import check_at_least
 from herl.hindsight import HindsightBuilder
-from herl.hindsight.candidates import TIE, top_k
+from herl.hindsight.candidates import top_k
 from herl.hindsight.wording import Style, heaviest, listed
 from herl.types import Hindsight, Judged, Message, Task
+from herl.types.answer import TIE
 
 
 class ToldBuilder(HindsightBuilder):

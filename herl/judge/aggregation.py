@@ -145,6 +145,10 @@ def gated(rubric: Rubric, verdicts: Sequence[Verdict], *, clip: bool = True) -> 
     return weighted(rubric, verdicts, clip=clip)
 
 
+ALL_OR_NOTHING = (all_or_nothing, gated)
+"""Aggregations under which one verdict can undo all others, as it cannot in a sum."""
+
+
 def by_category(
     rubric: Rubric, verdicts: Sequence[Verdict], *, weights: Mapping[str, float] = CATEGORY_WEIGHTS
 ) -> float | None:

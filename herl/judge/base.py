@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Literal, Protocol
 
 from herl.errors import ConfigError, DataError, JudgeError
-from herl.judge.aggregation import weighted
+from herl.judge.aggregation import ALL_OR_NOTHING, weighted
 from herl.judge.budget import Budget
 from herl.types import Judgement, Rollout, Rubric, Task, Verdict
 
@@ -171,6 +171,27 @@ def check_gives_verdicts(judge: Judge, needed: Mapping[str, bool]) -> None:
             f"whole answer: use {INSTEAD[part]}, or a judge with verdicts (another judge.mode of judge=llm; "
             "a function that returns {'criterion id': True, ...} for rows with a rubric)"
         )
+
+
+def check_may_add_up(judge: Judge, parts: Mapping[str, object]) -> None:
+    """Checks that no part of the run adds up verdicts which the judge's aggregation does not.
+
+    Args:
+        judge: The judge.
+        parts: Parts of the run by their keys. One with a true `adds_up` takes verdicts and weights instead of
+            the rewards that they aggregate to, and would reward what a gate forbids.
+
+    Raises:
+        ConfigError: names the part and the aggregation.
+    """
+    chosen: object = getattr(judge.aggregation, "func", judge.aggregation)
+    for name in (name for name, part in parts.items() if getattr(part, "adds_up", False)):
+        if chosen in ALL_OR_NOTHING and not judge.holistic:
+            raise ConfigError(
+                f"aggregation: expected a sum of verdicts with {name}, which adds them up itself, got "
+                f"{getattr(chosen, '__name__', chosen)}, under which one verdict undoes all others: use aggregation=weighted, or "
+                f"{INSTEAD['advantages']}"
+            )
 
 
 def require_rubric(task: Task) -> None:

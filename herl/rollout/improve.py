@@ -81,7 +81,8 @@ def improve(
     for number in range(1, rounds + 1):
         key = (derive_seed(seed, number),)
         asked = [revision_requests(one.task, [one.best()], stages, n=1, key=key) for one in improved]
-        requests = [request for made in asked for request in made.requests]
+        # numbered by round: a draft that stays the best is revised again, and no id may come twice
+        requests = [replace(request, first=number - 1) for made in asked for request in made.requests]
         over_long += sum(made.over_long for made in asked)
         judged = sample(groups, requests, clock, "validate").judged
         revision_of = {revision.rollout.parent_id: revision for revision in judged}

@@ -17,7 +17,7 @@ from herl.errors import ConfigError, check_above, check_at_least
 from herl.hindsight import HindsightBuilder, NoHindsight
 from herl.hindsight.teacher import NO_TEACHER, Teacher
 from herl.judge import JudgeRunner
-from herl.judge.base import check_gives_verdicts, needs_verdicts
+from herl.judge.base import check_gives_verdicts, check_may_add_up, needs_verdicts
 from herl.models.chat_template import Today
 from herl.replay import NoReplay, Replay
 from herl.rollout.difficulty import Difficulty, check_difficulty
@@ -301,10 +301,10 @@ class Stages:
         return self.hindsight.revises or not isinstance(self.replay, NoReplay)
 
     def check_verdicts(self) -> None:
-        """Checks that the judge gives verdicts if some part of the run needs them.
+        """Checks that the judge gives verdicts if some part of the run needs them, and those that it uses.
 
         Raises:
-            ConfigError: the judge is holistic.
+            ConfigError: the judge is holistic, or a part adds up verdicts that its aggregation does not.
         """
         needed = {
             "hindsight": self.hindsight.needs_verdicts,
@@ -313,6 +313,7 @@ class Stages:
             "teacher": self.teacher.needs_verdicts,
         }
         check_gives_verdicts(self.judge_runner.judge, needed)
+        check_may_add_up(self.judge_runner.judge, {"advantages": self.advantages})
 
     def open(self, prompts: object = None, *, trains: bool = True) -> None:
         """Opens judge and environment, and agrees with the other ranks on the run's date.

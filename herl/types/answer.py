@@ -264,6 +264,10 @@ class Judgement:
     """The cost of the judgement, e.g. {"tokens": 812.0}."""
 
 
+TIE = 1e-6
+"""Rewards closer than this are tied (reference code)."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judged:
     """An answer with its judgement."""

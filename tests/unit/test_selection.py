@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 from functools import partial
 
@@ -22,6 +23,16 @@ def test_a_better_revision_replaces_the_worst_attempt():
     members = form_group(make_task(), ATTEMPTS, [revision(0.8)], {}, seed=0)
     assert totals(members) == [0.8, 0.6, 0.4]
     assert members[0].origin == "hindsight"
+
+
+def test_rewards_that_differ_by_rounding_alone_are_tied():
+    attempts = [make_judged(0.5, id="a0"), make_judged(0.1, id="a1")]
+    revision = make_judged(math.nextafter(0.5, 1.0), id="r", parent_id="a0")
+    for strict, joined in ((True, False), (False, True)):
+        group = form_group(make_task(), attempts, [revision], {}, seed=0, strict=strict)
+        assert ("r" in {member.judged.rollout.id for member in group}) == joined
+    below = make_judged(math.nextafter(0.5, 0.0), id="r", parent_id="a0")
+    assert len(form_group(make_task(), attempts, [below], {}, seed=0, strict=False, placement="append")) == 3
 
 
 @pytest.mark.parametrize(("strict", "expected"), [(True, [0.2, 0.6, 0.4]), (False, [0.6, 0.6, 0.4])])

@@ -13,6 +13,7 @@ from herl.bonus.improvement import ImprovementBonus
 from herl.errors import ConfigError
 from herl.judge.aggregation import weighted
 from herl.rollout.collect import compare
+from herl.selection import form_group
 from herl.testing import check_advantages, make_group, make_judged, make_task
 from herl.types import Criterion, Judged, Judgement, Rubric, Task, Verdict
 
@@ -179,3 +180,27 @@ def test_bad_settings_are_refused():
 )
 def test_the_contract_is_kept(advantages):
     check_advantages(advantages)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_no_revision_that_joined_as_the_first_gets_a_negative_advantage(seed):
+    """Neither beside another one that is better, nor with grades, nor where drafts earn a bonus."""
+    draw = random.Random(seed)
+    attempts = [judged(TASK, draw, place, graded=seed % 2) for place in range(4)]
+    revisions = [judged(TASK, draw, f"0/{place}", graded=seed % 2) for place in range(3)]
+    revisions = [
+        replace(one, rollout=replace(one.rollout, origin="hindsight", parent_id="group/0"))
+        for one in revisions
+    ]
+    placement = draw.choice(["append", "replace_worst"])
+    members = form_group(
+        TASK, attempts, revisions, {"group/0": 0.05}, 0, top_n=3, joins="new", placement=placement
+    )
+    group = replace(make_group(*attempts, task=TASK), members=tuple(members))
+    [values] = ByCriterion()([group])
+    before = [attempt.judgement.verdicts for attempt in attempts]
+    for member, value in zip(members, values, strict=True):
+        if member.origin != "policy" and TASK.rubric.fulfilled_first(
+            member.judged.judgement.verdicts, before
+        ):
+            assert value >= 0.0

@@ -113,6 +113,14 @@ def test_a_penalty_is_added_to_the_rewards_of_an_emphasis():
     assert emphasized(inner, Contrast())(given, 0)[0] == pytest.approx([-1 / 3, 2 / 3, -1 / 3])
 
 
+def test_the_limit_of_an_episode_is_that_of_all_its_turns():
+    made = composed("fit", "experiment=lookup", "length_penalty=overlong")
+    assert made.length_penalty.max_tokens == made.environment.max_tokens
+    assert made.length_penalty.max_tokens > made.rollout.attempt.max_new_tokens
+    plain = composed("fit", "length_penalty=overlong")
+    assert plain.length_penalty.max_tokens == plain.rollout.attempt.max_new_tokens
+
+
 @pytest.mark.parametrize("choice", ["none", "overlong", "shorter"])
 def test_choices(choice):
     made = instantiate(composed("fit", f"length_penalty={choice}").module.advantages)

@@ -146,16 +146,6 @@ def test_what_the_run_of_a_benchmark_was_trained_on_is_no_mistake(handed_over, t
     ]
 
 
-def test_a_run_of_an_older_version_brings_objects_by_their_new_paths(handed_over, tmp_path):
-    run = a_run(
-        tmp_path / "run", "model._target_=herl.model.PretrainedModel", "judge._target_='mine.loss.Loss'"
-    )
-    assert handed_over("validate", f"run={run}")[:2] == [
-        "model._target_=herl.models.pretrained.PretrainedModel",
-        "judge._target_='mine.loss.Loss'",
-    ]
-
-
 @pytest.mark.parametrize("choices", [{"experiment": "embedded"}, {"experiment": "none"}, {}])
 def test_a_run_keeps_the_experiment_that_was_the_default_when_it_was_started(handed_over, tmp_path, choices):
     run = a_run(tmp_path / "run", "seed=7")

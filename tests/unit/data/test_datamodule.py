@@ -298,10 +298,11 @@ def test_a_share_that_leaves_nothing_is_an_error(count, share):
 class Torn(list):
     """Tasks of a file that one rank cannot read to its end."""
 
-    def __getitem__(self, place):
-        if rank() == 1 and place == 3:
-            raise DataError("rows.jsonl:4: expected a JSON object, got the end of the file")
-        return super().__getitem__(place)
+    def __iter__(self):
+        for place, task in enumerate(super().__iter__()):
+            if rank() == 1 and place == 3:
+                raise DataError("rows.jsonl:4: expected a JSON object, got the end of the file")
+            yield task
 
 
 def _other_prompts_on_rank_one():

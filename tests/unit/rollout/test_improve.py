@@ -17,19 +17,15 @@ TASKS = [make_task({"fish": 3.0, "river": 2.0, "brown": 5.0}, id=name) for name 
 
 
 class FakeScript(ScriptedSampler):
-    """Returns each task's revisions in turn, and records the requests."""
+    """Returns a task's revisions round by round, and records the requests."""
 
     def __init__(self, attempts, revisions):
         super().__init__(attempts, revisions)
         self.asked = []
 
     def generate(self, requests):
-        for request in requests:
-            self.asked.append(request)
-            yield from super().generate([request])
-            if request.parent_id is not None:
-                left = self.revisions[request.task_id]
-                left.append(left.pop(0))
+        self.asked += requests
+        yield from super().generate(requests)
 
 
 def improved(tokenizer, first, revisions, *, rounds=2, judge=None, hindsight=None, heldout=None, **options):
@@ -68,6 +64,7 @@ def test_a_worse_revision_is_not_revised_and_changes_no_score(tokenizer):
     assert [one.rollout.parent_id for one in otter.answers] == [None, first, first]
     assert (otter.reward(0), otter.reward(1), otter.reward(2)) == pytest.approx((0.3, 0.3, 0.5))
     assert len(fox.answers) == 1
+    assert len({one.rollout.id for one in otter.answers}) == 3
     again = [request for request in sampler.asked if request.parent_id == first]
     assert len({request.seed for request in again}) == 2  # otherwise it would sample the same again
 

@@ -218,6 +218,20 @@ def test_a_step_without_answers_has_no_weights(aggregation):
     assert token_weights([], aggregation) == []
 
 
+@pytest.mark.parametrize("kind", ["k2", "k3"])
+def test_a_clamped_kl_of_a_token_that_became_impossible_has_no_gradient(kind):
+    logprobs = torch.tensor([-120.0, -1.0], requires_grad=True)
+    given = Tokens(
+        logprobs=logprobs, entropy=torch.zeros(2), old_logprobs=logprobs.detach(),
+        ref_logprobs=torch.tensor([-0.1, -1.5]), sampler_logprobs=logprobs.detach(), advantage=torch.zeros(2),
+        weight=torch.ones(2), revision=torch.zeros(2).bool(), row=torch.tensor([0, 0]),
+    )  # fmt: skip
+    PolicyLoss(kl_coef=1.0, kl_clamp=10.0, kl_estimator=kind)(given)[0].backward()
+    assert logprobs.grad is not None
+    assert logprobs.grad[0] == 0.0
+    assert logprobs.grad[1] > 0.0
+
+
 def test_a_clamped_kl_is_at_most_the_clamp_and_has_no_gradient_beyond_it():
     """By hand: log-ratios of 1, 3 and -4 give e - 2, e^3 - 4 = 16.1 and e^-4 + 3."""
     logprobs = torch.tensor([-2.0, -5.0, -1.0], dtype=torch.float64, requires_grad=True)
