@@ -189,8 +189,8 @@ def check_may_add_up(judge: Judge, parts: Mapping[str, object]) -> None:
         if chosen in ALL_OR_NOTHING and not judge.holistic:
             raise ConfigError(
                 f"aggregation: expected a sum of verdicts with {name}, which adds them up itself, got "
-                f"{getattr(chosen, '__name__', chosen)}, under which one verdict undoes all others: use aggregation=weighted, or "
-                f"{INSTEAD['advantages']}"
+                f"{getattr(chosen, '__name__', chosen)}, under which one verdict undoes all others: use "
+                f"aggregation=weighted, or {INSTEAD['advantages']}"
             )
 
 
