@@ -12,6 +12,7 @@ from dataclasses import replace
 from operator import attrgetter
 from typing import Literal
 
+from herl.errors import check_at_least
 from herl.types import Judged, Member, Task
 from herl.types.answer import TIE
 
@@ -31,6 +32,7 @@ def form_group(
     joins: Joins = "better",
     placement: Placement = "replace_worst",
     fallback_copies: bool = False,
+    max_quote: int | None = None,
 ) -> list[Member]:
     """Returns the members of the final group.
 
@@ -50,6 +52,9 @@ def form_group(
             `replace_random` overwrites any of them, even the best (reference code).
         fallback_copies: Whether a copy of the best attempt overwrites a random slot if revisions were made
             but none qualifies (reference code).
+        max_quote: Most words in a row of a criterion that a revision may repeat if the request lacks them;
+            None for no limit. One that repeats more does not join, since the policy would learn to recite a
+            rubric that it cannot see. A phrase that a criterion asks for must fit.
 
         The revision beats the best attempt and replaces the worst. The draft keeps its bonus.
 
@@ -74,14 +79,17 @@ def form_group(
         Member(judged=judged, reward=judged.reward, bonus=bonuses.get(judged.rollout.id, 0.0))
         for judged in attempts
     ]
+    if max_quote is not None:
+        check_at_least("selection", 1, max_quote=max_quote)
     if not members or not revisions:
         return members
     best = max(member.reward for member in members)
     verdicts = [attempt.judgement.verdicts for attempt in attempts]
     weighty = {criterion.id for criterion in task.rubric.criteria if criterion.weight}
+    own = [one for one in revisions if max_quote is None or not task.quotes(one.rollout.text, max_quote + 1)]
     qualified = [
         revision
-        for revision in revisions
+        for revision in own
         if revision.reward > best + TIE
         or (not strict and revision.reward >= best - TIE)
         or (joins == "new" and weighty & task.rubric.fulfilled_first(revision.judgement.verdicts, verdicts))

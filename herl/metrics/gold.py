@@ -18,7 +18,7 @@ from herl.metrics.rubric import Pair, fulfilled, rubric_metrics
 from herl.metrics.student_t import critical_value
 from herl.types import Judged, Task
 
-OWN_TO_ANSWERS = ("answer_tokens", "thinking_tokens", "no_answer", "truncated")
+OWN_TO_ANSWERS = ("answer_tokens", "quotes", "thinking_tokens", "no_answer", "truncated")
 """Metrics of the answers themselves, which do not depend on the judge."""
 CHANCE = 0.001
 """Share of validations at which noise alone may look like an opening, for all gold judges together."""

@@ -11,6 +11,8 @@ from torchmetrics import MeanMetric
 from herl.types import Judged, Task
 
 Pair = tuple[Task, Judged]
+QUOTE = 5
+"""Words in a row of a criterion that no answer has by chance."""
 
 
 def rewards(judged: Iterable[Judged]) -> list[float]:
@@ -86,6 +88,8 @@ class RubricMetrics:
                 lists[f"{self.family}/thinking_tokens"].append(judged.rollout.thinking_tokens)
                 lists[f"{self.family}/no_answer"].append(not judged.rollout.has_answer)
             lists[f"{self.family}/truncated"].append(judged.rollout.finish_reason == "length")
+            if task.rubric.criteria:
+                lists[f"{self.family}/quotes"].append(task.quotes(judged.rollout.text, QUOTE))
             for verdict in judged.judgement.verdicts:
                 lists[f"{self.family}/abstained"].append(verdict.met is None)
             good = fulfilled(task, judged)

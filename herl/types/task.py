@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -131,6 +133,20 @@ class Task:
         """The text of the last user message."""
         return self.messages[-1]["content"]
 
+    def quotes(self, text: str, words: int) -> bool:
+        """Whether a text repeats so many words in a row of a criterion that the request does not have.
+
+        Case and punctuation do not count. Where a script puts no spaces between words, each character is one.
+
+        >>> short = Rubric(criteria=(Criterion(id="short", text="Use at most 30 words."),))
+        >>> task = Task(id="1", messages=({"role": "user", "content": "Say hello."},), rubric=short)
+        >>> task.quotes("Hello! (Please use at most 30 words.)", words=5), task.quotes("At most 30?", words=5)
+        (True, False)
+        """
+        told = {run for criterion in self.rubric.criteria for run in _runs(criterion.text, words)}
+        told.difference_update(_runs(self.request, words))
+        return any(run in told for run in _runs(text, words)) if told else False
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
@@ -142,3 +158,13 @@ class Verdict:
     score: float | None = None
     """A graded verdict in [0, 1]; None if the judge does not grade."""
     reason: str = ""
+
+
+_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+_WORD = re.compile(f"[{_UNSPACED}]|[^\\W{_UNSPACED}]+")
+
+
+def _runs(text: str, words: int) -> Iterator[tuple[str, ...]]:
+    """All runs of so many words in a text."""
+    found = _WORD.findall(unicodedata.normalize("NFC", text).casefold())
+    return zip(*(found[start:] for start in range(words)), strict=False)

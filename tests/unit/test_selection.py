@@ -4,9 +4,10 @@ from functools import partial
 
 import pytest
 
+from herl.errors import ConfigError
 from herl.selection import form_group, keep_ranked
-from herl.testing import check_selection, make_judged, make_task
-from herl.types import Member
+from herl.testing import check_selection, make_judged, make_rollout, make_task
+from herl.types import Criterion, Member, Rubric
 
 ATTEMPTS = [make_judged(r, id=f"group/{i}") for i, r in enumerate((0.2, 0.6, 0.4))]
 
@@ -171,3 +172,21 @@ def test_a_selection_that_invents_an_answer_breaks_the_contract():
 
     with pytest.raises(AssertionError, match="must be one of the attempts and revisions"):
         check_selection(invents)
+
+
+@pytest.mark.parametrize(("max_quote", "joins"), [(None, True), (6, True), (5, False), (2, False)])
+def test_a_revision_that_recites_a_criterion_does_not_join(max_quote, joins):
+    short = Criterion(id="short", text="Use at most 30 words please.")
+    task = replace(make_task(), rubric=Rubric(criteria=(short,)))
+    texts = {"group/0/0": "Fish. Use at most 30 words please!", "group/0/1": "Fish."}
+    rollouts = [make_rollout(text, id=id, parent_id="group/0") for id, text in texts.items()]
+    revisions = [make_judged(0.9 - 0.1 * n, rollout=rollout) for n, rollout in enumerate(rollouts)]
+    members = form_group(task, ATTEMPTS, revisions, {}, seed=0, max_quote=max_quote)
+    assert [member.judged.rollout.id for member in members if member.origin == "hindsight"] == [
+        "group/0/0" if joins else "group/0/1"
+    ]
+
+
+def test_a_limit_on_quotes_is_a_number_of_words():
+    with pytest.raises(ConfigError, match="selection.max_quote: expected at least 1, got 0"):
+        form_group(make_task(), ATTEMPTS, [revision(0.8)], {}, seed=0, max_quote=0)

@@ -109,12 +109,19 @@ def test_rubric_metrics_leave_out_what_was_not_judged():
             "heldout/perfect": 0.5,
             "heldout/abstained": 4 / 9,
             "heldout/answer_tokens": 2.0,
+            "heldout/quotes": 0.0,
             "heldout/truncated": 0.0,
             "heldout_criterion/fish": 1.0,
             "heldout_criterion/river": 1.0,
             "heldout_criterion/advert": 0.5,
         }
     )
+
+
+def test_answers_that_recite_a_criterion_are_counted():
+    task = make_task({"a fish in the river": 1.0})  # "Says a fish in the river."
+    pairs = [(task, answer(text, 0.0)) for text in ("It says a fish in the river!", "A fish.")]
+    assert rubric_metrics("revision", pairs)["revision/quotes"] == 0.5
 
 
 def test_rubric_metrics_add_up_over_updates_and_hold_sums_and_counts():
