@@ -127,7 +127,7 @@ class HerlModule(L.LightningModule):
             validate, seed=seed, attempts=validation_attempts, revisions=validation_revisions
         )
         self.log_over, self.seed = log_over, seed
-        self._lasting = {"module.seed": seed, "module.log_over": log_over, **model.lasting()}  # when resumed
+        self._lasting = {"seed": seed, "module.log_over": log_over, **model.lasting()}  # when resumed
         hindsight = hindsight_gate(hindsight or NoHindsight())
         environment = environment or NoEnvironment()
         self.stages = Stages(
@@ -224,7 +224,7 @@ class HerlModule(L.LightningModule):
             ConfigError: the tokenizer, the chat template or a setting that must not change differs, or herl
                 did not write the checkpoint.
         """
-        state = saved_state(checkpoint, self.stages, self.model.path, reference=hasattr(self, "reference"))
+        state = saved_state(checkpoint, self.stages, self.model, reference=hasattr(self, "reference"))
         self.counts = Counter(state["counts"])
         if self.trainer.state.fn == TrainerFn.FITTING:  # not in the validation before training
             restore(self.collector, state, self._lasting)

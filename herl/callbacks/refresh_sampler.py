@@ -47,7 +47,8 @@ class RefreshSampler(HerlCallback):
 
     Args:
         every_n_steps: Refresh before a batch once this many optimizer steps have been taken since the last
-            refresh. 1 samples every batch from the newest policy; None refreshes once per epoch.
+            refresh. 1 samples every batch from the newest policy; None refreshes once per epoch. Other than
+            1, it needs a loss with importance weights (`loss.mismatch.level`).
         probe_limit: Largest root-mean-square difference of log-probs over the probe's tokens, in nats. None
             means 1e-3 if engine and trainer both compute in float32, and 0.25 otherwise.
         probe_answers: Minimum number of answers to the probe; it grows with the number of engines.

@@ -46,7 +46,7 @@ from herl.models.export import load_checkpoint, model_card, save_pretrained
 from herl.models.push import check_push, push
 from herl.prompt_text import visible
 from herl.records.lines import read_records, write_lines
-from herl.rollout.ahead import check_ahead
+from herl.rollout.ahead import check_ahead, check_fresh
 from herl.rollout.check_prompts import checked_prompt
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,9 @@ def fit(config: DictConfig) -> dict[str, Any]:
     run = build(config, gold=True)
     run.module.clock.began = started
     run.module.model.check_trainable()
-    check_ahead(run.trainer, run.data, run.module.stages, corrected=not run.module.loss.needs_on_policy)
+    corrected = not run.module.loss.needs_on_policy
+    check_fresh(run.trainer, run.module.stages, corrected=corrected)
+    check_ahead(run.trainer, run.data, run.module.stages, corrected=corrected)
     check_checkpoint("resume", resume, run)
     memory = memory_of(run)
     show_banner(config, run, memory)
@@ -299,7 +301,7 @@ def export(config: DictConfig) -> Path:
     model = make(config.model)
     policy, tokenizer = model.load(), model.tokenizer()
     if checkpoint is not None:
-        load_checkpoint(policy, checkpoint)
+        load_checkpoint(policy, checkpoint, model.lasting())
     folder = Path(config.out)
     before = _stamps(folder) if repository is not None else {}
     save_pretrained(policy, tokenizer, folder, adapter=config.adapter)

@@ -15,7 +15,7 @@ import os
 import pickle
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,17 +79,49 @@ def read_file(key: str, path: Path) -> dict[str, torch.Tensor]:
     Raises:
         ConfigError: the file is no checkpoint, or has code in it.
     """
+    weights: dict[str, torch.Tensor] = _stored(key, path, path, "state_dict")
+    return weights
+
+
+def check_settings(key: str, path: Path, own: Mapping[str, str | float]) -> None:
+    """Checks that a checkpoint, a file or a folder, was written under a model's settings.
+
+    Args:
+        key: What messages about the checkpoint begin with.
+        path: The checkpoint.
+        own: The model's settings, by key (`herl.models.pretrained.PretrainedModel.lasting`).
+
+    Raises:
+        ConfigError: a setting differs, or herl did not write the checkpoint.
+    """
+    file = path / "meta.pt" if path.is_dir() else path
+    check_same(_stored(key, path, file, "herl").get("settings", {}), own)
+
+
+def check_same(stored: Mapping[str, str | float], own: Mapping[str, str | float]) -> None:
+    """Checks that none of a model's own settings differs from those stored in a checkpoint.
+
+    Raises:
+        ConfigError: names the first setting that does.
+    """
+    for key, value in own.items():
+        if (before := stored.get(key, value)) != value:
+            raise ConfigError(
+                f"{key}: expected the checkpoint's {before}, got {value}, with which its weights would be "
+                "another policy. Repeat the overrides of its run, or pass run="
+            )
+
+
+def _stored(key: str, path: Path, file: Path, part: str) -> Any:
+    """Returns a part of a checkpoint from one of its files."""
     expected = f"{key}: expected a checkpoint written by herl fit, got '{path}'"
-    if not zipfile.is_zipfile(path):
+    if not zipfile.is_zipfile(file):
         raise ConfigError(expected)
     try:
-        weights: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)[
-            "state_dict"
-        ]
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)[part]
     except (pickle.UnpicklingError, RuntimeError, LookupError, TypeError) as error:
         said = (str(error).splitlines() or [""])[0]
         raise ConfigError(f"{expected} ({type(error).__name__}: {said})") from error
-    return weights
 
 
 def write_checksums(folder: Path) -> None:

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from herl.distributed import rank, together
 from herl.errors import ConfigError
 from herl.files import whole_folder
-from herl.models.checkpoint_file import check_checkpoint_file, read_file, without_code
+from herl.models.checkpoint_file import check_checkpoint_file, check_settings, read_file, without_code
 from herl.models.lora import has_adapters
 from herl.models.pretrained import untrained
 from herl.models.weights import misfit, named_weights, whole
@@ -66,17 +66,23 @@ TRAINED = (
 UNTRAINED = "Written by herl {version} without training. The license is that of {base}."
 
 
-def load_checkpoint(policy: PreTrainedModel, path: str | Path) -> None:
-    """Loads a checkpoint into an unsharded policy, in one process. A folder is a sharded checkpoint.
+def load_checkpoint(policy: PreTrainedModel, path: str | Path, settings: Mapping[str, str | float]) -> None:
+    """Loads a checkpoint's policy into an unsharded model, in one process.
+
+    Args:
+        policy: The model.
+        path: A file, or the folder of a sharded checkpoint. A reference in it is left out.
+        settings: The model's settings, by key (`herl.models.pretrained.PretrainedModel.lasting`).
 
     Raises:
-        ConfigError: there is no such checkpoint, or it belongs to another model.
+        ConfigError: there is no such checkpoint, or it belongs to another model or other settings.
     """
     path = Path(path)
     check_checkpoint_file("checkpoint", path)
+    check_settings("checkpoint", path, settings)
     own = policy.state_dict()
     weights = _read_sharded(path, own) if path.is_dir() else read_file("checkpoint", path)
-    found = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
+    found = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items() if name.startswith(PREFIX)}
     if wrong := misfit(own, found):
         raise ConfigError(
             f"checkpoint: expected the weights of this model, got '{path}', {wrong}. Repeat the overrides of "

@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -90,10 +91,17 @@ class PretrainedModel:
                 "float32 weights, and lora=lora trains float32 adapters on a bfloat16 model"
             )
 
-    def lasting(self) -> dict[str, str]:
-        """Returns the settings, by key, that a resumed run must share: a checkpoint of adapters on quantized
-        weights does not hold these."""
-        return {"model.quantization": self.quantization or "null"}
+    def lasting(self) -> dict[str, str | float]:
+        """Returns the settings, by key, without which the weights in a checkpoint are another policy.
+
+        The scale of adapters is no weight, and a checkpoint of adapters on quantized weights does not hold
+        those; the model's place may change, but not its name."""
+        settings: dict[str, str | float] = {"model.quantization": self.quantization or "null"}
+        if self.quantization is not None:
+            settings["model.path"] = Path(self.path).name
+        if self.lora is not None:
+            settings |= {"model.lora.rank": self.lora.rank, "model.lora.alpha": float(self.lora.alpha)}
+        return settings
 
     def load(self, device: torch.device | str = "cpu") -> PreTrainedModel:
         """Loads the model's weights.
@@ -120,13 +128,25 @@ class PretrainedModel:
     def max_tokens(self) -> int | None:
         """Returns the model's limit on the tokens of a prompt plus its answer; None if it states none.
 
+        With rotary embeddings of the type longrope or dynamic, it is what `fixed_positions` returns.
+
         Raises:
             ConfigError: there is no such model.
         """
         config = self._text_config()
         limit: int | None = getattr(config, "max_position_embeddings", None)
+        if (fixed := fixed_positions(config)) is not None:
+            if limit is not None and fixed < limit:
+                logger.warning(
+                    "%s: a prompt with its answer is limited to %d of the model's %d tokens; beyond, the "
+                    "positions of an answer would depend on others in its batch",
+                    self.path,
+                    fixed,
+                    limit,
+                )
+            return fixed
         rope = getattr(config, "rope_parameters", None) or {}
-        if limit is not None and rope.get("rope_type") in ("linear", "dynamic", "yarn"):
+        if limit is not None and rope.get("rope_type") in ("linear", "yarn"):
             limit = max(limit, int(rope.get("original_max_position_embeddings", limit) * rope["factor"]))
         return limit
 
@@ -223,6 +243,20 @@ class PretrainedModel:
             ConfigError: there is no such model.
         """
         return model_source(self.path)
+
+
+def fixed_positions(config: PreTrainedConfig) -> int | None:
+    """Returns how long sequences may be without changing the rotary embeddings; None if no length does.
+
+    transformers chooses those of the types longrope (Phi-3, Phi-4-mini) and dynamic for a whole batch, by its
+    longest sequence. Beyond the original context an answer would depend on others in its row, and on tokens
+    that were drawn later.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope] if "rope_type" in rope else [one for one in rope.values() if isinstance(one, Mapping)]
+    limits = [one["original_max_position_embeddings"] for one in kinds if one.get("rope_type") == "longrope"]
+    limits += [config.max_position_embeddings for one in kinds if one.get("rope_type") == "dynamic"]
+    return min(limits, default=None)
 
 
 def auto_class(config: PreTrainedConfig) -> type[Any]:

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     import lightning as L
 
 logger = logging.getLogger(__name__)
+REFRESH = "callbacks.refresh_sampler.every_n_steps"
 Key = tuple[int, int, int]
 """A batch's place in the run: (seed, epoch, number). All its randomness is a hash of it."""
 
@@ -110,9 +111,10 @@ class Collector:
             corrected: See `check_ahead`.
 
         Raises:
-            ConfigError: the run is to draw ahead, and cannot.
+            ConfigError: the run is to draw ahead, and cannot; or its sampler would be refreshed too seldom.
         """
         self._corrected = corrected
+        check_fresh(trainer, self.stages, corrected=corrected)
         if not self.stages.plan.batches_ahead:
             return
         check_ahead(trainer, self._data, self.stages, corrected=corrected)
@@ -270,6 +272,29 @@ def _drawn(tasks: Sequence[Task], key: Key, share: float, stages: Stages, clock:
     return collection
 
 
+def check_fresh(trainer: L.Trainer, stages: Stages, *, corrected: bool) -> None:
+    """Checks that a sampler that keeps its own weights is refreshed before every batch, if it must be. Before
+    its `start`, a sampler may not know yet that it will keep some.
+
+    Args:
+        trainer: The run's trainer.
+        stages: Its components.
+        corrected: See `check_ahead`.
+
+    Raises:
+        ConfigError: the loss could not learn from the answers of older weights.
+    """
+    if not (corrected or stages.sampler.live or _refreshes_every_batch(trainer)):
+        raise ConfigError(
+            f"{REFRESH}: expected 1 with loss.mismatch.level=none, which does not correct for answers of "
+            "older weights, got another number or no such callback: use 1, or loss.mismatch.level=token"
+        )
+
+
+def _refreshes_every_batch(trainer: L.Trainer) -> bool:
+    return any(getattr(one, "refreshes_every_batch", False) for one in callbacks_of(trainer, object))
+
+
 def check_ahead(trainer: L.Trainer, data: object, stages: Stages, *, corrected: bool) -> None:
     """Checks that a run can draw a batch ahead, if it is to. Needs no model.
 
@@ -293,10 +318,10 @@ def check_ahead(trainer: L.Trainer, data: object, stages: Stages, *, corrected: 
             "loss.mismatch.level: expected token or sequence with rollout.batches_ahead=1, which correct for "
             "answers of older weights, got none"
         )
-    if not any(getattr(one, "refreshes_every_batch", False) for one in callbacks_of(trainer, object)):
+    if not _refreshes_every_batch(trainer):
         raise ConfigError(
-            "callbacks.refresh_sampler.every_n_steps: expected 1 with rollout.batches_ahead=1, so that "
-            "answers are no more than one batch older than the policy, got another number or no such callback"
+            f"{REFRESH}: expected 1 with rollout.batches_ahead=1, so that answers are no more than one batch "
+            "older than the policy, got another number or no such callback"
         )
     if not isinstance(data, Batches):
         raise ConfigError(

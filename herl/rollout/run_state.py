@@ -10,12 +10,14 @@ from typing import Any
 
 from herl.errors import ConfigError
 from herl.models.chat_template import reading_sample
+from herl.models.checkpoint_file import check_same
+from herl.models.pretrained import PretrainedModel
 from herl.rollout.ahead import Collector
 from herl.rollout.stages import Stages
 
 
 def run_state(
-    collector: Collector, counts: Mapping[str, int], settings: Mapping[str, str | int]
+    collector: Collector, counts: Mapping[str, int], settings: Mapping[str, str | float]
 ) -> dict[str, Any]:
     """Returns the state that lets a resumed run continue as if it had not stopped.
 
@@ -41,28 +43,30 @@ def run_state(
 
 
 def saved_state(
-    checkpoint: dict[str, Any], stages: Stages, model: str, *, reference: bool = False
+    checkpoint: dict[str, Any], stages: Stages, model: PretrainedModel, *, reference: bool = False
 ) -> dict[str, Any]:
     """Returns the state that `run_state` put into a checkpoint.
 
     Args:
         checkpoint: The checkpoint as loaded by Lightning.
         stages: The components of the resumed run.
-        model: The name of its model, for errors.
+        model: Its model, before it is loaded.
         reference: Whether the module has a reference that moves, which the checkpoint must have, too.
             Otherwise the checkpoint's, if it has one, is left out.
 
     Raises:
-        ConfigError: the tokenizer, the chat template or the kind of reference differs, or herl did not write
-            the checkpoint.
+        ConfigError: the tokenizer, the chat template, a setting of the model or the kind of reference
+            differs, or herl did not write the checkpoint.
     """
     if "herl" not in checkpoint:
         raise ConfigError("expected a checkpoint written by herl fit, got one from another program")
     state = dict(checkpoint["herl"])
     if state["prompt"] != reading_sample(stages.tokenizer):
         raise ConfigError(
-            f"model: expected the checkpoint's tokenizer and chat template, got different ones from {model}"
+            "model: expected the checkpoint's tokenizer and chat template, got different ones from "
+            f"{model.path}"
         )
+    check_same(state["settings"], model.lasting())
     weights = checkpoint.get("state_dict", {})  # empty for one of shards
     moved = [name for name in weights if name.startswith("reference.")]
     if reference and weights and not moved:
@@ -76,7 +80,7 @@ def saved_state(
     return state
 
 
-def restore(collector: Collector, state: Mapping[str, Any], settings: Mapping[str, str | int]) -> None:
+def restore(collector: Collector, state: Mapping[str, Any], settings: Mapping[str, str | float]) -> None:
     """Restores the state from `saved_state` in a resumed run.
 
     Args:

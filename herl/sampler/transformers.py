@@ -70,6 +70,7 @@ class TransformersSampler(Sampler):
         self.batch_size = batch_size
         self.pack_weights = pack_weights
         self.own_weights = own_weights
+        self.live = not own_weights  # until `start` knows whether the policy is sharded
         self.version = 0
         self._cast = CastLinears()
         self._decoder: DeviceDecoder | None = None

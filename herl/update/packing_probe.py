@@ -37,6 +37,7 @@ from herl.errors import ConfigError
 from herl.models import shared_attention
 from herl.models.compiled import uncompiled
 from herl.models.precision import allowed_share, rms
+from herl.models.pretrained import fixed_positions
 from herl.models.weights import whole
 from herl.types import Rollout, SampleRequest, Sampling
 from herl.update.batch import Packing, micro_batches, unjudged
@@ -212,7 +213,7 @@ def _try(model: PreTrainedModel, packing: Packing, device: torch.device) -> _Fin
 
 def _rollouts(config: Any) -> list[Rollout]:
     """Returns three answers to two contexts, of random tokens, within the positions that the model has."""
-    max_positions = getattr(config, "max_position_embeddings", None) or MAX_CONTEXT
+    max_positions = fixed_positions(config) or getattr(config, "max_position_embeddings", None) or MAX_CONTEXT
     windows = [window for name in WINDOWS if isinstance(window := getattr(config, name, None), int)]
     seen = max((window for window in windows if window <= MAX_CONTEXT), default=0)
     draw = random.Random(0)

@@ -127,6 +127,8 @@ def test_a_run_that_comes_back_with_its_budget_spent_samples_nothing(tmp_path):
     module = module_of()
     fit(module, tmp_path, resume=tmp_path / "end.ckpt", **budget)
     assert module.counts["answers_sampled"] == 24
+    with pytest.raises(ConfigError, match="^seed: expected the checkpoint's 0, got 1: a resumed run cannot"):
+        fit(module_of(seed=1), tmp_path, resume=tmp_path / "end.ckpt", **budget)
 
 
 def test_a_live_sampler_is_told_the_version_before_every_batch(tmp_path):

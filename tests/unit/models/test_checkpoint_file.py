@@ -23,6 +23,8 @@ from herl.models.checkpoint_file import (
 from herl.models.export import PREFIX, load_checkpoint
 from herl.models.fsdp import FSDPStrategy
 
+SETTINGS = {"model.lora.alpha": 32.0}
+
 
 class Evil:
     """Runs code when it is unpickled."""
@@ -54,13 +56,13 @@ def sharded(folder, **more):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         dcp.save({"state_dict": weights(trained()), **more}, checkpoint_id=folder, no_dist=True)
-    torch.save({"epoch": 1}, folder / "meta.pt")
+    torch.save({"epoch": 1, "herl": {"settings": SETTINGS}}, folder / "meta.pt")
     write_checksums(folder)
     return folder
 
 
 def single(path):
-    torch.save({"state_dict": weights(trained()), "epoch": 1}, path)
+    torch.save({"state_dict": weights(trained()), "herl": {"settings": SETTINGS}}, path)
     return path
 
 
@@ -75,11 +77,18 @@ def test_a_sharded_checkpoint_is_read_as_it_was_written(tmp_path):
     folder = sharded(tmp_path / "a.ckpt", optimizer_0={"lr": 0.5, "betas": (0.9, 0.99), "names": ["a"]})
     check_checkpoint_file("resume", folder)
     policy = Policy()
-    load_checkpoint(policy, folder)
+    load_checkpoint(policy, folder, SETTINGS)
     assert all(torch.equal(a, b) for a, b in zip(policy.parameters(), trained().parameters(), strict=True))
     with without_code():
         found = load(folder, {"optimizer_0": {"lr": 0.0, "betas": (), "names": []}})
     assert found == {"optimizer_0": {"lr": 0.5, "betas": (0.9, 0.99), "names": ["a"]}}
+
+
+@pytest.mark.parametrize("write", [sharded, single])
+def test_a_checkpoint_of_other_settings_is_another_policy(tmp_path, write):
+    path = write(tmp_path / "a.ckpt")
+    with pytest.raises(ConfigError, match="model.lora.alpha: expected the checkpoint's 32.0, got 64.0"):
+        load_checkpoint(Policy(), path, {"model.lora.alpha": 64.0})
 
 
 @pytest.mark.parametrize("name", [".metadata", "__0.metadata"])
@@ -93,9 +102,9 @@ def test_metadata_cannot_run_code(tmp_path, name):
         with pytest.raises(ConfigError, match="does not belong into the metadata"), without_code():
             load(folder, {"state_dict": weights(Policy())})
         with pytest.raises(ConfigError):
-            load_checkpoint(Policy(), folder)
+            load_checkpoint(Policy(), folder, SETTINGS)
     else:
-        load_checkpoint(Policy(), folder)
+        load_checkpoint(Policy(), folder, SETTINGS)
         with without_code():
             load(folder, {"state_dict": weights(Policy())})
     assert not (tmp_path / "marker").exists()
@@ -177,7 +186,7 @@ def test_no_flipped_bit_changes_a_weight_unseen(tmp_path):
                 seen += 1
             else:
                 policy = Policy()
-                load_checkpoint(policy, place)
+                load_checkpoint(policy, place, SETTINGS)
                 found = weights(policy)
                 assert all(torch.equal(found[name], wanted[name]) for name in wanted), (file, data)
             file.write_bytes(whole)

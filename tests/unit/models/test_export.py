@@ -11,10 +11,12 @@ from herl.models.export import load_checkpoint, model_card, save_pretrained
 from herl.models.lora import Lora
 from herl.models.pretrained import PretrainedModel
 
+TINY = PretrainedModel(path="tiny")
 
-def checkpoint(policy, path, change=lambda weights: weights):
+
+def checkpoint(policy, path, change=lambda weights: weights, model=TINY):
     weights = {f"policy.{name}": tensor for name, tensor in policy.state_dict().items()}
-    torch.save({"state_dict": change(weights), "epoch": 1}, path)
+    torch.save({"state_dict": change(weights), "herl": {"settings": model.lasting()}}, path)
     return path
 
 
@@ -27,7 +29,7 @@ def test_a_checkpoint_comes_back_as_a_folder_that_answers_the_same(tmp_path, tok
             if parameter.requires_grad:
                 parameter.add_(torch.randn_like(parameter) * 0.02)
     fresh = model.load()
-    load_checkpoint(fresh, checkpoint(trained, tmp_path / "a.ckpt"))
+    load_checkpoint(fresh, checkpoint(trained, tmp_path / "a.ckpt", model=model), model.lasting())
     save_pretrained(fresh, tokenizer, tmp_path / "out")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     again = AutoTokenizer.from_pretrained(tmp_path / "out")
@@ -37,11 +39,11 @@ def test_a_checkpoint_comes_back_as_a_folder_that_answers_the_same(tmp_path, tok
     )
     expected = trained.eval().generate(**ids, max_new_tokens=24, do_sample=False)
     assert loaded.generate(**ids, max_new_tokens=24, do_sample=False).tolist() == expected.tolist()
-    assert not torch.equal(loaded.lm_head.weight, PretrainedModel(path="tiny").load().lm_head.weight) or lora
+    assert not torch.equal(loaded.lm_head.weight, TINY.load().lm_head.weight) or lora
 
 
 def test_what_is_no_checkpoint_is_a_clear_error(tmp_path):
-    policy = PretrainedModel(path="tiny").load()
+    policy = TINY.load()
     places = {
         name: tmp_path / name for name in ("absent", "folder", "text", "empty", "pickle", "other", "code")
     }
@@ -53,7 +55,7 @@ def test_what_is_no_checkpoint_is_a_clear_error(tmp_path):
     torch.save({"state_dict": {}, "code": print}, places["code"])
     for place in places.values():
         with pytest.raises(ConfigError, match="checkpoint: expected a checkpoint written by herl fit, got '"):
-            load_checkpoint(policy, place)
+            load_checkpoint(policy, place, TINY.lasting())
 
 
 @pytest.mark.parametrize(
@@ -71,14 +73,53 @@ def test_what_is_no_checkpoint_is_a_clear_error(tmp_path):
     ],
 )
 def test_a_checkpoint_of_another_model_is_an_error(tmp_path, change, message):
-    policy = PretrainedModel(path="tiny").load()
+    policy = TINY.load()
     with pytest.raises(ConfigError, match=message):
-        load_checkpoint(policy, checkpoint(policy, tmp_path / "a.ckpt", change))
+        load_checkpoint(policy, checkpoint(policy, tmp_path / "a.ckpt", change), TINY.lasting())
+
+
+def test_a_checkpoint_of_another_program_is_an_error(tmp_path):
+    policy = TINY.load()
+    weights = {f"policy.{name}": tensor for name, tensor in policy.state_dict().items()}
+    torch.save({"state_dict": weights}, tmp_path / "a.ckpt")
+    with pytest.raises(
+        ConfigError, match="expected a checkpoint written by herl fit, got .*KeyError: 'herl'"
+    ):
+        load_checkpoint(policy, tmp_path / "a.ckpt", TINY.lasting())
+
+
+def test_of_a_run_whose_reference_moves_the_policy_is_loaded(tmp_path):
+    trained = TINY.load()
+    with torch.no_grad():
+        trained.lm_head.weight.add_(1)
+    reference = {f"reference.{name}": tensor for name, tensor in TINY.load().state_dict().items()}
+    path = checkpoint(trained, tmp_path / "a.ckpt", lambda weights: weights | reference)
+    fresh = TINY.load()
+    load_checkpoint(fresh, path, TINY.lasting())
+    assert torch.equal(fresh.lm_head.weight, trained.lm_head.weight)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (
+            Lora(rank=4, alpha=64),
+            "model.lora.alpha: expected the checkpoint's 32.0, got 64.0, with which its",
+        ),
+        (Lora(rank=8, alpha=32), "model.lora.rank: expected the checkpoint's 4, got 8"),
+    ],
+)
+def test_adapters_of_another_scale_are_another_policy(tmp_path, other, message):
+    model = PretrainedModel(lora=Lora(rank=4, alpha=32))
+    path = checkpoint(model.load(), tmp_path / "a.ckpt", model=model)
+    mistaken = PretrainedModel(lora=other)
+    with pytest.raises(ConfigError, match=message):
+        load_checkpoint(mistaken.load(), path, mistaken.lasting())
 
 
 def test_no_checkpoint_is_an_error(tmp_path):
     with pytest.raises(ConfigError, match="expected a checkpoint written by herl fit, got"):
-        load_checkpoint(PretrainedModel(path="tiny").load(), tmp_path / "no.ckpt")
+        load_checkpoint(TINY.load(), tmp_path / "no.ckpt", TINY.lasting())
 
 
 def test_a_checkpoint_cannot_run_code(tmp_path):
@@ -88,7 +129,7 @@ def test_a_checkpoint_cannot_run_code(tmp_path):
 
     torch.save({"state_dict": {}, "x": Evil()}, tmp_path / "evil.ckpt")
     with pytest.raises(Exception, match="Weights only load failed"):
-        load_checkpoint(PretrainedModel(path="tiny").load(), tmp_path / "evil.ckpt")
+        load_checkpoint(TINY.load(), tmp_path / "evil.ckpt", TINY.lasting())
 
 
 def test_tied_weights_may_come_under_one_name(tmp_path):
@@ -100,7 +141,7 @@ def test_tied_weights_may_come_under_one_name(tmp_path):
     path = checkpoint(
         policy, tmp_path / "a.ckpt", lambda w: {k: v for k, v in w.items() if "lm_head" not in k}
     )
-    load_checkpoint(other, path)
+    load_checkpoint(other, path, TINY.lasting())
     assert torch.equal(other.lm_head.weight, policy.model.embed_tokens.weight)
 
 

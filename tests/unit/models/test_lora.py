@@ -1,13 +1,17 @@
 """Adapters by peft on the tiny model."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
 from herl import ConfigError
+from herl.data import RubricDataModule
 from herl.models.export import save_pretrained
 from herl.models.lora import Lora, adapters_off, has_adapters
 from herl.models.pretrained import PretrainedModel
 from herl.models.weights import named_weights
+from tests.support.training import TASKS, fit, module_of
 
 IDS = torch.tensor([[1, 87, 85, 268, 201, 417, 14]])
 
@@ -123,3 +127,18 @@ def test_a_policy_is_exported_merged_and_as_adapters(tmp_path, tokenizer):
 def test_adapters_of_a_policy_without_any_are_a_clear_error(tmp_path, policy, tokenizer):
     with pytest.raises(ConfigError, match="expected a policy with adapters"):
         save_pretrained(policy, tokenizer, tmp_path, adapter=True)
+
+
+def test_a_checkpoint_of_adapters_is_neither_resumed_nor_evaluated_at_another_scale(tmp_path):
+    def module(alpha):
+        return module_of(model=PretrainedModel(lora=Lora(rank=4, alpha=alpha)))
+
+    trainer = fit(module(64), tmp_path)
+    trainer.save_checkpoint(tmp_path / "end.ckpt")
+    message = "model.lora.alpha: expected the checkpoint's 64.0, got 32.0, with which its weights would be"
+    with pytest.raises(ConfigError, match=message):
+        fit(module(32.0), tmp_path, max_epochs=2, resume=tmp_path / "end.ckpt")
+    data = RubricDataModule(TASKS, TASKS, prompts_per_batch=2)
+    for alpha in (64.0, 32.0):
+        with pytest.raises(ConfigError, match=message) if alpha == 32 else nullcontext():
+            trainer.validate(module(alpha), data, ckpt_path=tmp_path / "end.ckpt", weights_only=True)

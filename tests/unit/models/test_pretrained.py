@@ -1,5 +1,6 @@
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from herl import ConfigError
 from herl.models.lora import Lora
-from herl.models.pretrained import PretrainedModel
+from herl.models.pretrained import PretrainedModel, fixed_positions
 from tests.support.architectures import ARCHITECTURES, SIZES
 
 
@@ -26,6 +27,12 @@ def test_a_converted_model_is_found_in_the_cache(tmp_path, monkeypatch):
     assert PretrainedModel(path="mine").load().config.num_hidden_layers == 3
 
 
+LONGROPE = {
+    "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 16, "long_factor": [8.0] * 16,
+    "factor": 4.0, "original_max_position_embeddings": 128,
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("rope", "expected"),
     [
@@ -33,6 +40,8 @@ def test_a_converted_model_is_found_in_the_cache(tmp_path, monkeypatch):
         ({"rope_type": "linear", "factor": 2.0}, 1024),
         ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}, 2048),
         ({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 128}, 512),
+        ({"rope_type": "dynamic", "factor": 4.0}, 512),
+        (LONGROPE, 128),
     ],
 )
 def test_the_tokens_that_a_model_takes_count_its_stretched_positions(tmp_path, rope, expected):
@@ -40,6 +49,18 @@ def test_the_tokens_that_a_model_takes_count_its_stretched_positions(tmp_path, r
     config.rope_parameters = {"rope_theta": 10000.0} | rope
     config.save_pretrained(tmp_path)
     assert PretrainedModel(path=str(tmp_path)).max_tokens() == expected
+
+
+def test_positions_may_be_of_several_types():
+    plain = {"rope_type": "default", "rope_theta": 1e4}
+    for rope, expected in (
+        ({"full_attention": LONGROPE, "sliding_attention": plain}, 128),
+        ({"full_attention": plain, "sliding_attention": plain}, None),
+        (plain, None),
+        (None, None),
+    ):
+        config = SimpleNamespace(rope_parameters=rope, max_position_embeddings=512)
+        assert fixed_positions(config) == expected
 
 
 def test_gradient_checkpointing_is_switched_on():

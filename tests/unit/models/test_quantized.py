@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -241,10 +242,11 @@ def test_a_checkpoint_is_exported_as_a_whole_model_and_as_adapters(kind, tmp_pat
 
     policy = trained(quantization=kind)
     weights = {f"policy.{name}": tensor for name, tensor in policy.state_dict().items()}
-    torch.save({"state_dict": weights}, tmp_path / "a.ckpt")
+    model = PretrainedModel(quantization=kind, lora=LORA)
+    torch.save({"state_dict": weights, "herl": {"settings": model.lasting()}}, tmp_path / "a.ckpt")
     assert (tmp_path / "a.ckpt").stat().st_size < 4 * sum(w.numel() for w in weights.values()) + 50_000
-    fresh = PretrainedModel(quantization=kind, lora=LORA).load()
-    load_checkpoint(fresh, tmp_path / "a.ckpt")
+    fresh = model.load()
+    load_checkpoint(fresh, tmp_path / "a.ckpt", model.lasting())
     save_pretrained(fresh, tokenizer, tmp_path / "merged")
     assert "quantization_config" not in json.loads((tmp_path / "merged" / "config.json").read_text())
     merged = PretrainedModel(path=str(tmp_path / "merged")).load().eval()
@@ -254,8 +256,16 @@ def test_a_checkpoint_is_exported_as_a_whole_model_and_as_adapters(kind, tmp_pat
     with torch.no_grad():
         torch.testing.assert_close(logprobs(merged), logprobs(policy), rtol=0, atol=2e-4)
         torch.testing.assert_close(logprobs(on_top), logprobs(policy), rtol=0, atol=2e-4)
-    with pytest.raises(ConfigError, match="are missing.*Repeat the overrides of its run"):
-        load_checkpoint(PretrainedModel(lora=LORA).load(), tmp_path / "a.ckpt")
+    for wrong, message in (
+        (
+            replace(model, quantization="4bit" if kind == "8bit" else "8bit"),
+            "model.quantization: expected the",
+        ),
+        (replace(model, quantization=None), "model.quantization: expected the checkpoint's .bit, got null"),
+        (replace(model, path="tiny_tools"), "model.path: expected the checkpoint's tiny, got tiny_tools"),
+    ):
+        with pytest.raises(ConfigError, match=f"{message}.*Repeat the overrides of its run"):
+            load_checkpoint(fresh, tmp_path / "a.ckpt", wrong.lasting())
 
 
 def test_a_resumed_run_gives_the_same_numbers_and_no_other_bits(kind, tmp_path):

@@ -19,7 +19,7 @@ from herl.errors import JudgeStop, SamplerError, TrainingError
 from herl.hindsight.revision import RevisionBuilder
 from herl.module import HerlModule
 from herl.replay import ReplayBuffer
-from herl.rollout.ahead import Batches, check_ahead
+from herl.rollout.ahead import Batches, check_ahead, check_fresh
 from herl.rollout.collect import Collection, collect
 from herl.rollout.exchange import Numbers
 from herl.rollout.stages import RolloutPlan
@@ -423,6 +423,46 @@ def test_others_are_not(loss, sampler):
     stages = module(sampler=sampler).stages
     check_ahead(trainer_with(RefreshSampler()), DATA, stages, corrected=not loss.needs_on_policy)
     assert isinstance(DATA, Batches)
+
+
+TOO_SELDOM = [[RefreshSampler(every_n_steps=50)], [RefreshSampler(every_n_steps=None)], []]
+
+
+@pytest.mark.parametrize("callbacks", TOO_SELDOM)
+@pytest.mark.parametrize("sampler", [VLLMSampler(), TransformersSampler(own_weights=True), Own({})])
+def test_answers_of_older_weights_need_importance_weights(sampler, callbacks):
+    stages = module(0, sampler=sampler).stages
+    with pytest.raises(
+        ConfigError, match="every_n_steps: expected 1 with loss.mismatch.level=none, which does"
+    ):
+        check_fresh(trainer_with(*callbacks), stages, corrected=False)
+    check_fresh(trainer_with(*callbacks), stages, corrected=True)
+    check_fresh(trainer_with(RefreshSampler()), stages, corrected=False)
+
+
+@pytest.mark.parametrize("callbacks", TOO_SELDOM)
+@pytest.mark.parametrize("sampler", [TransformersSampler(), ScriptedSampler({})])
+def test_the_live_policy_needs_no_refresh(sampler, callbacks):
+    check_fresh(trainer_with(*callbacks), module(0, sampler=sampler).stages, corrected=False)
+
+
+def test_a_run_in_python_is_refused_stale_answers(tmp_path):
+    """Also where the sampler learns at its start that it needs a copy."""
+
+    class Sharded(TransformersSampler):
+        def start(self, policy, tokenizer):
+            super().start(policy, tokenizer)
+            self.live = False
+
+    made = module(0, sampler=Sharded(), loss=PolicyLoss())
+    trainer = L.Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, max_epochs=1, limit_val_batches=0, default_root_dir=tmp_path,
+        callbacks=[RefreshSampler(every_n_steps=50)],
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match="every_n_steps: expected 1 with loss.mismatch.level=none"):
+        trainer.fit(made, DATA)
+    assert not made.counts["batches"]
 
 
 def test_a_run_in_python_is_checked_before_it_trains(tmp_path):

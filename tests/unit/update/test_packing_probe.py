@@ -8,7 +8,8 @@ import torch
 
 from herl.errors import ConfigError
 from herl.models import shared_attention
-from herl.models.pretrained import PretrainedModel
+from herl.models.pretrained import PretrainedModel, fixed_positions
+from herl.types import Rollout, SampleRequest, Sampling
 from herl.update import packing_probe
 from herl.update.batch import micro_batches, unjudged
 from herl.update.logprobs import answer_logprobs
@@ -297,3 +298,45 @@ def test_memory_that_runs_out_is_no_objection_to_a_packing(policy, monkeypatch, 
     monkeypatch.setattr(packing_probe, "answer_logprobs", forward)
     with pytest.raises(ConfigError, match="too little free memory to try a row .*gpu_memory_utilization"):
         choose_packing(policy, CPU)
+
+
+def longrope(original):
+    factors = {"short_factor": [1.0] * 4, "long_factor": [8.0] * 4, "factor": 512 / original}
+    rope = {"rope_type": "longrope", "rope_theta": 1e4} | factors
+    settings = {"rope_parameters": rope, "original_max_position_embeddings": original}
+    return model_of("phi3-long", more={"phi3-long": settings})
+
+
+@pytest.mark.parametrize("kind", ["shared", "packed", "single"])
+def test_embeddings_chosen_by_the_longest_sequence_are_the_same_up_to_the_original_context(kind):
+    model, limit = longrope(96), 96
+    assert fixed_positions(model.config) == limit
+
+    def short_beside(context):
+        draw = random.Random(0)
+        ids = [tuple(draw.randrange(1024) for _ in range(n)) for n in (20, 12, context, 12)]
+        made = [
+            unjudged(Rollout.answering(asked, 0, token_ids=answer, logprobs=(0.0,) * 12))
+            for asked, answer in ((request_of(ids[0]), ids[1]), (request_of(ids[2]), ids[3]))
+        ]
+        found = {}
+        for batch in micro_batches(made, max_tokens=2**31, aggregation="token_mean", packing=kind):
+            with torch.no_grad():
+                logprobs, _ = answer_logprobs(model, batch, 1.0)
+            found.update(zip(batch.rows, logprobs.split(batch.answer_lengths), strict=True))
+        return found[0]
+
+    torch.testing.assert_close(short_beside(limit - 12), short_beside(40), rtol=0, atol=1e-4)
+    beyond = float((short_beside(limit - 11) - short_beside(40)).abs().max())
+    assert (beyond > 1e-2) == (kind != "single")
+
+
+def request_of(prompt_ids):
+    return SampleRequest(
+        task_id=str(len(prompt_ids)), group_id=str(len(prompt_ids)), prompt_ids=prompt_ids, n=1,
+        sampling=Sampling(), seed=0,
+    )  # fmt: skip
+
+
+def test_rows_are_tried_within_the_original_context():
+    assert choose_packing(longrope(128), CPU) == "shared"

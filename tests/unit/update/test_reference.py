@@ -5,6 +5,7 @@ import torch
 
 from herl.callbacks import HerlCallback
 from herl.errors import ConfigError
+from herl.models.export import load_checkpoint
 from herl.models.lora import Lora
 from herl.models.pretrained import PretrainedModel
 from herl.update.loss.policy import PolicyLoss
@@ -68,6 +69,15 @@ def test_a_checkpoint_has_a_reference_only_if_it_moves(tmp_path):
     assert torch.equal(of_reference(module), initial()), "what the run began with"
     with pytest.raises(ConfigError, match="loss.ref_sync_steps: expected null, since the checkpoint has no"):
         run(tmp_path, moving, epochs=2, resume=tmp_path / "fixed.ckpt")
+
+
+def test_of_a_run_whose_reference_moves_the_policy_is_exported(tmp_path):
+    module, _, trainer = run(tmp_path, PolicyLoss(kl_coef=0.5, ref_sync_steps=1, ref_sync_rate=0.3))
+    trainer.save_checkpoint(tmp_path / "end.ckpt")
+    policy = module.model.load()
+    load_checkpoint(policy, tmp_path / "end.ckpt", module.model.lasting())
+    assert torch.equal(torch.cat([p.detach().flatten() for p in policy.parameters()]), weights(module))
+    assert not torch.equal(weights(module), of_reference(module))
 
 
 def test_what_cannot_move_is_refused():
