@@ -152,7 +152,7 @@ class _Watch(HerlCallback):
     def _longest(self, module: HerlModule) -> None:
         """Computes loss and gradient of the longest group that the configuration and the model allow."""
         plan = module.stages.plan
-        context, answer = plan.max_prompt_tokens, module.stages.longest_attempt
+        context, (_, answer) = plan.max_prompt_tokens, module.stages.longest_trained
         scorer = module.scorer()
         experiences = [_made_up(i, context, answer) for i in range(plan.attempts_per_prompt)]
         batch = next(iter(scorer.micro_batches(experiences)))

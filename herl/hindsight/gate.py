@@ -46,6 +46,7 @@ class GatedHindsight(HindsightBuilder):
         if not 0.0 < until <= 1.0:
             raise ConfigError(f"module.hindsight_gate.until: expected a share in (0, 1], got {until}")
         check_at_least("module.hindsight_gate", 1, window=window)
+        check_at_least("module.hindsight_gate", 0, tolerance=tolerance)
         if builder.tells and (below_median or only_flat):
             raise ConfigError(
                 f"module.hindsight_gate.{'only_flat' if only_flat else 'below_median'}: expected false with "

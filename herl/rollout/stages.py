@@ -120,14 +120,27 @@ class RolloutPlan:
                 "rollout: expected attempts_per_prompt and revisions_per_candidate of at least 1, "
                 f"got {self.attempts_per_prompt} and {self.revisions_per_candidate}"
             )
-        _check_draws("attempt", self.attempt)
-        _check_draws("revision", self.revision)
-        _check_draws("heldout", self.heldout or self.attempt)
+        for key, sampling in self._draws.items():
+            _check_draws(key, sampling)
         if self.attempt.temperature == 0:
             raise ConfigError(
                 "rollout.attempt.temperature: expected a number above 0 (attempts must differ to be "
                 f"compared), got {self.attempt.temperature}"
             )
+        if self.revision.temperature == 0 and self.revisions_per_candidate > 1:
+            raise ConfigError(
+                "rollout.revisions_per_candidate: expected 1 with rollout.revision.temperature=0, where all "
+                f"revisions of an attempt are identical, got {self.revisions_per_candidate}"
+            )
+
+    @property
+    def _draws(self) -> dict[str, Sampling]:
+        """How each kind of answer is drawn, by the key that sets it."""
+        return {
+            "rollout.attempt": self.attempt,
+            "rollout.revision": self.revision,
+            "validation.sampling": self.heldout or self.attempt,
+        }
 
     @property
     def skips(self) -> bool:
@@ -164,9 +177,8 @@ class RolloutPlan:
     @property
     def longest_turn(self) -> tuple[str, int]:
         """The key of the most tokens that are sampled at once, and their number."""
-        kinds = {"attempt": self.attempt, "revision": self.revision, "heldout": self.heldout or self.attempt}
-        name, longest = max(kinds.items(), key=lambda kind: kind[1].max_new_tokens)
-        return f"rollout.{name}.max_new_tokens", longest.max_new_tokens
+        key, longest = max(self._draws.items(), key=lambda kind: kind[1].max_new_tokens)
+        return f"{key}.max_new_tokens", longest.max_new_tokens
 
     def check_stops(self, special: Sequence[str]) -> None:
         """Checks that no stop string holds one of these special tokens, which no text of an answer shows.
@@ -174,37 +186,34 @@ class RolloutPlan:
         Raises:
             ConfigError: one does.
         """
-        kinds = {"attempt": self.attempt, "revision": self.revision, "heldout": self.heldout or self.attempt}
-        for name, sampling in kinds.items():
+        for key, sampling in self._draws.items():
             if wrong := [one for one in sampling.stop if any(token in one for token in special)]:
                 raise ConfigError(
-                    f"rollout.{name}.stop: expected texts without special tokens, which no answer's text "
+                    f"{key}.stop: expected texts without special tokens, which no answer's text "
                     f"shows, got {wrong[0]!r}; an answer ends by itself at the model's end token"
                 )
 
 
-def _check_draws(name: str, sampling: Sampling) -> None:
+def _check_draws(key: str, sampling: Sampling) -> None:
     """Checks the limits of settings, which are those of vLLM."""
     if sampling.temperature < 0 or not 0 < sampling.top_p <= 1 or sampling.max_new_tokens < 1:
         raise ConfigError(
-            f"rollout.{name}: expected temperature >= 0, top_p in (0, 1] and max_new_tokens >= 1, "
+            f"{key}: expected temperature >= 0, top_p in (0, 1] and max_new_tokens >= 1, "
             f"got {sampling.temperature}, {sampling.top_p} and {sampling.max_new_tokens}"
         )
     if sampling.top_k < 0 or not 0 <= sampling.min_p <= 1:
         raise ConfigError(
-            f"rollout.{name}: expected top_k >= 0 (0 for all tokens) and min_p in [0, 1], "
+            f"{key}: expected top_k >= 0 (0 for all tokens) and min_p in [0, 1], "
             f"got {sampling.top_k} and {sampling.min_p}"
         )
-    check_above(f"rollout.{name}", 0, repetition_penalty=sampling.repetition_penalty)
-    for key, value in (
+    check_above(key, 0, repetition_penalty=sampling.repetition_penalty)
+    for name, value in (
         ("presence_penalty", sampling.presence_penalty), ("frequency_penalty", sampling.frequency_penalty)
     ):  # fmt: skip
         if not -2 <= value <= 2:
-            raise ConfigError(f"rollout.{name}.{key}: expected a number in [-2, 2], got {value}")
+            raise ConfigError(f"{key}.{name}: expected a number in [-2, 2], got {value}")
     if isinstance(sampling.stop, str) or not all(sampling.stop):
-        raise ConfigError(
-            f"rollout.{name}.stop: expected a list of texts, none of them empty, got {sampling.stop!r}"
-        )
+        raise ConfigError(f"{key}.stop: expected a list of texts, none of them empty, got {sampling.stop!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -285,11 +294,15 @@ class Stages:
         return self.environment.max_tokens if self.environment.replies else self.plan.longest_turn[1]
 
     @property
-    def longest_attempt(self) -> int:
-        """Most tokens of an answer that is trained on, replies of the environment included."""
+    def longest_trained(self) -> tuple[str, int]:
+        """The key of the most tokens of an answer that is trained on, and their number, replies of the
+        environment included."""
+        attempt, revision = self.plan.attempt.max_new_tokens, self.plan.revision.max_new_tokens
         if self.environment.replies:
-            return self.environment.max_tokens
-        return self.plan.attempt.max_new_tokens
+            return "environment.max_tokens", self.environment.max_tokens
+        if self.hindsight.revises and revision > attempt:
+            return "rollout.revision.max_new_tokens", revision
+        return "rollout.attempt.max_new_tokens", attempt
 
     @property
     def _joins_new(self) -> bool:

@@ -91,12 +91,12 @@ def check_validation(attempts: int, revisions: int, stages: Stages) -> None:
     Raises:
         ConfigError: nothing writes revision prompts, or there would be no attempts, or only identical ones.
     """
-    check_rounds("module.validation_revisions", revisions, stages)
-    key, sampling = "module.validation_attempts", stages.plan.heldout
+    check_rounds("validation.revisions", revisions, stages)
+    key, sampling = "validation.attempts", stages.plan.heldout
     if attempts < 1:
         raise ConfigError(f"{key}: expected at least 1, got {attempts}")
     if attempts > 1 and sampling is not None and sampling.temperature == 0:
         raise ConfigError(
-            f"{key}: expected 1 with rollout.heldout.temperature=0, where all attempts are identical, "
+            f"{key}: expected 1 with validation.sampling.temperature=0, where all attempts are identical, "
             f"got {attempts}"
         )

@@ -83,7 +83,7 @@ def longest_sequence(stages: Stages) -> int:
 def longest_micro_batch(stages: Stages, micro_batch_tokens: int | str) -> int:
     """Returns the tokens of the longest row of an update: the budget, unless a single answer exceeds it."""
     plan = stages.plan
-    prompt, answer = plan.max_prompt_tokens, stages.longest_attempt
+    prompt, answer = plan.max_prompt_tokens, stages.longest_trained[1]
     budget = micro_batch_tokens if isinstance(micro_batch_tokens, int) else 0  # "auto" uses the free memory
     return min(prompt + answer * plan.attempts_per_prompt, max(budget, prompt + answer))
 

@@ -210,7 +210,11 @@ def _plan(
         world_size=trainer.world_size,
         shards=strategy.shard_count(trainer.world_size) if isinstance(strategy, FSDPStrategy) else 1,
     )
-    plays = module.stages.environment.replies
+    answer_key, answer = module.stages.longest_trained
+    least = {
+        "environment.max_tokens": rollout.longest_turn[1],
+        "rollout.revision.max_new_tokens": rollout.attempt.max_new_tokens,
+    }
     budget = updater.micro_batch_tokens
     if budget == "auto":
         budget = CPU_TOKENS if on_cpu else MIN_TOKENS
@@ -219,15 +223,15 @@ def _plan(
     sampling = _sampling(module.stages.sampler, answers, prompts, sharded=isinstance(strategy, FSDPStrategy))
     return Plan(
         settings=settings,
-        sampling=replace(sampling, prompt_tokens=prompt_tokens, answer_tokens=module.stages.longest_attempt),
+        sampling=replace(sampling, prompt_tokens=prompt_tokens, answer_tokens=answer),
         processes=processes,
         budget=int(budget) if trains else 0,
         prompt=prompt_tokens,
-        answer=module.stages.longest_attempt,
+        answer=answer,
         group=rollout.attempts_per_prompt,
         groups=math.ceil(prompts_per_batch / updater.updates_per_batch),
-        answer_key="environment.max_tokens" if plays else "rollout.attempt.max_new_tokens",
-        least_answer=rollout.longest_turn[1] if plays else 1,
+        answer_key=answer_key,
+        least_answer=least.get(answer_key, 1),
     )
 
 

@@ -143,9 +143,17 @@ class Updater:
             adapters: Whether the policy has adapters.
 
         Raises:
-            ConfigError: no group can have a signal, or the loss does not fit the groups or the model.
+            ConfigError: no group can have a signal, or the loss does not fit the groups, the revisions or the
+                model.
         """
         check_signal(stages)
+        greedy = stages.plan.revision.temperature == 0
+        if greedy and stages.hindsight.revises and self.loss.needs_drawn_revisions:
+            raise ConfigError(
+                "rollout.revision.temperature: expected a number above 0 with "
+                "loss.revision_ratio=cross_context, which divides by the probability of the revision when it "
+                "was drawn, got 0"
+            )
         self.loss.check(trial_advantages(stages), stages.plan.training_context)
         check_reference(self.loss, adapters=adapters)
 

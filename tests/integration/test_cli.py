@@ -154,8 +154,8 @@ def test_help_is_quick_and_loads_neither_torch_nor_hydra(tmp_path):
             "rollout.attempt.max_new_tokens: expected less than 512 (the model's limit",
         ),
         (
-            ["fit", "experiment=embedded", "rollout.heldout.temperature=0"],
-            "module.validation_attempts: expected 1 with rollout.heldout.temperature=0",
+            ["fit", "experiment=embedded", "validation.sampling.temperature=0"],
+            "validation.attempts: expected 1 with validation.sampling.temperature=0",
         ),
         (
             ["validate", "checkpoint=no.ckpt"],

@@ -305,7 +305,7 @@ def test_an_exported_model_says_where_it_comes_from(exported):
         (["export", "checkpoint=no.ckpt"], "checkpoint: expected a checkpoint written by herl fit, got 'no.ckpt'"),
         (["inspect"], "run: expected the folder of a run"),
         (["inspect", "."], "expected the folder of a run with recorded answers"),
-        (["improve", "experiment=embedded", "algorithm=grpo"], "validation_revisions: expected 0 with a hindsight builder that writes no"),
+        (["improve", "experiment=embedded", "algorithm=grpo"], "validation.revisions: expected 0 with a hindsight builder that writes no"),
         (["improve", "prompt=Hello"], "rubric: expected criteria to judge the answer by, got none"),
     ],
 )  # fmt: skip

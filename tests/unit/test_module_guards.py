@@ -2,6 +2,7 @@
 
 import json
 import logging
+from contextlib import nullcontext
 
 import lightning as L
 import pytest
@@ -10,6 +11,7 @@ import torch
 from herl.callbacks import Alarms, RecordAnswers, RefreshSampler
 from herl.data import RubricDataModule
 from herl.errors import ConfigError, TrainingError
+from herl.hindsight.revision import RevisionBuilder
 from herl.models.weights import first_not_finite
 from herl.rollout.stages import RolloutPlan
 from herl.types import Sampling
@@ -174,8 +176,31 @@ def test_attempts_from_another_distribution_than_the_policys_need_weights(change
     assert FakeNanLoss().needs_on_policy, "a loss of one's own, unless it says otherwise"
 
 
+@pytest.mark.parametrize("loss", [PolicyLoss(revision_ratio="cross_context"), PolicyLoss(), LikelihoodLoss()])
+def test_a_ratio_to_the_probability_of_a_revision_needs_one_that_was_drawn(loss):
+    greedy = RolloutPlan(revision=Sampling(temperature=0.0))
+    message = "rollout.revision.temperature: expected a number above 0 with loss.revision_ratio=cross_context"
+    with pytest.raises(ConfigError, match=message) if loss.needs_drawn_revisions else nullcontext():
+        module_of(loss=loss, rollout=greedy, hindsight=RevisionBuilder())
+    assert loss.needs_drawn_revisions == (getattr(loss, "revision_ratio", "") == "cross_context")
+    module_of(loss=loss, rollout=greedy)  # without hindsight
+
+
+def test_errors_of_a_validation_name_the_keys_that_set_it():
+    greedy = RolloutPlan(heldout=Sampling(temperature=0.0))
+    with pytest.raises(
+        ConfigError, match=r"^validation.attempts: .* with validation.sampling.temperature=0,"
+    ):
+        module_of(rollout=greedy, validation_attempts=2)
+    with pytest.raises(ConfigError, match="^validation.revisions: expected 0 with a hindsight builder that"):
+        module_of(validation_revisions=1)
+
+
 def test_a_stop_string_with_a_special_token_would_never_be_seen():
     stops = Sampling(stop=["###", "<|im_end|>\n"])
-    for name in ("attempt", "revision", "heldout"):
-        with pytest.raises(ConfigError, match=rf"rollout.{name}.stop: expected texts without special tokens"):
+    keys = {
+        "attempt": "rollout.attempt", "revision": "rollout.revision", "heldout": "validation.sampling"
+    }  # fmt: skip
+    for name, key in keys.items():
+        with pytest.raises(ConfigError, match=rf"{key}.stop: expected texts without special tokens"):
             module_of(rollout=RolloutPlan(**{name: stops}))

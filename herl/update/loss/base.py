@@ -134,6 +134,12 @@ class Loss(ABC):
         True by default."""
         return True
 
+    @property
+    def needs_drawn_revisions(self) -> bool:
+        """Whether revisions are weighed by the sampler's probability of them, which is not that of a draw if
+        they are greedy (`rollout.revision.temperature`). False by default."""
+        return False
+
     def check(self, advantages: Sequence[float], training_context: str) -> None:
         """Refuses settings that the loss cannot learn from, before anything is loaded; by default, none.
 

@@ -49,7 +49,7 @@ class PreferenceLoss(LikelihoodLoss):
     beta: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.beta <= 0 or self.aggregation != "constant" or self.constant_length != 1:
+        if not self.beta > 0 or self.aggregation != "constant" or self.constant_length != 1:
             raise ConfigError(
                 "loss: expected beta above 0, aggregation constant and constant_length 1, "
                 f"got {self.beta}, {self.aggregation} and {self.constant_length}"

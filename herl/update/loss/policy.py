@@ -81,6 +81,9 @@ class Mismatch:
     mode: Literal["truncate", "mask"] = "truncate"
     cap: float = 2.0
 
+    def __post_init__(self) -> None:
+        check_above("loss.mismatch", 0, cap=self.cap)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyLoss(Loss):
@@ -149,7 +152,7 @@ class PolicyLoss(Loss):
 
     def __post_init__(self) -> None:
         check_at_least("loss", 0, clip_low=self.clip_low, clip_high=self.clip_high, kl_coef=self.kl_coef)
-        if self.dual_clip is not None and self.dual_clip <= 1.0 + self.clip_high:
+        if self.dual_clip is not None and not self.dual_clip > 1.0 + self.clip_high:
             raise ConfigError(
                 f"loss.dual_clip: expected more than 1 + clip_high = {1 + self.clip_high:g}, or null, "
                 f"got {self.dual_clip}"
@@ -159,9 +162,11 @@ class PolicyLoss(Loss):
                 f"loss.dual_clip: expected null with surrogate={self.surrogate}, which has no clip to bound, "
                 f"got {self.dual_clip}"
             )
-        if self.kl_clamp is not None and self.kl_clamp <= 0:
+        if self.kl_clamp is not None and not self.kl_clamp > 0:
             raise ConfigError(f"loss.kl_clamp: expected a number above 0, or null, got {self.kl_clamp}")
         check_above("loss", 0, tau_positive=self.tau_positive, tau_negative=self.tau_negative)
+        check_above("loss", 0, ratio_cap=self.ratio_cap)
+        check_at_least("loss", 1, constant_length=self.constant_length)
         if self.kl_estimator == "k1" and self.kl_in == "loss":
             raise ConfigError(
                 "loss.kl_estimator: expected k2 or k3 with kl_in=loss, got k1, whose gradient is 0 in "
@@ -193,6 +198,11 @@ class PolicyLoss(Loss):
     def needs_on_policy(self) -> bool:
         """Whether there are no importance weights."""
         return self.mismatch.level == "none"
+
+    @property
+    def needs_drawn_revisions(self) -> bool:
+        """Whether their ratio is to the sampler's policy."""
+        return self.revision_ratio == "cross_context"
 
     def __call__(self, tokens: Tokens) -> tuple[torch.Tensor, Stats]:
         """Returns (loss, stats)."""

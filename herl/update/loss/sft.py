@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from herl.errors import ConfigError
+from herl.errors import ConfigError, check_at_least
 from herl.update.loss.base import Aggregation, Loss, Stats, Tokens
 
 
@@ -36,6 +36,9 @@ class LikelihoodLoss(Loss):
     aggregation: Aggregation = "token_mean"
     constant_length: int = 1
     entropy_coef: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_at_least("loss", 1, constant_length=self.constant_length)
 
     @property
     def needs_old_logprobs(self) -> bool:

@@ -139,7 +139,7 @@ def test_a_resumed_run_goes_on_with_what_the_gate_knew(tmp_path):
     assert list(module.stages.hindsight.best) == known * 2
 
 
-@pytest.mark.parametrize("wrong", [{"until": 0.0}, {"until": 1.1}, {"window": 0}])
+@pytest.mark.parametrize("wrong", [{"until": 0.0}, {"until": 1.1}, {"window": 0}, {"tolerance": -1e-4}])
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(ConfigError, match=r"module.hindsight_gate"):
         gated(RevisionBuilder(), **wrong)

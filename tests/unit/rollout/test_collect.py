@@ -318,6 +318,9 @@ def test_an_answer_that_fills_the_model_is_refused():
     plan = RolloutPlan(attempt=Sampling(max_new_tokens=32), revision=Sampling(max_new_tokens=64))
     with pytest.raises(ConfigError, match=r"rollout.revision.max_new_tokens: .*less than 64 .*got 64"):
         plan.within(64, NoEnvironment())
+    plan = RolloutPlan(heldout=Sampling(max_new_tokens=1000))
+    with pytest.raises(ConfigError, match=r"validation.sampling.max_new_tokens: .*less than 512 .*got 1000"):
+        plan.within(512, NoEnvironment())
 
 
 def test_bad_plans_are_refused():
@@ -327,6 +330,14 @@ def test_bad_plans_are_refused():
         RolloutPlan(revision=Sampling(top_p=0.0))
     with pytest.raises(ConfigError, match=r"rollout.attempt.temperature: expected a number above 0"):
         RolloutPlan(attempt=Sampling(temperature=0.0))
+    greedy = Sampling(temperature=0.0)
+    with pytest.raises(
+        ConfigError, match="rollout.revisions_per_candidate: expected 1 with .*temperature=0, wh"
+    ):
+        RolloutPlan(revision=greedy, revisions_per_candidate=2)
+    RolloutPlan(revision=greedy)
+    with pytest.raises(ConfigError, match="validation.sampling: expected temperature >= 0, .* got -1"):
+        RolloutPlan(heldout=Sampling(temperature=-1))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """GPU memory of a trainer by the formulas, without a GPU: the paper's setting fits a node with 80 GiB GPUs."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -11,15 +12,17 @@ from herl.advantages import group_advantages
 from herl.callbacks import RefreshSampler
 from herl.config.check import check
 from herl.errors import ConfigError
+from herl.hindsight.revision import RevisionBuilder
 from herl.judge import JudgeRunner
 from herl.judge.rule import RuleJudge
 from herl.models.fsdp import FSDPStrategy
 from herl.models.lora import Lora
 from herl.models.pretrained import PretrainedModel
-from herl.rollout.stages import Stages
+from herl.rollout.stages import RolloutPlan, Stages
 from herl.sampler.scripted import ScriptedSampler
 from herl.sampler.vllm_arguments import share_of_card
 from herl.selection import form_group
+from herl.types import Sampling
 from herl.update.card_needs import longest_micro_batch, run_limits
 from herl.update.gpu_cost import GIB, GPUS, Settings, model_size, update_gib
 from tests.support.configuration import composed
@@ -142,3 +145,16 @@ def test_the_longest_micro_batch_is_the_budget_unless_one_answer_is_longer(medic
     assert longest_micro_batch(stages, 16384) == 16384
     assert longest_micro_batch(stages, 1024) == longest_micro_batch(stages, "auto") == 8192
     assert longest_micro_batch(stages, 10**6) == 4096 + 8 * 4096
+
+
+def test_rows_are_as_long_as_the_longest_revision():
+    plan = RolloutPlan(
+        max_prompt_tokens=100, attempt=Sampling(max_new_tokens=10), revision=Sampling(max_new_tokens=30)
+    )
+    plain = stages_of(plan)
+    revised = replace(plain, hindsight=RevisionBuilder())
+    assert plain.longest_trained == ("rollout.attempt.max_new_tokens", 10)
+    assert revised.longest_trained == ("rollout.revision.max_new_tokens", 30)
+    assert [longest_micro_batch(one, "auto") for one in (plain, revised)] == [110, 130]
+    longer = replace(revised, plan=replace(plan, attempt=Sampling(max_new_tokens=40)))
+    assert longer.longest_trained == ("rollout.attempt.max_new_tokens", 40)

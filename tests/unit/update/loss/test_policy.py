@@ -9,7 +9,9 @@ import torch
 from herl import Sampling
 from herl.errors import ConfigError
 from herl.update.loss.base import Tokens, token_weights
+from herl.update.loss.dpo import PreferenceLoss
 from herl.update.loss.policy import Mismatch, PolicyLoss, k3, mismatch_weight
+from herl.update.loss.sft import LikelihoodLoss
 from tests.support.naive import drawn_from
 
 LENGTHS = [3, 1, 4, 2]
@@ -295,3 +297,24 @@ def test_weights_make_the_gradient_that_of_the_policy_whatever_the_distribution_
     )
     torch.testing.assert_close(right, expected)
     assert (wrong - expected).abs().max() > 0.02 * expected.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (lambda: PolicyLoss(ratio_cap=-1.0), "loss.ratio_cap: expected a number above 0, got -1.0"),
+        (lambda: PolicyLoss(ratio_cap=float("nan")), "loss.ratio_cap: expected a number above 0, got nan"),
+        (lambda: PolicyLoss(constant_length=0), "loss.constant_length: expected at least 1, got 0"),
+        (lambda: LikelihoodLoss(constant_length=0), "loss.constant_length: expected at least 1, got 0"),
+        (
+            lambda: PolicyLoss(kl_clamp=float("nan")),
+            "loss.kl_clamp: expected a number above 0, or null, got nan",
+        ),
+        (lambda: PolicyLoss(dual_clip=float("nan")), "loss.dual_clip: expected more than 1 . clip_high"),
+        (lambda: Mismatch(cap=0.0), "loss.mismatch.cap: expected a number above 0, got 0"),
+        (lambda: PreferenceLoss(beta=float("nan")), "loss: expected beta above 0"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(made, message):
+    with pytest.raises(ConfigError, match=message):
+        made()
