@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from herl.advantages import Advantages, check_takes_groups
 from herl.advantages.emphasis import Emphasis
+from herl.background.loop import run_apart
 from herl.bonus import BonusReward
 from herl.environment import Conversation, Environment, opened
 from herl.environment.runner import EnvironmentRunner
@@ -186,7 +187,7 @@ def check_judge(judge: Judge, task: Task | None = None, text: str = "fish") -> J
     """
     task = task or make_task()
     rollout = make_rollout(text, task_id=task.id)
-    judgement = asyncio.run(judge.judge(task, rollout))
+    judgement = run_apart(judge.judge(task, rollout))
     assert judgement.rollout_id == rollout.id, "the judgement must carry the rollout's id"
     if judge.holistic:
         assert not judgement.verdicts, f"expected no verdicts of a holistic judge, got {judgement.verdicts}"

@@ -24,7 +24,7 @@ def is_stopped(error: BaseException) -> bool:
 
 class LoopThread:
     """A running event loop. A `sys.exit` in a coroutine does not end it: it is raised where the result is
-    awaited, as any error is.
+    awaited, as any error is. The caller's thread may have a running loop itself, as in a notebook.
 
     Args:
         name: Name of the thread.
@@ -32,15 +32,21 @@ class LoopThread:
 
     def __init__(self, name: str) -> None:
         self.loop = asyncio.new_event_loop()
+        self._ends = False
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
     def _work(self) -> None:
-        while True:
-            try:
-                return self.loop.run_forever()
-            except (SystemExit, KeyboardInterrupt):  # asyncio raises these here, too
-                pass
+        while not self._ends:
+            with suppress(SystemExit, KeyboardInterrupt):  # asyncio raises these here, too
+                self.loop.run_forever()
+        with suppress(SystemExit, KeyboardInterrupt):
+            self.loop.run_until_complete(self.loop.shutdown_default_executor())
+        self.loop.close()
+
+    def _stop(self) -> None:
+        self._ends = True
+        self.loop.stop()
 
     def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         """Starts a coroutine and returns its future."""
@@ -56,10 +62,8 @@ class LoopThread:
 
     def end(self) -> None:
         """Ends the thread. What still runs is abandoned."""
-        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.loop.call_soon_threadsafe(self._stop)
         self._thread.join()
-        self.loop.run_until_complete(self.loop.shutdown_default_executor())
-        self.loop.close()
 
 
 async def _cancel_all() -> None:
@@ -67,6 +71,16 @@ async def _cancel_all() -> None:
     for task in running:
         task.cancel()
     await asyncio.gather(*running, return_exceptions=True)
+
+
+def run_apart(work: Coroutine[Any, Any, T]) -> T:
+    """Like asyncio.run, but in another thread, so that the caller's may have a running event loop."""
+    thread = LoopThread("apart")
+    try:
+        return thread.run(work)
+    finally:
+        thread.cancel_all()
+        thread.end()
 
 
 async def in_thread(work: Callable[[], T], name: str) -> T:

@@ -62,7 +62,7 @@ from dataclasses import replace
 from numbers import Real
 from typing import Any
 
-from herl.background.loop import in_thread
+from herl.background.loop import in_thread, run_apart
 from herl.background.worker import THREADS, RaisedError, raised, shared
 from herl.errors import ConfigError, DataError, JudgeError, check_above
 from herl.judge.aggregation import weighted
@@ -145,7 +145,7 @@ class FunctionJudge(Judge):
         rollout = _made_up(task)
         call = f"It was called once, with row '{task.id}' and the made-up answer {MADE_UP!r}, before the run."
         try:
-            result = asyncio.run(self._call(task, rollout))
+            result = run_apart(self._call(task, rollout))
         except RaisedError as error:
             told = f"{self._name} raised {error}"
             raise ConfigError(f"judge.function: {told}\n{error.place}\n{call}") from error

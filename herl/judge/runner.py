@@ -104,22 +104,23 @@ class JudgeRunner:
             ConfigError: the judge cannot run, e.g. because its key is not set.
         """
         self.judge.prepare()
-        self._thread = LoopThread("judge")
-        self._slots = asyncio.Semaphore(self._concurrency)
+        thread = LoopThread("judge")
         try:
-            self._thread.run(self.judge.start(self.budget))
+            thread.run(self.judge.start(self.budget))
         except BaseException:
-            self._end_thread()
+            thread.end()
             raise
+        self._thread, self._slots = thread, asyncio.Semaphore(self._concurrency)
 
     def close(self) -> None:
         """Cancels pending judgements and ends the thread. Safe to call twice."""
-        if self._thread is not None:
+        thread, self._thread = self._thread, None
+        if thread is not None:
             try:
-                self._thread.cancel_all()
-                self._thread.run(self.judge.stop())
+                thread.cancel_all()
+                thread.run(self.judge.stop())
             finally:
-                self._end_thread()
+                thread.end()
 
     def __enter__(self) -> JudgeRunner:
         self.open()
@@ -132,11 +133,6 @@ class JudgeRunner:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-    def _end_thread(self) -> None:
-        assert self._thread is not None
-        self._thread.end()
-        self._thread = None
 
     # Judge
 

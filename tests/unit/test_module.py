@@ -1,5 +1,6 @@
 """HerlModule with a real model and trainer on scripted answers."""
 
+import asyncio
 import re
 from copy import deepcopy
 from functools import partial
@@ -33,6 +34,13 @@ def test_the_end_of_a_run_may_be_its_best(tmp_path):
     assert (tmp_path / "best.ckpt").stat().st_mtime_ns == first.st_mtime_ns
     assert (float(best.best_model_score), Path(best.best_model_path)) == (0.5, tmp_path / "best.ckpt")
     assert "optimizer_states" not in torch.load(tmp_path / "best.ckpt", weights_only=True)
+
+
+def test_a_run_in_a_notebook_ends(tmp_path):
+    async def cell():  # whose thread has a running event loop
+        return fit(module_of(updates_per_batch=1), tmp_path).global_step
+
+    assert asyncio.run(cell()) == 1
 
 
 def test_a_batch_becomes_that_many_optimizer_steps(tmp_path):

@@ -1,11 +1,12 @@
 """No coroutine ends the loop that runs it."""
 
 import asyncio
+import threading
 from contextlib import suppress
 
 import pytest
 
-from herl.background.loop import ANYTHING, LoopThread, is_stopped
+from herl.background.loop import ANYTHING, LoopThread, is_stopped, run_apart
 
 
 @pytest.fixture
@@ -46,6 +47,46 @@ def test_an_end_does_not_wait_for_what_ignores_that_it_was_cancelled(monkeypatch
     go_on.clear()
     left.result(timeout=20)
     made.end()
+
+
+def test_a_caller_may_have_a_running_loop_itself_as_in_a_notebook():
+    made = LoopThread("test")
+
+    async def cell():
+        in_executor = made.run(_in_executor())
+        made.cancel_all()
+        made.end()
+        return in_executor, run_apart(asyncio.sleep(0, "well"))
+
+    assert asyncio.run(cell()) == ("done", "well")
+    assert made.loop.is_closed()
+
+
+async def _in_executor():
+    return await asyncio.to_thread(lambda: "done")
+
+
+def test_code_that_stops_its_loop_does_not_end_it(thread):
+    async def stops():
+        asyncio.get_running_loop().stop()
+
+    for _ in range(2):
+        thread.submit(stops()).result(timeout=20)
+    assert thread.submit(asyncio.sleep(0, "well")).result(timeout=20) == "well"
+
+
+def test_what_runs_apart_is_over_when_it_returns():
+    left = []
+
+    async def leaves_another():
+        left.append(asyncio.create_task(asyncio.sleep(60)))
+        await asyncio.sleep(0)
+        raise KeyError("no")
+
+    with pytest.raises(KeyError):
+        run_apart(leaves_another())
+    assert left[0].cancelled()
+    assert not [one for one in threading.enumerate() if one.name == "apart"]
 
 
 def test_only_the_cancelling_of_the_task_itself_stops_it(thread):

@@ -190,6 +190,20 @@ def test_a_function_is_tried_once_and_its_mistake_names_its_line(function, words
         FunctionJudge(function).check_task(TASK)
 
 
+def test_a_function_is_tried_in_a_notebook_as_well():
+    async def as_number(task, text):
+        return 0.5
+
+    async def cell():  # whose thread has a running event loop
+        for function in (as_number, lambda task, text: 0.5):
+            judge = FunctionJudge(function)
+            judge.check_task(make_task())
+            assert judge.holistic
+            assert check_judge(judge).reward == 0.5
+
+    asyncio.run(cell())
+
+
 def test_a_function_is_called_for_the_first_row_only():
     seen = []
 
