@@ -13,6 +13,13 @@ from herl.errors import AbstentionLimit, ConfigError
 from herl.types import Judgement
 
 
+def abstained(judgement: Judgement) -> int:
+    """Returns how many verdicts of a judgement abstained; a reward without verdicts counts as one."""
+    if not judgement.verdicts:
+        return int(judgement.reward is None)
+    return sum(verdict.met is None for verdict in judgement.verdicts)
+
+
 class AbstentionWindow:
     """Watches the share of abstained verdicts over the last answers.
 
@@ -32,6 +39,8 @@ class AbstentionWindow:
         self._counts: deque[tuple[int, int]] = deque(maxlen=answers)
         """(abstained, all) verdicts of each answer."""
         self._last_failure = ""
+        self.last_error = ""
+        """What this rank's judge last raised about an answer without a rubric, which no verdict can say."""
         self._seen = 0
         """Answers of the whole run, and those among them with a reward."""
         self._judged = 0
@@ -39,9 +48,11 @@ class AbstentionWindow:
     def add(self, judgement: Judgement) -> None:
         """Counts the verdicts on one answer."""
         abstentions = [verdict for verdict in judgement.verdicts if verdict.met is None]
-        self._counts.append((len(abstentions), max(1, len(judgement.verdicts))))
+        self._counts.append((abstained(judgement), max(1, len(judgement.verdicts))))
         if abstentions:
             self._last_failure = abstentions[-1].reason
+        elif abstained(judgement):
+            self._last_failure = self.last_error
         self._seen += 1
         self._judged += judgement.reward is not None
 

@@ -26,7 +26,7 @@ from typing import Any
 
 from herl.background.loop import ANYTHING, LoopThread, is_stopped
 from herl.errors import ConfigError, JudgeError, JudgeStop
-from herl.judge.abstention import AbstentionWindow
+from herl.judge.abstention import AbstentionWindow, abstained
 from herl.judge.base import Judge, usable
 from herl.judge.budget import Budget
 from herl.judge.llm.parse import without_thinking
@@ -170,7 +170,7 @@ class JudgeRunner:
             except ANYTHING as error:  # the answer abstains and is counted
                 if is_stopped(error):
                     raise
-                judgement = _abstained(task, rollout, error)
+                judgement = self._abstained(task, rollout, error)
             seconds = time.perf_counter() - started
         return Judged(rollout=rollout, judgement=_with_usage(judgement, seconds, self._max_cannot_tell))
 
@@ -203,7 +203,7 @@ class JudgeRunner:
                     raise judgement
                 judgement = usable(task, judgement, needs_verdicts=self.needs_verdicts)
             except ANYTHING as error:  # of all answers, or of this one alone
-                judgement = _abstained(task, rollout, error)
+                judgement = self._abstained(task, rollout, error)
             judgement = _with_usage(judgement, seconds, self._max_cannot_tell)
             judged.append(Judged(rollout=rollout, judgement=judgement))
         return judged
@@ -211,6 +211,17 @@ class JudgeRunner:
     def _seen(self, rollout: Rollout) -> Rollout:
         """The answer as the judge reads it."""
         return _spared(rollout) if self._strip_thinking else _with_thinking(rollout)
+
+    def _abstained(self, task: Task, rollout: Rollout, error: BaseException) -> Judgement:
+        cause = error.cause if isinstance(error, JudgeError) else "other"
+        told = f"{type(error).__name__}: {error}"
+        verdicts = tuple(
+            Verdict(criterion_id=criterion.id, met=None, reason=told) for criterion in task.rubric.criteria
+        )
+        if not verdicts:
+            self.abstentions.last_error = told
+        usage = {f"abstained_{cause}": float(max(1, len(verdicts)))}
+        return Judgement(rollout_id=rollout.id, verdicts=verdicts, reward=None, usage=usage)
 
     def _unanswered(self, task: Task, rollout: Rollout) -> Judgement:
         judgement = self.judge.unanswered(task, rollout)
@@ -247,20 +258,20 @@ class JudgeRunner:
         """Warns of the first answer of which the judge says too often that it cannot tell."""
         if judged.judgement.usage.get("mostly_cannot_tell") and not self._warned:
             self._warned = True
-            undecided = sum(verdict.met is None for verdict in judged.judgement.verdicts)
             logger.warning(
                 "alarm: the judge %s cannot tell on %d of %d criteria of an answer to task '%s', more than a "
                 "share of %g (module.judge_runner.max_cannot_tell); its reward rests on the others. Such "
                 "answers are counted in judge/mostly_cannot_tell",
                 type(self.judge).__name__,
-                undecided,
-                len(judged.judgement.verdicts),
+                abstained(judged.judgement),
+                max(1, len(judged.judgement.verdicts)),
                 judged.rollout.task_id,
                 self._max_cannot_tell,
             )
 
     def causes(self) -> dict[str, int]:
-        """Returns the number of abstained verdicts in the run so far, by cause."""
+        """Returns the number of abstained verdicts in the run so far, by cause; an answer without a rubric
+        counts as one verdict."""
         found = {name: count for name, count in self.usage.items() if name.startswith("abstained_")}
         return {name.removeprefix("abstained_"): int(count) for name, count in sorted(found.items())}
 
@@ -302,16 +313,6 @@ def _check_finished(rollout: Rollout) -> None:
         )
 
 
-def _abstained(task: Task, rollout: Rollout, error: BaseException) -> Judgement:
-    cause = error.cause if isinstance(error, JudgeError) else "other"
-    verdicts = tuple(
-        Verdict(criterion_id=criterion.id, met=None, reason=f"{type(error).__name__}: {error}")
-        for criterion in task.rubric.criteria
-    )
-    usage = {f"abstained_{cause}": float(len(verdicts))}
-    return Judgement(rollout_id=rollout.id, verdicts=verdicts, reward=None, usage=usage)
-
-
 def _spared(rollout: Rollout) -> Rollout:
     """The answer alone. A sampler that does not know the tags leaves a <think> block in the text."""
     if rollout.thinking or not rollout.text.lstrip().startswith("<think>"):
@@ -331,11 +332,11 @@ def _with_usage(judgement: Judgement, seconds: float, max_cannot_tell: float) ->
     `mostly_cannot_tell` is 1 if that is more than the allowed share of the answer's verdicts.
     """
     usage = {"seconds": seconds, **judgement.usage}
-    abstained = sum(verdict.met is None for verdict in judgement.verdicts)
+    unjudged = abstained(judgement)
     explained = sum(count for name, count in usage.items() if name.startswith("abstained_"))
-    if abstained > explained:
-        usage["abstained_cannot_tell"] = usage.get("abstained_cannot_tell", 0) + abstained - explained
+    if unjudged > explained:
+        usage["abstained_cannot_tell"] = usage.get("abstained_cannot_tell", 0) + unjudged - explained
     untold = usage.get("abstained_cannot_tell", 0) + usage.get("abstained_tie", 0)
-    if untold > max_cannot_tell * len(judgement.verdicts):
+    if untold > max_cannot_tell * max(1, len(judgement.verdicts)):
         usage["mostly_cannot_tell"] = 1.0
     return replace(judgement, usage=usage)

@@ -241,6 +241,35 @@ def test_a_run_in_which_nothing_was_judged_is_an_error_before_the_window_is_full
     better.check_judged()
 
 
+class Unhelpful(Judge):
+    """Judges rows without a rubric: the reward is whatever the answer says, or None."""
+
+    async def judge(self, task, rollout):
+        if rollout.text == "none":
+            return Judgement(rollout_id=rollout.id, verdicts=(), reward=None)
+        return Judgement(rollout_id=rollout.id, verdicts=(), reward=float(rollout.text))
+
+
+@pytest.mark.parametrize(
+    ("bad", "cause", "told"),
+    [("x", "other", "ValueError: could not convert"), ("none", "cannot_tell", "a verdict with met=None")],
+)
+def test_a_run_without_rubrics_stops_once_too_many_answers_abstained(bad, cause, told):
+    task = make_task({})
+
+    def judged(runner, texts):
+        with runner:
+            found = [runner.submit(task, make_rollout(text)).result() for text in texts]
+        runner.watch(found)
+        return found
+
+    runner = JudgeRunner(Unhelpful(), max_abstention=0.5, window=4)
+    assert [one.judgement.reward for one in judged(runner, ["1", "1", bad, bad])] == [1, 1, None, None]
+    assert runner.causes() == {cause: 2}
+    with pytest.raises(AbstentionLimit, match=rf"on 3 of the last 4.*{cause} 4. Last failure: {told}"):
+        judged(runner, [bad, bad, "1"])
+
+
 def test_judging_time_is_part_of_the_usage():
     [judged] = judge_all(JudgeRunner(FakeJudge()), ["fish"])
     assert judged.judgement.usage["seconds"] > 0
