@@ -149,13 +149,19 @@ def variable(key: str, name: str | None) -> str:
     """Returns the value of the environment variable that a setting names; "" if it names none.
 
     Raises:
-        ConfigError: it is not set, or what is given looks like a key itself and is not repeated.
+        ConfigError: it is not set, HTTP cannot send its value, or what is given looks like a key itself.
+            Neither is repeated.
     """
     if name is None:
         return ""
     check_variable_name(key, name)
     if not (value := os.environ.get(name, "").strip()):
         raise ConfigError(f"{key}: the environment variable {name} is not set")
+    if not (value.isascii() and value.isprintable()):
+        raise ConfigError(
+            f"{key}: expected a key of printable ASCII characters, which HTTP can send, in the environment "
+            f"variable {name}, got another character, such as a typographic quote or a line break"
+        )
     return value
 
 

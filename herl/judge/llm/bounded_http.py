@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
@@ -44,11 +45,16 @@ class BoundedClient(openai.DefaultAioHttpClient):
 
     Args:
         timeout: Seconds for each step of a request; the caller limits the whole.
+        base_url: Where the requests go. No proxy that the environment names, as in HTTP_PROXY, gets those to
+            this machine itself.
     """
 
-    def __init__(self, timeout: float) -> None:
+    def __init__(self, timeout: float, base_url: str) -> None:
         super().__init__(
-            timeout=timeout, follow_redirects=False, headers={"Accept-Encoding": ", ".join(ENCODINGS[:2])}
+            timeout=timeout,
+            follow_redirects=False,
+            headers={"Accept-Encoding": ", ".join(ENCODINGS[:2])},
+            trust_env=not is_loopback(base_url),
         )
 
     async def send(
@@ -81,6 +87,19 @@ class BoundedClient(openai.DefaultAioHttpClient):
             response.status_code, headers=headers, content=content, request=request
         )
         return made
+
+
+def is_loopback(url: str) -> bool:
+    """Returns whether a URL leads to this machine itself.
+
+    >>> [is_loopback(f"http://{host}/v1") for host in ("localhost:8000", "127.3.0.1", "[::1]", "node7")]
+    [True, True, True, False]
+    """
+    host = (urlsplit(url).hostname or "").rstrip(".")
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:  # a name
+        return host == "localhost" or host.endswith(".localhost")
 
 
 async def _content(response: httpx2.Response) -> bytes:

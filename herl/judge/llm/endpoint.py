@@ -132,7 +132,7 @@ class Endpoint(Chat):
             base_url=self.base_url,
             max_retries=0,
             timeout=self._timeout,
-            http_client=BoundedClient(self._timeout),
+            http_client=BoundedClient(self._timeout, self.base_url),
         )
 
     async def stop(self) -> None:
@@ -234,6 +234,9 @@ class Endpoint(Chat):
 
     def _rejection(self, refusal: Refusal) -> JudgeError | ConfigError:
         """What a refusal means if nothing can be left out: for this answer alone, or for every request."""
+        if self._accepted and refusal.may_pass:
+            passing = refusal.status == 404
+            return JudgeError(self._quoted(refusal), "server" if passing else "refused", retry=passing)
         lasting = refusal.about_access or refusal.status == 404 or not self._accepted
         if refusal.about_answer or not lasting:
             return JudgeError(self._quoted(refusal), "refused")

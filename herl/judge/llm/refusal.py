@@ -106,6 +106,12 @@ class Refusal:
         certain = self.status in (401, 402, 403) or "model" in self.places
         return certain or bool(_ACCESS_CODES.search(self.code))
 
+    @property
+    def may_pass(self) -> bool:
+        """Whether an endpoint that has accepted other requests may accept the next one: a firewall refuses
+        some texts by 403, and a gateway whose servers restart says 404."""
+        return self.status in (403, 404) and not self.places and not _ACCESS_CODES.search(self.code)
+
     def names(self, sent: Mapping[str, Any], model: str) -> tuple[list[str], bool]:
         """Returns the fields to leave out, and whether the error names them in a separate field.
 

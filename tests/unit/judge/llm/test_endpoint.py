@@ -7,6 +7,7 @@ import pytest
 
 from herl import ConfigError
 from herl.judge.llm.client import Limits
+from herl.judge.llm.endpoint import Endpoint
 from herl.judge.llm.refusal import Refusal
 from tests.support.fake_endpoint import FakeEndpoint, verdicts_by_word
 from tests.support.llm_judges import judge_all, made
@@ -154,6 +155,75 @@ def test_a_refusal_that_leaving_out_cannot_mend_stops_the_run_in_its_words(
     assert len(endpoint.sent) == 1
     assert "Check judge.chat: " in str(stopped.value)
     assert "secret" not in f"{stopped.value}{stopped.value.__cause__}{stopped.value.__context__!r}"
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "cause", "tries"),
+    [
+        (403, "<html><title>Attention Required! | Cloudflare</title><body>You were blocked.</body></html>", "refused", 1),
+        (403, error("Forbidden"), "refused", 1),
+        (404, "", "server", 3),
+        (404, error("No endpoints found", code=404), "server", 3),
+    ],
+)  # fmt: skip
+def test_a_403_or_404_of_an_endpoint_that_accepted_others_abstains(status, body, cause, tries):
+    def refuse(asked):
+        return (status, body) if "odd" in asked["messages"][-1]["content"] else None
+
+    with FakeEndpoint(refuse=refuse) as endpoint:
+        judge = made(endpoint, limits=Limits(tries=3, backoff_seconds=0.0))
+        rewards = [judge_all(judge, [text])[0][0].reward for text in ("fish", "odd fish", "river")]
+        assert rewards == [pytest.approx(0.6), None, pytest.approx(0.4)]
+        _, runner = judge_all(judge, ["odd"])
+    assert runner.causes() == {cause: 2}
+    assert len(endpoint.sent) == 2 + 2 * tries
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (401, ""), (402, ""), (403, error("No", code="invalid_api_key")),
+        (404, error("No such model", code="model_not_found")), (404, error("No such model", param="model")),
+    ],
+)  # fmt: skip
+def test_a_key_or_a_model_that_is_gone_stops_the_run_at_any_time(status, body):
+    def refuse(asked):
+        return (status, body) if "odd" in asked["messages"][-1]["content"] else None
+
+    with FakeEndpoint(refuse=refuse) as endpoint:
+        judge = made(endpoint, limits=ONE_TRY)
+        judge_all(judge, ["fish"])
+        with pytest.raises(ConfigError, match=f"HTTP {status}"):
+            judge_all(judge, ["odd"])
+
+
+def test_no_proxy_gets_the_requests_to_this_machine(monkeypatch):
+    with FakeEndpoint() as proxy, FakeEndpoint() as endpoint:
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
+        for name in ("NO_PROXY", "no_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        assert run(endpoint)[0].reward == pytest.approx(0.6)
+        assert (len(proxy.sent), len(endpoint.sent)) == (0, 1)
+        monkeypatch.setattr(endpoint, "url", "http://judge.invalid/v1")
+        run(endpoint)
+        assert len(proxy.sent) == 1, "others go through it"
+
+
+@pytest.mark.parametrize("key", ["sk-secret\u2019", "sk-secret\nabc", "sk-s\u00e9cret", "sk-secret\udc80"])
+def test_a_key_that_http_cannot_send_is_an_error_of_its_variable(key, monkeypatch):
+    monkeypatch.setenv("MY_KEY", key)
+    with pytest.raises(ConfigError, match=r"judge.chat.api_key_env: .* MY_KEY") as stopped:
+        Endpoint("http://localhost/v1", "m", api_key_env="MY_KEY")
+    assert "secret" not in str(stopped.value)
+
+
+@pytest.mark.parametrize(("temperature", "tries"), [(0.0, 2), (0.5, 4)])
+def test_a_greedy_reply_that_was_cut_off_is_requested_once_more(temperature, tries):
+    with FakeEndpoint(shape=lambda reply: changed(reply, finish_reason="length")) as endpoint:
+        limits = Limits(tries=4, backoff_seconds=0.0)
+        [judgement], _ = judge_all(made(endpoint, limits=limits, temperature=temperature), ["fish"])
+    assert (judgement.reward, len(endpoint.sent)) == (None, tries)
 
 
 def test_what_names_no_field_is_tried_without_each_and_then_stops_the_run():
