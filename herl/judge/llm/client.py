@@ -24,6 +24,7 @@ from herl.distributed import world_size
 from herl.errors import ConfigError, JudgeError, check_above, check_at_least
 from herl.judge.budget import Budget
 from herl.judge.llm.chat import Chat, ChatReply, ChatRequest
+from herl.judge.llm.parse import PartialReply
 from herl.judge.llm.reply_cache import ReplyCache
 from herl.judge.llm.shared_limits import SharedFile, SharedRate, SharedSlots, share_file
 from herl.judge.llm.wait_notice import WaitNotice
@@ -78,6 +79,10 @@ class Limits:
             tokens_per_minute=self.tokens_per_minute,
             total_timeout_seconds=self.total_timeout_seconds,
         )
+
+
+class CutOffError(JudgeError):
+    """A reply reached its maximum length."""
 
 
 class JudgeClient:
@@ -180,6 +185,7 @@ class JudgeClient:
             name: Names the question in the list of missing calls.
 
         Raises:
+            PartialReply: no try gave verdicts on all answers; it is the reply that gave the most.
             JudgeError: the last try failed, or an offline cache has no reply.
             BudgetSpent: the budget is used up.
             ConfigError: no request can succeed.
@@ -222,6 +228,8 @@ class JudgeClient:
         self, key: str, request: ChatRequest, read: Callable[[str], T], usage: Counter[str]
     ) -> str:
         last: JudgeError | None = None
+        fullest: PartialReply | None = None
+        cut_off = 0
         backoff = wait_random_exponential(multiplier=self.limits.backoff_seconds, max=60)
 
         def wait(state: RetryCallState) -> float:
@@ -244,10 +252,21 @@ class JudgeClient:
                             read(reply.text)
                         except JudgeError as error:
                             last = error
+                            if isinstance(error, PartialReply):
+                                fullest = max(fullest or error, error, key=lambda one: one.answers)
+                            if isinstance(error, CutOffError):
+                                cut_off += 1  # greedy, the same question hardly has a shorter reply
+                                error.retry = cut_off < 2 or request.temperature > 0
                             self._notice.failed(error, min(error.retry_after, self.limits.max_wait_seconds))
                             usage[f"fault_{error.cause}"] += 1
                             raise
+        except JudgeError as error:
+            if fullest is None or fullest is error:
+                raise
+            raise fullest from error
         except TimeoutError as error:
+            if fullest is not None:
+                raise fullest from error
             last = last or self._asked_to_wait or JudgeError("no try was made", "timeout")
             raise JudgeError(
                 f"no usable reply within {self.limits.total_timeout_seconds:g} s; last error: {last}",
@@ -287,7 +306,7 @@ class JudgeClient:
         if reply.refusal:
             raise JudgeError(f"the judge refused: {reply.refusal}", "refused")
         if reply.cut_off:
-            raise JudgeError(
+            raise CutOffError(
                 f"the reply was cut off after {request.max_tokens} tokens; raise judge.max_tokens",
                 "malformed",
                 retry=True,

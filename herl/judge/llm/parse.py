@@ -59,6 +59,8 @@ class PartialReply(JudgeError):
         faults = [fault for fault in found.values() if isinstance(fault, JudgeError)]
         super().__init__(f"{len(faults)} of {len(found)} answers: {faults[0]}", faults[0].cause, retry=True)
         self.found = found
+        self.answers = len(found) - len(faults)
+        """How many of them have verdicts."""
 
 
 def without_thinking(text: str) -> str:

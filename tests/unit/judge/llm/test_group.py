@@ -7,6 +7,7 @@ import pytest
 
 from herl import BudgetSpent, ConfigError, Verdict
 from herl.judge import Budget, Judge, JudgeRunner
+from herl.judge.llm.client import Limits
 from herl.judge.llm.parse import PartialReply, read_group
 from herl.judge.llm.prompt import PromptBuilder
 from herl.judge.llm.reply_cache import ReplyCache
@@ -156,6 +157,30 @@ def test_an_answer_that_is_left_out_abstains_alone():
     assert "leaves out" in judgements[2].verdicts[0].reason
     assert runner.causes() == {"wrong_count": 2}
     assert runner.usage["calls"] == 6, "the question is asked again before anything abstains"
+
+
+@pytest.mark.parametrize(
+    ("status", "tries"), [(500, 4), (418, 3)], ids=["all tries fail", "the last is refused"]
+)
+def test_verdicts_that_came_are_kept_if_a_later_try_gives_none(status, tries):
+    """The first reply leaves out two answers, the second one."""
+
+    def judge(parts):
+        left = ("river", "fish river") if len(endpoint.sent) == 1 else ("river",)
+        reply = json.loads(verdicts_by_word(parts))
+        for name in [name for name in parts if name.startswith("ANSWER ") and parts[name] in left]:
+            del reply["answers"][name.removeprefix("ANSWER ")]
+        return json.dumps(reply)
+
+    def refuse(asked):
+        return (status, "{}") if len(endpoint.sent) > 2 else None
+
+    with FakeEndpoint(judge=judge, refuse=refuse) as endpoint:
+        limits = Limits(tries=4, backoff_seconds=0.0)
+        judgements, runner = judge_group(made(endpoint, mode="group", limits=limits), TEXTS)
+    assert [one.reward for one in judgements] == [0.0, 0.6, None, 1.0, 0.6, 0.0]
+    assert runner.causes() == {"wrong_count": 2}
+    assert len(endpoint.sent) == tries
 
 
 def test_a_partial_reply_is_asked_for_again_and_not_cached(tmp_path):
