@@ -93,7 +93,7 @@ class Episode:
                 raise
         finally:  # only the scores are kept
             self._state = self._loop = None
-            self._row, self._prompt = {}, []
+            self._row, self._prompt, self._tools = {}, [], ()
 
     async def alone(self, rollout: Rollout) -> dict[str, Score]:
         """Plays an answer in one turn, and returns its scores."""
@@ -227,9 +227,15 @@ def _hash(text: str) -> int:
     return hash(without_thinking(text))
 
 
+def bare(error: BaseException) -> BaseException:
+    """Returns an error without its traceback and causes, whose frames hold the state of an episode."""
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
+
+
 def _failure(error: BaseException) -> JudgeError:
     if isinstance(error, JudgeError):
-        return error
+        return JudgeError(str(error), error.cause)
     return JudgeError(f"{type(error).__name__}: {error}", "environment")
 
 

@@ -11,7 +11,7 @@ from herl.errors import ConfigError, JudgeError, check_above, did_you_mean
 from herl.judge.aggregation import weighted
 from herl.judge.base import Aggregation, Judge
 from herl.types import Judgement, Rollout, Task, Verdict
-from herl.verifiers.episode import Score
+from herl.verifiers.episode import Score, bare
 from herl.verifiers.loading import loaded
 
 logger = logging.getLogger(__name__)
@@ -77,6 +77,9 @@ class VerifiersJudge(Judge):
         except TimeoutError as error:
             told = f"{self._loaded.name}: its rewards took longer than judge.timeout_seconds={self._seconds}"
             raise JudgeError(told, "timeout") from error
+        except JudgeError as error:  # the episode keeps its own, which must not hold this answer's frames
+            bare(error)
+            raise JudgeError(str(error), error.cause) from None
         verdicts = [self._verdict(one.id, scores[one.id]) for one in task.rubric.criteria]
         failed = sum(one.met is None for one in verdicts)
         usage = {"abstained_function": float(failed)} if failed else {}

@@ -23,7 +23,7 @@ from herl.environment import Conversation
 from herl.errors import ConfigError, DataError, JudgeError, did_you_mean
 from herl.targets import configured
 from herl.types import Criterion, Rollout, Rubric, Task
-from herl.verifiers.episode import Episode, Score, schemas
+from herl.verifiers.episode import Episode, Score, bare, schemas
 
 logger = logging.getLogger(__name__)
 KEPT = 2**16
@@ -62,7 +62,7 @@ class Reward:
         except ANYTHING as error:
             if is_stopped(error):
                 raise
-            return error
+            return bare(error)
 
 
 class Loaded:
