@@ -179,12 +179,12 @@ class Tool:
             if error.cause == "timeout":
                 raise ToolError("timeout", f"{self.name} took longer than {seconds:g} seconds.") from error
             raise ToolError("died", f"{self.name} ended its process.", str(error)) from error
-        if changed is not None:
-            state.clear()
-            state.update(changed)
         if text is None:
             told = f"{self.name} returned something that is neither text nor JSON."
             raise ToolError("result", told, told)
+        if changed is not None:
+            state.clear()
+            state.update(changed)
         return str(text)
 
     async def _called_here(self, named: Mapping[str, Any], seconds: float | None) -> Any:

@@ -47,6 +47,8 @@ def remember(word: str, state) -> list:
     state.setdefault("words", []).append(word)
     if word == "bad":
         raise ValueError("no " + word)
+    if word == "odd":
+        return {1, 2}
     return state["words"]
 
 def misbehave(how: str):
@@ -124,6 +126,8 @@ def test_state_belongs_to_the_episode_and_loses_what_a_failed_call_did(environme
     assert said(environment, call("remember", word="bad"), one) == [
         ("remember raised ValueError: no bad", "raised")
     ]
+    [(told, error)] = said(environment, call("remember", word="odd"), one)
+    assert ("neither text nor JSON" in told, error) == (True, "result")
     assert said(environment, call("remember", word="b"), one) == [('["a", "b"]', "")]
     assert said(environment, call("remember", word="c"), other) == [('["c"]', "")]
     assert one.state == {"words": ["a", "b"]}
