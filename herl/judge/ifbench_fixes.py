@@ -298,7 +298,8 @@ def _list(answer: str, *, sep: str) -> bool:
 
 def _thesis(answer: str) -> bool:
     """Upstream: it is off by one for <em>, so an empty thesis and one without a text behind it pass."""
-    found = re.search(r"<(i|em)>([^<]*[^<\s][^<]*)</\1>", answer, flags=re.IGNORECASE)
+    tagged = re.finditer(r"<(i|em)>([^<]*)</\1>", answer, flags=re.IGNORECASE)
+    found = next((one for one in tagged if one[2].strip()), None)
     return found is not None and bool(words(re.sub("<[^<>]*>", "", answer[found.end() :])))
 
 

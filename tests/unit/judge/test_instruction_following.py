@@ -1,10 +1,15 @@
 import asyncio
+import random
+import re
+import time
 
 import pytest
 
 from herl import Criterion, Rubric, Task
 from herl.data.formats import instruction_criterion
+from herl.judge.ifbench_fixes import FIXES
 from herl.judge.instruction_following import InstructionFollowingJudge
+from herl.judge.words import words
 from herl.testing import check_judge, make_rollout
 
 
@@ -84,3 +89,15 @@ def test_keeps_the_contract():
     rubric = Rubric(criteria=(instruction_criterion("punctuation:no_comma", {}),))
     task = Task(id="task", messages=({"role": "user", "content": "?"},), rubric=rubric)
     assert check_judge(InstructionFollowingJudge(), task, "No comma.").reward == 1.0
+
+
+def test_a_thesis_is_found_as_by_the_plain_pattern_in_linear_time():
+    chance = random.Random(0)
+    for _ in range(3000):
+        text = "".join(chance.choices(["<i>", "</i>", "<em>", "</EM>", "a", " ", "<", "\n"], k=9)) + " end"
+        plain = re.search(r"<(i|em)>([^<]*[^<\s][^<]*)</\1>", text, flags=re.IGNORECASE)
+        after = plain is not None and bool(words(re.sub("<[^<>]*>", "", text[plain.end() :])))
+        assert FIXES["format:thesis"](text) == after
+    started = time.perf_counter()
+    assert not FIXES["format:thesis"]("<i>" + "a " * 25_000)
+    assert time.perf_counter() - started < 2
