@@ -5,9 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from herl.types import Message
+
+MODEL_FILES = ("*.safetensors", "*.bin", "*.gguf", "config.json", "tokenizer*", "chat_template*")
+"""Files of a model's folder that its replies depend on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +75,25 @@ class Chat(ABC):
 
     def close(self) -> None:  # noqa: B027
         """Releases the models and servers that `prepare` set up."""
+
+
+def model_identity(model: object, source: str) -> str:
+    """Returns a judging model's name, with all that makes its replies those of another model: the type of its
+    weights, their quantization and, in a folder, the names, sizes and times of change of its files.
+
+    Args:
+        model: The model.
+        source: Its folder, or its name on the hub.
+    """
+    settings = [
+        f" {name}={value}" for name in ("dtype", "quantization") if (value := getattr(model, name, None))
+    ]
+    files = [
+        (path.name, (stat := path.stat()).st_size, stat.st_mtime_ns)
+        for pattern in MODEL_FILES
+        for path in sorted(Path(source).glob(pattern))
+    ]
+    return f"{source}{''.join(settings)}{files or ''}"
 
 
 def template_variables(model: object) -> dict[str, Any]:

@@ -10,12 +10,13 @@ import asyncio
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 
 from herl.errors import DataError, JudgeError, SamplerError
-from herl.judge.llm.chat import Chat, ChatReply, ChatRequest, template_variables
+from herl.judge.llm.chat import Chat, ChatReply, ChatRequest, model_identity, template_variables
 from herl.judge.llm.parse import first_object
 from herl.models.chat_template import defused, render
 from herl.models.weights import named_weights
@@ -71,12 +72,11 @@ class LocalChat(Chat):
         self._rounds: asyncio.Task[None] | None = None
         self._told = False
 
-    @property
+    @cached_property
     def identity(self) -> str:
         """The model and the engine."""
-        return (
-            f"{type(self._generator).__name__} {self._model.source()}{template_variables(self._model) or ''}"
-        )
+        model = model_identity(self._model, self._model.source())
+        return f"{type(self._generator).__name__} {model}{template_variables(self._model) or ''}"
 
     def prepare(self) -> None:
         """Loads the model, once."""

@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 
 from herl.distributed import gather_results, rank
 from herl.errors import ConfigError
-from herl.judge.llm.chat import Chat, ChatReply, ChatRequest, template_variables
+from herl.judge.llm.chat import Chat, ChatReply, ChatRequest, model_identity, template_variables
 from herl.judge.llm.endpoint import Endpoint
 from herl.vllm_process import ServerProcess
 
@@ -49,6 +49,7 @@ class VLLMChat(Chat):
         try_timeout_seconds: float = 60.0,
     ) -> None:
         self._path = model.source()
+        self._model = model_identity(None, self._path)  # the server's arguments say the type of its weights
         self._variables = template_variables(model)
         self._log = Path(log)
         self._arguments = list(arguments)
@@ -61,7 +62,7 @@ class VLLMChat(Chat):
     @property
     def identity(self) -> str:
         """The model and the server's arguments, but not its address, which changes."""
-        return f"vllm {self._path} {self._arguments}{self._variables or ''}"
+        return f"vllm {self._model} {self._arguments}{self._variables or ''}"
 
     def prepare(self) -> None:
         """Starts the server if it is not running yet.

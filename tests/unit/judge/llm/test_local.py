@@ -1,5 +1,6 @@
 """A judge model in this process, run by a sampling engine."""
 
+import os
 import re
 import shutil
 
@@ -10,6 +11,7 @@ from herl.judge.llm.client import Limits
 from herl.judge.llm.judge import LLMJudge
 from herl.judge.llm.local import LocalChat, opening
 from herl.judge.llm.scale import Scale
+from herl.judge.llm.server import VLLMChat
 from herl.models.pretrained import PretrainedModel
 from herl.sampler.transformers import TransformersSampler
 from herl.testing import make_rollout, make_task
@@ -68,6 +70,24 @@ def test_nothing_holds_a_local_model_to_its_form_so_it_may_abstain():
     assert judgements[0].reward is None
     assert judgements[0].usage["abstained_malformed"] == 2
     assert "cut off after 4 tokens" in judgements[0].verdicts[0].reason
+
+
+def test_another_type_of_weights_or_another_export_is_another_model(tmp_path):
+    folder = shutil.copytree(PretrainedModel(path="tiny").source(), tmp_path / "model")
+
+    def names():
+        found = [
+            LocalChat(PretrainedModel(path=str(folder), dtype=one), None) for one in ("float32", "bfloat16")
+        ]
+        served = VLLMChat(PretrainedModel(path=str(folder)), "log")
+        return [*(chat.identity for chat in found), served.identity]
+
+    before = names()
+    assert before == names()
+    assert len(set(before)) == 3
+    weights = next(folder.glob("*.safetensors"))
+    os.utime(weights, ns=(1, 1))
+    assert not set(before) & set(names())
 
 
 class Broken(Verdicts):
