@@ -34,6 +34,7 @@ The judge applies `python`, `calls_tool` and `instruction`; every other kind app
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -49,6 +50,11 @@ _ABBREVIATION = re.compile(
     r"(?:\b(?:dr|mr|mrs|ms|prof|st|jr|sr|vs|fig|approx|e\.g|i\.e|cf)|(?<![^\W\d_])[A-Z])$", re.IGNORECASE
 )
 Unit = Literal["words", "sentences", "lines", "paragraphs", "characters"]
+
+
+def _folded(text: str) -> str:
+    """A text in which neither letter case nor the way of writing an accent (NFC, NFD) makes a difference."""
+    return unicodedata.normalize("NFC", text).lower()
 
 
 def _visible(text: str) -> str:
@@ -107,7 +113,7 @@ class Contains(Check):
     text: Text
 
     def met(self, answer: str) -> bool:
-        return self.text.lower() in answer.lower()
+        return _folded(self.text) in _folded(answer)
 
 
 class ContainsAny(Check):
@@ -116,7 +122,8 @@ class ContainsAny(Check):
     texts: Texts
 
     def met(self, answer: str) -> bool:
-        return any(text.lower() in answer.lower() for text in self.texts)
+        folded = _folded(answer)
+        return any(_folded(text) in folded for text in self.texts)
 
 
 class ContainsAll(Check):
@@ -125,7 +132,8 @@ class ContainsAll(Check):
     texts: Texts
 
     def met(self, answer: str) -> bool:
-        return all(text.lower() in answer.lower() for text in self.texts)
+        folded = _folded(answer)
+        return all(_folded(text) in folded for text in self.texts)
 
 
 class Excludes(Check):
@@ -134,7 +142,8 @@ class Excludes(Check):
     texts: Texts
 
     def met(self, answer: str) -> bool:
-        return not any(text.lower() in answer.lower() for text in self.texts)
+        folded = _folded(answer)
+        return not any(_folded(text) in folded for text in self.texts)
 
 
 class StartsWith(Check):
@@ -143,7 +152,7 @@ class StartsWith(Check):
     text: Phrase
 
     def met(self, answer: str) -> bool:
-        return answer.lstrip().lower().startswith(self.text.lstrip().lower())
+        return _folded(answer.lstrip()).startswith(_folded(self.text.lstrip()))
 
 
 class EndsWith(Check):
@@ -152,7 +161,7 @@ class EndsWith(Check):
     text: Phrase
 
     def met(self, answer: str) -> bool:
-        return answer.rstrip().lower().endswith(self.text.rstrip().lower())
+        return _folded(answer.rstrip()).endswith(_folded(self.text.rstrip()))
 
 
 class Equals(Check):
@@ -161,7 +170,7 @@ class Equals(Check):
     text: Phrase
 
     def met(self, answer: str) -> bool:
-        return answer.strip().lower() == self.text.strip().lower()
+        return _folded(answer.strip()) == _folded(self.text.strip())
 
 
 class FindPattern(exact_match.Find):

@@ -169,3 +169,12 @@ def by_category(
     ]
     total = sum(weight for weight, _ in judged)
     return sum(weight * good for weight, good in judged) / total if total > 0 else None
+
+
+def reaches(mean: float, bound: float) -> bool:
+    """Returns whether a mean of verdicts reaches a bound, up to the rounding of the mean.
+
+    >>> sum([0.7] * 3) / 3 >= 0.7, reaches(sum([0.7] * 3) / 3, 0.7)
+    (False, True)
+    """
+    return mean >= bound - 1e-9

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from herl.background.loop import ANYTHING, is_stopped
 from herl.errors import ConfigError, DataError, JudgeError, JudgeStop
-from herl.judge.aggregation import weighted
+from herl.judge.aggregation import reaches, weighted
 from herl.judge.base import Aggregation, Judge, require_rubric, visible
 from herl.judge.budget import Budget
 from herl.types import Criterion, Judgement, Rollout, Rubric, Task, Verdict
@@ -245,7 +245,7 @@ class WeightedJudges(JudgeGroup):
             return Verdict(criterion_id=criterion_id, met=None, reason=reason)
         total = sum(self._weights[name] for name in values)
         mean = sum(self._weights[name] * value for name, value in values.items()) / total
-        return Verdict(criterion_id=criterion_id, met=mean >= self._met_at, score=mean, reason=reason)
+        return Verdict(criterion_id=criterion_id, met=reaches(mean, self._met_at), score=mean, reason=reason)
 
 
 def _refuse_holistic(name: str, judge: Judge) -> None:

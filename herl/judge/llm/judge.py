@@ -16,7 +16,7 @@ from statistics import fmean
 from typing import TypeVar
 
 from herl.errors import ConfigError, JudgeError, check_at_least
-from herl.judge.aggregation import weighted
+from herl.judge.aggregation import reaches, weighted
 from herl.judge.base import Aggregation, Sees
 from herl.judge.llm.base import ChatJudge
 from herl.judge.llm.chat import Chat, ChatRequest
@@ -40,8 +40,9 @@ class LLMJudge(ChatJudge):
         mode: `one_shot`, `batched`, `per_criterion`, `holistic` or `group` (`herl.judge.llm.prompt`).
         criteria_per_call: Criteria per question in `batched` mode.
         answers_per_call: Largest number of answers per question in `group` mode; null for all of a group.
-        scale: null for met / not met; [0, 2] or [1, 10] for whole numbers; {fully: 1, partly: 0.5, no: 0}
-            for words. In `holistic` mode, null means [1, 10].
+        scale: null for met / not met; [0, 2] or [1, 10] for whole numbers;
+            {fully: 1, partly: 0.5, "no": 0} for words, of which YAML reads no, yes, on and off as such only
+            in quotes. In `holistic` mode, null means [1, 10].
         met_at: Smallest value on a graded scale, in [0, 1], at which a criterion counts as met.
         votes: Times each question is asked, with different seeds. The majority decides; on a graded scale,
             the mean.
@@ -200,7 +201,7 @@ class LLMJudge(ChatJudge):
                 usage,
                 f"task {task.id}: {len(names)} answers",
             )
-        except PartialReply as reply:  # the last try's
+        except PartialReply as reply:  # the fullest of all tries
             return reply.found
 
     def _request(self, question: Question, vote: int, max_tokens: int) -> ChatRequest:
@@ -217,6 +218,9 @@ class LLMJudge(ChatJudge):
             return [read_score(reply, self._scale, question.code)]
         return read_verdicts(reply, len(question.criteria), self._scale, question.code)
 
+    def _met(self, value: float) -> bool:
+        return reaches(value, self._met_at) if self._scale.graded else value > 0.5
+
     def _verdict(
         self,
         criterion_id: str,
@@ -230,9 +234,9 @@ class LLMJudge(ChatJudge):
             usage[f"abstained_{failure.cause if failure else 'cannot_tell'}"] += 1
             return Verdict(criterion_id=criterion_id, met=None, reason=reason)
         value = fmean(values)
-        met = value >= self._met_at if self._scale.graded else value > 0.5
+        met = self._met(value)
         if self._votes > 1:
-            agreeing = sum((v >= self._met_at if self._scale.graded else v > 0.5) == met for v in values)
+            agreeing = sum(self._met(one) == met for one in values)
             usage.update({"votes": len(values), "votes_agreeing": agreeing})
             if not self._scale.graded and value == 0.5:
                 usage["abstained_tie"] += 1

@@ -36,14 +36,24 @@ class Scale:
         if setting is None:
             return cls({})
         if isinstance(setting, Mapping):
-            values = {_normalized(word): float(value) for word, value in setting.items()}
-            if len(values) < 2 or not all(0.0 <= value <= 1.0 for value in values.values()):
+            if wrong := [word for word in setting if not isinstance(word, str)]:
+                raise ConfigError(
+                    f"judge.scale: expected words, got {wrong[0]!r} in {dict(setting)}. Put numbers into "
+                    "quotes, and words that YAML reads as true or false, such as no; a scale of numbers is "
+                    "[lowest, highest]"
+                )
+            values = {_normalized(word): value for word, value in setting.items()}
+            if len(values) < 2 or not all(_is_number(n) and 0.0 <= n <= 1.0 for n in values.values()):
                 raise ConfigError(
                     f"judge.scale: expected at least two words with values in [0, 1], got {setting}"
                 )
-            return cls(values)
-        if len(setting) != 2 or not setting[0] < setting[1]:
-            raise ConfigError(f"judge.scale: expected [lowest, highest], got {list(setting)}")
+            return cls({word: float(value) for word, value in values.items()})
+        whole = isinstance(setting, Sequence) and all(type(n) is int for n in setting)
+        if not whole or len(setting) != 2 or not setting[0] < setting[1]:
+            raise ConfigError(
+                f"judge.scale: expected [lowest, highest], two whole numbers, or words with values, "
+                f"got {setting!r}"
+            )
         low, high = setting
         return cls({str(n): (n - low) / (high - low) for n in range(low, high + 1)}, numeric=True)
 
@@ -79,6 +89,8 @@ class Scale:
         Raises:
             JudgeError: the verdict is not on the scale.
         """
+        if verdict is None:  # not the word "none", which a scale may have
+            return None
         if isinstance(verdict, float) and verdict.is_integer():
             verdict = int(verdict)
         word = _normalized(str(verdict))
@@ -90,6 +102,10 @@ class Scale:
             return float(word in _MET)
         expected = ", ".join(self.words)
         raise JudgeError(f"expected one of {expected}; got {str(verdict)[:60]!r}", "malformed", retry=True)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _normalized(word: str) -> str:

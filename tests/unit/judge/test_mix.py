@@ -97,6 +97,12 @@ def test_several_judges_are_weighed():
     assert judged(alone, "fish").reward == 1.0  # the one that failed has no vote
 
 
+def test_judges_that_agree_on_the_bound_reach_it():
+    grade = FunctionJudge(lambda task, text: {c.id: 0.7 for c in task.rubric.criteria})
+    judge = WeightedJudges(dict.fromkeys("abc", grade), met_at=0.7)
+    assert [verdict.met for verdict in judged(judge, "fish").verdicts] == [True] * 3
+
+
 def test_judges_with_connections_start_and_stop_with_the_mix():
     with FakeEndpoint() as endpoint:
         judge = RoutedJudge({"rule": RuleJudge(), "model": made(endpoint)}, {"contains": "rule"}, "model")

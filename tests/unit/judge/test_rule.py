@@ -1,5 +1,6 @@
 import asyncio
 import time
+import unicodedata
 from dataclasses import replace
 
 import pytest
@@ -27,6 +28,16 @@ def verdict(check, answer):
     task = Task(id="t", messages=({"role": "user", "content": "?"},), rubric=rubric)
     [found] = asyncio.run(RuleJudge().judge(task, make_rollout(answer))).verdicts
     return found
+
+
+@pytest.mark.parametrize(("row", "answer"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_the_way_of_writing_an_accent_makes_no_difference(row, answer):
+    text, said = unicodedata.normalize(row, "\u00c9lan"), unicodedata.normalize(answer, "\u00e9lan")
+    for kind in ("contains", "starts_with", "ends_with", "equals"):
+        assert verdict({"kind": kind, "text": text}, said).met
+    for kind in ("contains_any", "contains_all"):
+        assert verdict({"kind": kind, "texts": [text]}, said).met
+    assert not verdict({"kind": "excludes", "texts": [text]}, said).met
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,16 @@ def test_the_majority_of_votes_decides_and_agreement_is_counted():
     assert sorted(json.loads(body)["seed"] for body in endpoint.bodies) == [0, 1, 2]
 
 
+def test_unanimous_votes_of_the_bound_reach_it():
+    with FakeEndpoint(judge=lambda p: json.dumps({"verdicts": {"1": "good"}})) as endpoint:
+        judge = made(
+            endpoint, votes=3, temperature=1.0, met_at=0.7, scale={"perfect": 1.0, "good": 0.7, "bad": 0.0}
+        )
+        [judgement], _ = judge_all(judge, ["a"], task=make_task({"fish": 1.0}))
+    assert judgement.verdicts[0].met
+    assert judgement.usage["votes_agreeing"] == 3
+
+
 def test_tied_votes_abstain():
     votes = iter(["met", "not met"])
     with FakeEndpoint(judge=lambda p: json.dumps({"verdicts": {n: next(votes) for n in "1"}})) as endpoint:

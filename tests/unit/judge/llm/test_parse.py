@@ -219,6 +219,7 @@ def test_anything_else_is_no_judgement_and_may_be_asked_again(reply, cause, mess
         ([-1, 1], "-1", 0.0),
         ([-1, 1], 1, 1.0),
         ({"full": 1.0, "some": 0.5, "none": 0.0}, "none", 0.0),
+        ({"full": 1.0, "some": 0.5, "none": 0.0}, None, None),
     ],
 )
 def test_graded_scales_map_to_0_1(setting, said, value):
@@ -233,7 +234,13 @@ def test_what_is_not_on_the_scale_is_malformed(setting, said):
         Scale.of(setting).value(said)
 
 
-@pytest.mark.parametrize("setting", [[2, 0], [1], {"a": 1.0}, {"a": 1.0, "b": 2.0}])
+SCALES_THAT_ARE_NONE = [
+    [2, 0], [1], [0.0, 1.0], [0, 3.5], [False, True], 5, "ab", {"a": 1.0}, {"a": 1.0, "b": 2.0},
+    {"fully": 1, False: 0}, {0: 0, 1: 1}, {"a": "x", "b": 0}, {"a": True, "b": False},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("setting", SCALES_THAT_ARE_NONE)
 def test_scales_that_are_none_are_refused(setting):
     with pytest.raises(ConfigError, match=r"judge.scale: expected"):
         Scale.of(setting)
