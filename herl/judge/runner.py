@@ -264,7 +264,7 @@ class JudgeRunner:
                 "answers are counted in judge/mostly_cannot_tell",
                 type(self.judge).__name__,
                 abstained(judged.judgement),
-                max(1, len(judged.judgement.verdicts)),
+                len(judged.judgement.verdicts),
                 judged.rollout.task_id,
                 self._max_cannot_tell,
             )
@@ -337,6 +337,6 @@ def _with_usage(judgement: Judgement, seconds: float, max_cannot_tell: float) ->
     if unjudged > explained:
         usage["abstained_cannot_tell"] = usage.get("abstained_cannot_tell", 0) + unjudged - explained
     untold = usage.get("abstained_cannot_tell", 0) + usage.get("abstained_tie", 0)
-    if untold > max_cannot_tell * max(1, len(judgement.verdicts)):
+    if judgement.verdicts and untold > max_cannot_tell * len(judgement.verdicts):
         usage["mostly_cannot_tell"] = 1.0
     return replace(judgement, usage=usage)

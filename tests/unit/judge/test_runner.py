@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from herl import AbstentionLimit, ConfigError, Judge, Judgement, Verdict
+from herl import AbstentionLimit, ConfigError, Judge, Judgement, Rubric, Verdict
 from herl.judge import JudgeRunner
 from herl.judge.abstention import AbstentionWindow
 from herl.judge.aggregation import absolute, all_or_nothing, weighted
@@ -255,7 +255,7 @@ class Unhelpful(Judge):
     [("x", "other", "ValueError: could not convert"), ("none", "cannot_tell", "a verdict with met=None")],
 )
 def test_a_run_without_rubrics_stops_once_too_many_answers_abstained(bad, cause, told):
-    task = make_task({})
+    task = replace(make_task(), rubric=Rubric(criteria=()))
 
     def judged(runner, texts):
         with runner:
