@@ -79,7 +79,9 @@ class Budget:
     def settle(self, usages: Iterable[Mapping[str, float]]) -> None:
         """Replaces this rank's unsettled spending with that of all ranks, from their gathered judgements.
 
-        Spending on a judgement that later failed is known only to the rank that paid for it.
+        Spending on a judgement that later failed is known only to the rank that paid for it. It counts where
+        this rank alone has spent more than all ranks report, so several ranks may spend somewhat more than
+        the limit.
         """
         usages = list(usages)
         for name in ("calls", "tokens", "cost"):
