@@ -28,6 +28,8 @@
 | instruction  | instruction_id, kwargs      | follows an instruction of IFEval or IFBench                 |
 | x-...        | anything                    | a judge of yours says so; such a check is not looked into   |
 
+Texts are compared in Unicode's form NFC, except by `exact_match`.
+
 The judge applies `python`, `calls_tool` and `instruction`; every other kind applies itself.
 """
 

@@ -50,7 +50,8 @@ class Limits:
             many together, and each of them can count on its own.
         requests_per_minute: None for no limit.
         tokens_per_minute: None for no limit. Tokens are estimated from the length of the messages.
-        tries: Times a request is sent before it abstains.
+        tries: Times a request is sent before it abstains. At temperature 0, one whose reply was cut off is
+            sent again once at most.
         backoff_seconds: Longest wait before the second try; doubles with each further try, with jitter. An
             endpoint's Retry-After is honored by all requests.
         max_wait_seconds: Longest wait that an endpoint can ask for at a time; more is shortened to this.
