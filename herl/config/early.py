@@ -27,8 +27,8 @@ from herl.data.mix_order import MixedOrder
 from herl.data.prompts import spread
 from herl.data.rows import HUB, LM_EVAL
 from herl.data.sources import read_tasks
-from herl.data.split import NO_PROMPTS, split_off
-from herl.errors import ConfigError, DataError, HerlError
+from herl.data.split import check_any, split_off
+from herl.errors import ConfigError, HerlError
 from herl.judge.base import Judge, check_gives_verdicts, check_may_add_up
 from herl.judge.check_rows import check_rows
 from herl.models.push import check_push
@@ -200,9 +200,9 @@ def _check_split(data: Mapping[Any, Any], splits: Mapping[str, Sequence[Task]]) 
     train = splits.get("train")
     if train is None:
         return
-    if not train:
-        raise DataError(NO_PROMPTS)
-    if not splits.get("heldout") and (share := data.get("heldout_share")):
+    heldout = splits.get("heldout", ())
+    check_any(train, heldout)
+    if not heldout and (share := data.get("heldout_share")):
         train, _ = split_off(train, share, data.get("heldout_seed", 0))
     if weights := getattr(train, "weights", {}):
         MixedOrder([task.source for task in train], weights, 0, data.get("prompts_per_batch", 1))

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from herl.data.hidden import PartlyHidden
 from herl.data.mix_order import MixedOrder
-from herl.data.split import NO_PROMPTS, prompt_hash, split_off
+from herl.data.split import check_any, prompt_hash, split_off
 from herl.distributed import gather, gather_results, rank, together, world_size
 from herl.errors import ConfigError, DataError
 from herl.seeds import derive_seed
@@ -56,8 +56,7 @@ class RubricDataModule(L.LightningDataModule):
         super().__init__()
         if prompts_per_batch < 1:
             raise ConfigError(f"data.prompts_per_batch: expected at least 1, got {prompts_per_batch}")
-        if not train:
-            raise DataError(NO_PROMPTS)
+        check_any(train, heldout)
         for name, tasks in (("train", train), ("heldout", heldout)):
             twice = [task_id for task_id, n in Counter(task.id for task in tasks).items() if n > 1]
             if twice:

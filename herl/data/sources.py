@@ -13,6 +13,7 @@ from herl.checks.instructions import argument_fault
 from herl.data.formats import NegativeWeight, Reading, read_row, task_of
 from herl.data.rows import Row, Rows, read_rows
 from herl.data.view import TaskView
+from herl.distributed import is_first_process
 from herl.errors import ConfigError, DataError
 from herl.files import write_whole
 from herl.types import Task
@@ -114,17 +115,8 @@ def read_tasks(
             places.append(place)
             if not rows.large:
                 tasks.append(task)
-    if bad and quarantine is not None:
-        write_whole(Path(quarantine), "\n".join(bad) + "\n")
-        first_error = json.loads(bad[0])["error"]
-        logger.warning(
-            "skipped %d of %d rows of %s; see %s. The first: %s",
-            len(bad),
-            len(rows),
-            path,
-            quarantine,
-            first_error,
-        )
+    if on_bad_row == "skip" and quarantine is not None and is_first_process():  # all ranks read the rows
+        _put_in_quarantine(bad, Path(quarantine), f"{len(bad)} of {len(rows)} rows of {path}")
     if unused:
         logger.warning(
             "%s: these columns are not used, except by a judge=function that names them: %s",
@@ -134,6 +126,15 @@ def read_tasks(
     read = StoredTasks(rows, places, reading) if rows.large else tasks
     read.path, read.unused_columns = str(path), tuple(sorted(unused))
     return read
+
+
+def _put_in_quarantine(bad: Sequence[str], file: Path, counted: str) -> None:
+    """Writes skipped rows and warns of them. Without any, removes those that an earlier run left."""
+    if not bad:
+        file.unlink(missing_ok=True)
+        return
+    write_whole(file, "\n".join(bad) + "\n")
+    logger.warning("skipped %s; see %s. The first: %s", counted, file, json.loads(bad[0])["error"])
 
 
 def _with_row(error: DataError, row: Row) -> DataError:

@@ -14,11 +14,9 @@ import unicodedata
 from collections.abc import Sequence
 
 from herl.data.view import TaskView
-from herl.errors import ConfigError
+from herl.errors import ConfigError, DataError
 from herl.seeds import derive_seed
 from herl.types import Task
-
-NO_PROMPTS = "data.train: expected at least one prompt, got none"
 
 
 class Part(TaskView):
@@ -35,6 +33,20 @@ class Part(TaskView):
 
     def _task(self, place: int) -> Task:
         return self._tasks[place]
+
+
+def check_any(train: Sequence[Task], heldout: Sequence[Task]) -> None:
+    """Checks that there are training prompts, and held-out prompts if a file of them was named: training
+    prompts must not take their place.
+
+    Raises:
+        DataError: names the part without prompts, and its file.
+    """
+    for name, tasks, needed in (("train", train, True), ("heldout", heldout, False)):
+        path = getattr(tasks, "path", "")
+        if not tasks and (needed or path):
+            place = f" from {path}" if path else ""
+            raise DataError(f"data.{name}: expected at least one prompt, got none{place}")
 
 
 def split_off(tasks: Sequence[Task], share: float, seed: int) -> tuple[Part, Part]:

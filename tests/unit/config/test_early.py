@@ -215,6 +215,14 @@ def test_sound_values_pass():
     check_early(composed("fit", "experiment=embedded", *typed), typed)
 
 
+def test_a_heldout_file_without_prompts_is_found(tmp_path):
+    (tmp_path / "held.jsonl").write_text("")
+    heldout = {"_target_": READ, "path": str(tmp_path / "held.jsonl")}
+    made = config(tmp_path, {"prompt": "Hi", "rubric": ["Greets."]}, heldout=heldout, heldout_share=0.1)
+    with pytest.raises(DataError, match="data.heldout: expected at least one prompt, got none from .*held"):
+        check_early(made)
+
+
 @pytest.mark.parametrize(
     ("rows", "share", "message"),
     [

@@ -11,6 +11,7 @@ from herl.data.animals import animals
 from herl.data.datamodule import fingerprint
 from herl.data.instructions import KINDS, TOPICS, instruction_tasks, verifiable_instructions
 from herl.data.mix import MixedTasks
+from herl.data.sources import read_tasks
 from herl.distributed import rank
 from herl.judge.instruction_following import load_checkers
 from herl.testing import make_task
@@ -46,6 +47,18 @@ def test_bad_data_is_refused():
         RubricDataModule([TASKS[0], TASKS[0]])
     with pytest.raises(ConfigError, match="prompts_per_batch"):
         RubricDataModule(TASKS, prompts_per_batch=0)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+@pytest.mark.parametrize("content", ["", '{"promt": "Hi", "rubric": ["Greets."]}'])
+def test_training_prompts_do_not_take_the_place_of_a_heldout_file_without_prompts(tmp_path, content, share):
+    (tmp_path / "held.jsonl").write_text(content)
+    heldout = read_tasks(
+        tmp_path / "held.jsonl", on_bad_row="skip", quarantine=str(tmp_path / "bad_rows_heldout.jsonl")
+    )
+    with pytest.raises(DataError, match="data.heldout: expected at least one prompt, got none from .*held"):
+        RubricDataModule(TASKS, heldout, heldout_share=share)
+    assert not RubricDataModule(TASKS, read_tasks(None)).heldout
 
 
 def test_animals_hold_two_animals_per_verb_and_class_out():
@@ -333,8 +346,10 @@ def _other_prompts_on_rank_one():
     for name in ("seed", "prompts_per_batch"):
         with pytest.raises(ConfigError, match=r"the same seed and prompts_per_batch on all ranks, got \[\("):
             RubricDataModule(TASKS, **{name: 5 + rank()}).setup("fit")
+    data = RubricDataModule(TASKS)
+    data.train = Torn(TASKS)
     with pytest.raises(DataError, match="the end of the file"):
-        RubricDataModule(Torn(TASKS)).setup("fit")
+        data.setup("fit")
 
 
 def test_prompts_that_differ_between_ranks_are_refused_on_all_of_them(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 
 from herl import ConfigError, DataError
 from herl.data import RubricDataModule
+from herl.data.lint import bad_rows
 from herl.data.sources import StoredTasks, read_tasks
 
 NATIVE = {
@@ -184,6 +185,26 @@ def test_bad_rows_may_go_into_quarantine(tmp_path, caplog):
     assert f"skipped 2 of 4 rows of {path}; see {quarantine}" in caplog.text
     with pytest.raises(ConfigError, match="needs quarantine"):
         read_tasks(path, on_bad_row="skip")
+
+
+def test_only_the_first_rank_writes_skipped_rows_and_warns_of_them(tmp_path, caplog, monkeypatch):
+    path = write(tmp_path, NATIVE, "{broken")
+    quarantine = tmp_path / "bad_rows_train.jsonl"
+    monkeypatch.setenv("RANK", "1")
+    assert len(read_tasks(path, on_bad_row="skip", quarantine=str(quarantine))) == 1
+    assert not quarantine.exists()
+    assert "skipped" not in caplog.text
+    monkeypatch.setenv("RANK", "0")
+    read_tasks(path, on_bad_row="skip", quarantine=str(quarantine))
+    assert quarantine.exists()
+
+
+def test_skipped_rows_of_an_earlier_run_are_removed_once_none_is_bad(tmp_path):
+    quarantine = tmp_path / "bad_rows_train.jsonl"
+    read_tasks(write(tmp_path, NATIVE, "{broken"), on_bad_row="skip", quarantine=str(quarantine))
+    assert len(bad_rows(tmp_path)) == 1
+    read_tasks(write(tmp_path, NATIVE), on_bad_row="skip", quarantine=str(quarantine))
+    assert bad_rows(tmp_path) == []
 
 
 @pytest.mark.parametrize(
