@@ -31,6 +31,9 @@ _NEGATED = re.compile(
 _BLAME = re.compile(r"^(fails? to|incorrectly|wrongly|omits?|neglects?|misses|forgets)\b", re.I)
 _COMPOUND = re.compile(r"[^,;]\s+(and|as well as)\s+\w+(s|es)\b", re.I)
 _HASHES, _BANDS = 64, 16
+_BUCKET = 8
+"""Most prompts with the same hashes that a further one is compared with: prompts that share a template, or
+form a large cluster, would otherwise all be compared with each other."""
 _PRIME = (1 << 31) - 1
 
 
@@ -71,6 +74,9 @@ def findings(
             found += _rubric(where, task)
             if not task.rubric.criteria:
                 without_rubric.append(where)
+            if not task.request.strip():
+                detail = "its last message has no text"
+                found.append(Finding(level="error", kind="empty prompt", where=where, detail=detail))
             if prompt_tokens is not None and max_prompt_tokens is not None:
                 found += _prompt(where, task, prompt_tokens, max_prompt_tokens)
         if unused := getattr(tasks, "unused_columns", ()):
@@ -155,22 +161,27 @@ def _weights(splits: Mapping[str, Sequence[Task]]) -> Iterator[Finding]:
 
 
 def _duplicates(splits: Mapping[str, Sequence[Task]]) -> Iterator[Finding]:
-    """Finds equal prompts by their words, and near-duplicates by MinHash over word triples."""
+    """Finds equal prompts by their words, and near-duplicates by MinHash over word triples. Instructions of
+    the system, which many prompts share, do not make them near-duplicates."""
     places: list[tuple[str, frozenset[int]]] = []
     first: dict[str, str] = {}
     for split, tasks in splits.items():
         for task in tasks:
             where = f"{split}:{task.id}"
-            words = re.findall(r"\w+", " ".join(m["content"] for m in task.messages).lower())
-            text = " ".join(words)
+            text = " ".join(_words(task.messages))
             if text in first:
                 yield _pair("duplicate prompt", where, first[text], "the same words as")
                 continue
             first[text] = where
+            words = _words([message for message in task.messages if message["role"] != "system"])
             triples = zip(words, words[1:], words[2:], strict=False)
             places.append((where, frozenset(crc32(" ".join(triple).encode()) for triple in triples)))
     for where, other, share in _near(places):
         yield _pair("near-duplicate prompt", where, other, f"{share:.0%} of word triples in common with")
+
+
+def _words(messages: Iterable[Mapping[str, Any]]) -> list[str]:
+    return re.findall(r"\w+", " ".join(message["content"] for message in messages).lower())
 
 
 def _pair(kind: str, where: str, other: str, detail: str) -> Finding:
@@ -184,7 +195,8 @@ def _pair(kind: str, where: str, other: str, detail: str) -> Finding:
 
 
 def _near(places: Sequence[tuple[str, frozenset[int]]]) -> Iterator[tuple[str, str, float]]:
-    """Yields pairs that share at least NEAR of their triples, each prompt at most once as the first."""
+    """Yields pairs that share at least NEAR of their triples, each prompt at most once as the first. Takes
+    time in proportion to the number of prompts."""
     generator = np.random.default_rng(0)
     factors, shifts = generator.integers(1, 1 << 31, (2, _HASHES, 1), dtype=np.uint64)
     buckets: defaultdict[tuple[int, bytes], list[int]] = defaultdict(list)
@@ -197,9 +209,11 @@ def _near(places: Sequence[tuple[str, frozenset[int]]]) -> Iterator[tuple[str, s
         for band, rows in enumerate(np.split(signature, _BANDS)):
             bucket = buckets[band, rows.tobytes()]
             for other in bucket:
-                theirs = places[other][1]
-                near[other] = len(triples & theirs) / len(triples | theirs)
-            bucket.append(place)
+                if other not in near:
+                    common = len(triples & places[other][1])
+                    near[other] = common / (len(triples) + len(places[other][1]) - common)
+            if len(bucket) < _BUCKET:
+                bucket.append(place)
         best = max(near.items(), key=lambda pair: pair[1], default=None)
         if best is not None and best[1] >= NEAR:
             yield where, places[best[0]][0], best[1]

@@ -19,7 +19,7 @@ from herl.config.build import Run, build
 from herl.config.check import check
 from herl.data.lint import findings
 from herl.display.terminal import say
-from herl.distributed import gather
+from herl.distributed import gather, is_first_process
 from herl.dry_run.estimate import (
     BATCHES,
     HELDOUT_BATCHES,
@@ -54,7 +54,7 @@ def dry_run(config: DictConfig) -> dict[str, Any]:
     size = model_size(config.cost.model or config.model.path) if cost else None
     tried = Tried()
     run = build(_trial_of(config), callbacks=[_Watch(tried)], gold=True)  # called before the refresh
-    found = _lint(run)
+    found = _lint(run) if is_first_process() else {}  # only it writes the report
     memory = memory_of(run)
     warn_of_memory(memory)
     with run.closing(), killed_ranks(run, memory):

@@ -1,9 +1,11 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from herl import Criterion, DataError, Rubric
+from herl.data import lint
 from herl.data.lint import bad_rows, findings
 from herl.data.sources import read_tasks
 from herl.records.lines import read_records
@@ -107,6 +109,58 @@ def test_duplicates_near_duplicates_and_leaks():
         ("warning", "duplicate prompt", "train:b"),
         ("warning", "near-duplicate prompt", "train:c"),
     ]
+
+
+def random_words(rng, count):
+    return " ".join(f"w{number}" for number in rng.integers(0, 3000, count))
+
+
+def test_a_system_prompt_that_all_share_makes_no_near_duplicates():
+    rng = np.random.default_rng(0)
+    system = {"role": "system", "content": random_words(rng, 150)}
+    asked = [random_words(rng, 12) for _ in range(40)]
+    tasks = [
+        replace(task(str(place)), messages=(system, {"role": "user", "content": text}))
+        for place, text in enumerate([*asked, asked[0] + " please"])
+    ]
+    [found] = findings({"train": tasks})
+    assert (found.kind, found.where) == ("near-duplicate prompt", "train:40")
+    assert found.detail.endswith("train:0")
+
+
+def test_other_instructions_of_the_system_make_another_prompt():
+    """The same question under two personas is no duplicate, but is worth a look."""
+    told = [
+        replace(
+            task(name), messages=({"role": "system", "content": f"You are {name}."}, *task(name).messages)
+        )
+        for name in ("Ann", "Bob")
+    ]
+    assert kinds({"train": told}) == [("warning", "near-duplicate prompt", "train:Bob")]
+
+
+class Counted(frozenset):
+    """A set that counts its comparisons with others."""
+
+    compared = 0
+
+    def __and__(self, other):
+        Counted.compared += 1
+        return frozenset(self) & other
+
+
+@pytest.mark.parametrize(("own", "pairs"), [(1, 399), (60, 0)])
+def test_prompts_that_share_a_template_are_compared_with_few_others(monkeypatch, own, pairs):
+    """All against all would take hours for a hundred thousand prompts."""
+    monkeypatch.setattr(Counted, "compared", 0)
+    rng = np.random.default_rng(0)
+    places = [(str(n), Counted([*range(150), *rng.integers(1000, 1 << 31, own)])) for n in range(400)]
+    assert len(list(lint._near(places))) == pairs
+    assert 0 < Counted.compared < 40 * len(places)
+
+
+def test_a_prompt_without_text_is_an_error():
+    assert kinds({"train": [task("a", " \n"), task("b", "Hi")]}) == [("error", "empty prompt", "train:a")]
 
 
 def test_prompts_that_are_too_long():
