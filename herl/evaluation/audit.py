@@ -46,6 +46,8 @@ from herl.types import Criterion, Judged, Rollout, Rubric, Task
 Verdicts = Mapping[tuple[str, str], bool | None]
 """Ids of an answer and a criterion -> the verdict; None if the judge abstained."""
 HUMAN = "human"
+PAID = ("calls", "tokens", "cost")
+"""What a budget counts."""
 
 
 class JudgeAudit:
@@ -119,8 +121,13 @@ class JudgeAudit:
 
         def judged(judge: Judge, tasks: Sequence[Task], rollouts: Sequence[Rollout]) -> list[Judged]:
             runner = runner_of(judge)
-            found = judge_again(runner, tasks, rollouts)
-            usage.update({name: runner.usage[name] for name in ("calls", "tokens", "cost", "cache_hits")})
+            before = {name: runner.budget.spent(name) for name in PAID}
+            try:
+                found = judge_again(runner, tasks, rollouts)
+            except JudgeStop:  # the answers that were judged are lost, and were paid for
+                usage.update({name: runner.budget.spent(name) - before[name] for name in PAID})
+                raise
+            usage.update({name: runner.usage[name] for name in (*PAID, "cache_hits")})
             return found
 
         try:

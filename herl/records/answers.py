@@ -50,6 +50,8 @@ def recorded_answers(place: Path, tasks: Iterable[Task]) -> RecordedAnswers:
     left_out: Counter[str] = Counter()
     found: dict[str, tuple[Task, Rollout]] = {}
     for number, (where, record) in enumerate(_lines(place), 1):
+        if record.get("origin") == "replay":  # recorded when it was sampled, too
+            continue
         text, request = _text(record, TEXT, where), _text(record, REQUEST, where, needed=False)
         task_id = record.get("task_id")
         if request is None and task_id is None:

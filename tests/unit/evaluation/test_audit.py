@@ -185,6 +185,14 @@ def test_a_spent_budget_ends_an_audit_with_what_was_found():
     assert [one.check for one in report.flips] == ["retest"]
 
 
+@pytest.mark.parametrize("calls", [7, 20])
+def test_what_was_spent_on_a_pass_that_did_not_end_is_counted(calls):
+    with FakeEndpoint() as endpoint:
+        _, report = audited(made(endpoint), recorded(2), budget=Budget(calls=calls))
+        assert report.stopped
+        assert report.usage["calls"] == len(endpoint.sent) == calls
+
+
 class ScoreJudge(FakeJudge):
     """One score for the whole answer, which padding raises."""
 

@@ -1,6 +1,7 @@
 """Recorded answers find their tasks again, whoever wrote them."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -32,6 +33,14 @@ def test_a_run_s_records_find_their_tasks(tmp_path):
         ("g/0", "fish", "t1"),
         ("g/1", "fish", "t1"),
     ]
+
+
+def test_a_replayed_answer_counts_once(tmp_path):
+    first = make_judged(1.0, rollout=make_rollout("fish", id="g/0", task_id="t1"))
+    again = replace(first, rollout=replace(first.rollout, origin="replay"))
+    path = tmp_path / "records" / "answers-00000.jsonl"
+    write_lines(path, (answer_record(TASKS[1], one) for one in (first, again)))
+    assert [one.id for one in recorded_answers(tmp_path, TASKS).rollouts] == ["g/0"]
 
 
 @pytest.mark.parametrize(
