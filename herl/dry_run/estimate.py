@@ -269,10 +269,16 @@ def _batches(config: DictConfig, per_epoch: int, answers: float, tokens: float) 
 
 
 def _validations(config: DictConfig, batches: int, per_epoch: int) -> int:
+    """The validations during training. Lightning counts batches anew in every epoch, unless
+    check_val_every_n_epoch is null."""
     every = config.trainer.val_check_interval
     every = max(1, int(every * per_epoch)) if isinstance(every, float) else every
-    epochs = config.trainer.check_val_every_n_epoch or 1
-    return int(batches // (every * epochs))
+    epochs = config.trainer.check_val_every_n_epoch
+    if epochs is None:
+        return int(batches // every)
+    whole, rest = divmod(batches, per_epoch)
+    last = rest // every if (whole + 1) % epochs == 0 else 0
+    return int(whole // epochs * (per_epoch // every) + last)
 
 
 def show(report: Mapping[str, Any], path: Path) -> None:

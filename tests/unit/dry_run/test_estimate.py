@@ -3,10 +3,12 @@
 from dataclasses import replace
 from types import SimpleNamespace
 
+import lightning as L
 import pytest
+import torch
 from omegaconf import OmegaConf
 
-from herl.dry_run.estimate import Batch, Tried, _side_by_side, asked_of, whole_groups
+from herl.dry_run.estimate import Batch, Tried, _side_by_side, _validations, asked_of, whole_groups
 from herl.hindsight import NoHindsight
 from herl.hindsight.revision import RevisionBuilder
 from herl.hindsight.told import ToldBuilder
@@ -35,6 +37,49 @@ def test_what_happens_side_by_side_counts_once(rollout, update, hidden):
 def test_the_wait_for_an_environment_passes_beside_the_update_too():
     config = OmegaConf.create({"rollout": {"batches_ahead": 1}})
     assert _side_by_side(config, {**SECONDS, "environment": 3.0, "update": 99.0}) == 10.0
+
+
+class Validated(L.LightningModule):
+    """Counts its validations."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+        self.validations = 0
+
+    def training_step(self, batch):
+        return self.layer(batch).sum()
+
+    def validation_step(self, batch):
+        self.validations += not self.trainer.sanity_checking
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+@pytest.mark.parametrize(
+    ("every", "epochs", "batches"),
+    [
+        (4, 1, 21),
+        (3, 2, 28),
+        (5, 2, 15),
+        (0.5, 1, 14),
+        (1.0, 2, 28),
+        (5, None, 21),
+        (10, None, 21),
+        (4, 3, 20),
+    ],
+)
+def test_validations_are_counted_as_lightning_does(every, epochs, batches):
+    settings = {"val_check_interval": every, "check_val_every_n_epoch": epochs}
+    rows = torch.utils.data.DataLoader(torch.ones(7, 1))
+    module = Validated()
+    trainer = L.Trainer(
+        **settings, max_steps=batches, accelerator="cpu", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, limit_val_batches=1,
+    )  # fmt: skip
+    trainer.fit(module, rows, rows)
+    assert _validations(OmegaConf.create({"trainer": settings}), batches, 7) == module.validations
 
 
 class FakeStreamingSampler(ScriptedSampler, StreamingSampler):
