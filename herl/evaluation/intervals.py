@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from statistics import fmean
@@ -14,6 +14,8 @@ import numpy as np
 from herl.metrics.rubric import Pair, fulfilled, is_perfect
 
 RESAMPLES = 2000
+MAX_NAMED = 64
+"""Most rows by criterion, category or source: each costs memory and time for all prompts."""
 MAX_PROMPT_REWARDS = 4096
 """Most prompts whose rewards a summary lists; means over more are precise enough without pairing."""
 OVERALL = ("reward", "clipped_reward", "perfect", "criteria_met", "abstained")
@@ -43,7 +45,9 @@ class Row:
 def evaluation_rows(
     pairs: Iterable[Pair], *, revisions: int = 0, judge: str = "", seed: int = 0
 ) -> list[Row]:
-    """Returns the results for these answers. A mean over nothing is left out.
+    """Returns the results for these answers. A mean over nothing is left out. If there are more than
+    `MAX_NAMED` criteria, those have rows that most prompts have, of those that several prompts have; the same
+    holds for categories and for sources.
 
     Args:
         pairs: Each answer with its task. Answers to one prompt are resampled together.
@@ -66,7 +70,7 @@ def evaluation_rows(
     if not prompts:
         return []
     names = [name for name in OVERALL if name in table]
-    names += sorted(name for name in table if name not in OVERALL)
+    names += sorted(_named(table))
     sums, counts = np.zeros((2, len(prompts), len(names)))
     for column, name in enumerate(names):
         for task_id, (total, count) in table[name].items():
@@ -90,8 +94,22 @@ def evaluation_rows(
     return rows
 
 
+def _named(table: Mapping[str, Collection[str]]) -> Iterator[str]:
+    """The names of criteria, categories and sources that have rows, from the prompts that have each name."""
+    kinds: defaultdict[str, list[str]] = defaultdict(list)
+    for name in table:
+        if name not in OVERALL:
+            kinds[name.partition("/")[0]].append(name)
+    for names in kinds.values():
+        if len(names) > MAX_NAMED:
+            names = [name for name in names if len(table[name]) > 1]
+            names = sorted(names, key=lambda name: (-len(table[name]), name))[:MAX_NAMED]
+        yield from names
+
+
 def prompt_rewards(pairs: Iterable[Pair]) -> dict[str, Any]:
-    """Returns a fingerprint of the prompts, and the mean reward by prompt: what a paired comparison needs.
+    """Returns a fingerprint of the prompts with their rubrics, and the mean reward by prompt: what a paired
+    comparison needs. A reward by another rubric is another quantity.
 
     Args:
         pairs: Each answer with its task; answers to one prompt count as one.
@@ -100,9 +118,10 @@ def prompt_rewards(pairs: Iterable[Pair]) -> dict[str, Any]:
         {"fingerprint", "rewards": [prompts]}, in the order of the prompts. A reward is None where nothing was
         judged; "rewards" is left out above `MAX_PROMPT_REWARDS` prompts.
     """
-    earned: dict[tuple[str, str], list[float]] = {}
+    earned: dict[tuple[object, ...], list[float]] = {}
     for task, judged in pairs:
-        found = earned.setdefault((task.id, task.request), [])
+        rubric = tuple((one.id, one.text, one.weight, one.undesirable) for one in task.rubric.criteria)
+        found = earned.setdefault((task.id, task.request, rubric), [])
         if judged.judgement.reward is not None:
             found.append(judged.judgement.reward)
     known = blake2b(repr(list(earned)).encode(), digest_size=8).hexdigest()

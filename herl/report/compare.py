@@ -26,13 +26,16 @@ from herl.report.summary_file import Judge
 
 _MAX_LABEL = 48
 _MAX_CELL = 400
+JUDGE_SETTINGS = ("judge.", "judge/", "judge@", "aggregation.")
+"""Beginnings of the keys that say how answers are judged."""
 MARKERS = "osD^vPX*"
 """Curves differ in marker too, for readers who cannot tell the colors apart."""
 
 
 def compare(config: DictConfig) -> None:
     """Prints the table of the given runs and writes their picture."""
-    folders = [Path(str(one)) for one in config.runs]
+    given = [config.runs] if isinstance(config.runs, str) else config.runs
+    folders = [Path(str(one)) for one in given]
     runs = [read_run(path) for folder in folders for path in of_sweep(folder) or [folder]]
     if len(runs) < 2:
         raise ConfigError(
@@ -49,7 +52,7 @@ def show(runs: Sequence[RunFiles], picture: Path | None, console: Screen | None 
     """
     console = console or Screen()
     console.print(_table(runs))
-    for line in _measured_on(runs):
+    for line in (*_measured_on(runs), *_judged_by(runs)):
         console.print(line)
     if differing := different_settings(runs):
         console.print(_settings_table(differing))
@@ -128,7 +131,7 @@ def _table(runs: Sequence[RunFiles]) -> Table:
         mean = summary.heldout_reward if mean is None else mean
         cells = [
             _number(before),
-            f"{after.mean:.3f} [{after.low:.2f}, {after.high:.2f}]" if after else _number(mean),
+            f"{after.mean:.3f} [{after.low:.2f}, {after.high:.2f}]{_when(run)}" if after else _number(mean),
             count(summary.answers_sampled if run.trained else summary.heldout_answers),
             duration(summary.seconds.get("total", 0.0)),
             _judge(summary.judge),
@@ -153,12 +156,34 @@ def _measured_on(runs: Sequence[RunFiles]) -> Iterator[str]:
         elif (differences := paired(first, one)) is not None:
             low, high = interval(differences)
             shown = f"{differences.mean():+.3f} [{low:+.3f}, {high:+.3f}]"
-            yield f"The reward of {number} minus that of {start}, prompt by prompt: {shown}."
+            names = [f"{place}{_when(runs[place - 1])}" for place in (number, start)]
+            yield f"The reward of {names[0]} minus that of {names[1]}, prompt by prompt: {shown}."
     if unlike:
         listed = ", ".join(map(str, unlike))
-        yield f"Held-out prompts differ: {listed} had others than {start}, so their rewards do not compare."
+        yield (
+            f"Held-out prompts or their rubrics differ: {listed} had others than {start}, so their rewards "
+            "do not compare."
+        )
     elif not all(one.prompts for one in last.values()):
         yield "Some of these runs do not say which prompts were held out; compare only runs on the same ones."
+
+
+def _judged_by(runs: Sequence[RunFiles]) -> Iterator[str]:
+    """Says whose rewards another judge, or the same one with other settings, gave."""
+    keys = {
+        "judge",
+        "aggregation",
+        *(key for run in runs for key in run.settings if key.startswith(JUDGE_SETTINGS)),
+    }
+    given = [{key: _meaning(run.setting(key) or "-") for key in keys} for run in runs]
+    if unlike := [number for number, one in enumerate(given, 1) if one != given[0]]:
+        listed = ", ".join(map(str, unlike))
+        yield f"The judge or its settings differ: {listed} may have rewards on another scale than 1."
+
+
+def _when(run: RunFiles) -> str:
+    """Where a run was measured last, if it was stopped after that."""
+    return f" (after {count(run.measured[-1].answers)} answers)" if run.ended_early else ""
 
 
 def _settings_table(differing: Mapping[str, Sequence[str]]) -> Table:

@@ -20,6 +20,8 @@ from herl.report.summary_file import Prompts, Row, Summary, parsed
 
 _HOW_STARTED = ("hydra.", "hydra/", "resume=", "output_dir=")
 """Overrides that do not change what a run computes."""
+LEFT_OUT = "left out"
+"""The value of a setting that a run deleted, as in ~callbacks.alarms."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,13 +81,25 @@ class RunFiles:
         """The validations that have a reward."""
         return tuple(one for one in self.validations if "reward" in one.rows)
 
+    @property
+    def ended_early(self) -> bool:
+        """Whether the run was stopped after its last measurement."""
+        return bool(
+            self.summary.stopped
+            and self.measured
+            and self.measured[-1].answers < self.summary.answers_sampled
+        )
+
     def setting(self, key: str) -> str:
-        """Returns a setting's value, as given or from the run's configuration; "" if the run has none."""
+        """Returns a setting's value, as given or from the run's configuration; "" if the run has none. A part
+        that builds an object is named by its class."""
         if key in self.settings:
             return self.settings[key]
         if key in self.choices:
             return self.choices[key]
         value = _at(self.config, key)
+        if isinstance(value, Mapping):  # a part of which another run changed or left out something
+            value = value.get("_target_", "its defaults")
         return "" if value is None else without_secret(key, str(value))
 
 
@@ -118,6 +132,8 @@ def read_run(folder: Path) -> RunFiles:
 
 def _setting(override: str) -> tuple[str, str]:
     key, _, value = override.lstrip("+").partition("=")
+    if key.startswith("~"):
+        return key[1:], LEFT_OUT
     return key, without_secret(key, value)
 
 

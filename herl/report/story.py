@@ -21,6 +21,7 @@ ALARMS = {
     "kl": "the policy was far from the reference",
     "kl_to_old": "one batch moved the policy very far; lower optimizer.lr",
     "unfinished": "most episodes were cut off, or their environment failed",
+    "gap": "the training judge's reward rose more than a gold judge's: the policy may be pleasing the judge",
     "clipped": "the loss clipped many tokens, because steps were too large; lower optimizer.lr",
 }
 """What an alarm means, by its name in `callbacks.alarms`."""
@@ -33,6 +34,8 @@ def headline(run: RunFiles) -> str:
         return _evaluated(measured)
     seconds = run.summary.seconds.get("total")
     spent = f"{count(run.summary.answers_sampled)} sampled answers"
+    if run.ended_early:
+        spent = f"{count(measured[-1].answers)} of {spent}"
     spent += f" ({duration(seconds)})" if seconds is not None else ""
     if not measured:
         return (
@@ -144,8 +147,9 @@ def _best(run: RunFiles) -> list[str]:
     best = max(earlier, key=lambda one: one.rows["reward"].mean)
     if moved(best, last, comparisons=len(earlier)) >= 0:
         return []
-    shown = interval(best.rows["reward"])
-    return [f"It was best after {count(best.answers)} answers, at {shown}; that checkpoint is kept."]
+    place = f"after {count(best.answers)} answers" if best.answers else "before training"
+    kept = "; that checkpoint is kept" if best.answers and run.summary.heldout_reward_best is not None else ""
+    return [f"It was best {place}, at {interval(best.rows['reward'])}{kept}."]
 
 
 def _revisions(run: RunFiles, gains: Sequence[float]) -> list[str]:

@@ -24,7 +24,7 @@ class Row(_Part):
 
 
 class Prompts(_Part):
-    """The prompts of a validation, as `herl.evaluation.intervals.prompt_rewards`."""
+    """The prompts of a validation with their rubrics, as `herl.evaluation.intervals.prompt_rewards`."""
 
     fingerprint: str
     rewards: list[FiniteFloat | None] | None = None
@@ -61,6 +61,8 @@ class Summary(_Part):
     heldout_reward_before: FiniteFloat | None = None
     heldout_reward_after: FiniteFloat | None = None
     heldout_reward: FiniteFloat | None = None
+    heldout_reward_best: FiniteFloat | None = None
+    """Of the checkpoint that is kept; None if none is kept for this reward."""
     heldout_answers: int = 0
     stopped: str | None = None
     alarms: dict[str, int] = {}

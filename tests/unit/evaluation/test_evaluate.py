@@ -45,6 +45,26 @@ def test_what_an_undesirable_criterion_wishes_is_that_it_is_not_met():
     assert find_row(rows, "criterion/advert").mean == 1.0
 
 
+def test_of_very_many_criteria_those_that_most_prompts_have_are_measured():
+    """Criteria whose ids differ between rows would each cost a column over all prompts."""
+    own = 40
+    pairs = []
+    for number in range(own):
+        names = [f"own{number}a", f"own{number}b", "shared", *(["often"] if number < 3 else [])]
+        task = make_task(dict.fromkeys(names, 1.0), id=str(number))
+        pairs.append((task, judged(task, *[True] * len(names))))
+    rows = {row.name: row for row in evaluation_rows(pairs)}
+    assert {name for name in rows if "/" in name} == {"criterion/shared", "criterion/often"}
+    assert rows["criteria_met"].count == 3 * own + 3
+    few = {row.name: row for row in evaluation_rows(pairs[:20])}
+    assert len([name for name in few if "/" in name]) == 42
+    common = [
+        (task, judged(task, *[True] * 70))
+        for task in (make_task({f"c{n:02d}": 1.0 for n in range(70)}, id=str(number)) for number in range(3))
+    ]
+    assert sum(row.name.startswith("criterion/") for row in evaluation_rows(common)) == 64
+
+
 def test_categories_and_sources_have_rows_of_their_own():
     criteria = tuple(Criterion(id=str(i), text="x", category="AB"[i % 2]) for i in range(3))
     messages = ({"role": "user", "content": "x"},)
@@ -163,6 +183,10 @@ def test_rewards_by_prompt_are_means_over_its_attempts_in_the_order_of_prompts()
     assert kept["rewards"] == [0.5, pytest.approx(2 / 3, abs=1e-6), None]
     assert kept["fingerprint"] == prompt_rewards(pairs[1:])["fingerprint"]
     assert kept["fingerprint"] != prompt_rewards(pairs[:-1])["fingerprint"]
+    for changed in ({"id": "z"}, {"weight": 9.0}, {"text": "Says nothing."}):  # another rubric
+        rubric = Rubric(criteria=(replace(tasks[0].rubric.criteria[0], **changed),))
+        other = [(replace(task, rubric=rubric), answer) for task, answer in pairs]
+        assert prompt_rewards(other)["fingerprint"] != kept["fingerprint"]
 
 
 def test_rewards_of_very_many_prompts_are_not_listed(monkeypatch):

@@ -10,6 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 from rich.console import Console
 
+from herl.callbacks import Alarms
 from herl.cli.compare_sweep import CompareSweep
 from herl.errors import ConfigError, DataError
 from herl.report import compare
@@ -18,7 +19,7 @@ from herl.report.drafts import examples
 from herl.report.page import bars, try_report, write_report
 from herl.report.run_files import Result, Validation, read_run
 from herl.report.secret import HIDDEN, without_secret
-from herl.report.story import headline, story
+from herl.report.story import ALARMS, headline, story
 from tests.support.injections import INJECTIONS
 
 EVIL = (
@@ -173,6 +174,23 @@ def test_the_story_tells_of_stops_alarms_costs_and_a_better_checkpoint(tmp_path)
         "Judging took 1\u00a0200 calls, 90\u00a0000 tokens and cost 0.1234", "timeout (3)", "Alarm (2 times)",
     ):  # fmt: skip
         assert part in said
+
+
+@pytest.mark.parametrize(
+    ("means", "kept", "said"),
+    [
+        ((0.3, 0.9, 0.5), {"heldout_reward_best": 0.9}, "best after 400 answers, at 0.90 [0.85, 0.95]; that checkpoint is kept."),
+        ((0.3, 0.9, 0.5), {}, "best after 400 answers, at 0.90 [0.85, 0.95]."),
+        ((0.9, 0.3, 0.5), {"heldout_reward_best": 0.5}, "best before training, at 0.90 [0.85, 0.95]."),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_is_promised_only_if_it_is_there(tmp_path, means, kept, said):
+    """Before training, none is written."""
+    assert f"It was {said}" in story(read_run(a_run(tmp_path / "run", means, **kept)))
+
+
+def test_every_alarm_has_a_sentence():
+    assert set(ALARMS) == {*Alarms().limits, "gap"}
 
 
 @pytest.mark.parametrize("text", EVIL)
@@ -337,6 +355,65 @@ def test_settings_differ_by_value_and_not_by_how_they_are_written(tmp_path, give
     one = a_run(tmp_path / "one", overrides=[f"optimizer.lr={given}"])  # the default of a_run is 0.001
     runs = [read_run(one), read_run(a_run(tmp_path / "two"))]
     assert list(compare.different_settings(runs)) == (["optimizer.lr"] if differ else [])
+
+
+def test_a_part_that_a_run_left_out_is_a_difference(tmp_path):
+    one = a_run(tmp_path / "one", overrides=["~callbacks.alarms", "~optimizer.lr=0.001"])
+    two = a_run(tmp_path / "two")
+    config = {"callbacks": {"alarms": {"_target_": "herl.callbacks.Alarms", "patience": 5}}}
+    OmegaConf.save(config | {"optimizer": {"lr": 0.001}}, two / "config.yaml")
+    assert compare.different_settings([read_run(one), read_run(two)]) == {
+        "callbacks.alarms": ["left out", "herl.callbacks.Alarms"],
+        "optimizer.lr": ["left out", "0.001"],
+    }
+
+
+def test_a_stopped_run_says_where_it_was_measured_last(tmp_path, capsys):
+    runs = [
+        a_run(tmp_path / "stopped", (0.3, 0.5), stopped="stopped by SIGTERM", answers_sampled=5000),
+        a_run(tmp_path / "ended", (0.3, 0.8), answers_sampled=5000),
+        a_run(tmp_path / "at_once", (0.3, 0.5), stopped="the budget is spent", answers_sampled=400),
+    ]
+    for folder in runs:
+        summary = json.loads((folder / "summary.json").read_text())
+        summary["validations"][-1]["heldout"] = prompts([0.5, 0.5, 0.5])
+        (folder / "summary.json").write_text(json.dumps(summary))
+    read = [read_run(one) for one in runs]
+    compare.show(read, None, Console(width=200))
+    said = capsys.readouterr().out
+    for part in (
+        "0.500 [0.45, 0.55] (after 400 answers)",
+        "The reward of 2 minus that of 1 (after 400 answers), prompt by prompt",
+        "The reward of 3 minus that of 1 (after 400 answers), prompt by prompt",
+    ):
+        assert part in said
+    assert said.count("(after") == 3
+    assert "in 400 of 5\u00a0000 sampled answers" in headline(read[0])
+    assert " of 5" not in headline(read[1])
+
+
+@pytest.mark.parametrize(
+    ("second", "differ"),
+    [
+        ({"choices": {"judge": "llm"}.items()}, True),
+        ({"choices": {"aggregation": "gated"}.items()}, True),
+        ({"overrides": ["judge.chat.model=other"]}, True),
+        ({"overrides": ["seed=1"]}, False),
+    ],
+)
+def test_a_comparison_warns_of_rewards_by_another_judge(tmp_path, capsys, second, differ):
+    runs = [a_run(tmp_path / "one"), a_run(tmp_path / "two", **second)]
+    compare.show([read_run(one) for one in runs], None, Console(width=200))
+    said = "The judge or its settings differ: 2 may have rewards on another scale than 1."
+    assert (said in capsys.readouterr().out) is differ
+
+
+def test_a_single_folder_may_be_given_without_a_list(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("0", "1"):
+        a_run(tmp_path / "sweep" / name)
+    compare.compare(OmegaConf.create({"runs": "sweep", "out": None}))
+    assert "held-out reward" in capsys.readouterr().out
 
 
 def prompts(rewards, fingerprint="a"):
