@@ -128,7 +128,8 @@ class Checkpoints(HerlCallback, Checkpoint):
         self._forget_old(final)
 
     def _forget_old(self, newest: Path) -> None:
-        old = sorted(path for path in newest.parent.glob("batch-*.ckpt") if path != newest)
+        others = (path for path in newest.parent.glob("batch-*.ckpt") if path != newest)
+        old = sorted(others, key=lambda path: path.stat().st_mtime_ns)  # one of a later batch may be older
         for path in old[: max(0, len(old) - self.keep + 1)]:
             remove(path)
 

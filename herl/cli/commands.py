@@ -345,7 +345,7 @@ def lint(config: DictConfig) -> list[Finding]:
         {"train": data.train, "heldout": data.heldout},
         prompt_tokens=lambda task: len(checked_prompt(task, tokenizer, vocab_size, environment)),
         max_prompt_tokens=make(config.rollout).within(model.max_tokens(), environment).max_prompt_tokens,
-        records=read_records(Path(config.records)) if config.records else (),
+        records=read_records(Path(config.records), check=True) if config.records else (),
     )
     found = bad_rows(Path(config.output_dir)) + found
     listed = [asdict(finding) for finding in found]

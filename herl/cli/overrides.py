@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from herl.cli.past_overrides import carried_over, config_dirs, hydra_of_run, key_of, past_overrides
-from herl.cli.prose import quoted
+from herl.cli.prose import in_quotes, quoted, quoted_path
 from herl.config.aliases import CommandLine, choices, translated
 from herl.config.keys_in_settings import check_typed
 from herl.display.terminal import say
@@ -46,6 +46,9 @@ def for_hydra(verb: str, arguments: list[str]) -> list[str]:
         ConfigError: run= does not name a run, an override would have no effect, or a rubric is unclear.
     """
     options, overrides = _split(verb, arguments)
+    sweeps = bool({one.partition("=")[0] for one in options} & SWEEPS)
+    if not sweeps:
+        overrides = [quoted_path(one) for one in overrides]
     if verb in POSITIONAL:
         return [*options, *overrides]
     if verb == "improve":
@@ -58,7 +61,7 @@ def for_hydra(verb: str, arguments: list[str]) -> list[str]:
     line = CommandLine(
         verb=verb,
         choices=chosen,
-        sweeps=bool(names & SWEEPS),
+        sweeps=sweeps,
         own_experiment=bool(names & CONFIG_DIR) and "experiment" in chosen,
     )
     overrides, lines = translated(overrides, line)
@@ -113,7 +116,7 @@ def _split(verb: str, arguments: list[str]) -> tuple[list[str], list[str]]:
             options.append(word)
         elif verb in POSITIONAL and "=" not in word:
             place = place if folders else len(overrides)
-            folders.append(f"'{word}'")
+            folders.append(in_quotes(word))
         else:
             overrides.append(word)
     if folders:

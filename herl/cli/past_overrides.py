@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from herl.cli.own_runs import is_own
+from herl.cli.prose import path_in
 from herl.config import conf_dir
 from herl.errors import ConfigError
 
@@ -39,7 +40,7 @@ REACHING = {"judge", "judges", "sampler", "logger", "callbacks", "trainer"}
 
 def hydra_of_run(overrides: list[str]) -> str | None:
     """Returns Hydra's folder of the run that a verb continues from (run=FOLDER), if there is one."""
-    folders = [one.removeprefix("run=").strip("'\"") for one in overrides if one.startswith("run=")]
+    folders = [path_in(one.removeprefix("run=")) for one in overrides if one.startswith("run=")]
     if not folders:
         return None
     kept = os.path.join(folders[-1], ".hydra")

@@ -12,6 +12,9 @@ from herl.errors import ConfigError
 
 _PLAIN = ("", "-", "null")
 """Values that are not prose: `-` reads standard input."""
+PATHS = ("run", "checkpoint", "resume", "out")
+"""Settings whose values are paths, which may hold what Hydra takes for its grammar."""
+_SPECIAL = re.compile(r"[\s,()\[\]{}=:'\"\\]")
 _QUOTED = re.compile(r""""(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'""", re.DOTALL)
 _OBJECT = r"\{(?:[^{}]|\{[^{}]*\})*\}"
 _ITEM = rf"(?:{_QUOTED.pattern}|{_OBJECT})"
@@ -35,7 +38,7 @@ def quoted(override: str) -> str:
     if listed in _PLAIN:
         return override
     if name == "prompt" and not _is_quoted(value):
-        return f"{key}={_quote(value)}"
+        return f"{key}={in_quotes(value)}"
     if name == "rubric" and listed[0] == "[" and listed[-1] == "]":
         inner = listed[1:-1].strip()
         if _GRAMMAR.fullmatch(inner):
@@ -45,17 +48,35 @@ def quoted(override: str) -> str:
                 f"rubric: expected criteria that are all in quotes, or none, got {listed[:100]}. "
                 """Write 'rubric=["Names two rivers, each in Europe.", "Is one line."]'"""
             )
-        return f"{key}=[{', '.join(map(_quote, _criteria(inner)))}]"
+        return f"{key}=[{', '.join(map(in_quotes, _criteria(inner)))}]"
     if name == "rubric" and not _is_quoted(listed):
-        return f"{key}=[{_quote(listed)}]"  # one criterion
+        return f"{key}=[{in_quotes(listed)}]"  # one criterion
     return override
+
+
+def quoted_path(override: str) -> str:
+    """Returns an override whose value is a path, as `run=it's (1)`, in a form that Hydra reads as it was
+    written. A value in quotes or with a reference stays as it is."""
+    key, _, value = override.partition("=")
+    plain = not _SPECIAL.search(value) or _is_quoted(value) or "${" in value
+    return override if plain or key.lstrip("+") not in PATHS else f"{key}={in_quotes(value)}"
+
+
+def path_in(value: str) -> str:
+    """Returns the path that a value, with or without quotes, stands for: the opposite of `in_quotes`."""
+    if not _is_quoted(value):
+        return value
+    mark, inner = value[0], value[1:-1]
+    inner = re.sub(rf"(\\*)\\{mark}", lambda found: found[1][::2] + mark, inner)
+    closing = len(inner) - len(inner.rstrip("\\"))
+    return inner[: len(inner) - closing // 2]
 
 
 def _is_quoted(value: str) -> bool:
     return _QUOTED.fullmatch(value) is not None
 
 
-def _quote(text: str) -> str:
+def in_quotes(text: str) -> str:
     """Quotes a text for Hydra: backslashes count only before a quote; OmegaConf reads ${ as a reference."""
     inner = re.sub(r'(\\*)"', lambda found: found[1] * 2 + '\\"', _reference(text))
     closing = len(inner) - len(inner.rstrip("\\"))

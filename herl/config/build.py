@@ -136,12 +136,13 @@ def build(
 
 
 def _several(config: DictConfig, group: str) -> list[Any]:
-    """Makes the objects of a group of which several may be chosen, or none, as in logger=[].
+    """Makes the objects of a group of which several may be chosen, or none, as in logger=[]. One that was
+    set to null is left out.
 
     Raises:
         ConfigError: there are settings of an object that was not chosen.
     """
-    nodes = config.get(group) or {}
+    nodes = {name: node for name, node in (config.get(group) or {}).items() if node is not None}
     for name, node in nodes.items():
         if "_target_" not in node:
             raise ConfigError(

@@ -228,7 +228,7 @@ def _records(records: Iterable[Mapping[str, Any]]) -> Iterator[Finding]:
         if record["origin"] != "policy":
             continue
         for verdict in record["verdicts"]:
-            if verdict["met"] is not None:
+            if verdict.get("met") is not None:
                 met[f"{record['task_id']}:{verdict['criterion_id']}"][verdict["met"]] += 1
         if record["reward"] is not None:
             rewards[record["task_id"]].add(round(record["reward"], 4))

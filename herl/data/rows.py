@@ -209,6 +209,12 @@ def read_rows(path: str | Path) -> Rows:
 def _folder(path: Path) -> Rows:
     if (path / "state.json").is_file():
         return Table(str(path), _datasets().load_from_disk(str(path)))
+    if (splits := path / "dataset_dict.json").is_file():
+        names = [name for name in json.loads(splits.read_bytes())["splits"] if (path / name).is_dir()]
+        raise DataError(
+            f"{path}: expected rows, got several splits: name one of them, as in "
+            f"{path / (names[0] if names else 'train')} (there are {', '.join(names) or 'none'})"
+        )
     found = [p for p in path.iterdir() if p.is_file() and not p.name.startswith((".", "bad_rows_"))]
     files = sorted(p for p in found if p.suffix.lower() in (".jsonl", ".json", ".csv", ".parquet"))
     if len(files) < len(found):

@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 from pyarrow import json as arrow_json
 from rich.table import Table
 from rich.text import Text
@@ -77,9 +77,11 @@ class Query:
     def __post_init__(self) -> None:
         if self.order not in get_args(Order):
             raise ConfigError(f"order: expected one of {', '.join(get_args(Order))}, got '{self.order}'")
-        if self.max_answers < 1:
-            raise ConfigError(f"max_answers: expected at least 1, got {self.max_answers}")
-        if self.steps is not None and len(self.steps) != 2:
+        if type(self.max_answers) is not int or self.max_answers < 1:
+            raise ConfigError(f"max_answers: expected a whole number of at least 1, got {self.max_answers}")
+        if self.steps is not None and not (
+            isinstance(self.steps, tuple) and [type(step) for step in self.steps] == [int, int]
+        ):
             raise ConfigError(
                 f"steps: expected the first and the last step, as in steps=[0,50], got {self.steps}"
             )
@@ -94,7 +96,7 @@ def inspect(config: DictConfig) -> None:
         max_answers=config.max_answers,
         task=None if config.task is None else str(config.task),
         criterion=None if config.criterion is None else str(config.criterion),
-        steps=None if config.steps is None else tuple(config.steps),
+        steps=tuple(config.steps) if isinstance(config.steps, ListConfig) else config.steps,
     )
     found = find(Path(config.run), query)
     if not config.json:

@@ -114,15 +114,19 @@ def record_files(folder: Path) -> list[Path]:
     raise DataError(f"{folder}: expected the folder of a run with recorded answers (records/answers-*.jsonl)")
 
 
-def read_records(folder: Path) -> Iterator[dict[str, Any]]:
+def read_records(folder: Path, *, check: bool = False) -> Iterator[dict[str, Any]]:
     """Yields the answers that a run recorded. A partial last line, left by a killed run, is skipped.
 
+    Args:
+        folder: A run's folder, or the one that holds its records.
+        check: Whether each record must have what is read of one (`checked`).
+
     Raises:
-        DataError: the folder holds no recorded answers, or a line is not JSON.
+        DataError: the folder holds no recorded answers, a line is not JSON, or a record is not one.
     """
     for path in record_files(folder):
-        for _, record in numbered_lines(path):
-            yield record
+        for place, record in numbered_lines(path):
+            yield checked(record, place) if check else record
 
 
 def numbered_lines(path: Path, partial: bool = True) -> Iterator[tuple[str, Any]]:

@@ -288,3 +288,13 @@ def test_another_chat_template_is_refused_and_the_checkpoint_stays(tmp_path, mon
         run(tmp_path, resume=newest)
     assert newest.resolve() == before  # nothing was saved in its place
     assert len(list((tmp_path / "c").iterdir())) == 3
+
+
+def test_the_oldest_checkpoint_goes_first_whatever_its_batch(tmp_path):
+    """A run that goes on from an earlier checkpoint leaves those of later batches behind."""
+    for age, batch in enumerate((9, 3, 4)):
+        path = tmp_path / f"batch-{batch:08d}.ckpt"
+        path.touch()
+        os.utime(path, ns=(age, age))
+    Checkpoints(str(tmp_path), keep=2)._forget_old(tmp_path / "batch-00000004.ckpt")
+    assert sorted(path.stem for path in tmp_path.iterdir()) == ["batch-00000003", "batch-00000004"]

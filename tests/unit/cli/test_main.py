@@ -63,9 +63,9 @@ def test_options_go_before_all_overrides(handed_over, given, expected):
 
 
 def test_inspect_takes_a_folder_and_json(handed_over):
-    assert handed_over("inspect", "--json", "runs/mine") == ["json=true", "run='runs/mine'"]
-    assert handed_over("compare", "runs/a", "out=x.png", "b") == ["runs=['runs/a','b']", "out=x.png"]
-    assert handed_over("inspect", "runs/mine", "max_answers=1") == ["run='runs/mine'", "max_answers=1"]
+    assert handed_over("inspect", "--json", "runs/mine") == ["json=true", 'run="runs/mine"']
+    assert handed_over("compare", "runs/a", "out=x.png", "b") == ['runs=["runs/a","b"]', "out=x.png"]
+    assert handed_over("inspect", "runs/mine", "max_answers=1") == ['run="runs/mine"', "max_answers=1"]
 
 
 def test_a_run_brings_its_overrides_and_its_config_dir(handed_over, tmp_path):

@@ -4,7 +4,8 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from herl.cli.prose import quoted
+from herl.cli.overrides import for_hydra
+from herl.cli.prose import path_in, quoted, quoted_path
 from herl.errors import ConfigError
 
 
@@ -23,6 +24,50 @@ def value_of(override):
 )  # fmt: skip
 def test_a_prompt_is_read_as_it_was_written(prompt):
     assert value_of(f"prompt={prompt}") == prompt
+
+
+FOLDERS = [
+    "it's",
+    "run, one",
+    "a (1)",
+    "a=b",
+    "a [b] {c}",
+    'say "hi"',
+    "C: d",
+    "back\\slash",
+    "two\\",
+    "plain/one",
+    "auto",
+]
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.parametrize("key", ["run", "checkpoint", "resume", "out"])
+def test_a_path_is_read_as_it_was_written(key, folder):
+    override = quoted_path(f"{key}={folder}")
+    [parsed] = OverridesParser.create().parse_overrides([override])
+    assert (parsed.key_or_group, parsed.value()) == (key, folder)
+    assert path_in(override.partition("=")[2]) == folder
+
+
+@pytest.mark.parametrize(
+    "override", ["run='a, b'", 'out="a b"', "run=${oc.env:HOME}", "runs=[a,b]", "seed=1,2"]
+)
+def test_what_is_no_plain_path_is_hydras(override):
+    assert quoted_path(override) == override
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_folders_without_a_key_are_read_as_they_were_written(folder):
+    folders = [folder for folder in (folder, "other") if "=" not in folder]
+    [override] = for_hydra("compare", folders)
+    [parsed] = OverridesParser.create().parse_overrides([override])
+    assert [str(one) for one in OmegaConf.create(parsed.value())] == folders
+
+
+def test_values_of_a_sweep_are_hydras():
+    assert "run=a,b" in for_hydra("inspect", ["-m", "run=a,b"])
+    assert 'run="a,b"' in for_hydra("inspect", ["run=a,b"])
 
 
 @pytest.mark.parametrize(

@@ -44,3 +44,8 @@ def test_a_component_that_exits_while_it_is_built_is_named_by_its_key_and_line(t
     node = composed("fit", "environment=none", f"environment._target_={__name__}.Exits", output_dir=tmp_path)
     with pytest.raises(ConfigError, match=r"environment: .*test_build.py:\d+ called sys.exit\('no key'\)"):
         make(node.environment)
+
+
+def test_an_object_that_was_set_to_null_is_left_out(tmp_path):
+    nodes = composed("fit", "logger=[tensorboard,csv]", "logger.csv=null", output_dir=tmp_path)
+    assert [type(one).__name__ for one in _several(nodes, "logger")] == ["TensorBoardLogger"]

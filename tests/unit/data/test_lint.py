@@ -198,6 +198,8 @@ def test_records_and_bad_rows_are_read_from_a_runs_folder(tmp_path):
     (tmp_path / "records").mkdir()
     (tmp_path / "records" / "answers-00000.jsonl").write_text(json.dumps(record("a", 0.5)) + "\n")
     assert [one["task_id"] for one in read_records(tmp_path)] == ["a"]
+    with pytest.raises(DataError, match="answers-00000.jsonl:1: expected an answer as a run records it; id:"):
+        list(read_records(tmp_path, check=True))
     with (tmp_path / "records" / "answers-00000.jsonl").open("a") as file:
         file.write('{"task_id": "half a li')
     assert [one["task_id"] for one in read_records(tmp_path)] == ["a"]

@@ -187,6 +187,14 @@ def test_bad_rows_may_go_into_quarantine(tmp_path, caplog):
         read_tasks(path, on_bad_row="skip")
 
 
+def test_a_saved_set_of_several_splits_asks_for_one_of_them(tmp_path):
+    one = datasets.Dataset.from_list([{"prompt": "Hi", "rubric": ["Greets."]}])
+    datasets.DatasetDict({"train": one, "test": one}).save_to_disk(tmp_path / "saved")
+    with pytest.raises(DataError, match=r"got several splits: name one of them, as in .*saved/train"):
+        read_tasks(tmp_path / "saved")
+    assert len(read_tasks(tmp_path / "saved" / "train")) == 1
+
+
 def test_only_the_first_rank_writes_skipped_rows_and_warns_of_them(tmp_path, caplog, monkeypatch):
     path = write(tmp_path, NATIVE, "{broken")
     quarantine = tmp_path / "bad_rows_train.jsonl"

@@ -110,7 +110,10 @@ def test_a_folder_without_records_and_a_broken_file_are_errors(tmp_path):
     ("options", "message"),
     [
         ({"order": "bset"}, "order: expected one of worst, best, .* got 'bset'"),
-        ({"max_answers": 0}, "max_answers: expected at least 1, got 0"),
+        ({"max_answers": 0}, "max_answers: expected a whole number of at least 1, got 0"),
+        ({"max_answers": "ten"}, "max_answers: expected a whole number of at least 1, got ten"),
+        ({"steps": 5}, "steps: expected the first and the last step, .* got 5"),
+        ({"steps": ("a", "b")}, "steps: expected the first and the last step"),
         ({"steps": (1,)}, "steps: expected the first and the last step"),
     ],
 )
