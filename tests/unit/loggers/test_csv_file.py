@@ -25,7 +25,7 @@ def fit(folder, steps, resume=None):
         max_steps=steps, logger=CsvFile(str(folder)), log_every_n_steps=1, accelerator="cpu",
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
-    trainer.fit(Module(), torch.utils.data.DataLoader(torch.ones(9, 1)), ckpt_path=resume)
+    trainer.fit(Module(), torch.utils.data.DataLoader(torch.ones(1, 1)), ckpt_path=resume)
     trainer.save_checkpoint(folder / f"{steps}.ckpt")
     return folder / f"{steps}.ckpt"
 
