@@ -56,7 +56,7 @@ def quoted(override: str) -> str:
 
 def quoted_path(override: str) -> str:
     """Returns an override whose value is a path, as `run=it's (1)`, in a form that Hydra reads as it was
-    written. A value in quotes or with a reference stays as it is."""
+    written. A value in quotes or with a reference stays unchanged."""
     key, _, value = override.partition("=")
     plain = not _SPECIAL.search(value) or _is_quoted(value) or "${" in value
     return override if plain or key.lstrip("+") not in PATHS else f"{key}={in_quotes(value)}"

@@ -269,7 +269,7 @@ def _batches(config: DictConfig, per_epoch: int, answers: float, tokens: float) 
 
 
 def _validations(config: DictConfig, batches: int, per_epoch: int) -> int:
-    """The validations during training. Lightning counts batches anew in every epoch, unless
+    """The validations during training. Lightning starts to count again in every epoch, unless
     check_val_every_n_epoch is null."""
     every = config.trainer.val_check_interval
     every = max(1, int(every * per_epoch)) if isinstance(every, float) else every

@@ -50,7 +50,7 @@ def test_bad_data_is_refused():
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5])
-@pytest.mark.parametrize("content", ["", '{"promt": "Hi", "rubric": ["Greets."]}'])
+@pytest.mark.parametrize("content", ["", '{"question_text": "Hi", "rubric": ["Greets."]}'])
 def test_training_prompts_do_not_take_the_place_of_a_heldout_file_without_prompts(tmp_path, content, share):
     (tmp_path / "held.jsonl").write_text(content)
     heldout = read_tasks(
