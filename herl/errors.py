@@ -118,6 +118,16 @@ def check_at_least(where: str, least: float, **values: float | None) -> None:
             raise ConfigError(f"{where}.{name}: expected at least {least:g}, got {value}")
 
 
+def check_keywords_at_least(where: str, least: float, function: object, *names: str) -> None:
+    """Like `check_at_least`, for arguments that a `functools.partial` of the configuration holds.
+
+    Raises:
+        ConfigError: names the first key whose value is too small.
+    """
+    held = getattr(function, "keywords", {})
+    check_at_least(where, least, **{name: held[name] for name in names if name in held})
+
+
 def check_above(where: str, bound: float, **values: float | None) -> None:
     """Checks settings in one part of the configuration; None always passes.
 

@@ -12,7 +12,6 @@ from dataclasses import replace
 from operator import attrgetter
 from typing import Literal
 
-from herl.errors import check_at_least
 from herl.types import Judged, Member, Task
 from herl.types.answer import TIE
 
@@ -79,8 +78,6 @@ def form_group(
         Member(judged=judged, reward=judged.reward, bonus=bonuses.get(judged.rollout.id, 0.0))
         for judged in attempts
     ]
-    if max_quote is not None:
-        check_at_least("selection", 1, max_quote=max_quote)
     if not members or not revisions:
         return members
     best = max(member.reward for member in members)

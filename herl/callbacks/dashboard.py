@@ -186,7 +186,7 @@ class Dashboard(HerlCallback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores them."""
         self.history, self.batches = state_dict["history"], state_dict["batches"]
-        self.rewards |= state_dict.get("rewards", {})  # older checkpoints have none
+        self.rewards = state_dict["rewards"]
 
     def on_start(self, trainer: L.Trainer, module: HerlModule) -> None:
         with may_fail("the dashboard's layout", self._told):

@@ -77,10 +77,10 @@ def _known(verb: str, chosen: list[str], folders: Sequence[Path]) -> list[str]:
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
 
-    from herl.cli.run_folder import quoted_text
+    from herl.cli.prose import in_quotes
     from herl.config.check import conf_dir, known_keys
 
-    paths = ",".join(quoted_text(str(folder)) for folder in folders[1:])
+    paths = ",".join(in_quotes(str(folder)) for folder in folders[1:])
     with initialize_config_dir(str(conf_dir()), version_base="1.3"), suppress(HydraException):
         composed = compose(verb, [*chosen, f"hydra.searchpath=[{paths}]"], return_hydra_config=False)
         return list(known_keys(composed))

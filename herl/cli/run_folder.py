@@ -26,6 +26,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from herl.cli.own_runs import SIGNATURE
+from herl.cli.prose import in_quotes
 from herl.cli.run_name import swept
 from herl.config.keys_in_settings import check_composed
 from herl.distributed import is_first_process
@@ -75,7 +76,7 @@ def _claim(config: DictConfig, key: str) -> None:
         with read_write(config.hydra), open_dict(config.hydra):
             OmegaConf.update(config, key, str(folder))
             if key == "hydra.sweep.dir":  # each job composes its configuration again
-                config.hydra.overrides.hydra.append(f"{key}={quoted_text(str(folder))}")
+                config.hydra.overrides.hydra.append(f"{key}={in_quotes(str(folder))}")
                 if not any(str(one).startswith("hydra.sweep.subdir=") for one in given):
                     config.hydra.overrides.hydra.append(_subfolders(list(config.hydra.overrides.task)))
     try:
@@ -101,12 +102,6 @@ def _created(folder: Path) -> Path:
             _made.append(free.absolute())
             return free
     raise AssertionError
-
-
-def quoted_text(text: str) -> str:
-    """Returns a text in quotes, as Hydra's grammar reads it."""
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
 
 
 def hold(folder: Path) -> None:

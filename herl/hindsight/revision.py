@@ -12,7 +12,7 @@ from functools import partial
 from typing import Protocol
 
 from herl import prompt_text
-from herl.errors import check_at_least
+from herl.errors import check_at_least, check_keywords_at_least
 from herl.hindsight import HindsightBuilder
 from herl.hindsight.candidates import top_k
 from herl.hindsight.wording import Style, heaviest, listed
@@ -63,6 +63,7 @@ class RevisionBuilder(HindsightBuilder):
         weights: bool = True,
     ) -> None:
         check_at_least("hindsight", 1, max_missed=max_missed)
+        check_keywords_at_least("hindsight.candidates", 1, candidates, "k", "max_candidates")
         self.candidates = candidates
         self.perfect = perfect
         self.style = style

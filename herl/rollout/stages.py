@@ -13,7 +13,7 @@ from herl.bonus import BonusReward, NoBonus
 from herl.distributed import gather, together
 from herl.environment import Environment
 from herl.environment.runner import EnvironmentRunner
-from herl.errors import ConfigError, check_above, check_at_least
+from herl.errors import ConfigError, check_above, check_at_least, check_keywords_at_least
 from herl.hindsight import HindsightBuilder, NoHindsight
 from herl.hindsight.teacher import NO_TEACHER, Teacher
 from herl.judge import JudgeRunner
@@ -237,6 +237,7 @@ class Stages:
 
     def __post_init__(self) -> None:
         self.plan.check_stops(self.tokenizer.all_special_tokens)
+        check_keywords_at_least("selection", 1, self.selection, "top_n", "max_quote", "best")
         self._check_environment()
         self.environment.prepare(self.tokenizer)
         if self.plan.refill and self.teacher.flat_groups:

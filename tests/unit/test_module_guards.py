@@ -3,6 +3,7 @@
 import json
 import logging
 from contextlib import nullcontext
+from functools import partial
 
 import lightning as L
 import pytest
@@ -11,9 +12,11 @@ import torch
 from herl.callbacks import Alarms, RecordAnswers, RefreshSampler
 from herl.data import RubricDataModule
 from herl.errors import ConfigError, TrainingError
+from herl.hindsight.candidates import tied_best, top_k
 from herl.hindsight.revision import RevisionBuilder
 from herl.models.weights import first_not_finite
 from herl.rollout.stages import RolloutPlan
+from herl.selection import form_group, keep_ranked
 from herl.types import Sampling
 from herl.update.loss.base import Loss
 from herl.update.loss.policy import Mismatch, PolicyLoss
@@ -204,3 +207,21 @@ def test_a_stop_string_with_a_special_token_would_never_be_seen():
     for name, key in keys.items():
         with pytest.raises(ConfigError, match=rf"{key}.stop: expected texts without special tokens"):
             module_of(rollout=RolloutPlan(**{name: stops}))
+
+
+@pytest.mark.parametrize(
+    ("make", "key"),
+    [
+        (lambda: module_of(selection=partial(form_group, top_n=0)), "selection.top_n: expected at least 1, got 0"),
+        (lambda: module_of(selection=partial(form_group, max_quote=0)), "selection.max_quote: expected at least 1"),
+        (lambda: module_of(selection=partial(keep_ranked, best=-1)), "selection.best: expected at least 1, got -1"),
+        (lambda: RevisionBuilder(candidates=partial(top_k, k=0)), "hindsight.candidates.k: expected at least 1"),
+        (
+            lambda: RevisionBuilder(candidates=partial(tied_best, max_candidates=-2)),
+            "hindsight.candidates.max_candidates: expected at least 1, got -2",
+        ),
+    ],
+)  # fmt: skip
+def test_numbers_of_answers_that_would_leave_none_are_refused(make, key):
+    with pytest.raises(ConfigError, match=key):
+        make()

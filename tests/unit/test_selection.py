@@ -4,7 +4,6 @@ from functools import partial
 
 import pytest
 
-from herl.errors import ConfigError
 from herl.selection import form_group, keep_ranked
 from herl.testing import check_selection, make_judged, make_rollout, make_task
 from herl.types import Criterion, Member, Rubric
@@ -185,8 +184,3 @@ def test_a_revision_that_recites_a_criterion_does_not_join(max_quote, joins):
     assert [member.judged.rollout.id for member in members if member.origin == "hindsight"] == [
         "group/0/0" if joins else "group/0/1"
     ]
-
-
-def test_a_limit_on_quotes_is_a_number_of_words():
-    with pytest.raises(ConfigError, match="selection.max_quote: expected at least 1, got 0"):
-        form_group(make_task(), ATTEMPTS, [revision(0.8)], {}, seed=0, max_quote=0)

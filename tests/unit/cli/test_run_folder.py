@@ -44,7 +44,7 @@ def test_runs_of_one_second_get_folders_of_their_own(tmp_path):
         ClaimFolder().on_multirun_start(made)
         assert os.path.basename(made.hydra.sweep.dir) == expected
         assert OmegaConf.to_container(made.hydra.overrides, resolve=False)["hydra"] == [
-            f"hydra.sweep.dir='{made.hydra.sweep.dir}'",
+            f'hydra.sweep.dir="{made.hydra.sweep.dir}"',
             "hydra.sweep.subdir='${hydra.job.num}_${run_changes:seed}'",
         ]
 
