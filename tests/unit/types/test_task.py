@@ -24,7 +24,7 @@ SHORT = "Use at most 30 words."
         (["Be kind."], "Be kind.", 5, False),
         (["Describe the otter and its river."], "We describe the otter and its river.", 6, True),
         (["Describe the otter and its river."], "We describe the otter.", 3, False),
-        (["Dis caf\u00e9 au lait."], "Un cafe\u0301 au lait.", 3, True),
+        (["Di il perch\u00e9 ora."], "Il perche\u0301 ora.", 3, True),
         (["\u56de\u7b54\u4e0d\u8d85\u8fc7\u5341\u5b57"], "\u597d\u56de\u7b54\u4e0d\u8d85\u8fc7\u5341", 6, True),
         ([], "Use at most 30 words.", 1, False),
         ([SHORT], "", 1, False),
