@@ -33,7 +33,7 @@ class KeepHeldout(HerlCallback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores them."""
         self.before = state_dict["before"]
-        self.validations = list(state_dict.get("validations", ()))  # older checkpoints have none
+        self.validations = list(state_dict["validations"])
 
     def on_heldout(
         self, trainer: L.Trainer, module: HerlModule, trajectories: tuple[Trajectory, ...]

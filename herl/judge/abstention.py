@@ -122,5 +122,5 @@ class AbstentionWindow:
         """Restores them."""
         self._counts.extend(state["window"])
         self._last_failure = state["failure"]
-        self._seen += state.get("seen", 0)  # older checkpoints lack the counts
-        self._judged += state.get("judged", 0)
+        self._seen += state["seen"]
+        self._judged += state["judged"]
