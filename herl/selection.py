@@ -51,9 +51,9 @@ def form_group(
             `replace_random` overwrites any of them, even the best (reference code).
         fallback_copies: Whether a copy of the best attempt overwrites a random slot if revisions were made
             but none qualifies (reference code).
-        max_quote: Most words in a row of a criterion that a revision may repeat if the request lacks them;
-            None for no limit. One that repeats more does not join, since the policy would learn to recite a
-            rubric that it cannot see. A phrase that a criterion asks for must fit.
+        max_quote: Most words in a row of a criterion that a revision may repeat if the conversation lacks
+            them; None for no limit. One that repeats more does not join, since the policy would learn to
+            recite a rubric that it cannot see. A phrase that a criterion asks for must fit.
 
         The revision beats the best attempt and replaces the worst. The draft keeps its bonus.
 

@@ -121,13 +121,17 @@ class ByCriterion:
         """How well each member fulfills each criterion on which it is compared."""
         rubric = group.task.rubric
         good = [rubric.goodness(member.judged.judgement.verdicts) for member in group.members]
-        usual = _means([rubric.goodness(attempt.judgement.verdicts) for attempt in group.attempts])
-        before: list[int] = []
-        while before != (sizes := [len(one) for one in good]):  # each one left out raises the mean
-            before = sizes
-            for place in spared:
-                good[place] = {n: value for n, value in good[place].items() if value >= usual.get(n, value)}
-            usual = _means(good)
+
+        def without_worse(usual: Mapping[str, float]) -> list[dict[str, float]]:
+            return [
+                {name: value for name, value in one.items() if place not in spared or value >= usual[name]}
+                for place, one in enumerate(good)
+            ]
+
+        attempts = [rubric.goodness(attempt.judgement.verdicts) for attempt in group.attempts]
+        good = without_worse(_means(good) | _means(attempts))
+        while (left := without_worse(_means(good))) != good:  # each one left out raises the mean
+            good = left
         return good
 
 

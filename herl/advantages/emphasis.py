@@ -21,7 +21,6 @@ class Emphasis(ABC):
     """Decides how much each criterion counts when the answers of a group are compared."""
 
     needs_verdicts = True
-    adds_up = True
 
     @abstractmethod
     def weights(self, group: Group, seed: int) -> Mapping[str, float]:

@@ -129,7 +129,8 @@ class Checkpoints(HerlCallback, Checkpoint):
 
     def _forget_old(self, newest: Path) -> None:
         others = (path for path in newest.parent.glob("batch-*.ckpt") if path != newest)
-        old = sorted(others, key=lambda path: path.stat().st_mtime_ns)  # one of a later batch may be older
+        # Those of later batches may be older, after a resume from an earlier one.
+        old = sorted(others, key=lambda path: (path.stat().st_mtime_ns, path.name))
         for path in old[: max(0, len(old) - self.keep + 1)]:
             remove(path)
 

@@ -63,6 +63,7 @@ def fit(config: DictConfig) -> dict[str, Any]:
     run = build(config, gold=True)
     run.module.clock.began = started
     run.module.model.check_trainable()
+    run.module.stages.check_training()
     corrected = not run.module.loss.needs_on_policy
     check_fresh(run.trainer, run.module.stages, corrected=corrected)
     check_ahead(run.trainer, run.data, run.module.stages, corrected=corrected)
@@ -152,7 +153,7 @@ def _evaluated(config: DictConfig, data: Any = None) -> tuple[Run, list[Row]]:
     config, data = _benchmarked(config, data)
     run = build(config, data)
     run.module.trains = False
-    judges = {str(name): make(node) for name, node in config.further_judges.items()}
+    judges = {str(name): make(node) for name, node in config.further_judges.items() if node is not None}
     check_checkpoint("checkpoint", checkpoint, run)
     memory = memory_of(run, trains=False)
     warn_of_memory(memory)

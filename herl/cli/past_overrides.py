@@ -66,8 +66,6 @@ def past_overrides(overrides: list[str]) -> list[str]:
     if not isinstance(found, list):
         raise ConfigError(f"run: expected a list of overrides in '{path}', got {found!r}")
     past = [str(one) for one in found]
-    if not any(one.startswith("experiment=") for one in past):
-        past = [*_experiment_of_run(kept), *past]
     typed = {key_of(one) for one in overrides}
     read = {one: _read(path, one) for one in past}
     taken = [one for one in past if not _belongs_to_command(read[one])]
@@ -160,13 +158,6 @@ def _reasons(names: list[str], value: Any) -> Iterator[str]:
         yield "it may read an environment variable"
     elif not REACHING.isdisjoint(names):
         yield "it may decide what is written, or where prompts and answers go"
-
-
-def _experiment_of_run(kept: str) -> list[str]:
-    """The run's experiment, which was the default when it was started."""
-    choices = _at(_plain(os.path.join(kept, "hydra.yaml")), "hydra", "runtime", "choices")
-    experiment = _at(choices, "experiment")
-    return [] if experiment in (None, "none") else [f"experiment={experiment}"]
 
 
 def _plain(path: str) -> Any:

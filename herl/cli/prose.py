@@ -12,9 +12,13 @@ from herl.errors import ConfigError
 
 _PLAIN = ("", "-", "null")
 """Values that are not prose: `-` reads standard input."""
-PATHS = ("run", "checkpoint", "resume", "out")
-"""Settings whose values are paths, which may hold what Hydra takes for its grammar."""
-_SPECIAL = re.compile(r"[\s,()\[\]{}=:'\"\\]")
+PATHS = (
+    "run", "checkpoint", "resume", "out", "records", "answers", "human", "output_dir", "hydra.run.dir",
+    "data", "data.train.path", "data.heldout", "data.heldout.path", "model", "model.path",
+)  # fmt: skip
+"""Settings whose values are paths, which may hold what Hydra takes for its grammar or for a number."""
+_SAFE = re.compile(r"[A-Za-z./_-][A-Za-z0-9./_-]*|\s*[\[{].*", re.DOTALL)
+"""Values that Hydra reads unchanged, and lists."""
 _QUOTED = re.compile(r""""(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'""", re.DOTALL)
 _OBJECT = r"\{(?:[^{}]|\{[^{}]*\})*\}"
 _ITEM = rf"(?:{_QUOTED.pattern}|{_OBJECT})"
@@ -58,7 +62,7 @@ def quoted_path(override: str) -> str:
     """Returns an override whose value is a path, as `run=it's (1)`, in a form that Hydra reads as it was
     written. A value in quotes or with a reference stays unchanged."""
     key, _, value = override.partition("=")
-    plain = not _SPECIAL.search(value) or _is_quoted(value) or "${" in value
+    plain = not value or _SAFE.fullmatch(value) or _is_quoted(value) or "${" in value
     return override if plain or key.lstrip("+") not in PATHS else f"{key}={in_quotes(value)}"
 
 

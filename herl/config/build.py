@@ -154,7 +154,7 @@ def _several(config: DictConfig, group: str) -> list[Any]:
 
 def _gold_judges(config: DictConfig, splits: Mapping[str, Sequence[Task]]) -> GoldJudges | None:
     """The further judges, which must be able to judge the held-out prompts with all their criteria."""
-    judges = {str(name): make(node) for name, node in config.further_judges.items()}
+    judges = {str(name): make(node) for name, node in config.further_judges.items() if node is not None}
     if not judges:
         return None
     validated = "train" if config.trainer.get("overfit_batches") else "heldout"

@@ -29,7 +29,7 @@ from herl.data.rows import HUB, LM_EVAL
 from herl.data.sources import read_tasks
 from herl.data.split import check_any, split_off
 from herl.errors import ConfigError, HerlError
-from herl.judge.base import Judge, check_gives_verdicts, check_may_add_up
+from herl.judge.base import Judge, check_gives_verdicts
 from herl.judge.check_rows import check_rows
 from herl.models.push import check_push
 from herl.models.source import check_source
@@ -186,7 +186,6 @@ def _check_rows(config: DictConfig) -> None:
     teaches = bool(OmegaConf.select(config, "teacher.coef"))
     needed["teacher"] = teaches and OmegaConf.select(config, "teacher.tell") == "missed"
     check_gives_verdicts(made, needed)
-    check_may_add_up(made, {part: _own(config, part) for part in ("advantages", "emphasis")})
     shown = {"hindsight": _has("tells", config, "hindsight"), "teacher": teaches}
     for part in (name for name, is_shown in shown.items() if is_shown):
         if not any(task.rubric.criteria for task in chain(*splits.values())):
@@ -262,10 +261,7 @@ def _made(node: DictConfig) -> Judge:
 
 def _has(attribute: str, config: DictConfig, part: str) -> bool:
     """Whether an attribute of herl's own component for a part of the run is set."""
-    return bool(getattr(_own(config, part), attribute, False))
-
-
-def _own(config: DictConfig, part: str) -> object:
-    """The class or function for a part of the run, if it is herl's own."""
     target = str(OmegaConf.select(config, f"{part}._target_"))
-    return configured(f"{part}._target_", target) if target.startswith("herl.") else None
+    return target.startswith("herl.") and bool(
+        getattr(configured(f"{part}._target_", target), attribute, False)
+    )

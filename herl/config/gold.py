@@ -26,7 +26,8 @@ def check_gold(config: DictConfig) -> None:
             hidden and nothing sees them; or the best checkpoint depends on a curve of a gold judge that is
             not there.
     """
-    judges = [str(name) for name in OmegaConf.select(config, "further_judges") or {}]
+    given = OmegaConf.select(config, "further_judges") or {}
+    judges = [str(name) for name, node in given.items() if node is not None]  # null leaves a judge out
     for name in judges:
         if not re.fullmatch(r"[\w.-]+", name):
             raise ConfigError(

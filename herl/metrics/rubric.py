@@ -12,7 +12,8 @@ from herl.types import Judged, Task
 
 Pair = tuple[Task, Judged]
 QUOTE = 5
-"""Words in a row of a criterion that no answer has by chance."""
+"""Words in a row of a criterion that few answers have by chance. Without spaces between words, characters
+count, and more answers do."""
 
 
 def rewards(judged: Iterable[Judged]) -> list[float]:

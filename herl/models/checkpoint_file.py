@@ -108,7 +108,7 @@ def check_same(stored: Mapping[str, str | float], own: Mapping[str, str | float]
         if (before := stored.get(key, value)) != value:
             raise ConfigError(
                 f"{key}: expected the checkpoint's {before}, got {value}, with which its weights would be "
-                "another policy. Repeat the overrides of its run, or pass run="
+                "another policy. Repeat the overrides of its run"
             )
 
 

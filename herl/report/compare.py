@@ -26,15 +26,17 @@ from herl.report.summary_file import Judge
 
 _MAX_LABEL = 48
 _MAX_CELL = 400
-JUDGE_SETTINGS = ("judge.", "judge/", "judge@", "aggregation.")
+JUDGE_SETTINGS = ("judge.", "judge/", "judge@", "aggregation.", "module.judge_runner.strip_thinking")
 """Beginnings of the keys that say how answers are judged."""
+HOW_ASKED = ("judge.limits", "judge.cache", "judge.chat.base_url", "judge.chat.api_key_env")
+"""Beginnings of those among them that no verdict depends on."""
 MARKERS = "osD^vPX*"
 """Curves differ in marker too, for readers who cannot tell the colors apart."""
 
 
 def compare(config: DictConfig) -> None:
     """Prints the table of the given runs and writes their picture."""
-    given = [config.runs] if isinstance(config.runs, str) else config.runs
+    given = [config.runs] if isinstance(config.runs, str) else config.runs or []
     folders = [Path(str(one)) for one in given]
     runs = [read_run(path) for folder in folders for path in of_sweep(folder) or [folder]]
     if len(runs) < 2:
@@ -173,7 +175,12 @@ def _judged_by(runs: Sequence[RunFiles]) -> Iterator[str]:
     keys = {
         "judge",
         "aggregation",
-        *(key for run in runs for key in run.settings if key.startswith(JUDGE_SETTINGS)),
+        *(
+            key
+            for run in runs
+            for key in run.settings
+            if key.startswith(JUDGE_SETTINGS) and not key.startswith(HOW_ASKED)
+        ),
     }
     given = [{key: _meaning(run.setting(key) or "-") for key in keys} for run in runs]
     if unlike := [number for number, one in enumerate(given, 1) if one != given[0]]:

@@ -127,11 +127,6 @@ class RolloutPlan:
                 "rollout.attempt.temperature: expected a number above 0 (attempts must differ to be "
                 f"compared), got {self.attempt.temperature}"
             )
-        if self.revision.temperature == 0 and self.revisions_per_candidate > 1:
-            raise ConfigError(
-                "rollout.revisions_per_candidate: expected 1 with rollout.revision.temperature=0, where all "
-                f"revisions of an attempt are identical, got {self.revisions_per_candidate}"
-            )
 
     @property
     def _draws(self) -> dict[str, Sampling]:
@@ -315,10 +310,10 @@ class Stages:
         return self.hindsight.revises or not isinstance(self.replay, NoReplay)
 
     def check_verdicts(self) -> None:
-        """Checks that the judge gives verdicts if some part of the run needs them, and those that it uses.
+        """Checks that the judge gives verdicts if some part of the run needs them.
 
         Raises:
-            ConfigError: the judge is holistic, or a part adds up verdicts that its aggregation does not.
+            ConfigError: the judge is holistic.
         """
         needed = {
             "hindsight": self.hindsight.needs_verdicts,
@@ -327,7 +322,21 @@ class Stages:
             "teacher": self.teacher.needs_verdicts,
         }
         check_gives_verdicts(self.judge_runner.judge, needed)
+
+    def check_training(self) -> None:
+        """Refuses what would be trained on wrongly, but may be measured.
+
+        Raises:
+            ConfigError: advantages add up verdicts that the judge's aggregation does not, or all revisions of
+                an attempt would be identical.
+        """
         check_may_add_up(self.judge_runner.judge, {"advantages": self.advantages})
+        plan = self.plan
+        if self.hindsight.revises and plan.revision.temperature == 0 and plan.revisions_per_candidate > 1:
+            raise ConfigError(
+                "rollout.revisions_per_candidate: expected 1 with rollout.revision.temperature=0, where all "
+                f"revisions of an attempt are identical, got {plan.revisions_per_candidate}"
+            )
 
     def open(self, prompts: object = None, *, trains: bool = True) -> None:
         """Opens judge and environment, and agrees with the other ranks on the run's date.
@@ -336,6 +345,8 @@ class Stages:
             prompts: The data module that further prompts are drawn from (`herl.rollout.refill`).
             trains: Whether the run trains on its prompts.
         """
+        if trains:
+            self.check_training()
         self.refill.pin(prompts, self.plan.refill, trains=trains)
         together(self.judge_runner.open)
         together(self.environment_runner.open)

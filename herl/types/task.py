@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
+
+import regex
 
 Message = Mapping[str, str]
 """One chat message: {"role": "system" | "user" | "assistant" | "tool", "content": text}; a tool's may have
@@ -134,7 +135,7 @@ class Task:
         return self.messages[-1]["content"]
 
     def quotes(self, text: str, words: int) -> bool:
-        """Whether a text repeats so many words in a row of a criterion that the request does not have.
+        """Whether a text repeats so many words in a row of a criterion that the conversation lacks.
 
         Case and punctuation do not count. Where a script puts no spaces between words, each character is one.
 
@@ -144,7 +145,8 @@ class Task:
         (True, False)
         """
         told = {run for criterion in self.rubric.criteria for run in _runs(criterion.text, words)}
-        told.difference_update(_runs(self.request, words))
+        for message in self.messages:
+            told.difference_update(_runs(message["content"], words))
         return any(run in told for run in _runs(text, words)) if told else False
 
 
@@ -161,7 +163,7 @@ class Verdict:
 
 
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
-_WORD = re.compile(f"[{_UNSPACED}]|[^\\W{_UNSPACED}]+")
+_WORD = regex.compile(f"[{_UNSPACED}]|[^\\W{_UNSPACED}]+")  # with vowel signs, unlike those of `re`
 
 
 def _runs(text: str, words: int) -> Iterator[tuple[str, ...]]:

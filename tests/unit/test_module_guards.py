@@ -9,11 +9,17 @@ import lightning as L
 import pytest
 import torch
 
+from herl.advantages import group_advantages
+from herl.advantages.by_criterion import ByCriterion
+from herl.advantages.contrast import Contrast
+from herl.advantages.emphasis import emphasized
 from herl.callbacks import Alarms, RecordAnswers, RefreshSampler
 from herl.data import RubricDataModule
 from herl.errors import ConfigError, TrainingError
 from herl.hindsight.candidates import tied_best, top_k
 from herl.hindsight.revision import RevisionBuilder
+from herl.judge.aggregation import all_or_nothing, gated
+from herl.judge.rule import RuleJudge
 from herl.models.weights import first_not_finite
 from herl.rollout.stages import RolloutPlan
 from herl.selection import form_group, keep_ranked
@@ -225,3 +231,41 @@ def test_a_stop_string_with_a_special_token_would_never_be_seen():
 def test_numbers_of_answers_that_would_leave_none_are_refused(make, key):
     with pytest.raises(ConfigError, match=key):
         make()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"advantages": ByCriterion(), "judge": RuleJudge(aggregation=gated)},
+            "aggregation: expected a sum of verdicts with advantages.*got gated.*use aggregation=weighted",
+        ),
+        (
+            {
+                "advantages": emphasized(group_advantages, Contrast()),
+                "judge": RuleJudge(aggregation=all_or_nothing),
+            },
+            "got all_or_nothing",
+        ),
+        (
+            {
+                "hindsight": RevisionBuilder(),
+                "rollout": RolloutPlan(revisions_per_candidate=2, revision=Sampling(temperature=0.0)),
+            },
+            "rollout.revisions_per_candidate: expected 1 with rollout.revision.temperature=0",
+        ),
+    ],
+)
+def test_what_would_be_learned_from_wrongly_is_refused_in_training_and_may_be_measured(
+    tmp_path, changes, said
+):
+    module = module_of(**changes)
+    with pytest.raises(ConfigError, match=said):
+        fit(module, tmp_path)
+    assert module.policy is None, "no model was loaded"
+    trainer = L.Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        default_root_dir=tmp_path, callbacks=[RefreshSampler()],
+    )  # fmt: skip
+    trainer.validate(module_of(**changes), RubricDataModule(TASKS, TASKS, prompts_per_batch=2), verbose=False)
+    module_of(**changes | {"judge": RuleJudge(), "rollout": RolloutPlan()}).stages.check_training()

@@ -92,12 +92,14 @@ class BoundedClient(openai.DefaultAioHttpClient):
 def is_loopback(url: str) -> bool:
     """Returns whether a URL leads to this machine itself.
 
-    >>> [is_loopback(f"http://{host}/v1") for host in ("localhost:8000", "127.3.0.1", "[::1]", "node7")]
+    >>> [is_loopback(f"http://{host}/v1") for host in ("localhost:8000", "0.0.0.0", "[::1]", "node7")]
     [True, True, True, False]
     """
     host = (urlsplit(url).hostname or "").rstrip(".")
     try:
-        return ip_address(host).is_loopback
+        address = ip_address(host)
+        address = getattr(address, "ipv4_mapped", None) or address
+        return address.is_loopback or address.is_unspecified
     except ValueError:  # a name
         return host == "localhost" or host.endswith(".localhost")
 

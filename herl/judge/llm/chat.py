@@ -10,7 +10,7 @@ from typing import Any
 
 from herl.types import Message
 
-MODEL_FILES = ("*.safetensors", "*.bin", "*.gguf", "config.json", "tokenizer*", "chat_template*")
+MODEL_FILES = ("*.safetensors", "*.bin", "*.gguf", "*.json", "*.txt", "*.model", "*.jinja")
 """Files of a model's folder that its replies depend on."""
 
 

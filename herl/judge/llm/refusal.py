@@ -53,7 +53,7 @@ _ACCESS_CODES = re.compile(
 _ACCESS = re.compile(
     r"\bmodel\b.{0,120}(?:not found|not exist|n't exist|unknown|not available|not served|not loaded|retired)"
     r"|(?:no such|unknown|invalid|not a valid|unsupported) model\b"
-    r"|api.?key|credential|unauthori[sz]ed|authenticat|\bbilling\b|\bcredits?\b|\bquota\b"
+    r"|api.?key|\bkey limit|credential|unauthori[sz]ed|authenticat|\bbilling\b|\bcredits?\b|\bquota\b"
     r"|\broles?\b|chat template",
     re.IGNORECASE,
 )
@@ -110,7 +110,8 @@ class Refusal:
     def may_pass(self) -> bool:
         """Whether an endpoint that has accepted other requests may accept the next one: a firewall refuses
         some texts by 403, and a gateway whose servers restart says 404."""
-        return self.status in (403, 404) and not self.places and not _ACCESS_CODES.search(self.code)
+        said = _ACCESS_CODES.search(self.code) or _ACCESS.search(self.words)
+        return self.status in (403, 404) and not self.places and not said
 
     def names(self, sent: Mapping[str, Any], model: str) -> tuple[list[str], bool]:
         """Returns the fields to leave out, and whether the error names them in a separate field.

@@ -237,9 +237,9 @@ class PolicyLoss(Loss):
     def _kl(self, logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
         if self.kl_clamp is None:
             return estimate(self.kl_estimator, logprobs, ref_logprobs)
-        # Far beyond any clamp, exp must stay finite: the clamp's gradient of 0 times infinity would be NaN.
-        near = torch.minimum(ref_logprobs, logprobs.detach() + 40.0)
-        return estimate(self.kl_estimator, logprobs, near).clamp(-self.kl_clamp, self.kl_clamp)
+        if self.kl_estimator == "k3":  # exp must stay finite: the clamp's gradient of 0 times infinity is NaN
+            ref_logprobs = torch.minimum(ref_logprobs, logprobs.detach() + 40.0)
+        return estimate(self.kl_estimator, logprobs, ref_logprobs).clamp(-self.kl_clamp, self.kl_clamp)
 
     def _ratio(self, tokens: Tokens) -> torch.Tensor:
         behavior = self._behavior(tokens)

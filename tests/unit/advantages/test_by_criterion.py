@@ -182,6 +182,22 @@ def test_the_contract_is_kept(advantages):
     check_advantages(advantages)
 
 
+def test_a_first_revision_is_not_punished_beside_better_ones():
+    """No attempt fulfills anything, so all that tells the revisions apart is each other."""
+    task = make_task({"a": 1.0, "b": 1.0, "c": 3.0})
+
+    def answer(id, parent_id, *values):
+        return make_judged(0.0, id=id, parent_id=parent_id, met=dict(zip("abc", values, strict=True)))
+
+    attempts = [answer(f"group/{i}", None, False, False, False) for i in range(2)]
+    met = [(False, True, True), (True, True, True), (True, False, False)]
+    revisions = [answer(f"group/0/{i}", "group/0", *one) for i, one in enumerate(met)]
+    group = replace(make_group(*attempts, *revisions, task=task))
+    [values] = ByCriterion()([group])
+    assert min(values[2:]) >= 0
+    assert max(values[:2]) < 0
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_no_revision_that_joined_as_the_first_gets_a_negative_advantage(seed):
     """Neither beside another one that is better, nor with grades, nor where drafts earn a bonus."""

@@ -28,6 +28,10 @@ def test_a_prompt_is_read_as_it_was_written(prompt):
 
 FOLDERS = [
     "it's",
+    "perch\u00e9",
+    "#1",
+    "2024_01",
+    "1e5",
     "run, one",
     "a (1)",
     "a=b",
@@ -42,7 +46,7 @@ FOLDERS = [
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-@pytest.mark.parametrize("key", ["run", "checkpoint", "resume", "out"])
+@pytest.mark.parametrize("key", ["run", "checkpoint", "resume", "out", "records", "data", "model.path"])
 def test_a_path_is_read_as_it_was_written(key, folder):
     override = quoted_path(f"{key}={folder}")
     [parsed] = OverridesParser.create().parse_overrides([override])

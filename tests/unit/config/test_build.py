@@ -1,7 +1,8 @@
 import pytest
 
 from herl import ConfigError
-from herl.config.build import _several, make
+from herl.config.build import _gold_judges, _several, make
+from herl.config.gold import check_gold
 from tests.support.configuration import composed
 
 
@@ -49,3 +50,11 @@ def test_a_component_that_exits_while_it_is_built_is_named_by_its_key_and_line(t
 def test_an_object_that_was_set_to_null_is_left_out(tmp_path):
     nodes = composed("fit", "logger=[tensorboard,csv]", "logger.csv=null", output_dir=tmp_path)
     assert [type(one).__name__ for one in _several(nodes, "logger")] == ["TensorBoardLogger"]
+
+
+def test_a_further_judge_that_was_set_to_null_is_left_out(tmp_path):
+    config = composed(
+        "fit", "+judge@further_judges.gold=rule", "further_judges.gold=null", output_dir=tmp_path
+    )
+    check_gold(config)
+    assert _gold_judges(config, {"train": (), "heldout": ()}) is None

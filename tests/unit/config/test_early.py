@@ -71,30 +71,6 @@ def test_hindsight_with_a_function_that_returns_a_number_is_refused(tmp_path, mo
     check_early(judged_as_a_whole)
 
 
-@pytest.mark.parametrize("aggregation", ["gated", "all_or_nothing"])
-@pytest.mark.parametrize(
-    ("name", "part"),
-    [
-        ("advantages", {"advantages": {"_target_": "herl.advantages.by_criterion.ByCriterion"}}),
-        ("emphasis", {"emphasis": {"_target_": "herl.advantages.contrast.Contrast"}}),
-    ],
-)
-def test_what_adds_up_verdicts_is_refused_where_one_verdict_undoes_all_others(
-    tmp_path, name, part, aggregation
-):
-    judge = {
-        "_target_": "herl.judge.rule.RuleJudge",
-        "aggregation": {"_target_": f"herl.judge.aggregation.{aggregation}", "_partial_": True},
-    }
-    rubric = [{"id": "a", "text": "Says a.", "gate": True, "check": {"kind": "contains", "text": "a"}}]
-    made = config(tmp_path, {"prompt": "Hi", "rubric": rubric}, judge)
-    check_early(made)
-    with pytest.raises(ConfigError, match=f"expected a sum of verdicts with {name}.*got {aggregation}"):
-        check_early(OmegaConf.merge(made, part))
-    made.judge.aggregation._target_ = "herl.judge.aggregation.absolute"
-    check_early(OmegaConf.merge(made, part))
-
-
 def test_what_would_take_long_is_left_to_the_run(tmp_path):
     chat = {"_target_": "herl.judge.llm.judge.LLMJudge"}
     check_early(config(tmp_path, {"prompt": "Hi", "rubric": ["Greets."]}, chat))

@@ -398,6 +398,8 @@ def test_a_stopped_run_says_where_it_was_measured_last(tmp_path, capsys):
         ({"choices": {"judge": "llm"}.items()}, True),
         ({"choices": {"aggregation": "gated"}.items()}, True),
         ({"overrides": ["judge.chat.model=other"]}, True),
+        ({"overrides": ["module.judge_runner.strip_thinking=false"]}, True),
+        ({"overrides": ["judge.limits.tries=2", "judge.chat.base_url=http://other/v1"]}, False),
         ({"overrides": ["seed=1"]}, False),
     ],
 )

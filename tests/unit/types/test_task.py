@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from herl.types import Criterion, Rubric, Task
@@ -36,3 +38,18 @@ def test_an_answer_that_repeats_words_of_a_criterion_quotes_it(criteria, text, w
 
 def test_words_of_the_request_are_no_quote():
     assert not make(f"Describe the otter. {SHORT}", SHORT).quotes(SHORT, 5)
+
+
+def test_words_of_the_system_prompt_are_no_quote():
+    task = make("Describe the otter.", SHORT)
+    system = {"role": "system", "content": f"Be kind. {SHORT}"}
+    assert task.quotes(SHORT, 5)
+    assert not replace(task, messages=(system, *task.messages)).quotes(SHORT, 5)
+
+
+def test_vowel_signs_do_not_divide_words():
+    """Three Hindi words."""
+    hindi = "\u0909\u0926\u092c\u093f\u0932\u093e\u0935 \u092e\u091b\u0932\u0940 \u0916\u093e\u0924\u093e"
+    task = make("?", hindi)
+    assert task.quotes(hindi, 3)
+    assert not task.quotes(hindi, 4)

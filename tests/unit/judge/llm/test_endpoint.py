@@ -184,6 +184,7 @@ def test_a_403_or_404_of_an_endpoint_that_accepted_others_abstains(status, body,
     [
         (401, ""), (402, ""), (403, error("No", code="invalid_api_key")),
         (404, error("No such model", code="model_not_found")), (404, error("No such model", param="model")),
+        (403, error("Key limit exceeded")), (403, error("Your API key has been revoked")), (404, error("model 'x' not found")),
     ],
 )  # fmt: skip
 def test_a_key_or_a_model_that_is_gone_stops_the_run_at_any_time(status, body):
