@@ -232,7 +232,8 @@ class Stages:
 
     def __post_init__(self) -> None:
         self.plan.check_stops(self.tokenizer.all_special_tokens)
-        check_keywords_at_least("selection", 1, self.selection, "top_n", "max_quote", "best")
+        check_keywords_at_least("selection", 0, self.selection, "top_n", "worst")
+        check_keywords_at_least("selection", 1, self.selection, "max_quote", "best")
         self._check_environment()
         self.environment.prepare(self.tokenizer)
         if self.plan.refill and self.teacher.flat_groups:

@@ -218,7 +218,7 @@ def test_a_stop_string_with_a_special_token_would_never_be_seen():
 @pytest.mark.parametrize(
     ("make", "key"),
     [
-        (lambda: module_of(selection=partial(form_group, top_n=0)), "selection.top_n: expected at least 1, got 0"),
+        (lambda: module_of(selection=partial(form_group, top_n=-1)), "selection.top_n: expected at least 0, got -1"),
         (lambda: module_of(selection=partial(form_group, max_quote=0)), "selection.max_quote: expected at least 1"),
         (lambda: module_of(selection=partial(keep_ranked, best=-1)), "selection.best: expected at least 1, got -1"),
         (lambda: RevisionBuilder(candidates=partial(top_k, k=0)), "hindsight.candidates.k: expected at least 1"),
