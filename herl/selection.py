@@ -83,10 +83,14 @@ def form_group(
     best = max(member.reward for member in members)
     verdicts = [attempt.judgement.verdicts for attempt in attempts]
     weighty = {criterion.id for criterion in task.rubric.criteria if criterion.weight}
-    own = [one for one in revisions if max_quote is None or not task.quotes(one.rollout.text, max_quote + 1)]
+    in_own_words = [
+        revision
+        for revision in revisions
+        if max_quote is None or not task.quotes(revision.rollout.text, max_quote + 1)
+    ]
     qualified = [
         revision
-        for revision in own
+        for revision in in_own_words
         if revision.reward > best + TIE
         or (not strict and revision.reward >= best - TIE)
         or (joins == "new" and weighty & task.rubric.fulfilled_first(revision.judgement.verdicts, verdicts))

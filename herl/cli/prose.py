@@ -62,8 +62,10 @@ def quoted_path(override: str) -> str:
     """Returns an override whose value is a path, as `run=it's (1)`, in a form that Hydra reads as it was
     written. A value in quotes or with a reference stays unchanged."""
     key, _, value = override.partition("=")
+    name = key.lstrip("+")
     plain = not value or _SAFE.fullmatch(value) or _is_quoted(value) or "${" in value
-    return override if plain or key.lstrip("+") not in PATHS else f"{key}={in_quotes(value)}"
+    choice = name in ("data", "model") and not {".", "/"} & set(value)
+    return override if plain or choice or name not in PATHS else f"{key}={in_quotes(value)}"
 
 
 def path_in(value: str) -> str:

@@ -14,7 +14,7 @@ from herl.types import Judgement
 
 
 def abstained(judgement: Judgement) -> int:
-    """Returns how many verdicts of a judgement abstained; a reward without verdicts counts as one."""
+    """Returns how many verdicts of a judgement abstained; 1 if it has neither verdicts nor a reward."""
     if not judgement.verdicts:
         return int(judgement.reward is None)
     return sum(verdict.met is None for verdict in judgement.verdicts)

@@ -8,8 +8,10 @@ from __future__ import annotations
 import re
 import unicodedata
 
-_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff"
-"""Scripts that put no spaces between words, and Hangul, whose particles are attached."""
+from herl.types.task import UNSPACED
+
+_UNSPACED = UNSPACED + "\uac00-\ud7af"
+"""With Hangul, whose particles are attached."""
 _IN_WORD = f"[^\\W_{_UNSPACED}]"
 _BETWEEN = re.compile(r"(?:\s|[\u2012-\u2015\u2026]|--|\.\.\.)+")
 _QUOTES = str.maketrans({"“": '"', "”": '"', "„": '"', "«": '"', "»": '"', "‘": "'", "’": "'", "‚": "'"})

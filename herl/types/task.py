@@ -162,8 +162,9 @@ class Verdict:
     reason: str = ""
 
 
-_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
-_WORD = regex.compile(f"[{_UNSPACED}]|[^\\W{_UNSPACED}]+")  # with vowel signs, unlike those of `re`
+UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+"""Scripts that put no spaces between words, for a character class."""
+_WORD = regex.compile(f"[{UNSPACED}]|[^\\W{UNSPACED}]+")  # with vowel signs, unlike those of `re`
 
 
 def _runs(text: str, words: int) -> Iterator[tuple[str, ...]]:

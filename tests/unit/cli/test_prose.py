@@ -46,7 +46,9 @@ FOLDERS = [
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-@pytest.mark.parametrize("key", ["run", "checkpoint", "resume", "out", "records", "data", "model.path"])
+@pytest.mark.parametrize(
+    "key", ["run", "checkpoint", "resume", "out", "records", "data.train.path", "model.path"]
+)
 def test_a_path_is_read_as_it_was_written(key, folder):
     override = quoted_path(f"{key}={folder}")
     [parsed] = OverridesParser.create().parse_overrides([override])
@@ -136,3 +138,17 @@ def test_a_plus_in_front_changes_nothing(plus):
     assert quoted(f"{plus}rubric=[Names two, each in Europe.]") == plus + quoted(
         "rubric=[Names two, each in Europe.]"
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("data=my rows (1).jsonl", 'data="my rows (1).jsonl"'),
+        ("model=models/it's", 'model="models/it\'s"'),
+        ("model=3b", "model=3b"),
+        ("data=mix", "data=mix"),
+        ("model=Qwen/Qwen2.5-0.5B-Instruct", "model=Qwen/Qwen2.5-0.5B-Instruct"),
+    ],
+)
+def test_a_choice_of_a_group_stays_and_a_path_in_its_place_is_quoted(given, expected):
+    assert quoted_path(given) == expected
