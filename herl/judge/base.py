@@ -173,25 +173,24 @@ def check_gives_verdicts(judge: Judge, needed: Mapping[str, bool]) -> None:
         )
 
 
-def check_may_add_up(judge: Judge, parts: Mapping[str, object]) -> None:
-    """Checks that no part of the run adds up verdicts which the judge's aggregation does not.
+def check_may_add_up(judge: Judge, advantages: object) -> None:
+    """Checks that advantages do not add up verdicts which the judge's aggregation does not.
 
     Args:
         judge: The judge.
-        parts: Parts of the run by their keys. One with a true `adds_up` takes verdicts and weights instead of
-            the rewards that they aggregate to, and would reward what a gate forbids.
+        advantages: With a true `adds_up` they take verdicts and weights instead of the rewards that these
+            aggregate to, and would reward what a gate forbids.
 
     Raises:
-        ConfigError: names the part and the aggregation.
+        ConfigError: names the aggregation.
     """
     chosen: object = getattr(judge.aggregation, "func", judge.aggregation)
-    for name in (name for name, part in parts.items() if getattr(part, "adds_up", False)):
-        if chosen in ALL_OR_NOTHING and not judge.holistic:
-            raise ConfigError(
-                f"aggregation: expected a sum of verdicts with {name}, which adds them up itself, got "
-                f"{getattr(chosen, '__name__', chosen)}, under which one verdict undoes all others: use "
-                f"aggregation=weighted, or {INSTEAD['advantages']}"
-            )
+    if getattr(advantages, "adds_up", False) and chosen in ALL_OR_NOTHING and not judge.holistic:
+        raise ConfigError(
+            "aggregation: expected a sum of verdicts, since advantages=by_criterion and any emphasis add "
+            f"them up themselves, got {getattr(chosen, '__name__', chosen)}, under which one verdict undoes "
+            f"all others: use aggregation=weighted, or {INSTEAD['advantages']}"
+        )
 
 
 def require_rubric(task: Task) -> None:

@@ -331,7 +331,7 @@ class Stages:
             ConfigError: advantages add up verdicts that the judge's aggregation does not, or all revisions of
                 an attempt would be identical.
         """
-        check_may_add_up(self.judge_runner.judge, {"advantages": self.advantages})
+        check_may_add_up(self.judge_runner.judge, self.advantages)
         plan = self.plan
         if self.hindsight.revises and plan.revision.temperature == 0 and plan.revisions_per_candidate > 1:
             raise ConfigError(

@@ -238,7 +238,7 @@ def test_numbers_of_answers_that_would_leave_none_are_refused(make, key):
     [
         (
             {"advantages": ByCriterion(), "judge": RuleJudge(aggregation=gated)},
-            "aggregation: expected a sum of verdicts with advantages.*got gated.*use aggregation=weighted",
+            "aggregation: expected a sum of verdicts, since .*got gated.*use aggregation=weighted",
         ),
         (
             {
